@@ -1,0 +1,171 @@
+"""`op.Mul(x, 2.0)`: appends nodes to a graph, with types, provenance and readable names.
+
+A Python float becomes a scalar of the first floating operand's dtype; an int or a list of ints becomes int64; a numpy
+array is taken as it is.  Equal constants share one initializer, named after what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+from ttac.passes import vocabulary
+
+Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
+
+ROOM, LAYER = "ttac.room", "ttac.layer"
+
+
+class Builder:
+    """Adds nodes at the end of `graph`; any attribute is an operator: `op.Conv(x, w, pads=[1, 1, 1, 1])`.
+
+    Operators of the ttac vocabulary (`op.Moments`) and of ONNX share the notation.  An operator with several outputs
+    returns a tuple.  Output names grow from `name=`, or from the layer and the operator.
+    """
+
+    def __init__(self, graph: ir.Graph, room: str, opset: int = 18) -> None:
+        self.graph, self.room, self.opset, self.layer = graph, room, opset, ""
+        self._taken = _names(graph)
+        self._before: ir.Node | None = None
+
+    @contextmanager
+    def at(self, layer: str, before: ir.Node | None = None) -> Iterator[Builder]:
+        """Nodes made inside belong to `layer`; with `before`, they are inserted in front of that node."""
+        outer = self.layer, self._before
+        self.layer, self._before = layer, before if before is not None else self._before
+        try:
+            yield self
+        finally:
+            self.layer, self._before = outer
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[:1].isupper():
+            raise AttributeError(op_type)
+
+        def make(*operands: Operand, name: str = "", outputs: int = 0, **attributes: Any) -> Any:
+            return self.node(op_type, operands, attributes, name=name, outputs=outputs)
+
+        return make
+
+    def node(
+        self, op_type: str, operands: Iterable[Operand], attributes: dict[str, Any], *, name: str = "", outputs: int = 0
+    ) -> Any:
+        """Append one node and return its output Value, or the tuple of them.
+
+        `outputs` fixes the number of outputs where the operator leaves it open (Split, MaxPool with indices).
+        """
+        inputs = self._operands(list(operands))
+        composite = vocabulary.COMPOSITES.get(op_type)
+        domain = vocabulary.DOMAIN if composite else ""
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs or self._arity(op_type))
+        types = composite.types(node) if composite else infer(node, self.opset)
+        for position, (value, (dtype, shape)) in enumerate(zip(node.outputs, types, strict=True)):
+            value.dtype, value.shape = dtype, shape
+            value.name = self._fresh(self._suffixed(name, op_type, position))
+        node.name = node.outputs[0].name
+        node.metadata_props[ROOM] = self.room
+        if self.layer:
+            node.metadata_props[LAYER] = self.layer
+        if self._before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self._before, node)
+        return node.outputs[0] if len(node.outputs) == 1 else tuple(node.outputs)
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """The initializer that holds `array`; made once for equal contents."""
+        name = _constant_name(array)
+        if name not in self.graph.initializers:
+            value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name))
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def _operands(self, operands: list[Operand]) -> list[ir.Value | None]:
+        dtype = next((v.dtype for v in operands if _is_floating(v)), ir.DataType.FLOAT)  # type: ignore[union-attr]
+        return [self._operand(operand, dtype or ir.DataType.FLOAT) for operand in operands]
+
+    def _operand(self, operand: Operand, dtype: ir.DataType) -> ir.Value | None:
+        if operand is None or isinstance(operand, ir.Value):
+            return operand
+        if isinstance(operand, float):
+            return self.constant(np.array(operand, dtype.numpy()))
+        if isinstance(operand, np.ndarray):
+            return self.constant(operand)
+        return self.constant(np.array(operand, np.int64))
+
+    def _arity(self, op_type: str) -> int:
+        if op_type in vocabulary.COMPOSITES:
+            return vocabulary.COMPOSITES[op_type].outputs
+        return onnx.defs.get_schema(op_type, self.opset, "").min_output
+
+    def _suffixed(self, name: str, op_type: str, position: int) -> str:
+        base = name or ".".join(part for part in (self.layer, op_type.lower()) if part)
+        return f"{base}.{position}" if position else base
+
+    def _fresh(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}.{count}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def infer(node: ir.Node, opset: int) -> list[tuple[ir.DataType | None, ir.Shape | None]]:
+    """Types of a standard node's outputs, by onnx's own inference of that one operator.
+
+    Raises UnsupportedError when the operator does not exist in `opset` or rejects its inputs.
+    """
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        inputs = [value for value in node.inputs if value is not None]
+        types = {str(v.name): _type_proto(v) for v in inputs}
+        data = {str(v.name): ir.to_proto(v.const_value) for v in inputs if _is_small(v)}
+        for position, value in enumerate(node.outputs):
+            value.name = value.name or f"output.{position}"
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.to_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
+        )
+    except Exception as error:
+        raise UnsupportedError(f"cannot type `{node.op_type}`: {error}", where=f"node `{node.name}`") from error
+    return [_type_of(found.get(str(value.name))) for value in node.outputs]
+
+
+def _type_proto(value: ir.Value) -> onnx.TypeProto:
+    dims = None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+    return onnx.helper.make_tensor_type_proto(int(value.dtype or 0), dims)
+
+
+def _type_of(proto: onnx.TypeProto | None) -> tuple[ir.DataType | None, ir.Shape | None]:
+    if proto is None:
+        return None, None
+    tensor = proto.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
+    return ir.DataType(tensor.elem_type), ir.Shape(shape) if tensor.HasField("shape") else None
+
+
+def _is_small(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.size <= 1024
+
+
+def _is_floating(operand: Operand) -> bool:
+    return isinstance(operand, ir.Value) and operand.dtype is not None and operand.dtype.is_floating_point()
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    values = {str(v.name) for v in graph.inputs} | set(graph.initializers)
+    return values | {str(v.name) for node in graph for v in node.outputs}
+
+
+def _constant_name(array: np.ndarray) -> str:
+    if array.size <= 8:
+        return f"{array.dtype}({array.tolist()})"
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]
+    return f"{array.dtype}{list(array.shape)}#{digest}"

@@ -1,0 +1,73 @@
+"""ttac operators on the channels of [N, C, ...] tensors: statistics, sums and the affine map that norms are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.build import Builder
+from ttac.passes.vocabulary import Types, composite, like, per_channel
+
+
+@composite("Moments", per_channel(2), outputs=2)
+def moments(op: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """x [N, C, ...] -> mean [C], biased variance [C], as E[x] and E[x^2] - E[x]^2.
+
+    `adapt` moves the source mean into the producing bias, so that x is nearly centred and nothing cancels.
+    """
+    (x,) = node.inputs
+    mean = _mean_over_channels(op, x)
+    square = op.Div(_sum_over_channels(op, x, op.ReduceSumSquare), op.ChannelCount(x))
+    return mean, op.Max(op.Sub(square, op.Mul(mean, mean)), 0.0)
+
+
+@composite("ChannelSum", per_channel())
+def channel_sum(op: Builder, node: ir.Node) -> ir.Value:
+    """g [N, C, ...] -> sum of g over all axes but the channel, [C]."""
+    return _sum_over_channels(op, node.inputs[0], op.ReduceSum)
+
+
+@composite("ChannelDot", per_channel())
+def channel_dot(op: Builder, node: ir.Node) -> ir.Value:
+    """g, x [N, C, ...] -> sum of g*x over all axes but the channel, [C]."""
+    g, x = node.inputs
+    return _sum_over_channels(op, op.Mul(g, x), op.ReduceSum)
+
+
+def _scalar(node: ir.Node) -> Types:
+    value = node.inputs[0]
+    assert value is not None
+    return [(value.dtype, ir.Shape([]))]
+
+
+@composite("ChannelCount", _scalar)
+def channel_count(op: Builder, node: ir.Node) -> ir.Value:
+    """x [N, C, ...] -> the number of elements of one channel, as a float scalar; N is known at run time only."""
+    (x,) = node.inputs
+    assert x is not None and x.shape is not None and x.dtype is not None
+    spatial = float(np.prod([size for size in x.shape[2:]], dtype=np.int64))
+    batch = op.Squeeze(op.Cast(op.Shape(x, start=0, end=1), to=int(x.dtype)), [0])
+    return op.Mul(batch, spatial)
+
+
+@composite("ChannelAffine", like(0))
+def channel_affine(op: Builder, node: ir.Node) -> ir.Value:
+    """x [N, C, ...], slope [C], offset [C] (may be absent) -> x*slope + offset.
+
+    BatchNormalization with mean 0 and variance 1 is the engine's cheapest spelling of it.
+    """
+    x, slope, *rest = node.inputs
+    assert x is not None and x.shape is not None and x.dtype is not None
+    channels, dtype = x.shape[1], x.dtype.numpy()
+    zero, one = np.zeros(channels, dtype), np.ones(channels, dtype)
+    return op.BatchNormalization(x, slope, rest[0] if rest else zero, zero, one, epsilon=0.0)
+
+
+def _sum_over_channels(op: Builder, x: ir.Value | None, reduce: object) -> ir.Value:
+    assert x is not None and x.shape is not None
+    axes = [0, *range(2, len(x.shape))]
+    return reduce(x, axes, keepdims=0)  # type: ignore[operator]
+
+
+def _mean_over_channels(op: Builder, x: ir.Value | None) -> ir.Value:
+    return _sum_over_channels(op, x, op.ReduceMean)

@@ -1,0 +1,41 @@
+"""Gradients of the per-channel operators that norms are made of; tensors are [N, C, ...]."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ttac.passes.autodiff import GradientBuilder, gradient
+
+
+@gradient("BatchNormalization")
+def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | None, ...]:
+    """y = scale*(x - mean)*r + bias with r = 1/sqrt(var + eps)   ->   dx = dy*scale*r, and for the vectors [C]
+
+    dbias = sum dy,  dscale = sum dy*xhat,  dmean = -scale*r*dbias,  dvar = -scale*r^2*dscale/2.
+    """
+    x, scale, _, mean, var = node.inputs
+    eps = node.attributes.get_float("epsilon", 1e-5)
+    r = op.Reciprocal(op.Sqrt(op.Add(var, eps)))
+    dx = op.ChannelAffine(dy, op.Mul(scale, r)) if op.wants(0) else None
+    if not {1, 2, 3, 4} & op.wanted:
+        return (dx,)
+    dbias = op.ChannelSum(dy)
+    dscale = op.Mul(op.Sub(op.ChannelDot(dy, x), op.Mul(mean, dbias)), r)
+    slope = op.Mul(scale, r)
+    dmean = op.Neg(op.Mul(slope, dbias))
+    dvar = op.Mul(op.Mul(op.Mul(slope, r), dscale), -0.5)
+    return dx, dscale, dbias, dmean, dvar
+
+
+@gradient("Moments")
+def moments(op: GradientBuilder, node: ir.Node, dmean: ir.Value | None, dvar: ir.Value | None) -> ir.Value | None:
+    """mean, var over the n elements of each channel   ->   dx = dmean/n + dvar*2*(x - mean)/n."""
+    (x,) = node.inputs
+    mean = node.outputs[0]
+    count = op.ChannelCount(x)
+    shift = op.Div(dmean, count) if dmean is not None else None
+    if dvar is None:
+        return None if shift is None else op.ChannelAffine(op.Mul(x, 0.0), op.Mul(shift, 0.0), shift)
+    slope = op.Div(op.Mul(dvar, 2.0), count)
+    offset = op.Neg(op.Mul(slope, mean))
+    return op.ChannelAffine(x, slope, offset if shift is None else op.Add(offset, shift))

@@ -1,0 +1,56 @@
+"""What ttac raises on purpose: each error says what happened, where, and one thing to try.
+
+The exit codes are part of the command line's contract.
+"""
+
+from __future__ import annotations
+
+
+class TtacError(Exception):
+    """An error with a place and a way out.
+
+    Args:
+        what: one sentence without a full stop.
+        where: the file, node or option it happened at; may span lines.
+        hint: one thing to try.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.hint = what, where, hint
+
+    def __str__(self) -> str:
+        text = self.what + (f"\n  at {self.where}" if self.where else "")
+        return text + (f"\n\nhint: {self.hint}" if self.hint else "")
+
+
+class UsageError(TtacError):
+    """A wrong argument, option, path or input array."""
+
+    exit_code = 2
+
+
+class UnsupportedError(TtacError):
+    """The model, an operator or a method that does not fit them."""
+
+    exit_code = 3
+
+
+class BudgetError(TtacError):
+    """The memory budget cannot be met."""
+
+    exit_code = 4
+
+
+class RuntimeMissingError(TtacError):
+    """The environment lacks an engine or has one known to be bad."""
+
+    exit_code = 5
+
+
+class VerificationError(TtacError):
+    """Numbers that must agree do not, or a bundle's file is not what its manifest says."""
+
+    exit_code = 6

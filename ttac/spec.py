@@ -1,0 +1,74 @@
+"""The words of a compile, as frozen data: methods, targets, and the program a bundle runs.  Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """One hyperparameter of a method, set with `--set name=value`.
+
+    `default` fixes the type (bool, int, float or str); `choices` or `low`/`high` (inclusive) bound the value.
+    """
+
+    name: str
+    default: bool | int | float | str
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A test-time adaptation method as a value: what differs from running the source model.
+
+    Attributes:
+        statistics: which statistics an adapted batch norm normalises with: "source", "batch", "blend" (with a prior of
+            `prior` pseudo-samples) or "ema"; a function of the settings where an option decides.
+        trains: whether the scale and bias of the adapted sites get gradients.
+        loss: name of the loss in `ttac.passes.losses`, empty if there is none.
+        options: hyperparameters, in the order `ttac methods NAME` lists them.
+        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`.
+    """
+
+    name: str
+    title: str
+    paper: str
+    needs: str
+    statistics: Callable[[Mapping[str, Any]], str] = lambda settings: "source"
+    trains: bool = False
+    loss: str = ""
+    options: tuple[Option, ...] = ()
+    program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as data; rooms ask it for a capability, never for its name.
+
+    Attributes:
+        opset: highest ONNX opset its engine accepts; ir_version: the highest IR version.
+        memory: bytes that a bundle may use in all (weights, state, residuals and workspace).
+        batch: samples per step planned for when `--batch` is not given.
+        kernels: engine kernels beyond standard ONNX that were measured faster there.
+        threads: intra-op threads; 0 leaves it to the engine.
+        denied: engine versions known to be bad, with the reason.
+    """
+
+    name: str
+    title: str
+    engine: str
+    opset: int
+    ir_version: int
+    memory: int
+    batch: int = 8
+    threads: int = 0
+    kernels: tuple[str, ...] = ()
+    python: str = ""
+    engine_versions: str = ""
+    denied: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
