@@ -20,6 +20,16 @@ def positive(op: Builder, node: ir.Node) -> ir.Value:
     return op.Greater(node.inputs[0], 0.0)
 
 
+@composite("Between", _mask)
+def between(op: Builder, node: ir.Node) -> ir.Value:
+    """x, low, high (scalars, one of them may be absent) -> low < x < high, as bool."""
+    x, low, high = (*node.inputs, None)[:3]
+    if low is None:
+        return op.Less(x, high)
+    above = op.Greater(x, low)
+    return above if high is None else op.And(above, op.Less(x, high))
+
+
 @composite("Masked", like(0))
 def masked(op: Builder, node: ir.Node) -> ir.Value:
     """g, mask -> g where mask, else 0.  Cast and Mul: `Where` costs seven times as much on the engine."""

@@ -66,7 +66,7 @@ def differentiate(
     refuse_missing_rules(path)
     active = {id(value) for value in wrt} | {id(v) for node in path for v in node.outputs}
     op = GradientBuilder(graph, room, opset)
-    gradients: dict[int, ir.Value] = {id(loss): op.constant(_one(loss))}
+    gradients: dict[int, ir.Value] = {id(loss): _seed(graph, loss)}
     for node in reversed(path):
         dys = [gradients.get(id(value)) for value in node.outputs]
         if all(dy is None for dy in dys):
@@ -116,7 +116,10 @@ def _apply(op: GradientBuilder, node: ir.Node, dys: list[Gradient]) -> tuple[Gra
         raise AssertionError(f"the rule of `{node.op_type}` gave {len(result)} gradients for {len(node.inputs)} inputs")
     if not rule.broadcasts:
         return result
-    return tuple(dx if dx is None else unbroadcast(op, dx, v) for dx, v in zip(result, node.inputs, strict=False))
+    return tuple(
+        unbroadcast(op, dx, value) if dx is not None and value is not None and op.wants(position) else None
+        for position, (dx, value) in enumerate(zip(result, node.inputs, strict=False))
+    )
 
 
 def _accumulate(
@@ -140,11 +143,12 @@ def unbroadcast(op: Builder, dy: ir.Value, value: ir.Value) -> ir.Value:
     return op.Squeeze(dy, list(range(lead))) if lead else dy
 
 
-def dims(value: ir.Value) -> list[int | str]:
+def dims(value: ir.Value | None) -> list[int | str]:
     """The dimensions of `value`: ints, and names of symbolic ones.
 
     Raises UnsupportedError if the shape, or a dimension of it, is unknown.
     """
+    assert value is not None, "an absent input has no shape"
     if value.shape is None:
         raise UnsupportedError(f"the shape of `{value.name}` is unknown")
     found = [size if isinstance(size, int) else size.value for size in value.shape]
@@ -160,7 +164,12 @@ def _refuse_other_shape(node: ir.Node, value: ir.Value, dx: ir.Value) -> None:
         )
 
 
-def _one(loss: ir.Value) -> np.ndarray:
+def _seed(graph: ir.Graph, loss: ir.Value) -> ir.Value:
+    """The gradient of the loss by itself, 1, as an initializer of its own: what depends on it runs in the backward."""
     if loss.shape is None or len(loss.shape) or loss.dtype is None:
         raise AssertionError(f"the loss `{loss.name}` is not a scalar but {loss.shape}")
-    return np.ones((), loss.dtype.numpy())
+    name = f"{loss.name}.grad"
+    seed = ir.val(name, const_value=ir.tensor(np.ones((), loss.dtype.numpy()), name=name))
+    seed.metadata_props["ttac.seed"] = "true"
+    graph.register_initializer(seed)
+    return seed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,12 +22,22 @@ Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
 ROOM, LAYER = "ttac.room", "ttac.layer"
 
+if TYPE_CHECKING:
+
+    class Made(ir.Value):
+        """What an operator returns, to a type checker: its output, which unpacks where there are several."""
+
+        def __iter__(self) -> Iterator[ir.Value]: ...
+
+        def __getitem__(self, position: int) -> ir.Value: ...
+
 
 class Builder:
     """Adds nodes at the end of `graph`; any attribute is an operator: `op.Conv(x, w, pads=[1, 1, 1, 1])`.
 
     Operators of the ttac vocabulary (`op.Moments`) and of ONNX share the notation.  An operator with several outputs
-    returns a tuple.  Output names grow from `name=`, or from the layer and the operator.
+    returns a tuple.  Output names grow from `name=`, or from the layer and the operator.  `like=value` says that the
+    output has that value's shape where inference cannot know it (a Reshape to [-1, ...] restores the batch axis "N").
     """
 
     def __init__(self, graph: ir.Graph, room: str, opset: int = 18) -> None:
@@ -45,12 +55,17 @@ class Builder:
         finally:
             self.layer, self._before = outer
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Callable[..., Made]:
         if not op_type[:1].isupper():
             raise AttributeError(op_type)
 
-        def make(*operands: Operand, name: str = "", outputs: int = 0, **attributes: Any) -> Any:
-            return self.node(op_type, operands, attributes, name=name, outputs=outputs)
+        def make(
+            *operands: Operand, name: str = "", outputs: int = 0, like: ir.Value | None = None, **attributes: Any
+        ) -> Any:
+            made = self.node(op_type, operands, attributes, name=name, outputs=outputs)
+            if like is not None:
+                made.shape = like.shape
+            return made
 
         return make
 
@@ -67,7 +82,7 @@ class Builder:
         node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs or self._arity(op_type))
         types = composite.types(node) if composite else infer(node, self.opset)
         for position, (value, (dtype, shape)) in enumerate(zip(node.outputs, types, strict=True)):
-            value.dtype, value.shape = dtype, shape
+            value.type, value.shape = ir.TensorType(dtype) if dtype is not None else None, shape
             value.name = self._fresh(self._suffixed(name, op_type, position))
         node.name = node.outputs[0].name
         node.metadata_props[ROOM] = self.room
@@ -88,8 +103,9 @@ class Builder:
         return self.graph.initializers[name]
 
     def _operands(self, operands: list[Operand]) -> list[ir.Value | None]:
-        dtype = next((v.dtype for v in operands if _is_floating(v)), ir.DataType.FLOAT)  # type: ignore[union-attr]
-        return [self._operand(operand, dtype or ir.DataType.FLOAT) for operand in operands]
+        known = [operand.dtype for operand in operands if isinstance(operand, ir.Value) and operand.dtype is not None]
+        dtype = next((dtype for dtype in known if dtype.is_floating_point()), ir.DataType.FLOAT)
+        return [self._operand(operand, dtype) for operand in operands]
 
     def _operand(self, operand: Operand, dtype: ir.DataType) -> ir.Value | None:
         if operand is None or isinstance(operand, ir.Value):
@@ -127,7 +143,8 @@ def infer(node: ir.Node, opset: int) -> list[tuple[ir.DataType | None, ir.Shape 
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         inputs = [value for value in node.inputs if value is not None]
         types = {str(v.name): _type_proto(v) for v in inputs}
-        data = {str(v.name): ir.to_proto(v.const_value) for v in inputs if _is_small(v)}
+        small = [(str(v.name), v.const_value) for v in inputs if v.const_value is not None and v.const_value.size <= 1024]
+        data = {name: ir.to_proto(tensor) for name, tensor in small}
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
         found = onnx.shape_inference.infer_node_outputs(
@@ -149,14 +166,6 @@ def _type_of(proto: onnx.TypeProto | None) -> tuple[ir.DataType | None, ir.Shape
     tensor = proto.tensor_type
     shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
     return ir.DataType(tensor.elem_type), ir.Shape(shape) if tensor.HasField("shape") else None
-
-
-def _is_small(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.size <= 1024
-
-
-def _is_floating(operand: Operand) -> bool:
-    return isinstance(operand, ir.Value) and operand.dtype is not None and operand.dtype.is_floating_point()
 
 
 def _names(graph: ir.Graph) -> set[str]:

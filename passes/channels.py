@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
 from ttac.passes.vocabulary import Types, composite, like, per_channel
+from ttac.passes.windows import spatial
 
 
 @composite("Moments", per_channel(2), outputs=2)
@@ -44,10 +49,9 @@ def _scalar(node: ir.Node) -> Types:
 def channel_count(op: Builder, node: ir.Node) -> ir.Value:
     """x [N, C, ...] -> the number of elements of one channel, as a float scalar; N is known at run time only."""
     (x,) = node.inputs
-    assert x is not None and x.shape is not None and x.dtype is not None
-    spatial = float(np.prod([size for size in x.shape[2:]], dtype=np.int64))
+    assert x is not None and x.dtype is not None
     batch = op.Squeeze(op.Cast(op.Shape(x, start=0, end=1), to=int(x.dtype)), [0])
-    return op.Mul(batch, spatial)
+    return op.Mul(batch, float(math.prod(spatial(x))))
 
 
 @composite("ChannelAffine", like(0))
@@ -57,16 +61,15 @@ def channel_affine(op: Builder, node: ir.Node) -> ir.Value:
     BatchNormalization with mean 0 and variance 1 is the engine's cheapest spelling of it.
     """
     x, slope, *rest = node.inputs
-    assert x is not None and x.shape is not None and x.dtype is not None
-    channels, dtype = x.shape[1], x.dtype.numpy()
+    assert x is not None and x.dtype is not None
+    channels, dtype = int(dims(x)[1]), x.dtype.numpy()
     zero, one = np.zeros(channels, dtype), np.ones(channels, dtype)
     return op.BatchNormalization(x, slope, rest[0] if rest else zero, zero, one, epsilon=0.0)
 
 
-def _sum_over_channels(op: Builder, x: ir.Value | None, reduce: object) -> ir.Value:
-    assert x is not None and x.shape is not None
-    axes = [0, *range(2, len(x.shape))]
-    return reduce(x, axes, keepdims=0)  # type: ignore[operator]
+def _sum_over_channels(op: Builder, x: ir.Value | None, reduce: Callable[..., ir.Value]) -> ir.Value:
+    axes = [0, *range(2, len(dims(x)))]
+    return reduce(x, axes, keepdims=0)
 
 
 def _mean_over_channels(op: Builder, x: ir.Value | None) -> ir.Value:

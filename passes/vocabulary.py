@@ -73,17 +73,29 @@ def expand_all(model: ir.Model, room: str = "lower", opset: int | None = None) -
     from ttac.passes.build import LAYER, Builder
 
     op = Builder(model.graph, room, opset or model.opset_imports.get("", 18))
-    pending = [node for node in model.graph if node.domain == DOMAIN]
-    while pending:
+    while pending := [node for node in model.graph if node.domain == DOMAIN]:
         for node in pending:
             with op.at(node.metadata_props.get(LAYER, ""), before=node):
                 made = COMPOSITES[node.op_type].expand(op, node)
-            made = made if isinstance(made, tuple) else (made,)
-            names = [value.name for value in node.outputs]
-            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [], node.outputs, made)
-            for name, value in zip(names, made, strict=True):
-                if value.producer() is not None and not value.is_graph_input():
-                    value.name = name
-        pending = [node for node in model.graph if node.domain == DOMAIN]
+                _replace(op, node, made if isinstance(made, tuple) else (made,))
     model.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _replace(op: Builder, node: ir.Node, made: tuple[ir.Value, ...]) -> None:
+    """Put the values `made` in the place of the node's outputs, under their names, and remove the node.
+
+    What the expansion only passed on (an input, an initializer, a value twice) keeps its own name.
+    """
+    taken = {id(value) for value in node.inputs}
+    for old, new in zip(node.outputs, made, strict=True):
+        passed_on = new.producer() is None or id(new) in taken
+        if passed_on and old.is_graph_output():
+            new, passed_on = op.Identity(new), False
+        taken.add(id(new))
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        if not passed_on:
+            new.type, new.shape, new.name = old.type, old.shape, name
+            new.metadata_props.update(old.metadata_props)
+    op.graph.remove(node, safe=True)

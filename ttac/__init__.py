@@ -1,0 +1,51 @@
+"""ttac: a test-time adaptation compiler.
+
+    bundle = ttac.compile("model.onnx", method="tent", target="jetson")    # on the development machine
+    adapter = ttac.load("model-tent-jetson.ttac")                          # on the device
+    logits = adapter.step(x)
+
+`ttac.methods.names()` and `ttac.targets.names()` list what there is.  Names are imported when first used, so that a
+device needs numpy, safetensors and onnxruntime only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttac import methods, targets
+    from ttac.driver import compile_model as compile
+    from ttac.errors import TtacError
+    from ttac.runtime import Adapter, Bundle, InferenceSession, load
+
+    __version__: str
+
+__all__ = ["Adapter", "Bundle", "InferenceSession", "TtacError", "__version__", "compile", "load", "methods", "targets"]
+
+_PLACES = {
+    "Adapter": ("ttac.runtime.adapter", "Adapter"),
+    "Bundle": ("ttac.runtime.bundle", "Bundle"),
+    "InferenceSession": ("ttac.runtime.session", "InferenceSession"),
+    "TtacError": ("ttac.errors", "TtacError"),
+    "compile": ("ttac.driver", "compile_model"),
+    "load": ("ttac.runtime", "load"),
+    "methods": ("ttac.methods", ""),
+    "targets": ("ttac.targets", ""),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ttac")
+    if name not in _PLACES:
+        raise AttributeError(f"module `ttac` has no attribute `{name}`")
+    place, attribute = _PLACES[name]
+    module = import_module(place)
+    return getattr(module, attribute) if attribute else module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

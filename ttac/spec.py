@@ -29,6 +29,7 @@ class Method:
     Attributes:
         statistics: which statistics an adapted batch norm normalises with: "source", "batch", "blend" (with a prior of
             `prior` pseudo-samples) or "ema"; a function of the settings where an option decides.
+        adapts: whether any norm is adapted; without, the bundle is the plain model.
         trains: whether the scale and bias of the adapted sites get gradients.
         loss: name of the loss in `ttac.passes.losses`, empty if there is none.
         options: hyperparameters, in the order `ttac methods NAME` lists them.
@@ -40,6 +41,7 @@ class Method:
     paper: str
     needs: str
     statistics: Callable[[Mapping[str, Any]], str] = lambda settings: "source"
+    adapts: bool = True
     trains: bool = False
     loss: str = ""
     options: tuple[Option, ...] = ()

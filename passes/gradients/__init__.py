@@ -1,5 +1,36 @@
 """The gradient rules, one function per operator, by family; importing this package registers all of them."""
 
-from ttac.passes.gradients import channels, elementwise
+from ttac.passes import activations as _activations
+from ttac.passes import channels as _channels
+from ttac.passes import convolution as _convolution
+from ttac.passes import pooling as _pooling
+from ttac.passes.gradients import (
+    activations,
+    channels,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    norms,
+    pooling,
+    reductions,
+    resize,
+    shapes,
+)
 
-__all__ = ["channels", "elementwise"]
+__all__ = [
+    "activations",
+    "channels",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "linear",
+    "norms",
+    "pooling",
+    "reductions",
+    "resize",
+    "shapes",
+]
+
+# The rules write in these vocabularies.
+VOCABULARIES = (_activations, _channels, _convolution, _pooling)

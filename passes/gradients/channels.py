@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.autodiff import GradientBuilder, gradient
+from ttac.passes.autodiff import GradientBuilder, dims, gradient
+from ttac.passes.gradients.facts import rank, refusal
+from ttac.passes.shaping import expand
 
 
 @gradient("BatchNormalization")
-def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | None, ...]:
+def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value, *unused: None) -> tuple[ir.Value | None, ...]:
     """y = scale*(x - mean)*r + bias with r = 1/sqrt(var + eps)   ->   dx = dy*scale*r, and for the vectors [C]
 
     dbias = sum dy,  dscale = sum dy*xhat,  dmean = -scale*r*dbias,  dvar = -scale*r^2*dscale/2.
     """
+    if node.attributes.get_int("training_mode", 0):
+        raise refusal(node, "its `training_mode` is on; export the model in eval mode")
     x, scale, _, mean, var = node.inputs
     eps = node.attributes.get_float("epsilon", 1e-5)
     r = op.Reciprocal(op.Sqrt(op.Add(var, eps)))
@@ -35,7 +39,10 @@ def moments(op: GradientBuilder, node: ir.Node, dmean: ir.Value | None, dvar: ir
     count = op.ChannelCount(x)
     shift = op.Div(dmean, count) if dmean is not None else None
     if dvar is None:
-        return None if shift is None else op.ChannelAffine(op.Mul(x, 0.0), op.Mul(shift, 0.0), shift)
+        if shift is None:
+            return None
+        per_channel = op.Unsqueeze(shift, [0, *range(2, rank(x))])
+        return expand(op, per_channel, dims(x), x)
     slope = op.Div(op.Mul(dvar, 2.0), count)
     offset = op.Neg(op.Mul(slope, mean))
     return op.ChannelAffine(x, slope, offset if shift is None else op.Add(offset, shift))

@@ -1,0 +1,56 @@
+# `make demo` and `make test` need nothing but Python 3.10 to 3.12; each makes the virtual environment it runs in.
+# `make PYTHON=/path/to/python demo` chooses the interpreter.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+STOCK := $(VENV)/stock-ort
+STOCK_VERSION := 1.23.2
+TYPES := build/types
+
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+CANDIDATES := python3 python3.12 python3.11 python3.10
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types bench clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/ttac demo
+
+test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION)
+	TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)" $(BIN)/python -m pytest -q -p randomly
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy sees the mapping of passes/ and runtime/ into the package only in an installed copy.
+types: $(READY)
+	rm -rf build/lib build/bdist.* $(TYPES)
+	$(PIP) install --no-deps --no-build-isolation --target $(TYPES) .
+	cd $(TYPES) && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p ttac
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml
+	@python="$(PYTHON)"; \
+	for candidate in $${python:-$(CANDIDATES)}; do \
+	  if "$$candidate" -c "$(FITS)" 2>/dev/null; then \
+	    test -x $(BIN)/python || "$$candidate" -m venv $(VENV); exit; \
+	  fi; \
+	done; \
+	echo "error: no Python 3.10, 3.11 or 3.12 with the venv module was found" >&2; \
+	echo "hint: install one, and name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 5
+	$(PIP) install --editable '.[dev,view]'
+	@touch $@
+
+$(STOCK)/.ready-$(STOCK_VERSION): $(READY)
+	rm -rf $(STOCK)
+	$(PIP) install --no-deps --target $(STOCK) onnxruntime==$(STOCK_VERSION)
+	@touch $@

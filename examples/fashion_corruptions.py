@@ -1,0 +1,53 @@
+"""The corruptions of the shipped stream, made by the corrupt-tta package (ImageNet-C's, arXiv:1903.12261)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+SOURCE = "corrupt-tta 0.1.7 (MIT licence)"
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One kind of damage; the package is made for 224 pixels, so what acts on neighbourhoods gets enlarged images."""
+
+    name: str
+    severity: Literal[1, 2, 3, 4, 5]
+    scale: int  # the image is enlarged by this factor, corrupted and shrunk again
+
+
+CORRUPTIONS = (
+    Corruption("gaussian_noise", 2, scale=1),
+    Corruption("shot_noise", 5, scale=1),
+    Corruption("motion_blur", 5, scale=4),
+    Corruption("snow", 3, scale=4),
+    Corruption("brightness", 5, scale=1),
+    Corruption("contrast", 1, scale=1),
+    Corruption("pixelate", 5, scale=1),
+)
+
+
+def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:
+    """uint8 [N, 1, 28, 28] -> the same shape, corrupted; the same numbers every time.
+
+    Raises ImportError when corrupt-tta is missing.
+    """
+    np.random.seed(0)  # noqa: NPY002 - the package draws from NumPy's global generator
+    return np.stack([_corrupt(image[0], corruption)[None] for image in images])
+
+
+def _corrupt(image: np.ndarray, corruption: Corruption) -> np.ndarray:
+    """One grey image through the package, which wants three equal channels; the first one is what comes back."""
+    import cv2  # type: ignore[import-not-found, unused-ignore]
+    from corrupt_tta import corrupt  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    height, width = image.shape
+    size = (width * corruption.scale, height * corruption.scale)
+    large = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    damaged = corrupt(np.repeat(large[..., None], 3, axis=2), corruption.severity, corruption.name)
+    small = cv2.resize(np.float32(damaged[..., 0]), (width, height), interpolation=cv2.INTER_AREA)
+    rounded: np.ndarray = np.clip(np.round(small), 0, 255)
+    return rounded.astype(np.uint8)

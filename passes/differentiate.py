@@ -1,0 +1,71 @@
+"""From an adapted model to a joint graph: attach the loss, append the gradients, drop parameters that have none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+import ttac.passes.gradients  # noqa: F401  (registers the rules)
+from ttac.passes.adapt import BATCH_SIZE, StateTensor, batch_size
+from ttac.passes.autodiff import differentiate
+from ttac.passes.build import Builder
+from ttac.passes.losses import Loss, attach_loss
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A model whose graph holds forward, loss and gradients.
+
+    Attributes:
+        loss: the scalar that was differentiated, and the scalars to report.
+        parameters: the trained state; gradients: the graph values of their gradients, in the same order.
+        backward: the nodes that autodiff made.
+    """
+
+    model: ir.Model
+    logits: ir.Value
+    loss: Loss | None
+    parameters: tuple[StateTensor, ...] = ()
+    gradients: tuple[ir.Value, ...] = ()
+    backward: tuple[ir.Node, ...] = ()
+
+
+def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters: tuple[StateTensor, ...]) -> Joint:
+    """Append loss and gradients to `model`, in place.
+
+    A parameter that the loss does not depend on is left out: a zero gradient would still let momentum move it.
+    Gradients are named `<parameter>.grad`.  Raises UnsupportedError listing operators without a gradient rule.
+    """
+    if not loss:
+        return Joint(model, logits, None)
+    graph, attached = model.graph, attach_loss(model, loss, logits)
+    if not parameters:
+        return Joint(model, logits, attached)
+    forward = set(graph)
+    found = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
+    pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    for parameter, gradient in pairs:
+        gradient.name = f"{parameter.name}.grad"
+    share_counts(model)
+    backward = tuple(node for node in graph if node not in forward)
+    return Joint(model, logits, attached, tuple(p for p, _ in pairs), tuple(g for _, g in pairs), backward)
+
+
+def share_counts(model: ir.Model) -> None:
+    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, and no tensor is kept for it."""
+    graph = model.graph
+    counts = [node for node in graph if node.op_type == "ChannelCount"]
+    if not counts:
+        return
+    op = Builder(graph, "autodiff", model.opset_imports[""])
+    known = [value for node in graph for value in node.outputs if value.name == BATCH_SIZE]
+    batch = known[0] if known else batch_size(op, graph)
+    for node in counts:
+        x = node.inputs[0]
+        assert x is not None and x.shape is not None
+        spatial = math.prod(int(size) for size in x.shape[2:])  # type: ignore[arg-type]
+        with op.at("batch", before=node):
+            count = op.Mul(batch, float(spatial)) if spatial != 1 else op.Identity(batch)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, [count])

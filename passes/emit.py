@@ -1,0 +1,84 @@
+"""Write graphs without weights: large initializers become external data that points into one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from safetensors.numpy import save_file
+
+WEIGHTS = "weights.safetensors"
+INLINE = 1024
+
+
+class WeightPool:
+    """Constant tensors by name, each content once, whichever graphs read it."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, np.ndarray] = {}
+        self._by_content: dict[str, str] = {}
+
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Keep `array` and return the name it is stored under; equal contents share one."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+        if digest not in self._by_content:
+            stored = name if name not in self.tensors else f"{name}#{digest[:8]}"
+            self._by_content[digest] = stored
+            self.tensors[stored] = array
+        return self._by_content[digest]
+
+    def write(self, folder: Path) -> Mapping[str, tuple[int, int]]:
+        """Write the file into `folder`; returns name -> (offset in the file, length), in bytes."""
+        path = folder / WEIGHTS
+        save_file(self.tensors, path)
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        return {
+            name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+
+
+def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write `<name>.onnx` for every model, and the weights file they share.
+
+    Args:
+        fed: weights that are graph inputs: stored under exactly these names for the runtime to feed.
+    """
+    pool = WeightPool()
+    for name, array in (fed or {}).items():
+        pool.tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
+        pool.add(name, array)
+    stored = {
+        (graph, name): pool.add(name, value.const_value.numpy())
+        for graph, model in models.items()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > INLINE
+    }
+    places = pool.write(folder)
+    for graph, model in models.items():
+        held = _point_into_file(model, {n: places[s] for (g, n), s in stored.items() if g == graph})
+        onnx.save_model(ir.to_proto(model), str(folder / f"{graph}.onnx"))
+        for name, tensor in held.items():
+            model.graph.initializers[name].const_value = tensor
+
+
+def _point_into_file(model: ir.Model, places: Mapping[str, tuple[int, int]]) -> dict[str, ir.TensorProtocol]:
+    """Make the named initializers external data; returns the tensors they held."""
+    held = {}
+    for name, (offset, length) in places.items():
+        value = model.graph.initializers[name]
+        tensor = value.const_value
+        assert tensor is not None
+        held[name] = tensor
+        value.const_value = ir.ExternalTensor(WEIGHTS, offset, length, tensor.dtype, shape=tensor.shape, name=name)
+    return held

@@ -1,0 +1,37 @@
+"""Run a graph on this machine's engine while compiling: to verify it, or to read statistics off it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.emit import write_graphs
+from ttac.runtime.engine import plain_session
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The outputs of `model` by name; `feeds` may hold more than its inputs."""
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"graph": model})
+        return Executable(Path(folder) / "graph.onnx")(feeds, outputs)
+
+
+class Executable:
+    """A graph file loaded once: call it with feeds (it takes the inputs it has), get its outputs by name.
+
+    Raises RuntimeMissingError if the engine refuses the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = plain_session(path)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        names = list(outputs or self._outputs)
+        found = self._session.run(names, {name: feeds[name] for name in self._inputs})
+        return dict(zip(names, found, strict=True))

@@ -1,0 +1,97 @@
+"""Gradients of the norms that normalise each sample by its own statistics.
+
+They share one core: with xhat = (x - mean)*r over some axes and g the gradient of xhat,
+dx = r*(g - mean of g - xhat * mean of g*xhat).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ttac.passes.autodiff import GradientBuilder, dims, gradient
+from ttac.passes.gradients.facts import axis_of, rank
+from ttac.passes.shaping import expand, reshape, reshape_like
+from ttac.passes.windows import spatial
+
+Gradients = tuple[ir.Value | None, ...]
+
+
+@gradient("LayerNormalization", broadcasts=True)
+def layer_normalization(
+    op: GradientBuilder,
+    node: ir.Node,
+    dy: ir.Value | None,
+    dmean: ir.Value | None = None,
+    dr: ir.Value | None = None,
+) -> Gradients:
+    """y = xhat*scale + bias over the axes from `axis` on; its further outputs are mean and r
+
+    ->   dx = core(dy*scale) + dmean/n - dr*r^2*xhat/n,  dscale = dy*xhat,  dbias = dy.
+    """
+    x, scale = node.inputs[:2]
+    assert x is not None
+    axes = list(range(axis_of(node, -1), rank(x)))
+    xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
+    share = 1.0 / math.prod(int(dims(x)[axis]) for axis in axes)
+    terms = []
+    if dy is not None:
+        terms.append(_core(op, op.Mul(dy, scale), xhat, r, axes))
+    if dmean is not None:
+        terms.append(expand(op, op.Mul(dmean, share), dims(x), x))
+    if dr is not None:
+        terms.append(op.Mul(xhat, op.Mul(op.Mul(dr, op.Mul(r, r)), -share)))
+    dx = terms[0] if len(terms) == 1 else op.Sum(*terms)
+    if dy is None:
+        return (dx,)
+    return (dx, op.Mul(dy, xhat) if op.wants(1) else None, dy)[: len(node.inputs)]
+
+
+@gradient("InstanceNormalization")
+def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = xhat*scale + bias per sample and channel   ->   dx = core(dy*scale), and sums of dy*xhat and of dy."""
+    x, scale, _ = node.inputs
+    axes = list(range(2, rank(x)))
+    xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
+    dx = _core(op, op.ChannelAffine(dy, scale), xhat, r, axes) if op.wants(0) else None
+    return dx, op.ChannelDot(dy, xhat) if op.wants(1) else None, op.ChannelSum(dy) if op.wants(2) else None
+
+
+@gradient("GroupNormalization")
+def group_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = xhat*scale + bias, xhat per sample and group of channels   ->   as InstanceNormalization.
+
+    Until opset 20 scale and bias are one number per group, from opset 21 on one per channel.
+    """
+    x, scale, _ = node.inputs
+    groups = node.attributes.get_int("num_groups")
+    batch, channels = dims(x)[0], int(dims(x)[1])
+    per_group = [batch, groups, channels // groups * math.prod(spatial(x))]
+    shape = per_group if op.opset < 21 else dims(x)
+    assert x is not None
+    xhat, r = _standardized(op, reshape(op, x, per_group), [2], node.attributes.get_float("epsilon", 1e-5))
+    dy = reshape(op, dy, shape)
+    dx = None
+    if op.wants(0):
+        g = reshape(op, op.ChannelAffine(dy, scale), per_group)
+        dx = reshape_like(op, _core(op, g, xhat, r, [2]), x)
+    dscale = op.ChannelDot(dy, reshape(op, xhat, shape)) if op.wants(1) else None
+    return dx, dscale, op.ChannelSum(dy) if op.wants(2) else None
+
+
+def _standardized(
+    op: GradientBuilder, x: ir.Value | None, axes: Sequence[int], eps: float
+) -> tuple[ir.Value, ir.Value]:
+    """xhat = (x - mean)*r and r = 1/sqrt(variance + eps), over `axes`, which keep size 1 in r."""
+    centred = op.Sub(x, op.ReduceMean(x, list(axes), keepdims=1))
+    variance = op.ReduceMean(op.Mul(centred, centred), list(axes), keepdims=1)
+    r = op.Reciprocal(op.Sqrt(op.Add(variance, eps)))
+    return op.Mul(centred, r), r
+
+
+def _core(op: GradientBuilder, g: ir.Value, xhat: ir.Value, r: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """r*(g - mean of g - xhat * mean of g*xhat)."""
+    along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), list(axes), keepdims=1))
+    return op.Mul(op.Sub(op.Sub(g, op.ReduceMean(g, list(axes), keepdims=1)), along), r)

@@ -1,0 +1,115 @@
+"""Names people recognise: the module of the source network that a node came from, `layer1.0.bn1`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from ttac.passes.build import LAYER
+
+FOLDED = "ttac.folded"
+"""Node metadata: the norm that the exporter folded into this node, by name where the file tells, else `?`."""
+
+SCOPES, REWRITES = "pkg.torch.onnx.name_scopes", "pkg.onnxscript.rewriter.rule_name"
+RENAMED = re.compile(r"onnx::Conv\w*_\d+")
+PARAMETRIC = {
+    "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "GroupNormalization",
+    "InstanceNormalization", "LSTM", "LayerNormalization", "PRelu", "RNN",
+}  # fmt: skip
+
+
+def name_layers(model: ir.Model) -> None:
+    """Give every node the name of its layer, and remember which norms the exporter folded; in place.
+
+    Nodes that have a layer keep it.
+    """
+    for node in model.graph:
+        if LAYER not in node.metadata_props:
+            node.metadata_props[LAYER] = layer_name(node)
+            if folded := folded_norm(node):
+                node.metadata_props[FOLDED] = folded
+
+
+def unique_layers(model: ir.Model) -> None:
+    """Make the layers of nodes with parameters unique, then those of all others; in place."""
+    taken: set[str] = set()
+    for node in sorted(model.graph, key=lambda node: node.op_type not in PARAMETRIC):
+        node.metadata_props[LAYER] = unique(node.metadata_props[LAYER], taken)
+        taken.add(node.metadata_props[LAYER])
+
+
+def unique(name: str, taken: Iterable[str]) -> str:
+    """`name`, or the first of `name@2`, `name@3`, ... that is not taken: the further uses of one module."""
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}@{count}"
+    return candidate
+
+
+def layer_name(node: ir.Node) -> str:
+    """The module a node came from, best source first; `model.0.bn` style, never empty.
+
+    1. the prefix that a parameter only this node reads has in PyTorch (`layer1.0.bn1.weight`);
+    2. the scopes that torch's dynamo exporter notes down;
+    3. the scoped name of other exporters (`/layer1/layer1.0/bn1/BatchNormalization`);
+    4. the node's name, or that of its first output.
+    """
+    for value in node.inputs:
+        owner = _owner(value)
+        if owner and len(value.uses()) == 1:  # type: ignore[union-attr]
+            return owner
+    name = node.name or node.outputs[0].name or node.op_type
+    scoped = _dynamo_scope(node) or (_path_scope(node.op_type, name) if "/" in name.strip("/") else "")
+    return scoped or name.strip("/").replace("/", ".")
+
+
+def folded_norm(node: ir.Node) -> str:
+    """The norm that the exporter folded into a convolution: its name, `?` where the file does not tell it, else "".
+
+    torch's dynamo exporter notes the rewrite; its older exporter renames the tensors it computes, so that both the
+    kernel and the bias of the convolution lose their names.
+    """
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return ""
+    if "FuseBatchNorm" in node.metadata_props.get(REWRITES, ""):
+        return _scopes(node)[-2] if len(_scopes(node)) > 1 else "?"
+    names = [str(value.name) for value in node.inputs[1:] if value is not None]
+    return "?" if len(names) == 2 and all(RENAMED.fullmatch(name) for name in names) else ""
+
+
+def _owner(value: ir.Value | None) -> str:
+    if value is None or value.const_value is None or value.producer() is not None:
+        return ""
+    name = str(value.name)
+    return name.rpartition(".")[0] if "/" not in name and ":" not in name else ""
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    try:
+        return [str(scope) for scope in ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))]
+    except (ValueError, SyntaxError):
+        return []
+
+
+def _dynamo_scope(node: ir.Node) -> str:
+    scopes = _scopes(node)
+    if len(scopes) < 2:
+        return ""
+    module, function = scopes[-2:]
+    return module if module and node.op_type in PARAMETRIC else ".".join(part for part in (module, function) if part)
+
+
+def _path_scope(op_type: str, name: str) -> str:
+    """`/layer2/layer2.0/down/down.0/Conv` -> `layer2.0.down.0`; a part that repeats its parent's name replaces it."""
+    *parts, last = [part for part in name.split("/") if part]
+    path: list[str] = []
+    for part in parts:
+        repeated = path and part.startswith(path[-1] + ".")
+        path[-1:] = [part] if repeated else [*path[-1:], part]
+    if op_type not in PARAMETRIC:
+        path.append(last.lower())
+    return ".".join(path)

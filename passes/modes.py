@@ -1,0 +1,151 @@
+"""Training-mode operators in inference form: what an exporter leaves behind in a model that was in `train()` mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+
+HINT = "export the model in `eval()` mode"
+
+
+def inference_form(model: ir.Model, say: Callable[[str], None]) -> None:
+    """Make BatchNormalization use its stored statistics and Dropout pass its input on, in place; tell what was changed.
+
+    A batch norm of *weights* is another matter (standardised convolutions): it is written out, to be folded later.
+    Raises UnsupportedError if something reads what only exists while training: a dropout mask, updated statistics.
+    """
+    opset = model.opset_imports[""]
+    dynamic = _depends_on_input(model.graph)
+    norms = dropouts = 0
+    for node in list(model.graph):
+        if node.op_type == "Dropout":
+            dropouts += _drop_dropout(model.graph, node)
+        elif node.op_type == "BatchNormalization":
+            training = _is_training(node, opset)
+            if training and not _reaches(node, dynamic):
+                _write_out(model.graph, node, opset)
+                continue
+            norms += training
+            _use_stored(node, training)
+    if norms:
+        say(f"{norms} norms were in training mode: they use their stored statistics now")
+    if dropouts:
+        say(f"{dropouts} dropouts were in training mode: removed")
+
+
+def _depends_on_input(graph: ir.Graph) -> set[int]:
+    found = {id(value) for value in graph.inputs}
+    for node in graph:
+        if any(value is not None and id(value) in found for value in node.inputs):
+            found.update(id(value) for value in node.outputs)
+    return found
+
+
+def _reaches(node: ir.Node, dynamic: set[int]) -> bool:
+    return node.inputs[0] is not None and id(node.inputs[0]) in dynamic
+
+
+def _is_training(node: ir.Node, opset: int) -> bool:
+    if opset < 14:
+        return len(node.outputs) > 1
+    mode = node.attributes.get("training_mode")
+    return mode is not None and mode.as_int() != 0
+
+
+def _unused(node: ir.Node, what: str) -> None:
+    extra = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
+    if extra:
+        raise UnsupportedError(f"the graph reads {what} of a training step", where=f"node `{node.name}`", hint=HINT)
+
+
+def _use_stored(node: ir.Node, training: bool) -> None:
+    if training:
+        _unused(node, "statistics")
+    node.attributes.pop("training_mode", None)
+    node.resize_outputs(1)
+
+
+def _drop_dropout(graph: ir.Graph, node: ir.Node) -> bool:
+    """Pass the input on; returns whether the node was in training mode."""
+    _unused(node, "a dropout mask")
+    x, mode = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+    training = mode is not None and mode.const_value is not None and bool(mode.const_value.numpy().any())
+    if mode is not None and mode.const_value is None and mode.producer() is not None:
+        value = mode.producer().attributes.get("value")  # type: ignore[union-attr]
+        training = value is not None and bool(value.as_tensor().numpy().any())
+    replace(graph, node, x)
+    return training
+
+
+def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
+    """Let all who read the first output of `node` read `value` instead, and remove the node.
+
+    A graph output keeps its name; it gets an Identity where `value` cannot take it.
+    """
+    assert value is not None
+    (old, *_) = node.outputs
+    if old.is_graph_output():
+        if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
+            return _pass_on(graph, node, value)
+        name, value.type = old.name, old.type or value.type
+        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        value.name = name
+    else:
+        old.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+
+
+def _pass_on(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    if node.op_type == "Identity":
+        return
+    (old, *_) = node.outputs
+    identity = ir.node("Identity", [value], name=node.name, metadata_props=dict(node.metadata_props))
+    graph.insert_before(node, identity)
+    name, identity.outputs[0].type = old.name, old.type
+    ir.convenience.replace_all_uses_with(old, identity.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    identity.outputs[0].name = name
+
+
+def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    """x [1, C, ...] -> (x - mean)/sqrt(var + eps)*scale + bias over all axes but 1, in operators that can be folded."""
+    _unused(node, "statistics")
+    x, scale, bias = node.inputs[:3]
+    assert x is not None and scale is not None and bias is not None
+    rank = len(x.shape) if x.shape is not None else 3
+    axes = np.array([0, *range(2, rank)], np.int64)
+    eps = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+
+    def add(op_type: str, *inputs: ir.Value) -> ir.Value:
+        made = ir.node(op_type, inputs)
+        made.outputs[0].name = f"{node.outputs[0].name}.{op_type.lower()}{len(made_names)}"
+        made_names.append(made.outputs[0].name)
+        made.metadata_props.update(node.metadata_props)
+        graph.insert_before(node, made)
+        return made.outputs[0]
+
+    def constant(name: str, array: np.ndarray) -> ir.Value:
+        value = ir.val(f"{node.outputs[0].name}.{name}", const_value=ir.tensor(array))
+        graph.register_initializer(value)
+        return value
+
+    def mean(value: ir.Value) -> ir.Value:
+        if opset >= 18:
+            return add("ReduceMean", value, reduced)
+        result = add("ReduceMean", value)
+        result.producer().attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())  # type: ignore[union-attr]
+        return result
+
+    made_names: list[str] = []
+    reduced = constant("axes", axes) if opset >= 18 else x
+    per_channel = constant("shape", np.array([1, -1] + [1] * (rank - 2), np.int64))
+    centred = add("Sub", x, mean(x))
+    deviation = add(
+        "Sqrt", add("Add", mean(add("Mul", centred, centred)), constant("epsilon", np.array(eps, np.float32)))
+    )
+    scaled = add("Mul", add("Div", centred, deviation), add("Reshape", scale, per_channel))
+    replace(graph, node, add("Add", scaled, add("Reshape", bias, per_channel)))

@@ -1,0 +1,357 @@
+"""Recognise the norms of a normalised model, and the convolutions that lost theirs to the exporter.
+
+Nothing is changed here.  A recogniser never half-matches: what it does not take, it lists with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.build import LAYER
+from ttac.passes.layers import FOLDED, unique
+from ttac.suggest import did_you_mean
+
+KINDS = {"LayerNormalization": "layer", "GroupNormalization": "group", "InstanceNormalization": "instance"}
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+AFTERTHOUGHTS = frozenset(
+    "AveragePool Clip Flatten GlobalAveragePool GlobalMaxPool LogSoftmax ReduceMean Relu Reshape Resize Sigmoid "
+    "Softmax Squeeze Transpose".split()
+)
+"""Operators without parameters that may stand between the last layer and the output."""
+
+KEEP_NORMS = (
+    'export it with its norms: `torch.onnx.export(model, x, "model.onnx", dynamo=True, optimize=False)`, or with '
+    "`dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False`"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class NormSite:
+    """A batch norm: y = (x - mean)/sqrt(var + eps)*scale + bias, all four float32 [C].
+
+    Attributes:
+        x, y: its input and output, [N, C, ...].
+        spatial: elements of one channel of one sample; 1 for [N, C].
+        inserted: made by ttac behind a convolution that had lost its norm.
+    """
+
+    name: str
+    kind: str
+    node: ir.Node
+    x: ir.Value
+    y: ir.Value
+    scale: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    eps: float
+    channels: int
+    spatial: int
+    inserted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A convolution that may be given a norm behind it.
+
+    Attributes:
+        name: of the norm that was folded into it, where the file tells, else of the convolution.
+        value: the convolution's output, [N, C, ...].
+    """
+
+    name: str
+    node: ir.Node
+    value: ir.Value
+    because: str
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """A node that was looked at and left alone."""
+
+    name: str
+    kind: str
+    node: ir.Node
+    because: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """All norms of a model.
+
+    Attributes:
+        sites: batch norms, in graph order.
+        folded: convolutions that may be given a norm.
+        others: layer, group and instance norms, which keep no statistics of the source.
+        near_misses: what looks like a norm but is none that can be adapted.
+        skipped: convolutions that get no norm in any case.
+    """
+
+    sites: tuple[NormSite, ...]
+    folded: tuple[Candidate, ...]
+    others: tuple[Passed, ...]
+    near_misses: tuple[Passed, ...]
+    skipped: tuple[Passed, ...]
+
+    @property
+    def summary(self) -> str:
+        """`26 batch, 1 near miss` and the like."""
+        counts = Counter([site.kind for site in self.sites] + [other.kind for other in self.others])
+        parts = [f"{count} {kind}" for kind, count in counts.items()] or ["none"]
+        for name, misses in (("near miss", self.near_misses), ("folded", self.folded)):
+            parts += (
+                [f"{len(misses)} {name}{'es' if name == 'near miss' and len(misses) > 1 else ''}"] if misses else []
+            )
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which norms are adapted: `sites` of the file, then those `inserted` behind convolutions; and why."""
+
+    sites: tuple[NormSite, ...]
+    inserted: tuple[Candidate, ...]
+    because: str
+
+
+def find_norms(model: ir.Model) -> Found:
+    """The norms of a normalised model; raises nothing."""
+    looked = [_look(node) for node in model.graph]
+    sites = tuple(found for found in looked if isinstance(found, NormSite))
+    passed = [found for found in looked if isinstance(found, Passed)]
+    others = tuple(found for found in passed if found.kind in KINDS.values())
+    normed = {id(site.x): site.name for site in sites}
+    folded, skipped = _convolutions(model, normed)
+    near_misses = tuple(found for found in passed if found.kind not in KINDS.values())
+    return Found(sites, tuple(folded), others, near_misses, tuple(skipped))
+
+
+def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
+    """The site of a BatchNormalization whose parameters are constants.
+
+    Raises UnsupportedError if it is not one.
+    """
+    found = _batch_norm(node, name, inserted)
+    if isinstance(found, Passed):
+        raise UnsupportedError(f"`{name}` cannot be adapted: {found.because}", where=f"node `{node.name}`")
+    return found
+
+
+def _look(node: ir.Node) -> NormSite | Passed | None:
+    name = node.metadata_props.get(LAYER) or str(node.name)
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(node, name)
+    if node.op_type in KINDS:
+        kind = "group" if _splits_channels(node) else KINDS[node.op_type]
+        return Passed(name, kind, node, f"a {kind} norm has no source statistics; it stays as it is")
+    if _is_written_out(node):
+        because = "a norm written out in single operators; export with opset 17 or later to keep it whole"
+        return Passed(name, "written out", node, because)
+    if _is_affine(node):
+        because = "a scale and a shift per channel: a batch norm whose statistics are gone"
+        return Passed(name, "affine", node, because)
+    return None
+
+
+def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | Passed:
+    x, *parameters = node.inputs
+    roles = ("scale", "bias", "mean", "var")
+    computed = [(v, role) for v, role in zip(parameters, roles, strict=True) if v is None or v.const_value is None]
+    if computed:
+        value, role = computed[0]
+        return Passed(
+            name, "batch", node, f"`{value.name if value else ''}` is computed, so it cannot be a norm's {role}"
+        )
+    if x is None or x.shape is None or len(x.shape) < 2 or not all(isinstance(size, int) for size in x.shape[1:]):
+        return Passed(name, "batch", node, f"its input `{x.name if x else ''}` is not [N, C, ...]")
+    if isinstance(x.shape[0], int):
+        return Passed(name, "batch", node, f"its input `{x.name}` is {x.shape}: no batch on the first axis")
+    scale, bias, mean, var = (np.asarray(v.const_value.numpy(), np.float32) for v in parameters if v and v.const_value)
+    channels = int(str(x.shape[1]))
+    if any(array.shape != (channels,) for array in (scale, bias, mean, var)):
+        return Passed(name, "batch", node, f"its parameters are not [{channels}] each")
+    if not all(np.isfinite(array).all() for array in (scale, bias, mean, var)) or (var < 0).any():
+        return Passed(name, "batch", node, "its parameters are not finite, or a variance is negative")
+    eps = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    spatial = int(np.prod([int(str(size)) for size in x.shape[2:]], dtype=np.int64))
+    y = node.outputs[0]
+    return NormSite(name, "batch", node, x, y, scale, bias, mean, var, eps, channels, spatial, inserted)
+
+
+def _splits_channels(node: ir.Node) -> bool:
+    """Whether an InstanceNormalization works on groups: between a Reshape to [N, groups, -1] and one back."""
+    x = node.inputs[0]
+    before = x.producer() if x is not None else None
+    readers = [use.node.op_type for use in node.outputs[0].uses()]
+    return before is not None and before.op_type == "Reshape" and readers == ["Reshape"]
+
+
+def _is_written_out(node: ir.Node) -> bool:
+    """A division by Sqrt(ReduceMean(...) + epsilon)."""
+    divisor = node.inputs[1] if node.op_type == "Div" else None
+    for op_type in ("Sqrt", "Add", "ReduceMean"):
+        producer = divisor.producer() if divisor is not None else None
+        if producer is None or producer.op_type != op_type:
+            return False
+        divisor = next((value for value in producer.inputs if value is not None and value.const_value is None), None)
+    return True
+
+
+def _is_affine(node: ir.Node) -> bool:
+    """An Add of [C, 1, 1] to a Mul with [C, 1, 1], of something that is not itself a norm."""
+    if node.op_type != "Add":
+        return False
+    product = next((value.producer() for value in node.inputs if value is not None and value.producer()), None)
+    if product is None or product.op_type != "Mul" or not (_per_channel(node) and _per_channel(product)):
+        return False
+    inner = next((value.producer() for value in product.inputs if value is not None and value.producer()), None)
+    return inner is None or inner.op_type in CONVOLUTIONS or inner.op_type in ("Relu", "Add", "Concat", "MaxPool")
+
+
+def _per_channel(node: ir.Node) -> bool:
+    shape = node.outputs[0].shape
+    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    if shape is None or len(shape) < 3 or len(constants) != 1:
+        return False
+    size = [int(str(d)) for d in constants[0].shape]
+    wanted = [shape[1], *[1] * (len(shape) - 2)]
+    return size[-len(wanted) :] == wanted and all(d == 1 for d in size[: -len(wanted)])
+
+
+def _convolutions(model: ir.Model, normed: dict[int, str]) -> tuple[list[Candidate], list[Passed]]:
+    convolutions = [node for node in model.graph if node.op_type in CONVOLUTIONS]
+    told = any(FOLDED in node.metadata_props for node in convolutions)
+    names = {node.metadata_props.get(LAYER, "") for node in model.graph}
+    candidates, skipped = [], []
+    for node in convolutions:
+        layer, norm = node.metadata_props.get(LAYER) or str(node.name), node.metadata_props.get(FOLDED, "")
+        reason = _reason_against(node, normed, told)
+        if reason:
+            skipped.append(Passed(layer, "convolution", node, reason))
+            continue
+        name = unique(norm, names) if norm not in ("", "?") else layer
+        names.add(name)
+        candidates.append(Candidate(name, node, node.outputs[0], _reason_for(norm)))
+    return candidates, skipped
+
+
+def _reason_for(norm: str) -> str:
+    if norm == "?":
+        return "the exporter renamed its kernel and bias, as it does when it folds a norm"
+    return f"the exporter folded `{norm}` into it" if norm else "it has a bias and no norm behind it"
+
+
+def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
+    """Why a convolution gets no norm; an empty string if it may."""
+    y = node.outputs[0]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if id(y) in normed:
+        return f"followed by `{normed[id(y)]}`"
+    if bias is None:
+        return "it has no bias, which a folded norm always leaves behind"
+    if bias.const_value is None or node.inputs[1] is None or node.inputs[1].const_value is None:
+        return "its kernel or bias is computed"
+    if y.is_graph_output():
+        return "it gives the output"
+    if y.shape is None or not all(isinstance(size, int) for size in y.shape[1:]):
+        return f"the shape of its output is {y.shape}"
+    if all(size == 1 for size in y.shape[2:]):
+        return "it gives one value per channel (squeeze-and-excite, or a classifier)"
+    if FOLDED in node.metadata_props:
+        return ""
+    if told:
+        return "it kept its own bias, and the exporter marked those it folded a norm into"
+    return "only operators without parameters stand between it and the output" if _is_last(y) else ""
+
+
+def _is_last(value: ir.Value) -> bool:
+    while not value.is_graph_output():
+        readers = [use.node for use in value.uses()]
+        if len(readers) != 1 or readers[0].op_type not in AFTERTHOUGHTS:
+            return False
+        value = readers[0].outputs[0]
+    return True
+
+
+def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) -> Decision:
+    """Which norms to adapt and which convolutions to give one.
+
+    Args:
+        found: the norms of the model.
+        norms: "keep" adapts what the file has; "insert" also gives every candidate a norm; "auto" does that only for a
+            file without any norm, or whose exporter states which norms it folded and that has no batch norm left.
+        has_calibration: whether there are source samples to take an inserted norm's statistics from.
+
+    Raises UnsupportedError, with both ways out, if nothing can be adapted.
+    """
+    told = [candidate for candidate in found.folded if FOLDED in candidate.node.metadata_props]
+    wanted = {"keep": False, "insert": True, "auto": not found.sites and bool(told or not found.others)}[norms]
+    if not wanted or not found.folded:
+        if not found.sites:
+            raise _nothing(found, norms)
+        left = f"; {len(told)} more were folded by the exporter (`--norms insert` restores them)" if told else ""
+        return Decision(found.sites, (), f"the file has {len(found.sites)} batch norms{left}")
+    if not has_calibration:
+        lost = f"the exporter folded {len(told)} norms into convolutions" if told else "the file holds no norm"
+        raise UnsupportedError(
+            f"{lost}: without calibration data there are no statistics to adapt from"
+            if norms == "auto"
+            else f"`--norms insert` needs calibration data for {len(found.folded)} convolutions",
+            where=_listed(found.folded),
+            hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
+        )
+    return Decision(found.sites, found.folded, f"{len(found.folded)} convolutions get a norm from calibration data")
+
+
+def _nothing(found: Found, norms: str) -> UnsupportedError:
+    if norms == "keep" and found.folded:
+        return UnsupportedError(
+            "the file has no batch norm, and `--norms keep` restores none",
+            where=_listed(found.folded),
+            hint=f"leave out `--norms keep` and give `--calibration PATH`, or {KEEP_NORMS}",
+        )
+    kinds = ", ".join(sorted({other.kind for other in found.others}))
+    has = f"only {kinds} norms" if kinds else "no norm and no convolution that may have had one"
+    return UnsupportedError(
+        f"nothing to adapt: the file has {has}",
+        where=_listed([*found.others, *found.near_misses, *found.skipped]),
+        hint=f"`ttac inspect` tells why each was left alone; if the model has batch norms, {KEEP_NORMS}",
+    )
+
+
+def _listed(items: Sequence[Candidate | Passed]) -> str:
+    lines = [f"`{item.name}`: {item.because}" for item in items[:5]]
+    return "\n     ".join([*lines, *([f"and {len(items) - 5} more"] if len(items) > 5 else [])])
+
+
+def select(sites: Sequence[NormSite], selector: str = "norms") -> tuple[NormSite, ...]:
+    """The sites that `--train` names: "norms" for all, or patterns and module names, `layer3,layer4.*.bn1`.
+
+    Raises UsageError for a pattern that fits no site, naming the nearest.
+    """
+    if selector == "norms":
+        return tuple(sites)
+    patterns = [pattern.strip() for pattern in selector.split(",") if pattern.strip()]
+    names = [site.name for site in sites]
+    for pattern in patterns or [selector]:
+        if not any(_fits(name, pattern) for name in names):
+            near = did_you_mean(pattern, dict.fromkeys([*names, *_modules(names)]))
+            raise UsageError(f"`{pattern}` fits no norm site", where=f"`--train {selector}`", hint=near)
+    return tuple(site for site in sites if any(_fits(site.name, pattern) for pattern in patterns))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+
+
+def _modules(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[:count]) for count in range(1, len(parts)))

@@ -1,0 +1,204 @@
+"""Decide what the forward pass keeps for the backward pass: a minimum cut, then a way to keep each value.
+
+Every value that both halves could share is an edge of capacity bytes; what must be computed in the forward hangs on the
+source, what the gradients read hangs on the sink (the construction of PyTorch's min-cut partitioner).  Cheap nodes with
+one large input may be computed again in the backward instead of kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import networkx as nx
+import onnx_ir as ir
+
+from ttac.errors import BudgetError, UnsupportedError
+from ttac.passes.autodiff import dims
+
+SMALL = 64 * 1024
+# Operators cheap enough to run twice: about the price of reading and writing their tensor once.
+CHEAP = frozenset(
+    "Abs Add BatchNormalization Cast ChannelAffine Clip Div Elu Equal Exp Greater GreaterOrEqual HardSigmoid HardSwish "
+    "LeakyRelu Less LessOrEqual Masked Max Min Mul Neg Not PRelu Positive Reciprocal Relu Reshape Sigmoid Sqrt Squeeze "
+    "Sub Tanh Unsqueeze Flatten Identity Softplus Where And Or Between".split()
+)
+How = Literal["dense", "bits", "recompute"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One decision: a value of the forward, how it reaches the backward, its bytes at the planned batch, and why."""
+
+    value: str
+    how: How
+    bytes: int
+    dense: int
+    because: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the forward keeps.  `bytes` is the sum over all residuals, batch included, at `batch` samples."""
+
+    batch: int
+    kept: tuple[Kept, ...] = ()
+    bits: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.kept)
+
+    @property
+    def dense(self) -> int:
+        """Bytes had every value the gradients read been kept as it is."""
+        return sum(row.dense for row in self.kept)
+
+    @property
+    def residuals(self) -> tuple[str, ...]:
+        return tuple(row.value for row in self.kept if row.how != "recompute")
+
+    def largest(self, count: int = 5) -> list[Kept]:
+        """The rows that cost most, largest first."""
+        return sorted(self.kept, key=lambda row: (-row.bytes, row.value))[:count]
+
+
+def plan_activations(
+    joint: ir.Graph, backward: Sequence[ir.Node], free: Iterable[ir.Value], batch: int, budget: int | None = None
+) -> Plan:
+    """The residuals of `joint`, whose nodes `backward` were made by autodiff.
+
+    Args:
+        free: values that both halves can read at no cost (user inputs, state, constants).
+        batch: samples per step that the bytes are counted for.
+        budget: upper bound in bytes for the residuals; bool masks become bits when the bound asks for it.
+
+    Raises:
+        BudgetError: the smallest plan is above `budget`.
+    """
+    late = downstream_of_gradient(backward)
+    wanted = _read_by(late, backward)
+    cut = _minimum_cut(joint, late, {id(v) for v in free}, batch)
+    kept = [_row(value, batch, bits=False) for value in cut]
+    if budget is not None and sum(row.bytes for row in kept) > budget:
+        kept = [_row(value, batch, bits=value.dtype == ir.DataType.BOOL) for value in cut]
+    chosen = {row.value for row in kept}
+    again = [v for v in wanted if v.name not in chosen and id(v) not in {id(f) for f in free}]
+    rows = [*kept, *(_recomputed(v, batch) for v in again if nbytes(v, batch) > SMALL)]
+    plan = Plan(batch, tuple(rows), frozenset(row.value for row in kept if row.how == "bits"))
+    if budget is not None and plan.bytes > budget:
+        raise _over_budget(plan, budget)
+    return plan
+
+
+def downstream_of_gradient(backward: Sequence[ir.Node]) -> set[ir.Node]:
+    """The nodes of `backward` that can only run once the loss is known: everything below the seed `<loss>.grad`."""
+    late: set[ir.Node] = set()
+    for node in backward:
+        if any(v is not None and (v.producer() in late or _is_seed(v)) for v in node.inputs):
+            late.add(node)
+    return late
+
+
+def _is_seed(value: ir.Value) -> bool:
+    return value.metadata_props.get("ttac.seed") == "true"
+
+
+def _read_by(late: set[ir.Node], backward: Sequence[ir.Node]) -> list[ir.Value]:
+    """Values made before the gradient that a late node reads, in order of first use."""
+    seen: dict[ir.Value, None] = {}
+    for node in backward:
+        if node in late:
+            for value in node.inputs:
+                if value is not None and value.producer() not in late and value.producer() is not None:
+                    seen.setdefault(value)
+    return list(seen)
+
+
+def _minimum_cut(joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int) -> list[ir.Value]:
+    flow = nx.DiGraph()
+    values: dict[str, ir.Value] = {}
+    needed = _ancestors(late, free)
+    for node in joint:
+        if node in late or node not in needed:
+            continue
+        for value in node.outputs:
+            name = str(value.name)
+            values[name] = value
+            flow.add_edge((name, "in"), (name, "out"), capacity=nbytes(value, batch))
+            if not recomputable(node, batch):
+                flow.add_edge("source", (name, "in"))
+            for source in _sources(node, free):
+                flow.add_edge((str(source.name), "out"), (name, "in"))
+            if any(use.node in late for use in value.uses()):
+                flow.add_edge((name, "out"), "sink")
+    if "source" not in flow or "sink" not in flow:
+        return []
+    _, (reached, _) = nx.minimum_cut(flow, "source", "sink", flow_func=nx.algorithms.flow.boykov_kolmogorov)
+    return [value for name, value in values.items() if (name, "in") in reached and (name, "out") not in reached]
+
+
+def _ancestors(late: set[ir.Node], free: set[int]) -> set[ir.Node]:
+    """The nodes outside `late` that some late node depends on."""
+    found: set[ir.Node] = set()
+    pending = list(late)
+    while pending:
+        for source in _sources(pending.pop(), free):
+            producer = source.producer()
+            if producer is not None and producer not in late and producer not in found:
+                found.add(producer)
+                pending.append(producer)
+    return found
+
+
+def _sources(node: ir.Node, free: set[int]) -> list[ir.Value]:
+    return [v for v in node.inputs if v is not None and v.producer() is not None and id(v) not in free]
+
+
+def recomputable(node: ir.Node, batch: int) -> bool:
+    """Cheap, and with at most one large input: recomputing a join would keep both branches alive at once."""
+    outputs_small = all(nbytes(v, batch) <= SMALL for v in node.outputs)
+    large = [v for v in node.inputs if v is not None and v.producer() is not None and nbytes(v, batch) > SMALL]
+    if outputs_small and large:
+        return False
+    return (outputs_small or node.op_type in CHEAP) and len({id(v) for v in large}) <= 1
+
+
+def nbytes(value: ir.Value, batch: int) -> int:
+    """Bytes of `value` with `batch` samples; a dimension that is not "N" must be known.
+
+    Raises UnsupportedError if it is not.
+    """
+    if value.dtype is None:
+        raise UnsupportedError(f"the type of `{value.name}` is unknown")
+    count = 1
+    for size in dims(value):
+        count *= batch if isinstance(size, str) else size
+    return max(1, count * value.dtype.bitwidth // 8)
+
+
+def _row(value: ir.Value, batch: int, *, bits: bool) -> Kept:
+    dense = nbytes(value, batch)
+    if bits:
+        return Kept(str(value.name), "bits", dense // 8, dense, "the gradient needs one bit of it")
+    because = "a mask, one byte per element" if value.dtype == ir.DataType.BOOL else _reason(value)
+    return Kept(str(value.name), "dense", dense, dense, because)
+
+
+def _reason(value: ir.Value) -> str:
+    readers = sorted({use.node.op_type for use in value.uses() if use.node.metadata_props.get("ttac.room") == "autodiff"})
+    return f"read by the gradient's {', '.join(readers)}" if readers else "the rest is computed from it again"
+
+
+def _recomputed(value: ir.Value, batch: int) -> Kept:
+    return Kept(str(value.name), "recompute", 0, nbytes(value, batch), "cheap to compute again from what is kept")
+
+
+def _over_budget(plan: Plan, budget: int) -> BudgetError:
+    rows = "\n     ".join(f"{row.value}: {row.bytes:,} bytes, {row.how}" for row in plan.largest())
+    return BudgetError(
+        f"the residuals need {plan.bytes:,} bytes, the budget leaves {budget:,}",
+        where=rows,
+        hint="raise `--memory-budget`, lower `--batch`, or adapt fewer sites with `--train`",
+    )

@@ -1,0 +1,122 @@
+"""Check a compile against itself before it is handed out: the same numbers by another way.
+
+Three questions, each on real executions: does the adapted graph with adaptation off still equal the source model, do
+the two halves give what the joint graph gives, and is the gradient the slope of the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.errors import VerificationError
+from ttac.passes.execute import Executable, run
+
+LOGITS, HALVES, GRADIENTS, SLOPE = 1e-5, 1e-5, 1e-4, 2e-2
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Largest relative differences found, each against the largest magnitude of its reference; None: not applicable.
+
+    Attributes:
+        logits_off: logits with adaptation off, against the source model.
+        logits_halves: logits of the forward graph, against the joint graph.
+        gradients_halves: gradients of the backward graph, against the joint graph.
+        slope: the loss along one random direction by central differences, against the gradients.
+    """
+
+    logits_off: float
+    logits_halves: float | None = None
+    gradients_halves: float | None = None
+    slope: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The differences by name."""
+        return asdict(self)
+
+    def refuse(self) -> None:
+        """Raise VerificationError if a difference is above its bound, or not a number."""
+        bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": GRADIENTS, "slope": SLOPE}
+        for name, bound in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not value <= bound:
+                raise VerificationError(
+                    f"verification failed: {name.replace('_', ' ')} differ by {value:.2e}, allowed {bound:.0e}",
+                    hint="please report this model; `--dump DIR` writes the graph after every room",
+                )
+
+
+def relative(found: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference over the largest magnitude of `reference`."""
+    scale = max(float(np.max(np.abs(reference), initial=0.0)), 1e-12)
+    return float(np.max(np.abs(found - reference), initial=0.0)) / scale
+
+
+def check_files(folder: Path, graphs: Sequence[str]) -> None:
+    """Run onnx's checker on the written graphs; raises VerificationError with its message."""
+    for graph in graphs:
+        try:
+            onnx.checker.check_model(str(folder / f"{graph}.onnx"))
+        except onnx.checker.ValidationError as error:
+            raise VerificationError(f"`{graph}.onnx` is not valid ONNX: {error}") from error
+
+
+def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
+    """The rewritten graph with source statistics and initial parameters, against the model that was loaded."""
+    return relative(run(off, feeds)[logits], run(source, feeds)[logits])
+
+
+class Halves:
+    """The written forward and backward graphs, loaded once for all questions about them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.forward = Executable(folder / "forward.onnx")
+        self.backward = Executable(folder / "backward.onnx")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of both by name."""
+        forward = self.forward(feeds)
+        return {**forward, **self.backward({**feeds, **forward})}
+
+
+def compare_halves(
+    joint: ir.Model, halves: Halves, feeds: Mapping[str, np.ndarray], logits: str, gradients: Sequence[str]
+) -> tuple[float, float]:
+    """Largest differences of logits and of gradients between the joint graph and the two halves."""
+    expected, found = run(joint, feeds), halves.run(feeds)
+    scale = max(float(np.abs(expected[name]).max(initial=0.0)) for name in gradients)
+    worst = max(float(np.abs(found[name] - expected[name]).max(initial=0.0)) for name in gradients)
+    return relative(found[logits], expected[logits]), worst / max(scale, 1e-12)
+
+
+def slope_error(
+    halves: Halves, feeds: Mapping[str, np.ndarray], loss: str, parameters: Sequence[str], gradients: Sequence[str]
+) -> float:
+    """Central difference of `loss` along one direction, against the gradients, relative to the slope.
+
+    The direction is half the gradient's and half random, so that the slope stands out of float32 rounding; of three
+    step widths the best counts, as rounding asks for wide steps and curvature for narrow ones.
+    """
+    found = halves.run(feeds)
+    slopes = [found[name].astype(np.float64) for name in gradients]
+    length = np.sqrt(sum(float((g**2).sum()) for g in slopes))
+    if length < 1e-7:
+        return 0.0
+    random = np.random.default_rng(0)
+    steps = [random.normal(size=g.shape) for g in slopes]
+    noise = np.sqrt(sum(float((s**2).sum()) for s in steps))
+    steps = [g / length + s / noise for g, s in zip(slopes, steps, strict=True)]
+    predicted = sum(float((g * s).sum()) for g, s in zip(slopes, steps, strict=True))
+
+    def at(width: float) -> float:
+        moved = {n: (feeds[n] + width * s).astype(np.float32) for n, s in zip(parameters, steps, strict=True)}
+        return float(halves.forward({**feeds, **moved}, [loss])[loss])
+
+    widths = (1e-2, 3e-3, 3e-2)
+    return min(abs((at(w) - at(-w)) / (2 * w) - predicted) / abs(predicted) for w in widths)

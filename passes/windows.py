@@ -1,0 +1,95 @@
+"""Where a sliding window reads: the one geometry of Conv, ConvTranspose and the pools, every attribute resolved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window over the spatial axes; each field has one int per axis.
+
+    Output position p and tap k read input position `p*stride + k*dilation - begin`.  `sizes` and `outs` are the spatial
+    sizes of the windowed tensor and of the result; they fix all that `ceil_mode` and the trailing pads say.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begins: tuple[int, ...]
+    sizes: tuple[int, ...]
+    outs: tuple[int, ...]
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """From the first to the last tap, inclusive."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The length, leading pads included, that all windows together read."""
+        return tuple((o - 1) * s + e for o, s, e in zip(self.outs, self.strides, self.extents, strict=True))
+
+    @property
+    def overhang(self) -> tuple[int, ...]:
+        """How far the last window reads past the end; negative where a remainder at the end is read by no window."""
+        return tuple(r - b - n for r, b, n in zip(self.reach, self.begins, self.sizes, strict=True))
+
+    @property
+    def axes(self) -> list[int]:
+        """The spatial axes of [N, C, ...]."""
+        return list(range(2, 2 + len(self.kernel)))
+
+    def taps(self) -> Iterator[tuple[int, ...]]:
+        """All kernel positions in row-major order."""
+        return itertools.product(*(range(k) for k in self.kernel))
+
+    def attributes(self) -> dict[str, list[int]]:
+        """The window as attributes of a ttac node; `read` is the inverse."""
+        return {name: list(field) for name, field in asdict(self).items()}
+
+    @classmethod
+    def read(cls, node: ir.Node) -> Window:
+        """The window that `attributes` wrote on a ttac node."""
+        return cls(**{name: tuple(node.attributes.get_ints(name)) for name in cls.__dataclass_fields__})
+
+
+def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: Sequence[int]) -> Window:
+    """The window of a Conv or pool node over an input of spatial `sizes` with outputs of spatial `outs`.
+
+    Raises UnsupportedError for an unknown `auto_pad`.
+    """
+    count = len(kernel)
+    strides = node.attributes.get_ints("strides") or [1] * count
+    dilations = node.attributes.get_ints("dilations") or [1] * count
+    pads = node.attributes.get_ints("pads") or [0] * (2 * count)
+    free = Window(tuple(kernel), tuple(strides), tuple(dilations), (0,) * count, tuple(sizes), tuple(outs))
+    totals = [max(0, total) for total in free.overhang]
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    begins = {
+        "NOTSET": list(pads[:count]),
+        "VALID": [0] * count,
+        "SAME_UPPER": [total // 2 for total in totals],
+        "SAME_LOWER": [total - total // 2 for total in totals],
+    }
+    if mode not in begins:
+        raise UnsupportedError(f"unknown `auto_pad` {mode!r}", where=f"node `{node.name}` ({node.op_type})")
+    return Window(free.kernel, free.strides, free.dilations, tuple(begins[mode]), free.sizes, free.outs)
+
+
+def spatial(value: ir.Value | None) -> list[int]:
+    """The spatial sizes of a [N, C, ...] value.
+
+    Raises UnsupportedError unless they are ints.
+    """
+    assert value is not None
+    sizes = list(value.shape or ())[2:]
+    if value.shape is None or not all(isinstance(size, int) for size in sizes):
+        raise UnsupportedError(f"the spatial size of `{value.name}` is only known as {value.shape}")
+    return [int(size) for size in sizes]  # type: ignore[arg-type]

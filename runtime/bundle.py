@@ -1,0 +1,214 @@
+"""A bundle on disk: read and verified, or written so that it appears whole or not at all.
+
+Nothing here loads the engine; the writing half needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttac.errors import UsageError, VerificationError
+from ttac.runtime.checks import HINT, MANIFEST, is_plain_name
+from ttac.runtime.external import external_files
+from ttac.runtime.manifest import LARGEST, Manifest, decode_object, parse_manifest
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a compile made.
+
+    Attributes:
+        path: the folder, None for a dry run.
+        manifest: the content of `manifest.json`, as `docs/bundle.md` describes it.
+        report: the plan and the verified numbers, empty if there are none.
+    """
+
+    path: Path | None
+    manifest: Mapping[str, Any]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Bundle:
+        """The bundle in `folder`, with every file's hash verified; raises what `open_bundle` raises."""
+        folder = Path(folder)
+        manifest = open_bundle(folder)
+        return cls(folder, manifest.raw, _report(folder, manifest.files))
+
+    @classmethod
+    def dry(cls, folder: Path) -> Bundle:
+        """What `folder`, which is about to go, says; without a path."""
+        manifest = read_manifest(folder)
+        return cls(None, manifest, _report(folder, manifest["files"]))
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of the bundle in `folder`, checked; its files are not looked at.
+
+    Raises:
+        UsageError: there is no such folder, or it is not a bundle.
+        RuntimeMissingError: the bundle needs a newer ttac.
+        VerificationError: the manifest is damaged.
+    """
+    return dict(_read_manifest(Path(folder)).raw)
+
+
+def open_bundle(folder: str | Path) -> Manifest:
+    """The parsed manifest of `folder`, after verifying that every file is there and is what the manifest says.
+
+    Raises what `read_manifest` raises, and VerificationError for a missing or changed file, a link that leaves the
+    folder, or a graph whose weights lie outside the listed files.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    for name, digest in manifest.files.items():
+        path = inside(folder, name)
+        if not path.is_file():
+            raise VerificationError("a file of the bundle is missing", where=f"`{path}`", hint=HINT)
+        if digest_of(path) != digest:
+            raise VerificationError(
+                "a file of the bundle is not the one the manifest was written for", where=f"`{path}`", hint=HINT
+            )
+    for graph in manifest.graphs.values():
+        path = inside(folder, graph.file)
+        for location in external_files(path):
+            if location not in manifest.files:
+                raise VerificationError(
+                    f"the graph wants weights from `{location}`, which the manifest does not list",
+                    where=f"`{path}`",
+                    hint=HINT,
+                )
+    return manifest
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file `name` of the folder; raises VerificationError if the name or a link leads out of it."""
+    path = folder / name
+    if not is_plain_name(name) or path.resolve().parent != folder.resolve():
+        raise VerificationError(f"`{name}` leads out of the bundle's folder", where=f"`{folder}`", hint=HINT)
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise UsageError if writing a bundle to `target` would overwrite something else."""
+    hint = "choose another path, or remove it"
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError("there is a file where the bundle should go", where=f"`{target}`", hint=hint)
+    if target.is_dir() and any(target.iterdir()) and not _is_bundle(target):
+        raise UsageError("the folder is not empty and is not a ttac bundle", where=f"`{target}`", hint=hint)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.json` into `folder`, with the hashes of all other files there if it has no `files`.
+
+    Raises VerificationError if `read_manifest` would not accept it.
+    """
+    if "files" not in manifest:
+        paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+        manifest = {**manifest, "files": {path.name: digest_of(path) for path in paths}}
+    parse_manifest(manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def place(staged: Path, target: str | Path) -> Bundle:
+    """Move the finished bundle `staged` to `target`, on the same file system, and return it there.
+
+    A bundle that was at `target` is replaced; it is gone only when the new one has its place.  Raises UsageError if
+    something else is there or it cannot be written.
+    """
+    target = Path(target)
+    manifest = read_manifest(staged)
+    check_replaceable(target)
+    try:
+        _sync(staged)
+        _replace(staged, target)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the bundle: {error}", where=f"`{target}`", hint="choose another `-o`"
+        ) from error
+    return Bundle(target, manifest, _report(target, manifest["files"]))
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not folder.is_dir():
+        what = "the path is a file, not a bundle" if folder.exists() else "there is no such bundle"
+        raise UsageError(what, where=f"`{folder}`", hint="`ttac compile` prints the path of the bundle it wrote")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(
+            f"the folder is not a bundle: it has no `{MANIFEST}`",
+            where=f"`{folder}`",
+            hint="`ttac compile` prints the path of the bundle it wrote",
+        )
+    if path.stat().st_size > LARGEST:
+        raise VerificationError("the manifest is larger than 64 MiB", where=f"`{path}`", hint=HINT)
+    return parse_manifest(decode_object(path.read_bytes(), f"`{path}`"))
+
+
+def _report(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
+    if REPORT not in files:
+        return {}
+    path = inside(folder, REPORT)
+    return decode_object(path.read_bytes(), f"`{path}`")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether the folder holds a manifest with a format, valid otherwise or not."""
+    try:
+        return "format" in decode_object((folder / MANIFEST).read_bytes(), "")
+    except (OSError, VerificationError):
+        return False
+
+
+def _replace(staged: Path, target: Path) -> None:
+    """Rename onto `target`; what was there is moved aside first, and back if the second rename fails."""
+    aside = target.absolute().parent / f".{target.absolute().name}.{uuid.uuid4().hex[:8]}"
+    if target.exists():
+        target.rename(aside)
+    try:
+        staged.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    _sync_folder(target.absolute().parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make the files last, and readable for whoever may read the folder: safetensors writes them for the owner only."""
+    for path in folder.iterdir():
+        path.chmod(0o644)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in the folder last; systems that cannot open a folder need no such call."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,83 @@
+"""Checks of decoded JSON: each returns the value with its type, or refuses the manifest with the place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from ttac.errors import VerificationError
+
+MANIFEST = "manifest.json"
+HINT = "copy the bundle again from where it was compiled, or recompile it"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def refuse(where: str, problem: str) -> NoReturn:
+    """Raise the VerificationError that says what is wrong at `where` in the manifest."""
+    raise VerificationError(f"the manifest is not valid: `{where}` {problem}", where=f"`{MANIFEST}`", hint=HINT)
+
+
+def an_object(
+    value: Any, where: str, *, only: tuple[str, ...] = (), also: tuple[str, ...] = (), needs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`value` as an object with all keys of `only` and `needs`, and if `only` is given none beyond it and `also`."""
+    if not isinstance(value, dict):
+        refuse(where, "is not an object")
+    for key in (*only, *needs):
+        if key not in value:
+            refuse(where, f"lacks `{key}`")
+    odd = [key for key in value if key not in (*only, *also)] if only else []
+    if odd:
+        refuse(where, f"has the unknown key `{odd[0]}`")
+    return value
+
+
+def a_list(value: Any, where: str) -> list[Any]:
+    """`value` as a list."""
+    if not isinstance(value, list):
+        refuse(where, "is not a list")
+    return value
+
+
+def a_name(value: Any, where: str) -> str:
+    """`value` as a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        refuse(where, "is not a name")
+    return value
+
+
+def a_count(value: Any, where: str, *, low: int) -> int:
+    """`value` as an int of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        refuse(where, f"is {value!r}, not a whole number of at least {low}")
+    return value
+
+
+def a_digest(value: Any, where: str) -> str:
+    """`value` as a SHA-256 in lower-case hexadecimal."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        refuse(where, "is not a SHA-256 in lower-case hexadecimal")
+    return value
+
+
+def a_file(value: Any, where: str) -> str:
+    """`value` as the name of a file directly inside the folder."""
+    if not isinstance(value, str) or not is_plain_name(value):
+        refuse(where, f"names {value!r}, which is not a plain file name inside the folder")
+    return value
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` can only mean a file directly inside the bundle's folder, on every system."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
+
+
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Refuse names that are there twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            refuse(where, f"has `{name}` twice")
+        seen.add(name)

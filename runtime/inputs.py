@@ -1,0 +1,82 @@
+"""What a user passes in, checked against the model's contract before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import numpy as np
+
+from ttac.errors import UsageError
+from ttac.runtime.manifest import Manifest, TensorSpec
+from ttac.runtime.tensors import is_finite
+
+
+def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
+    """The inputs by name, in the dtypes the model takes.
+
+    An array stands for the only input.  float16 and float64 become float32; integers do not, because a model that
+    takes floats was trained on normalised values.  Raises UsageError for anything else that does not fit.
+    """
+    given = x if isinstance(x, Mapping) else {manifest.inputs[0].name: x}
+    names = [spec.name for spec in manifest.inputs]
+    if set(given) != set(names):
+        listed = ", ".join(f"`{name}`" for name in names)
+        found = ", ".join(f"`{name}`" for name in given) or "none"
+        raise UsageError(
+            f"the model takes the inputs {listed}; got {found}", where="the input", hint="pass a dict, name to array"
+        )
+    inputs = {spec.name: _checked(given[spec.name], spec, manifest) for spec in manifest.inputs}
+    counts = {name: len(array) for name, array in inputs.items()}
+    if len(set(counts.values())) > 1:
+        raise UsageError(
+            f"the inputs differ in their number of samples: {counts}", where="the input", hint="pass one batch"
+        )
+    return inputs
+
+
+def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
+    array = value if isinstance(value, np.ndarray) else _converted(value, spec)
+    array = _cast(array, spec)
+    expected = str([f"{manifest.smallest} to {manifest.planned}", *spec.shape[1:]]).replace("'", "")
+    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
+        hint = "put the samples on the first axis"
+        if array.shape == spec.shape[1:]:
+            hint = "one sample needs a batch axis too: `x[None]`"
+        _refuse(spec, f"has shape {list(array.shape)}; the model takes {expected}", hint)
+    if len(array) < manifest.smallest:
+        hint = "collect more samples first" if len(array) else "pass at least one sample"
+        _refuse(spec, f"has {len(array)} samples; the bundle takes {manifest.smallest} to {manifest.planned}", hint)
+    if len(array) > manifest.planned:
+        hint = f"pass at most {manifest.planned} at a time, or recompile with `--batch {len(array)}`"
+        _refuse(spec, f"has {len(array)} samples; the bundle is planned for {manifest.planned}", hint)
+    if not is_finite(array):
+        _refuse(spec, "holds NaN or infinite values", "drop or repair such samples before they reach the model")
+    return array
+
+
+def _converted(value: object, spec: TensorSpec) -> np.ndarray:
+    """Anything numpy can read as an array, such as a list or a tensor on the CPU."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        _refuse(spec, f"is a {type(value).__name__} that is no array: {error}", "pass a numpy array")
+
+
+def _cast(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind == "f" == wanted.kind:
+        with np.errstate(over="ignore"):
+            return array.astype(wanted)
+    if array.dtype.kind in "iu" and wanted.kind in "iu" and np.can_cast(array.dtype, wanted, "safe"):
+        return array.astype(wanted)
+    hint = f"`x.astype(np.{spec.dtype})`, if the values mean the same"
+    if array.dtype.kind in "iu" and wanted.kind == "f":
+        hint = "scale and normalise the values as in training, then pass floats"
+    _refuse(spec, f"has dtype {array.dtype}; the model takes {spec.dtype}", hint)
+
+
+def _refuse(spec: TensorSpec, problem: str, hint: str) -> NoReturn:
+    raise UsageError(f"the input {problem}", where=f"input `{spec.name}`", hint=hint)

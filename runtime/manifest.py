@@ -1,0 +1,287 @@
+"""What `manifest.json` says, parsed strictly: anything it does not know, it refuses with the place and a way out.
+
+Format 1 is described in `docs/bundle.md`.  Nothing here opens another file of the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttac.errors import RuntimeMissingError, VerificationError
+from ttac.runtime.checks import (
+    HINT,
+    MANIFEST,
+    a_count,
+    a_digest,
+    a_file,
+    a_list,
+    a_name,
+    an_object,
+    check_distinct,
+    refuse,
+)
+from ttac.runtime.program import Word, graphs_of, hosts_of, parse_program
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+LARGEST = 64 * 2**20
+"""Bytes a manifest may have; a larger one is not read."""
+
+BATCH_AXIS = "N"
+DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
+ROLES = ("parameter", "optimizer", "statistic", "counter")
+OPTIMIZATIONS = ("basic", "extended", "all")
+COUNTED = ("steps", "samples", "rejected", "milliseconds")
+"""Names in `adapter.stats` that a graph's scalars may not take."""
+
+KEYS = frozenset(
+    "format ttac method target source files inputs outputs batch preprocessing state sites graphs programs memory "
+    "verified executed_on".split()
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor; `N` in the shape is the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of the program.
+
+    Attributes:
+        state: graph output -> state tensor it becomes when the step commits.
+        stats: graph output -> name it is reported under in `adapter.stats`.
+        optimization: the engine's level for this graph, empty for the engine's default.
+    """
+
+    name: str
+    file: str
+    state: Mapping[str, str]
+    stats: Mapping[str, str]
+    optimization: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The part of a manifest the runtime acts on; `raw` is all of it."""
+
+    raw: Mapping[str, Any]
+    identity: str
+    threads: int
+    files: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    planned: int
+    smallest: int
+    state_file: str
+    state: Mapping[str, TensorSpec]
+    graphs: Mapping[str, GraphSpec]
+    programs: Mapping[str, tuple[Word, ...]]
+
+
+def decode_object(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `data`; raises VerificationError for invalid, ambiguous or non-standard JSON."""
+    try:
+        decoded = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"the file is not valid JSON: {error}", where=where, hint=HINT) from error
+    if not isinstance(decoded, dict):
+        raise VerificationError("the file is not a JSON object", where=where, hint=HINT)
+    return decoded
+
+
+def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
+    """The manifest as data.
+
+    Raises:
+        RuntimeMissingError: its format is newer than this ttac.
+        VerificationError: anything else that is not as `docs/bundle.md` says.
+    """
+    _check_format(raw)
+    keys = set(raw)
+    if keys != KEYS:
+        odd = ", ".join(f"`{key}`" for key in sorted(keys ^ KEYS))
+        refuse("the top level", f"has {'unknown' if keys - KEYS else 'missing'} keys: {odd}")
+    _check_informative(raw)
+    files = _files(raw["files"])
+    state_file, state = _state(raw["state"], files)
+    graphs = {name: _graph(name, entry, files, state) for name, entry in an_object(raw["graphs"], "graphs").items()}
+    planned, smallest = _batch(raw["batch"])
+    outputs = _tensors(raw["outputs"], "outputs")
+    if len(outputs) != 1:
+        refuse("outputs", f"has {len(outputs)} entries, not one")
+    return Manifest(
+        raw=raw,
+        identity=identity_of(raw),
+        threads=a_count(raw["target"]["threads"], "target.threads", low=0),
+        files=files,
+        inputs=_inputs(raw["inputs"]),
+        output=outputs[0],
+        planned=planned,
+        smallest=smallest,
+        state_file=state_file,
+        state=state,
+        graphs=graphs,
+        programs=_programs(raw["programs"], graphs, state),
+    )
+
+
+def identity_of(raw: Mapping[str, Any]) -> str:
+    """SHA-256 over source, method and settings: bundles that share it can share a saved state."""
+    facts = [raw["source"]["sha256"], raw["method"]["name"], raw["method"]["settings"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_format(raw: Mapping[str, Any]) -> None:
+    found = raw.get("format")
+    if isinstance(found, int) and not isinstance(found, bool) and found > FORMAT:
+        raise RuntimeMissingError(
+            f"the bundle has format {found}, this ttac reads format {FORMAT}",
+            where=f"`{MANIFEST}`, written by ttac {raw.get('ttac', 'unknown')}",
+            hint="`pip install --upgrade ttac`",
+        )
+    if found != FORMAT or isinstance(found, bool):
+        refuse("format", f"is {found!r}, not {FORMAT}")
+
+
+def _check_informative(raw: Mapping[str, Any]) -> None:
+    """Types of what people and other tools read; keys beyond the known ones may appear here."""
+    a_name(raw["ttac"], "ttac")
+    method = an_object(raw["method"], "method", needs=("name", "settings"))
+    a_name(method["name"], "method.name")
+    an_object(method["settings"], "method.settings")
+    target = an_object(raw["target"], "target", needs=("name", "engine", "opset", "ir_version", "threads"))
+    if target["engine"] != "onnxruntime":
+        refuse("target.engine", f"is {target['engine']!r}, not `onnxruntime`")
+    source = an_object(raw["source"], "source", needs=("file", "sha256"))
+    a_digest(source["sha256"], "source.sha256")
+    if raw["preprocessing"] is not None:
+        an_object(raw["preprocessing"], "preprocessing")
+    for number, site in enumerate(a_list(raw["sites"], "sites")):
+        an_object(site, f"sites[{number}]", needs=("name", "kind"))
+    for key in ("memory", "verified"):
+        an_object(raw[key], key)
+    for number, engine in enumerate(a_list(raw["executed_on"], "executed_on")):
+        an_object(engine, f"executed_on[{number}]", needs=("package", "version"))
+
+
+def _files(value: Any) -> dict[str, str]:
+    files = an_object(value, "files")
+    for name, digest in files.items():
+        a_file(name, "files")
+        a_digest(digest, f"files[{name!r}]")
+    if MANIFEST in files:
+        refuse("files", f"lists `{MANIFEST}` itself")
+    return files
+
+
+def _listed(value: Any, where: str, files: Mapping[str, str]) -> str:
+    name = a_file(value, where)
+    if name not in files:
+        refuse(where, f"names `{name}`, which `files` does not list")
+    return name
+
+
+def _inputs(value: Any) -> tuple[TensorSpec, ...]:
+    inputs = _tensors(value, "inputs")
+    if not inputs:
+        refuse("inputs", "is empty")
+    for number, spec in enumerate(inputs):
+        if spec.shape[:1] != (BATCH_AXIS,):
+            refuse(f"inputs[{number}].shape", f"does not begin with `{BATCH_AXIS}`")
+    return inputs
+
+
+def _tensors(value: Any, where: str) -> tuple[TensorSpec, ...]:
+    specs = tuple(_tensor(entry, f"{where}[{number}]") for number, entry in enumerate(a_list(value, where)))
+    check_distinct((spec.name for spec in specs), where)
+    return specs
+
+
+def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool = True) -> TensorSpec:
+    entry = an_object(value, where, only=("name", "dtype", "shape", *more))
+    if entry["dtype"] not in DTYPES:
+        refuse(f"{where}.dtype", f"is {entry['dtype']!r}")
+    shape = tuple(
+        size if symbolic and axis == 0 and size == BATCH_AXIS else a_count(size, f"{where}.shape[{axis}]", low=0)
+        for axis, size in enumerate(a_list(entry["shape"], f"{where}.shape"))
+    )
+    return TensorSpec(a_name(entry["name"], f"{where}.name"), entry["dtype"], shape)
+
+
+def _batch(value: Any) -> tuple[int, int]:
+    batch = an_object(value, "batch", only=("planned", "smallest"))
+    planned, smallest = (a_count(batch[key], f"batch.{key}", low=1) for key in ("planned", "smallest"))
+    if smallest > planned:
+        refuse("batch.smallest", f"is {smallest}, more than the planned {planned}")
+    return planned, smallest
+
+
+def _state(value: Any, files: Mapping[str, str]) -> tuple[str, dict[str, TensorSpec]]:
+    state = an_object(value, "state", only=("file", "tensors"))
+    specs = []
+    for number, entry in enumerate(a_list(state["tensors"], "state.tensors")):
+        where = f"state.tensors[{number}]"
+        specs.append(_tensor(entry, where, more=("role",), symbolic=False))
+        if entry["role"] not in ROLES:
+            refuse(f"{where}.role", f"is {entry['role']!r}")
+    check_distinct((spec.name for spec in specs), "state.tensors")
+    return _listed(state["file"], "state.file", files), {spec.name: spec for spec in specs}
+
+
+def _graph(name: str, value: Any, files: Mapping[str, str], state: Mapping[str, TensorSpec]) -> GraphSpec:
+    where = f"graphs[{name!r}]"
+    entry = an_object(value, where, only=("file", "state", "stats"), also=("optimization",))
+    file = _listed(entry["file"], f"{where}.file", files)
+    if not file.endswith(".onnx"):
+        refuse(f"{where}.file", f"is `{file}`, not an `.onnx` file")
+    moves, stats = (_names_by_output(entry[key], f"{where}.{key}") for key in ("state", "stats"))
+    for into in moves.values():
+        if into not in state:
+            refuse(f"{where}.state", f"names `{into}`, which the state table lacks")
+    check_distinct(moves.values(), f"{where}.state")
+    for reported in stats.values():
+        if reported in COUNTED:
+            refuse(f"{where}.stats", f"takes the name `{reported}`, which the runtime counts itself")
+    optimization = entry.get("optimization", "")
+    if optimization and optimization not in OPTIMIZATIONS:
+        refuse(f"{where}.optimization", f"is {optimization!r}")
+    return GraphSpec(name, file, moves, stats, optimization)
+
+
+def _names_by_output(value: Any, where: str) -> dict[str, str]:
+    return {output: a_name(name, where) for output, name in an_object(value, where).items()}
+
+
+def _programs(
+    value: Any, graphs: Mapping[str, GraphSpec], state: Mapping[str, TensorSpec]
+) -> dict[str, tuple[Word, ...]]:
+    entries = an_object(value, "programs", only=("step", "predict"))
+    programs = {name: parse_program(words, f"programs.{name}", state) for name, words in entries.items()}
+    for name, words in programs.items():
+        for graph in graphs_of(words):
+            if graph not in graphs:
+                refuse(f"programs.{name}", f"runs `{graph}`, which `graphs` lacks")
+    if hosts_of(programs["predict"]):
+        refuse("programs.predict", "has a host step; prediction changes nothing")
+    return programs
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

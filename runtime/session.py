@@ -1,0 +1,98 @@
+"""A stand-in for `onnxruntime.InferenceSession` that adapts to what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttac.errors import UsageError
+from ttac.runtime.adapter import Adapter
+from ttac.runtime.manifest import TensorSpec
+
+TYPES = {"float32": "float", "float64": "double"}
+"""Element types ONNX Runtime calls otherwise than numpy."""
+
+PROVIDER = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class NodeArg:
+    """An input or output as ONNX Runtime describes it: the batch axis is a symbol, `type` is like `tensor(float)`."""
+
+    name: str
+    shape: list[int | str]
+    type: str
+
+
+class InferenceSession:
+    """`session.run(None, {"x": x})` as before; each call is one `adapter.step`.
+
+    Where the source model's session is `onnxruntime.InferenceSession("model.onnx")`, this one takes the bundle's path.
+    With `adapt=False` it predicts with the state as it is.  `adapter` is there to reset, save and restore.
+
+    Args:
+        path_or_bytes: the bundle's folder.
+        sess_options: only its `intra_op_num_threads` counts; how sessions are made is the bundle's matter.
+        providers: must admit the CPU, on which bundles run.
+        provider_options: not used.
+        adapt: whether `run` adapts; the attribute may be changed at any time.
+        threads: as in `ttac.load`.
+
+    Raises what `ttac.load` raises, and UsageError for providers without the CPU.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | Path,
+        sess_options: Any = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Any = None,
+        *,
+        adapt: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers or [PROVIDER]]
+        if PROVIDER not in names:
+            raise UsageError(
+                f"bundles run on the CPU, and `providers` has only {', '.join(names)}",
+                where="`providers=`",
+                hint=f"add `{PROVIDER}`",
+            )
+        if threads is None and sess_options is not None:
+            threads = sess_options.intra_op_num_threads or None
+        self.adapter = Adapter(path_or_bytes, threads=threads)
+        self.adapt = adapt
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, np.ndarray], run_options: Any = None
+    ) -> list[np.ndarray]:
+        """The named outputs (None: all) for the feed, adapting unless `adapt` is off; `run_options` is not used.
+
+        Raises what `adapter.step` raises, and UsageError for an output the model lacks; nothing changed then.
+        """
+        known = self.adapter.output.name
+        for name in output_names or ():
+            if name != known:
+                raise UsageError(f"the model has no output `{name}`", where="`output_names`", hint=f"it has `{known}`")
+        logits = self.adapter.step(input_feed) if self.adapt else self.adapter.predict(input_feed)
+        return [logits] * len(output_names or [known])
+
+    def get_inputs(self) -> list[NodeArg]:
+        """The model's inputs."""
+        return [_described(spec) for spec in self.adapter.inputs]
+
+    def get_outputs(self) -> list[NodeArg]:
+        """The model's outputs: one, the logits."""
+        return [_described(self.adapter.output)]
+
+    def get_providers(self) -> list[str]:
+        """Where the bundle runs."""
+        return [PROVIDER]
+
+
+def _described(spec: TensorSpec) -> NodeArg:
+    return NodeArg(spec.name, list(spec.shape), f"tensor({TYPES.get(spec.dtype, spec.dtype)})")

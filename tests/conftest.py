@@ -1,0 +1,36 @@
+"""Fixtures of several test files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ttac.cli import main
+
+
+@dataclass(frozen=True)
+class Seen:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Seen]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`run("compile", "x.onnx")` in an empty folder, without colours."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> Seen:
+        code = main(list(arguments))
+        captured = capsys.readouterr()
+        return Seen(code, captured.out, captured.err)
+
+    return call

@@ -1,0 +1,85 @@
+"""onnxruntime-training's own gradient builder as an oracle: the gradients of a forward graph by another implementation.
+
+Its C class is used directly: `import onnxruntime.training` would import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from ttac.passes.autodiff import dims
+from ttac.passes.build import Builder
+from ttac.passes.vocabulary import expand_all
+
+
+def gradients(
+    forward: ir.Model, loss: str, wrt: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """d loss / d w for the graph inputs `wrt` of `forward`; skips the test where the training engine is not installed."""
+    state = pytest.importorskip("onnxruntime.capi._pybind_state")
+    if not hasattr(state, "GradientGraphBuilder"):
+        pytest.skip("needs onnxruntime-training")
+    import onnxruntime as ort
+
+    model = forward.clone()
+    expand_all(model)
+    in_primitives(model)
+    model.graph.outputs[:] = [value for node in model.graph for value in node.outputs if value.name == loss]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    builder = state.GradientGraphBuilder(ir.to_proto(model).SerializeToString(), {loss}, set(wrt), loss, options)
+    builder.build()
+    proto = onnx.load_from_string(builder.get_model())
+    for name in wrt:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_grad", onnx.TensorProto.FLOAT, None))
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    taken = {value.name: feeds[value.name] for value in session.get_inputs() if value.name in feeds}
+    seeds = {v.name: np.ones([], np.float32) for v in session.get_inputs() if v.name not in feeds}
+    found = session.run([f"{name}_grad" for name in wrt], {**taken, **seeds})
+    return dict(zip(wrt, found, strict=True))
+
+
+def in_primitives(model: ir.Model) -> None:
+    """Write out what the oracle has no gradient for, or another meaning of: BatchNormalization with given statistics."""
+    op = Builder(model.graph, "oracle", model.opset_imports[""])
+    for node in list(model.graph):
+        spelled = SPELLINGS.get(node.op_type)
+        if spelled is not None:
+            with op.at(str(node.name), before=node):
+                value = spelled(op, node)
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], [], node.outputs, [value])
+
+
+def _batch_normalization(op: Builder, node: ir.Node) -> ir.Value:
+    x, scale, bias, mean, var = node.inputs
+    shape = [-1] + [1] * (len(dims(x)) - 2)
+    eps = node.attributes.get_float("epsilon", 1e-5)
+    scale, bias, mean, var = (op.Reshape(v, shape) for v in (scale, bias, mean, var))
+    return op.Add(op.Mul(op.Div(op.Sub(x, mean), op.Sqrt(op.Add(var, eps))), scale), bias)
+
+
+def _hard_sigmoid(op: Builder, node: ir.Node) -> ir.Value:
+    alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    return op.Clip(op.Add(op.Mul(node.inputs[0], alpha), beta), 0.0, 1.0)
+
+
+def _hard_swish(op: Builder, node: ir.Node) -> ir.Value:
+    (x,) = node.inputs
+    return op.Mul(x, op.Clip(op.Add(op.Mul(x, 1.0 / 6.0), 0.5), 0.0, 1.0))
+
+
+def _sum_of_squares(op: Builder, node: ir.Node) -> ir.Value:
+    keep = node.attributes.get_int("keepdims", 1)
+    return op.ReduceSum(op.Mul(node.inputs[0], node.inputs[0]), node.inputs[1], keepdims=keep)
+
+
+SPELLINGS = {
+    "BatchNormalization": _batch_normalization,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "ReduceSumSquare": _sum_of_squares,
+}

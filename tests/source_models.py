@@ -1,0 +1,49 @@
+"""Small source models as ONNX text, for the tests of the first rooms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+Weights = dict[str, tuple[int, ...] | np.ndarray]
+
+CONV_NORM = """
+net (float[batch,3,8,8] x) => (float[batch,5] y) {
+  ["/conv/Conv"] c = Conv <pads = [1,1,1,1]> (x, "conv.weight")
+  ["/bn/BatchNormalization"] b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+  ["/Relu"] r = Relu (b)
+  ["/pool/GlobalAveragePool"] p = GlobalAveragePool (r)
+  ["/Flatten"] f = Flatten (p)
+  ["/fc/Gemm"] y = Gemm <transB = 1> (f, "fc.weight", "fc.bias")
+}
+"""
+
+
+def norm(name: str, channels: int) -> Weights:
+    """The four tensors of a batch norm, named as PyTorch does."""
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{part}": (channels,) for part in parts}
+
+
+CONV_NORM_WEIGHTS: Weights = {"conv.weight": (4, 3, 3, 3), **norm("bn", 4), "fc.weight": (5, 4), "fc.bias": (5,)}
+
+
+def source(
+    text: str = CONV_NORM, weights: Weights | None = None, *, opset: int = 18, ir_version: int = 8, seed: int = 0
+) -> onnx.ModelProto:
+    """A model from the text of its graph; weights are arrays, or shapes to fill with random numbers from 0.5 to 1.5."""
+    model = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>{text}')
+    random = np.random.default_rng(seed)
+    for name, given in (CONV_NORM_WEIGHTS if weights is None else weights).items():
+        array = given if isinstance(given, np.ndarray) else random.uniform(0.5, 1.5, given).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return model
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    """The file `model.onnx` in `folder`, holding `model`."""
+    path = folder / "model.onnx"
+    onnx.save_model(model, str(path))
+    return path

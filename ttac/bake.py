@@ -1,0 +1,138 @@
+"""The adapted state folded back: a plain inference model that has learned what the adapter learned.
+
+Starts from the bundle's `infer.onnx`, whose norm sites keep their parameters as initializers `<site>.scale`, `.bias`,
+`.mean` and `.var`.  A state tensor of the same name replaces the initializer; nothing else of the bundle is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError, UsageError, VerificationError
+from ttac.runtime import load
+from ttac.runtime.bundle import read_manifest
+from ttac.runtime.engine import plain_session
+from ttac.runtime.tensors import map_tensors
+
+GRAPH = "infer.onnx"
+SINGLE_FILE = 1_900_000_000
+"""Bytes of weights above which they go to a file of their own; protobuf ends at 2 GiB."""
+
+LEARNED = ("parameter", "statistic")
+
+
+@dataclass(frozen=True)
+class Baked:
+    """What was written: the model, tensors of each role that went into it, and sites that keep source statistics."""
+
+    path: Path
+    replaced: Mapping[str, int]
+    source_statistics: tuple[str, ...]
+    probe: tuple[int, ...]
+    """Shape of the logits of the batch that was run through the model."""
+
+
+def bake(bundle: Path, state: Path, output: Path) -> Baked:
+    """Write the model of `bundle` with the tensors of `state` to `output`, checked and run once.
+
+    Raises what `Adapter` and its `restore` raise, and:
+        UnsupportedError: the bundle adapts something a plain model has no place for.
+        VerificationError: the baked model is not valid ONNX, or its outputs are not finite.
+    """
+    adapter = load(bundle)
+    adapter.restore(state)
+    manifest = read_manifest(bundle)
+    learned = _learned(manifest, state)
+    model = ir.load(bundle / GRAPH)
+    _place(model, learned)
+    stayed = _source_statistics(manifest, learned)
+    probe = _write(model, output, manifest)
+    roles = {role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED}
+    return Baked(output, roles, stayed, probe)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One adapted tensor and its role in the state table."""
+
+    role: str
+    array: np.ndarray
+
+
+def _learned(manifest: Mapping[str, Any], state: Path) -> dict[str, Learned]:
+    """The state's tensors that belong into a model, by name; the file was checked by `Adapter.restore`."""
+    arrays, _ = map_tensors(state)
+    entries = manifest["state"]["tensors"]
+    return {e["name"]: Learned(e["role"], arrays[e["name"]]) for e in entries if e["role"] in LEARNED}
+
+
+def _place(model: ir.Model, learned: Mapping[str, Learned]) -> None:
+    """Replace the initializers of the same names; every one must have a place."""
+    for name, tensor in learned.items():
+        value = model.graph.initializers.get(name)
+        if value is None:
+            raise UnsupportedError(
+                f"`{name}` was adapted, but the plain model has no tensor of that name",
+                where=f"`{GRAPH}`",
+                hint="keep running the bundle; this method's state cannot become a plain model",
+            )
+        if value.shape is not None and tuple(value.shape) != tensor.array.shape:
+            raise VerificationError(
+                f"`{name}` has shape {list(value.shape)}, its state {list(tensor.array.shape)}", where=f"`{GRAPH}`"
+            )
+        value.const_value = ir.tensor(np.ascontiguousarray(tensor.array), name=name)
+
+
+def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, Learned]) -> tuple[str, ...]:
+    """Sites that adapt with the test data's statistics although the state tracks none to put in their place."""
+    sites = [site for site in manifest["sites"] if site["statistics"] != "source"]
+    return tuple(site["name"] for site in sites if f"{site['name']}.mean" not in learned)
+
+
+def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Save next to `output`, check and run that file, then move it there; returns the shape of the run's logits."""
+    if not output.resolve().parent.is_dir():
+        raise UsageError("the folder does not exist", where=f"`{output}`", hint=f"`mkdir -p {output.parent}`")
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}-") as folder:
+        partial = Path(folder) / output.name
+        ir.save(_self_contained(model), partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
+        probe = _verified(partial, manifest)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
+            shutil.move(file, output.resolve().parent / file.name)
+    return probe
+
+
+def _self_contained(model: ir.Model) -> ir.Model:
+    """The model with every external tensor read into memory."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the logits of one sample; raises VerificationError when the model is invalid or they not finite."""
+    random = np.random.default_rng(0)
+    feed = {
+        entry["name"]: random.random([1, *entry["shape"][1:]], np.float32).astype(entry["dtype"])
+        for entry in manifest["inputs"]
+    }
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+        outputs = plain_session(file).run([entry["name"] for entry in manifest["outputs"]], feed)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise VerificationError(f"the baked model does not run: {text}", where=f"`{file.name}`") from error
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise VerificationError("the baked model's outputs are not finite", hint="bake a state saved earlier")
+    return tuple(outputs[0].shape)

@@ -1,0 +1,74 @@
+"""`ttac demo`: what adaptation does, on a small real model and real images that ship with ttac."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from ttac.cli.options import PATH, as_json, terminal, verbose
+from ttac.cli.terminal import Terminal
+from ttac.errors import RuntimeMissingError
+
+if TYPE_CHECKING:
+    from ttac.demo.show import Comparison
+
+COLOURS = {"source": "red", "bn": "yellow", "tent": "green"}
+WIDTH = 40
+"""Columns of the longest bar."""
+
+
+@click.command("demo", short_help="Show what adaptation does, on a model and data that ship with ttac.")
+@click.option("--png", metavar="FILE", type=PATH, help="Also write the comparison as a bar chart.")
+@as_json
+@verbose
+@terminal
+def demo(terminal: Terminal, png: Path | None, as_json: bool) -> None:
+    """Compile a shipped classifier with `source`, `bn` and `tent`, and compare them on corrupted images."""
+    if png is not None and find_spec("matplotlib") is None:
+        raise RuntimeMissingError("`--png` needs matplotlib", hint="`pip install matplotlib`")
+    from ttac.demo import show
+
+    with terminal.progress() as progress:
+        total = len(show.METHODS) * sum(stream.count for stream in show.shifts().values())
+        task = progress.add_task("images", total=total)
+        comparison = show.compare(terminal.say, lambda count: progress.advance(task, count))
+    if as_json:
+        terminal.json(comparison.as_json())
+    else:
+        report(terminal, comparison)
+    if png is not None:
+        show.plot(comparison, png)
+        terminal.say(f"wrote `{png}`")
+
+
+def report(terminal: Terminal, comparison: Comparison) -> None:
+    """Print the errors as a table and as bars."""
+    _table(terminal, comparison)
+    _bars(terminal, comparison)
+
+
+def _table(terminal: Terminal, comparison: Comparison) -> None:
+    from ttac.demo.show import METHODS
+
+    rows = [[name, *(f"{100 * row[m]:.1f}" for m in METHODS)] for name, row in comparison.errors.items()]
+    rows.append(["mean of corruptions", *(f"{100 * comparison.mean(m):.1f}" for m in METHODS)])
+    rows.append(["ms per image", *(f"{comparison.milliseconds[m]:.2f}" for m in METHODS)])
+    terminal.table(["error, %", *(f"{method}>" for method in METHODS)], rows)
+
+
+def _bars(terminal: Terminal, comparison: Comparison) -> None:
+    from ttac.demo.show import METHODS, bar
+
+    full = max(error for row in comparison.errors.values() for error in row.values())
+    plain = not terminal.out.encoding.lower().startswith("utf")
+    longest = max(map(len, comparison.errors))
+    for name, row in comparison.errors.items():
+        terminal.show()
+        for position, method in enumerate(METHODS):
+            label = f"{name if position == 0 else '':{longest}}  {method:6}  "
+            filled = (bar(row[method], full, WIDTH, plain=plain), COLOURS[method])
+            terminal.show(Text.assemble(label, filled, f" {100 * row[method]:.1f}"))

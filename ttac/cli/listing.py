@@ -1,0 +1,102 @@
+"""`ttac methods` and `ttac targets`: the tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ttac import methods, settings, targets
+from ttac.cli.options import as_json, terminal, verbose
+from ttac.cli.terminal import Terminal
+from ttac.errors import UsageError
+from ttac.sizes import format_size
+from ttac.spec import Method, Target
+
+
+@click.command("methods")
+@click.argument("name", required=False)
+@as_json
+@verbose
+@terminal
+def methods_command(terminal: Terminal, name: str | None, as_json: bool) -> None:
+    """List the methods, or one method and its options."""
+    if name is None:
+        found = [methods.find(known) for known in methods.names()]
+        if as_json:
+            terminal.json([_method(method) for method in found])
+        else:
+            terminal.table(("method", "what it does", "paper"), [(m.name, m.title, m.paper or "-") for m in found])
+        return
+    method = methods.find(name)
+    if as_json:
+        terminal.json(_method(method))
+        return
+    terminal.facts({"method": method.name, "does": method.title, "paper": method.paper or "-", "needs": method.needs})
+    if method.options:
+        terminal.show()
+        rows = [(o.name, settings.show(o.default), settings.describe(o), o.help) for o in method.options]
+        terminal.table(("option", "default", "value", "meaning"), rows)
+
+
+@click.command("targets", short_help="List the targets, or one target.")
+@click.argument("name", required=False)
+@click.option("--toml", "as_toml", is_flag=True, help="Print the table of NAME, to start a file of your own.")
+@as_json
+@verbose
+@terminal
+def targets_command(terminal: Terminal, name: str | None, as_toml: bool, as_json: bool) -> None:
+    """List the targets, or one target; NAME may be a file, as in `--target my.toml`."""
+    if as_toml:
+        if name is None:
+            raise UsageError("`--toml` needs the name of a target", hint="for example `ttac targets jetson --toml`")
+        terminal.data(targets.source(name).rstrip())
+        return
+    if name is None:
+        found = [targets.find(known) for known in targets.names()]
+        if as_json:
+            terminal.json([_target(target) for target in found])
+        else:
+            columns = ("target", "device", "memory>", "batch>", "opset>", "engine")
+            terminal.table(columns, [_row(target) for target in found])
+        return
+    target = targets.find(name)
+    if as_json:
+        terminal.json(_target(target))
+    else:
+        terminal.facts(_facts(target))
+
+
+def _row(target: Target) -> tuple[object, ...]:
+    engine = f"{target.engine} {target.engine_versions}".strip()
+    return target.name, target.title, format_size(target.memory), target.batch, target.opset, engine
+
+
+def _facts(target: Target) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "target": target.name,
+        "device": target.title,
+        "engine": f"{target.engine} {target.engine_versions}".strip(),
+        "limits": f"opset {target.opset}, IR version {target.ir_version}",
+        "memory": format_size(target.memory),
+        "batch": target.batch,
+        "threads": target.threads or "as the engine chooses",
+        "kernels": ", ".join(target.kernels) or "standard ONNX only",
+        "python": target.python or "any",
+    }
+    if target.denied:
+        facts["denied"] = "; ".join(f"{version}: {reason}" for version, reason in target.denied.items())
+    if target.notes:
+        facts["notes"] = "\n".join(target.notes)
+    return facts
+
+
+def _method(method: Method) -> dict[str, Any]:
+    options = [{**asdict(option), "choices": list(option.choices)} for option in method.options]
+    named = {"name": method.name, "title": method.title, "paper": method.paper, "needs": method.needs}
+    return {**named, "trains": method.trains, "loss": method.loss, "options": options}
+
+
+def _target(target: Target) -> dict[str, Any]:
+    return asdict(target)

@@ -1,0 +1,110 @@
+"""Options, and checks of their values, that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ttac.cli.terminal import Terminal
+from ttac.errors import UsageError
+from ttac.sizes import parse_size
+from ttac.suggest import did_you_mean
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+Check = Callable[[click.Context, click.Parameter, Any], Any]
+"""A click callback: gives the value back, converted, or raises UsageError."""
+
+PATH = click.Path(path_type=Path)
+
+
+def one_of(*words: str) -> Check:
+    """A value that is one of a few words; another one is answered with the nearest."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value is not None and value not in words:
+            raise UsageError(f"`{value}` is no choice", where=option_name(param), hint=did_you_mean(value, words))
+        return value
+
+    return check
+
+
+def count(low: int = 1) -> Check:
+    """A value that is a whole number, at least `low`."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value is not None and (not str(value).isdecimal() or int(value) < low):
+            hint = f"give a whole number, at least {low}"
+            raise UsageError(f"`{value}` does not fit", where=option_name(param), hint=hint)
+        return value if value is None else int(value)
+
+    return check
+
+
+def size(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A value that is a size, such as `64MiB`; becomes bytes."""
+    return value if value is None else parse_size(value, option_name(param))
+
+
+def shape(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A value that is the shape of one sample, such as `3x224x224`; becomes a tuple."""
+    if value is None:
+        return None
+    parts = value.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
+        raise UsageError(f"`{value}` is not a shape", where=option_name(param), hint=hint)
+    return tuple(int(part) for part in parts)
+
+
+def option_name(param: click.Parameter) -> str:
+    """The option's long name, in backticks."""
+    names: Iterable[str] = (name for name in param.opts if name.startswith("--"))
+    return f"`{next(iter(names), param.human_readable_name)}`"
+
+
+def model(command: Command) -> Command:
+    """Add how a model's file is read: `--norms`, `--input` (passed as `input_name`), `--logits`, `--shape`."""
+    words = ("auto", "keep", "insert")
+    check: dict[str, Any] = {"metavar": "|".join(words), "callback": one_of(*words)}
+    why = "Insert norms where an exporter folded them: if the file has none (auto), never, or after every Conv."
+    for option in (
+        click.option(
+            "--shape", metavar="CxHxW", callback=shape, help="One sample's shape, where the file leaves it open."
+        ),
+        click.option("--logits", metavar="NAME", help="The graph output that holds logits."),
+        click.option("--input", "input_name", metavar="NAME", help="The graph input that takes samples."),
+        click.option("--norms", default="auto", show_default=True, help=why, **check),
+    ):
+        command = option(command)
+    return command
+
+
+def verbose(command: Command) -> Command:
+    """Add `-v/--verbose`, which the Terminal remembers."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.ensure_object(Terminal).verbose = True
+
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help="Say more; show tracebacks.",
+    )(command)
+
+
+def as_json(command: Command) -> Command:
+    """Add `--json`, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(command)
+
+
+terminal = click.make_pass_decorator(Terminal, ensure=True)
+"""Pass the Terminal as the first argument."""

@@ -1,0 +1,106 @@
+"""How ttac speaks: data on stdout, talk on stderr, errors with a place and a way out; readable without colour."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ttac.errors import TtacError
+
+PIPED_WIDTH = 1000
+"""Characters of a line in a file or a pipe: more than any table has, so that nothing is wrapped there."""
+
+
+class Terminal:
+    """The two streams of one command; `verbose` is what `-v` sets."""
+
+    def __init__(self) -> None:
+        self.verbose = False
+        self.out = _console(stderr=False)
+        self.talk = _console(stderr=True)
+
+    def data(self, text: str) -> None:
+        """Print `text` on stdout as it is: never wrapped, never coloured."""
+        sys.stdout.write(text + "\n")
+
+    def json(self, value: Any) -> None:
+        """Print `value` on stdout as indented JSON."""
+        self.data(json.dumps(value, indent=2, allow_nan=False))
+
+    def show(self, what: RenderableType = "") -> None:
+        """Print anything rich can on stdout; in a file or a pipe without the spaces that fill a line."""
+        if self.out.is_terminal:
+            self.out.print(what)
+            return
+        with self.out.capture() as captured:
+            self.out.print(what)
+        self.data("\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n")))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
+        """Print rows on stdout; a column whose name ends in `>` is aligned to the right."""
+        if title:
+            self.show(Text(title, style="bold"))
+        self.show(table(columns, rows))
+
+    def facts(self, pairs: Mapping[str, Any]) -> None:
+        """Print names and values on stdout, one a line, values aligned."""
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in pairs.items():
+            grid.add_row(name, str(value))
+        self.show(grid)
+
+    def say(self, line: str = "") -> None:
+        """Print a line of talk on stderr."""
+        self.talk.print(line, soft_wrap=True)
+
+    def detail(self, line: str) -> None:
+        """Print a line of talk that only `-v` shows."""
+        if self.verbose:
+            self.say(line)
+
+    def progress(self) -> Progress:
+        """A progress bar on stderr; invisible where stderr is no terminal."""
+        text, times = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (text, BarColumn(), MofNCompleteColumn(), *times)
+        return Progress(*columns, console=self.talk, transient=True, disable=not self.talk.is_terminal)
+
+    def error(self, error: TtacError, cause: BaseException | None = None) -> None:
+        """Print what happened, where, and one thing to try; with `-v`, the traceback of `cause` before it."""
+        if self.verbose:
+            sys.stderr.write("".join(traceback.format_exception(cause or error)))
+        self._labelled("error: ", "bold red", error.what)
+        if error.where:
+            self.say(f"  at {error.where}")
+        if error.hint:
+            self.say()
+            self._labelled("hint: ", "bold cyan", error.hint)
+
+    def _labelled(self, label: str, style: str, text: str) -> None:
+        self.talk.print(Text.assemble((label, style), text), soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table without lines; a column whose name ends in `>` is aligned to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        made.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+    return made
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console

@@ -1,0 +1,52 @@
+"""`ttac view`: a model, or one graph of a bundle, in Netron."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import click
+
+from ttac.cli.bundles import is_bundle
+from ttac.cli.options import PATH, count, terminal, verbose
+from ttac.cli.terminal import Terminal
+from ttac.errors import RuntimeMissingError, UsageError
+from ttac.suggest import did_you_mean
+
+
+@click.command("view", short_help="Open a model, or one graph of a bundle, in Netron.")
+@click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
+@click.argument("graph", required=False)
+@click.option("--no-browser", is_flag=True, help="Only serve it; open the printed address yourself.")
+@click.option("--port", metavar="N", callback=count(), help="Port on this computer.  [default: a free one from 8080]")
+@verbose
+@terminal
+def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, port: int | None) -> None:
+    """Open a model, or GRAPH of a bundle (default `forward`), in Netron; stop with Ctrl-C."""
+    file = graph_file(path, graph)
+    try:
+        import netron
+    except ImportError as error:
+        raise RuntimeMissingError("`ttac view` needs Netron", hint="`pip install 'ttac[view]'`") from error
+    with redirect_stdout(sys.stderr):
+        host, port = netron.start(str(file), address=port, browse=not no_browser)
+    terminal.data(f"http://{host}:{port}")
+    terminal.say("stop with Ctrl-C")
+    netron.wait()
+
+
+def graph_file(path: Path, graph: str | None) -> Path:
+    """The `.onnx` file to open; raises UsageError when there is none of that name."""
+    if not path.exists():
+        raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
+    if not is_bundle(path):
+        if path.is_dir() or graph is not None:
+            hint = "give an `.onnx` file alone, or a bundle's folder and a graph"
+            raise UsageError("only a bundle holds several graphs", where=f"`{path}`", hint=hint)
+        return path
+    known = sorted(file.stem for file in path.glob("*.onnx"))
+    wanted = (graph or "forward").removesuffix(".onnx")
+    if wanted not in known:
+        raise UsageError(f"the bundle has no graph `{wanted}`", where=f"`{path}`", hint=did_you_mean(wanted, known))
+    return path / f"{wanted}.onnx"

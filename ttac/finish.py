@@ -1,0 +1,123 @@
+"""The last rooms: write the bundle beside its place, verify and measure it there, and only then put it in place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ttac.errors import BudgetError
+from ttac.measure import measure
+from ttac.packing import Compiled, manifest, report, write_files
+from ttac.passes.adapt import adapt_norms
+from ttac.passes.differentiate import Joint
+from ttac.passes.lower import lower
+from ttac.passes.norms import site_of
+from ttac.passes.verify import Halves, Verified, check_files, compare_halves, logits_off, slope_error
+from ttac.rooms import Rooms
+from ttac.runtime.bundle import Bundle, place, write_manifest
+from ttac.sites import Samples
+from ttac.sizes import format_size
+
+VERIFIED_ON = 4
+"""Samples the verification runs on: enough for batch statistics, few enough to be quick."""
+
+
+def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, rooms: Rooms) -> Bundle:
+    """Write, verify, measure, and move into place; on any error nothing is left at the output."""
+    asked = compiled.request
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ttac-", dir=asked.output.parent) as folder:
+        staged = Path(folder) / "bundle"
+        staged.mkdir()
+        write_files(compiled, staged)
+        verified = check(compiled, source, joint, samples, staged)
+        rooms.verified(verified.as_dict())
+        verified.refuse()
+        seal(compiled, staged, verified, planned(compiled), rooms)
+        memory = {**planned(compiled), **measured(compiled, staged, rooms)}
+        refuse_over_budget(compiled, memory)
+        seal(compiled, staged, verified, memory, rooms)
+        if asked.dry_run:
+            return Bundle.dry(staged)
+        return place(staged, asked.output)
+
+
+def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, folder: Path) -> Verified:
+    """The differences that verification found, on real executions of the written graphs."""
+    check_files(folder, list(compiled.graphs))
+    initial = {tensor.name: tensor.initial for tensor in compiled.state}
+    x = compiled.graphs["infer"].graph.inputs[0]
+    feeds = {**initial, **compiled.fed, str(x.name): samples.few(VERIFIED_ON, x)}
+    off = logits_off(source, turned_off(compiled), feeds, compiled.logits)
+    if not joint.gradients:
+        return Verified(off)
+    halves = Halves(folder)
+    gradients = [str(value.name) for value in joint.gradients]
+    whole = joint_graph(joint, compiled)
+    logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
+    assert joint.loss is not None
+    loss = str(joint.loss.scalar.name)
+    slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients)
+    return Verified(off, logits, slopes, slope)
+
+
+def turned_off(compiled: Compiled) -> ir.Model:
+    """The plain graph with its norms made adaptive, but by the source's statistics and parameters."""
+    model = compiled.graphs["infer"].clone()
+    nodes = {str(node.name): node for node in model.graph}
+    sites = [site_of(nodes[str(s.node.name)], s.name, inserted=s.inserted) for s in compiled.sites]
+    adapt_norms(model, sites, "source", {}, trains=bool(compiled.request.method.trains))
+    return lower(model, compiled.request.target)
+
+
+def joint_graph(joint: Joint, compiled: Compiled) -> ir.Model:
+    """The joint graph before the plan cut it, lowered: what the halves must agree with."""
+    model = joint.model.clone()
+    values = ir.convenience.create_value_mapping(model.graph)
+    names = [joint.logits.name, *(gradient.name for gradient in joint.gradients)]
+    model.graph.outputs[:] = [values[str(name)] for name in names]
+    return lower(model, compiled.request.target)
+
+
+def seal(
+    compiled: Compiled, folder: Path, verified: Verified, memory: Mapping[str, Any], rooms: Rooms
+) -> None:
+    """Write report and manifest for the files in `folder`."""
+    (folder / "report.json").write_text(report(compiled, verified.as_dict(), memory, rooms.lines), encoding="utf-8")
+    write_manifest(folder, manifest(compiled, folder, verified.as_dict(), memory))
+
+
+def planned(compiled: Compiled) -> dict[str, Any]:
+    """Bytes of the residuals as planned, and had all been kept dense."""
+    plan = compiled.plan
+    return {"planned": {"residuals": plan.bytes, "dense": plan.dense, "batch": plan.batch} if plan else {}}
+
+
+def measured(compiled: Compiled, folder: Path, rooms: Rooms) -> dict[str, Any]:
+    """Peak and loaded bytes of the bundle in a fresh process; a few steps suffice to reach the peak."""
+    found = measure(folder, steps=3, threads=compiled.request.target.threads or None)
+    rooms.measured(found["peak"] if found else None, found["seconds"] if found else None)
+    return {"measured": found or {}}
+
+
+def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
+    """Raise BudgetError if the measured peak is above `--memory-budget`, or all memory above the target's."""
+    peak = memory["measured"].get("peak")
+    if peak is None:
+        return
+    budget, target = compiled.request.budget, compiled.request.target
+    needs, allowed, option = (peak, budget, "--memory-budget")
+    if budget is None:
+        needs, allowed, option = (peak + memory["measured"]["loaded"], target.memory, f"memory of target `{target.name}`")
+    if needs <= allowed:
+        return
+    rows = compiled.plan.largest() if compiled.plan else []
+    raise BudgetError(
+        f"a step needs {format_size(needs)}, the {option} is {format_size(allowed)}",
+        where="\n     ".join(f"{row.value}: {format_size(row.bytes)}, {row.how}" for row in rows),
+        hint=f"lower `--batch` (now {compiled.request.batch}), or adapt fewer sites with `--train`",
+    )

@@ -1,0 +1,231 @@
+"""Streams of samples: an `.npz`, an `.npy` or a folder of images, read as float32 batches the model takes.
+
+Float arrays are taken as already prepared.  Bytes (uint8), and so images, are prepared as the bundle says: scaled to
+its range, less the mean, over the standard deviation, in its layout.  Needs numpy, and Pillow for a folder of images.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttac.errors import RuntimeMissingError, UsageError
+from ttac.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+FORMS = "give an `.npz` (its first array), an `.npy` or a folder of images"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How bytes become the model's input.
+
+    Attributes:
+        sample: shape of one sample as the model takes it, [C, H, W] or, with layout "NHWC", [H, W, C].
+        span: values that byte 0 and byte 255 become; then `mean` is subtracted and `std` divides, per channel.
+        known: False where the bundle does not say, and bytes become [0, 1].
+    """
+
+    sample: tuple[int, ...]
+    layout: str = "NCHW"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    span: tuple[float, float] = (0.0, 1.0)
+    known: bool = True
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(channels, height, width); raises UsageError where a sample is no image."""
+        if len(self.sample) != 3:
+            shape = list(self.sample)
+            raise UsageError(f"the model takes samples of shape {shape}, not images", hint="give them as a float array")
+        return self.sample if self.layout == "NCHW" else (self.sample[2], self.sample[0], self.sample[1])
+
+    def prepare(self, channels_first: np.ndarray) -> np.ndarray:
+        """uint8 [n, C, H, W] -> float32 [n, *sample]."""
+        low, high = self.span
+        scaled = low + channels_first.astype(np.float32) * np.float32((high - low) / 255)
+        mean, std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
+        ready = (scaled - mean) / std
+        return ready if self.layout == "NCHW" else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples in order: `read(start, stop)` gives float32 [stop - start, *sample]."""
+
+    count: int
+    read: Callable[[int, int], np.ndarray]
+    labels: np.ndarray | None = None
+    prepared: bool = True
+    """False when samples are bytes that this module prepares."""
+
+    def batches(self, size: int, smallest: int = 1) -> Iterator[np.ndarray]:
+        """Batches of `size` samples, the last ones smaller where the samples run out, none below `smallest`.
+
+        Raises UsageError when the samples cannot be divided like that.
+        """
+        start = 0
+        for count in division(self.count, size, smallest):
+            yield self.read(start, start + count)
+            start += count
+
+
+def division(count: int, size: int, smallest: int) -> list[int]:
+    """How many samples each batch gets, none more than `size` or fewer than `smallest`; raises UsageError otherwise."""
+    batches = -(-count // size)
+    sizes, spare = [size] * batches, batches * size - count
+    for position in reversed(range(batches)):
+        given = min(spare, size - smallest)
+        sizes[position], spare = size - given, spare - given
+    if spare:
+        what = f"{count} samples cannot be divided into batches of {smallest} to {size}"
+        raise UsageError(what, hint=f"leave out {count % size}, or add {-count % size}")
+    return sizes
+
+
+def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Preparation:
+    """From a manifest: the input's shape with its batch axis, and `preprocessing`, which may be null."""
+    sample = tuple(int(size) for size in shape[1:])
+    if stated is None:
+        return Preparation(sample, known=False)
+    low, high = stated.get("range") or (0.0, 1.0)
+    return Preparation(
+        sample,
+        layout=str(stated.get("layout") or "NCHW"),
+        mean=tuple(stated.get("mean") or (0.0,)),
+        std=tuple(stated.get("std") or (1.0,)),
+        span=(float(low), float(high)),
+    )
+
+
+def open_stream(path: Path, how: Preparation, array: str | None = None) -> Stream:
+    """The samples of `path`, checked against the model's input; `array` chooses one of an `.npz`.
+
+    Raises UsageError when the path is none of the three forms, is empty, or holds samples of another shape.
+    """
+    if path.is_dir():
+        return _open_folder(path, how)
+    if not path.exists():
+        raise UsageError("there is no such input", where=f"`{path}`", hint=FORMS)
+    samples, labels = _read_arrays(path, array)
+    return stream_of(samples, how, labels=labels, where=f"`{path}`")
+
+
+def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None = None, where: str = "") -> Stream:
+    """The samples of one array, its first axis; raises UsageError when they do not fit the model's input."""
+    if array.ndim == 0 or len(array) == 0:
+        raise UsageError("the input holds no sample", where=where, hint=FORMS)
+    if labels is not None and labels.shape != array.shape[:1]:
+        raise UsageError(
+            f"there are {len(array)} samples, but `labels` has shape {list(labels.shape)}",
+            where=where,
+            hint="give one label a sample, or remove the array `labels`",
+        )
+    if array.dtype == np.uint8:
+        ready = _channels_first(array, how, where)
+        return Stream(len(array), lambda start, stop: how.prepare(ready[start:stop]), labels, prepared=False)
+    ready = _floats(array, how, where)
+    return Stream(len(array), lambda start, stop: np.ascontiguousarray(ready[start:stop], np.float32), labels)
+
+
+def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The samples of an `.npy` or `.npz` file, and the array `labels` of the latter."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                name = _choose([name for name in arrays.files if name != "labels"], wanted, path)
+                return arrays[name], arrays["labels"] if "labels" in arrays.files else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read the arrays: {error}", where=f"`{path}`", hint=FORMS) from error
+    raise UsageError(f"`{path.suffix or path.name}` is no form of input", where=f"`{path}`", hint=FORMS)
+
+
+def _choose(names: list[str], wanted: str | None, path: Path) -> str:
+    if not names:
+        raise UsageError("the archive holds no array", where=f"`{path}`", hint=FORMS)
+    if wanted is not None and wanted not in names:
+        raise UsageError(f"the archive has no array `{wanted}`", where=f"`{path}`", hint=did_you_mean(wanted, names))
+    return wanted or names[0]
+
+
+def _channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+    """Bytes [n, C, H, W], [n, H, W, C] or, with one channel, [n, H, W] -> [n, C, H, W]."""
+    channels, height, width = how.size
+    sample = array.shape[1:]
+    if sample == (channels, height, width):
+        return array
+    if sample == (height, width, channels):
+        return array.transpose(0, 3, 1, 2)
+    if sample == (height, width) and channels == 1:
+        return array[:, None]
+    raise _misfit(array, how, where)
+
+
+def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(
+            f"samples are `{array.dtype}`", where=where, hint="give prepared `float32` samples or `uint8` images"
+        )
+    if array.shape[1:] == how.sample:
+        return array
+    if len(how.sample) == 3 and how.size[0] == 1 and array.shape[1:] == how.size[1:]:
+        return array.reshape(len(array), *how.sample)
+    raise _misfit(array, how, where)
+
+
+def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
+    return UsageError(
+        f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
+        where=where,
+        hint="resize or transpose them, or give the folder of images, which ttac resizes itself",
+    )
+
+
+def _open_folder(folder: Path, how: Preparation) -> Stream:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise UsageError("the folder holds no image", where=f"`{folder}`", hint="known forms: " + ", ".join(SUFFIXES))
+    size = how.size
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return how.prepare(np.stack([_read_image(file, size) for file in files[start:stop]]))
+
+    return Stream(len(files), read, prepared=False)
+
+
+def _read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [C, H, W]: the short side resized to fit, the centre cut out."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise RuntimeMissingError("reading images needs Pillow", hint="pip install pillow") from error
+    channels, height, width = size
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    except KeyError as error:
+        raise UsageError(f"an image cannot have {channels} channels", hint="give the samples as an array") from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"cannot read the image: {error}", where=f"`{file}`", hint="remove or repair it") from error
+    pixels = np.asarray(_fitted(picture, height, width), np.uint8)
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _fitted(picture: Image, height: int, width: int) -> Image:
+    if picture.size == (width, height):
+        return picture
+    scale = max(width / picture.width, height / picture.height)
+    resized = picture.resize((max(width, round(picture.width * scale)), max(height, round(picture.height * scale))))
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    return resized.crop((left, top, left + width, top + height))

@@ -1,0 +1,30 @@
+"""Adaptive batch normalisation: the statistics of the test data instead of the training data's.
+
+Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020; Li et
+al. (arXiv:1603.04779) before them.  With `statistics=blend` the source statistics count as `prior` further samples:
+mean = (prior*source + N*batch) / (prior + N), and the variance likewise.
+"""
+
+from __future__ import annotations
+
+from ttac.spec import Method, Option
+
+STATISTICS = (
+    Option(
+        "statistics",
+        "batch",
+        "what adapted norms normalise with: this batch, this batch and the source, or a running average",
+        choices=("batch", "blend", "ema"),
+    ),
+    Option("prior", 16.0, "with `blend`: how many samples the source statistics count for", low=0.0),
+    Option("statistics_momentum", 0.1, "with `ema`: weight of the newest batch in the average", low=0.0, high=1.0),
+)
+
+METHOD = Method(
+    name="bn",
+    title="batch statistics of the test data, no gradient",
+    paper="arXiv:2006.16971",
+    needs="BatchNorm, or calibration data where the export folded it",
+    statistics=lambda settings: str(settings["statistics"]),
+    options=STATISTICS,
+)

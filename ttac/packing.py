@@ -1,0 +1,156 @@
+"""From compiled graphs to a bundle folder: files, state table, programs, manifest and report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from safetensors.numpy import save_file
+
+from ttac.passes.adapt import StateTensor
+from ttac.passes.emit import write_graphs
+from ttac.passes.norms import NormSite
+from ttac.passes.plan import Plan
+from ttac.request import Request
+from ttac.runtime.bundle import digest_of
+
+FORMAT = 1
+STATE = "state.safetensors"
+
+
+@dataclass
+class Compiled:
+    """Everything the rooms made, ready to be written.
+
+    Attributes:
+        graphs: file stem -> model; `infer` is the plain source graph.
+        state: every state tensor with its initial value; moves: graph -> graph output -> state tensor.
+        stats: graph -> graph output -> name in `adapter.stats`.
+        fed: weights that are graph inputs, by name.
+    """
+
+    request: Request
+    graphs: dict[str, ir.Model]
+    sites: Sequence[NormSite] = ()
+    statistics: str = "source"
+    state: Sequence[StateTensor] = ()
+    moves: dict[str, dict[str, str]] = field(default_factory=dict)
+    stats: dict[str, dict[str, str]] = field(default_factory=dict)
+    fed: dict[str, np.ndarray] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    @property
+    def logits(self) -> str:
+        return str(self.graphs["forward"].graph.outputs[0].name)
+
+
+def write_files(compiled: Compiled, folder: Path) -> None:
+    """Write graphs, weights and the initial state into `folder`."""
+    write_graphs(folder, compiled.graphs, compiled.fed)
+    save_file({t.name: np.ascontiguousarray(t.initial).reshape(t.initial.shape) for t in compiled.state}, folder / STATE)
+
+
+def manifest(compiled: Compiled, folder: Path, verified: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the bundle in `folder`, whose other files are all written."""
+    request = compiled.request
+    files = {p.name: digest_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "manifest.json"}
+    infer = compiled.graphs["infer"].graph
+    return {
+        "format": FORMAT,
+        "ttac": metadata.version("ttac"),
+        "method": {"name": request.method.name, "settings": dict(request.settings)},
+        "target": _target(compiled),
+        "source": {"file": request.path.name, "sha256": digest_of(request.path)},
+        "files": files,
+        "inputs": [_described(infer.inputs[0])],
+        "outputs": [_described(infer.outputs[0])],
+        "batch": {"planned": request.batch, "smallest": smallest_batch(compiled)},
+        "preprocessing": None,
+        "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in compiled.state]},
+        "sites": [_site(compiled, site) for site in compiled.sites],
+        "graphs": _graphs(compiled),
+        "programs": programs(compiled),
+        "memory": dict(memory),
+        "verified": dict(verified),
+        "executed_on": [engine()] if verified else [],
+    }
+
+
+def smallest_batch(compiled: Compiled) -> int:
+    """2 where a site would otherwise normalise a single value by its own statistics (PyTorch refuses that too)."""
+    alone = compiled.statistics == "batch" and any(site.spatial == 1 for site in compiled.sites)
+    return 2 if alone and compiled.request.batch > 1 else 1
+
+
+def programs(compiled: Compiled) -> dict[str, list[Mapping[str, Any]]]:
+    """The method's steps, with `logits` as the graph calls it; `predict` runs the forward alone."""
+    step = [{"return": compiled.logits} if "return" in word else word for word in compiled.request.method.program]
+    step = [word for word in step if word.get("run", "forward") in compiled.graphs]
+    return {"step": step, "predict": [{"run": "forward", "only": [compiled.logits]}, {"return": compiled.logits}]}
+
+
+def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
+    """What `ttac inspect` prints of a bundle, as JSON."""
+    rows = [asdict(row) for row in compiled.plan.kept] if compiled.plan else []
+    content = {"plan": rows, "rooms": list(rooms), "verified": dict(verified), **memory}
+    return json.dumps(content, indent=1)
+
+
+def engine() -> dict[str, str]:
+    """The engine package and its version that executed the graphs while they were compiled."""
+    for package in ("onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime-gpu", "onnxruntime"):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        return {"package": package, "version": version, "platform": f"{platform.system()} {platform.machine()}"}
+    return {"package": "unknown", "version": "0", "platform": f"{platform.system()} {platform.machine()}"}
+
+
+def _target(compiled: Compiled) -> dict[str, Any]:
+    target, forward = compiled.request.target, compiled.graphs["forward"]
+    return {
+        "name": target.name,
+        "engine": target.engine,
+        "opset": forward.opset_imports[""],
+        "ir_version": forward.ir_version,
+        "threads": target.threads,
+    }
+
+
+def _described(value: ir.Value) -> dict[str, Any]:
+    assert value.shape is not None
+    shape = [size if isinstance(size, int) else "N" for size in value.shape]
+    return {"name": value.name, "dtype": "float32", "shape": shape}
+
+
+def _tabled(tensor: StateTensor) -> dict[str, Any]:
+    initial = tensor.initial
+    return {"name": tensor.name, "dtype": str(initial.dtype), "shape": list(initial.shape), "role": tensor.role}
+
+
+def _site(compiled: Compiled, site: NormSite) -> dict[str, Any]:
+    trained = any(tensor.name == f"{site.name}.scale" for tensor in compiled.state)
+    return {
+        "name": site.name,
+        "kind": site.kind,
+        "channels": site.channels,
+        "statistics": compiled.statistics,
+        "trained": trained,
+        "inserted": site.inserted,
+    }
+
+
+def _graphs(compiled: Compiled) -> dict[str, Any]:
+    return {
+        name: {"file": f"{name}.onnx", "state": compiled.moves.get(name, {}), "stats": compiled.stats.get(name, {})}
+        for name in compiled.graphs
+        if name != "infer"
+    }

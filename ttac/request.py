@@ -1,0 +1,102 @@
+"""What the user asked for, resolved: every name looked up, every value typed, before any model is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttac import methods, targets
+from ttac.errors import UnsupportedError, UsageError
+from ttac.settings import resolve
+from ttac.sizes import parse_size
+from ttac.spec import Method, Target
+
+NORMS = ("auto", "keep", "insert")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One compile.
+
+    Attributes:
+        path: the model file; output: the bundle's folder.
+        settings: every option of `method` with its value.
+        batch: samples per step that the bundle is planned for.
+        calibration: unlabelled source samples, as an array, a file or a folder; None if there are none.
+        norms: "auto", "keep" or "insert"; train: which sites are adapted ("norms", "all" or name patterns).
+        budget: bytes of working memory a step may take, None for the target's.
+        shape: shape of one sample where the file leaves it open.
+    """
+
+    path: Path
+    method: Method
+    settings: Mapping[str, Any]
+    target: Target
+    output: Path
+    batch: int
+    calibration: str | Path | np.ndarray | None = None
+    norms: str = "auto"
+    train: str = "norms"
+    budget: int | None = None
+    dump: Path | None = None
+    dry_run: bool = False
+    input: str | None = None
+    logits: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def request(
+    path: str | Path,
+    *,
+    method: str,
+    target: str,
+    output: str | Path | None,
+    batch: int | None,
+    norms: str,
+    train: str,
+    memory_budget: int | str | None,
+    settings: Mapping[str, Any] | None,
+    dump: str | Path | None,
+    quantize: str | None,
+    emit: str | None,
+    **rest: Any,
+) -> Request:
+    """Check and resolve the arguments of `ttac.compile`.
+
+    Raises UsageError for a name that does not exist or a value out of bounds, UnsupportedError for what this version
+    does not do yet.
+    """
+    path, chosen, device = Path(path), methods.find(method), targets.find(target)
+    if norms not in NORMS:
+        raise UsageError(f"`{norms}` is not one of {', '.join(NORMS)}", where="`--norms`")
+    _refuse_unbuilt(quantize, emit, train)
+    samples = device.batch if batch is None else batch
+    if samples < 1:
+        raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
+    folder = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}-{device.name}.ttac")
+    budget = parse_size(memory_budget, "`--memory-budget`") if isinstance(memory_budget, str) else memory_budget
+    return Request(
+        path,
+        chosen,
+        resolve(chosen, settings),
+        device,
+        folder,
+        samples,
+        norms=norms,
+        train=train,
+        budget=budget,
+        dump=Path(dump) if dump is not None else None,
+        **rest,
+    )
+
+
+def _refuse_unbuilt(quantize: str | None, emit: str | None, train: str) -> None:
+    """Options of the contract that this version refuses rather than ignores."""
+    asked = {"--quantize": quantize, "--emit": emit, "--train all": train if train == "all" else None}
+    for option, value in asked.items():
+        if value is not None:
+            raise UnsupportedError(f"`{option}` is not available in this version", hint="leave the option out")

@@ -1,0 +1,102 @@
+"""One line on stderr per room, and the graph after it where `--dump` asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from ttac.errors import UsageError
+from ttac.passes.emit import write_graphs
+from ttac.sizes import format_size
+
+if TYPE_CHECKING:
+    from ttac.passes.adapt import Adaptation
+    from ttac.passes.differentiate import Joint
+    from ttac.passes.norms import NormSite
+    from ttac.passes.plan import Plan
+
+
+class Rooms:
+    """Collects what the rooms say; each method takes a room's result, tells of it and passes it on."""
+
+    def __init__(self, say: Callable[[str], None], dump: Path | None = None) -> None:
+        self.lines: list[str] = []
+        self._say, self._dump, self._count = say, dump, 0
+        if dump is not None and dump.exists() and not dump.is_dir():
+            raise UsageError("the dump folder is a file", where=f"`{dump}`", hint="name a folder")
+
+    def note(self, text: str) -> None:
+        """A remark of a room, indented under its line."""
+        self._say(f"            {text}")
+
+    def line(self, room: str, text: str) -> None:
+        """The line of a room: `plan        96 MB -> 21 MB`."""
+        self.lines.append(f"{room:<11} {text}")
+        self._say(self.lines[-1])
+
+    def dump(self, room: str, **graphs: ir.Model) -> None:
+        """Write `NN-room[-graph].onnx` and its weights beside, each room in files of its own."""
+        self._count += 1
+        if self._dump is None:
+            return
+        for name, model in graphs.items():
+            folder = self._dump / f"{self._count:02}-{room}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_graphs(folder, {name: model})
+
+    def loaded(self, model: ir.Model) -> ir.Model:
+        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        name = model.graph.name or "model"
+        self.line("load", f"{name}, opset {model.opset_imports['']}, {len(model.graph)} nodes, {format_size(size)}")
+        self.dump("load", model=model)
+        return model
+
+    def normalised(self, model: ir.Model) -> ir.Model:
+        x = model.graph.inputs[0]
+        self.line("normalise", f"{len(model.graph)} nodes, `{x.name}` {x.shape} -> `{model.graph.outputs[0].name}`")
+        self.dump("normalise", model=model)
+        return model
+
+    def recognised(self, model: ir.Model, sites: list[NormSite]) -> list[NormSite]:
+        inserted = sum(site.inserted for site in sites)
+        self.line("norms", f"{len(sites)} sites" + (f", {inserted} inserted where the export folded them" if inserted else ""))
+        self.dump("norms", model=model)
+        return sites
+
+    def adapted(self, model: ir.Model, adaptation: Adaptation) -> None:
+        count = len(adaptation.parameters)
+        self.line("adapt", f"{len(adaptation.sites)} sites with {adaptation.statistics} statistics, {count} tensors train")
+        self.dump("adapt", model=model)
+
+    def differentiated(self, joint: Joint) -> Joint:
+        forward = len(joint.model.graph) - len(joint.backward)
+        self.line("autodiff", f"{forward} -> {len(joint.model.graph)} nodes, {len(joint.gradients)} gradients")
+        self.dump("autodiff", joint=joint.model)
+        return joint
+
+    def planned(self, plan: Plan) -> Plan:
+        ways = {how: sum(row.how == how for row in plan.kept) for how in ("dense", "bits", "recompute")}
+        shares = ", ".join(f"{count} {how}" for how, count in ways.items() if count)
+        self.line("plan", f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}: {shares or 'nothing kept'}")
+        return plan
+
+    def lowered(self, graphs: dict[str, ir.Model]) -> None:
+        forward = graphs["forward"]
+        counts = ", ".join(f"{name} {len(model.graph)}" for name, model in graphs.items())
+        self.line("lower", f"opset {forward.opset_imports['']}, IR {forward.ir_version}; nodes: {counts}")
+        self.dump("lower", **graphs)
+
+    def verified(self, differences: dict[str, float | None]) -> None:
+        found = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
+        self.line("verify", ", ".join(found) or "executed")
+
+    def measured(self, peak: int | None, seconds: float | None) -> None:
+        if peak is None or seconds is None:
+            self.line("measure", "not measured: the counters are on Linux only")
+        else:
+            self.line("measure", f"peak {format_size(peak)}, {seconds * 1e3:.1f} ms a step")
+
+

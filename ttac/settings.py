@@ -1,0 +1,115 @@
+"""Hyperparameters: what the user sets, checked against the options a method declares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ttac.errors import UsageError
+from ttac.spec import Method, Option
+from ttac.suggest import did_you_mean
+
+Setting = bool | int | float | str
+
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def split_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """`["lr=0.01", "optimizer=sgd"]` -> `{"lr": "0.01", "optimizer": "sgd"}`.
+
+    Raises UsageError when a text has no `=`, no name, or sets a name twice.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name, where = name.strip(), f"`--set {text}`"
+        if not equals or not name:
+            raise UsageError("a setting is written `name=value`", where=where, hint="for example `--set lr=0.001`")
+        if name in given:
+            raise UsageError(f"`{name}` is set twice", where=where, hint="keep one of them")
+        given[name] = value.strip()
+    return given
+
+
+def resolve(method: Method, given: Mapping[str, Any] | None = None) -> dict[str, Setting]:
+    """Every option of `method` with its value: the given one, or its default.
+
+    A given value may be text (from the command line) or already typed (from Python).
+    Raises UsageError for a name the method does not have, or a value of the wrong type or out of bounds.
+    """
+    given = dict(given or {})
+    options = {option.name: option for option in method.options}
+    for name in given:
+        if name not in options:
+            hint = did_you_mean(name, options) + f" (`ttac methods {method.name}` lists them)"
+            raise UsageError(f"method `{method.name}` has no option `{name}`", where="`--set`", hint=hint)
+    return {name: value_of(option, given.get(name, option.default)) for name, option in options.items()}
+
+
+def value_of(option: Option, given: Any) -> Setting:
+    """`given` as the type of the option's default, within its bounds; raises UsageError otherwise."""
+    value = _typed(option, given)
+    if value is None:
+        raise _wrong(option, given)
+    if option.choices and value not in option.choices:
+        raise UsageError(
+            f"`{given}` is not a choice of `{option.name}`",
+            where=f"`--set {option.name}={given}`",
+            hint=did_you_mean(str(given), option.choices),
+        )
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(option, value):
+        raise _wrong(option, given)
+    return value
+
+
+def describe(option: Option) -> str:
+    """What the option accepts: `true or false`, `0 to 1`, `adam, sgd`."""
+    if isinstance(option.default, bool):
+        return "true or false"
+    if option.choices:
+        return ", ".join(option.choices)
+    if isinstance(option.default, str):
+        return "text"
+    kind = "a whole number" if isinstance(option.default, int) else "a number"
+    if option.low is not None and option.high is not None:
+        return f"{kind} from {option.low:g} to {option.high:g}"
+    if option.low is not None:
+        return f"{kind}, at least {option.low:g}"
+    if option.high is not None:
+        return f"{kind}, at most {option.high:g}"
+    return kind
+
+
+def _typed(option: Option, given: Any) -> Setting | None:
+    """`given` converted to the type of the default, None when that loses or invents something."""
+    if isinstance(option.default, bool):
+        return given if isinstance(given, bool) else WORDS.get(str(given).lower())
+    if isinstance(option.default, str):
+        return given if isinstance(given, str) else None
+    if isinstance(given, bool):
+        return None
+    try:
+        number = float(given)
+        if isinstance(option.default, int):
+            return int(number) if number.is_integer() else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _within(option: Option, value: float) -> bool:
+    return (option.low is None or value >= option.low) and (option.high is None or value <= option.high)
+
+
+def _wrong(option: Option, given: Any) -> UsageError:
+    return UsageError(
+        f"`{given}` does not fit option `{option.name}`",
+        where=f"`--set {option.name}={given}`",
+        hint=f"`{option.name}` is {describe(option)}; its default is `{show(option.default)}`",
+    )
+
+
+def show(value: Setting) -> str:
+    """A setting as the command line would write it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

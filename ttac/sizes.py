@@ -1,0 +1,44 @@
+"""Sizes in bytes, as people write and read them: `64MiB`, `48 MB`, `2 GiB`."""
+
+from __future__ import annotations
+
+import re
+
+from ttac.errors import UsageError
+
+UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_size(text: str, where: str = "") -> int:
+    """Bytes that `text` stands for; a bare number is bytes, `MB` is 10^6 and `MiB` 2^20.
+
+    Raises UsageError for anything else, and for zero.
+    """
+    match = PATTERN.fullmatch(text)
+    if match is None or match[2].lower() not in UNITS:
+        raise UsageError(f"`{text}` is not a size", where=where, hint="write it as `64MiB`, `48MB` or `2 GiB`")
+    size = round(float(match[1]) * UNITS[match[2].lower()])
+    if size < 1:
+        raise UsageError(f"`{text}` is less than one byte", where=where, hint="write it as `64MiB`, `48MB` or `2 GiB`")
+    return size
+
+
+def format_size(size: float) -> str:
+    """`size` bytes with three significant digits: `512 B`, `1.50 KiB`, `4.19 MiB`."""
+    scaled, unit = float(size), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if abs(scaled) < 1023.5:
+            break
+        scaled, unit = scaled / 1024, larger
+    digits = 0 if unit == "B" or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
+    return f"{scaled:.{digits}f} {unit}"
