@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 
-SOURCE = "corrupt-tta 0.1.7 (MIT licence)"
+PACKAGE = "corrupt-tta"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ CORRUPTIONS = (
     Corruption("contrast", 1, scale=1),
     Corruption("pixelate", 5, scale=1),
 )
+
+
+def described() -> str:
+    """What made the corruptions, with the package's installed version, for whoever reads the data file."""
+    listed = ", ".join(f"{each.name} severity {each.severity} at {28 * each.scale} pixels" for each in CORRUPTIONS)
+    return f"{PACKAGE} {version(PACKAGE)} (MIT licence): {listed}"
 
 
 def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from fashion_corruptions import CORRUPTIONS, SOURCE, corrupted
+from fashion_corruptions import CORRUPTIONS, corrupted, described
 from fashion_nets import ResNet, VisionTransformer, group_norm_resnet
 from plain_tent import calibrate, scores
 from torch import Tensor, nn
@@ -172,8 +172,7 @@ def make_stream(data: Path, out: Path) -> None:
     """Writes the first test images, clean and corrupted, with their labels; `about` says how, as text."""
     images, labels = (part[:STREAM_IMAGES] for part in fashion(data, "t10k"))
     streams = {"clean": images} | {each.name: corrupted(images, each) for each in CORRUPTIONS}
-    listed = ", ".join(f"{each.name} severity {each.severity} at {28 * each.scale} pixels" for each in CORRUPTIONS)
-    about = f"Fashion-MNIST test images 0..{STREAM_IMAGES - 1} (MIT licence); {SOURCE}: {listed}"
+    about = f"Fashion-MNIST test images 0..{STREAM_IMAGES - 1} (MIT licence); {described()}"
     np.savez_compressed(out / STREAM, allow_pickle=False, **streams, labels=labels, about=np.array(about))
 
 

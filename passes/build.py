@@ -143,8 +143,8 @@ def infer(node: ir.Node, opset: int) -> list[tuple[ir.DataType | None, ir.Shape 
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         inputs = [value for value in node.inputs if value is not None]
         types = {str(v.name): _type_proto(v) for v in inputs}
-        small = [(str(v.name), v.const_value) for v in inputs if v.const_value is not None and v.const_value.size <= 1024]
-        data = {name: ir.to_proto(tensor) for name, tensor in small}
+        known = [(str(v.name), v.const_value) for v in inputs]
+        data = {name: ir.to_proto(held) for name, held in known if held is not None and held.size <= 1024}
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
         found = onnx.shape_inference.infer_node_outputs(

@@ -33,6 +33,14 @@ def name_layers(model: ir.Model) -> None:
                 node.metadata_props[FOLDED] = folded
 
 
+def name_nodes(model: ir.Model) -> None:
+    """Give every node a name of its own, that of its first output where it has none; in place."""
+    taken: set[str] = set()
+    for node in model.graph:
+        node.name = unique(node.name or str(node.outputs[0].name), taken)
+        taken.add(node.name)
+
+
 def unique_layers(model: ir.Model) -> None:
     """Make the layers of nodes with parameters unique, then those of all others; in place."""
     taken: set[str] = set()
@@ -63,7 +71,7 @@ def layer_name(node: ir.Node) -> str:
         if owner and len(value.uses()) == 1:  # type: ignore[union-attr]
             return owner
     name = node.name or node.outputs[0].name or node.op_type
-    scoped = _dynamo_scope(node) or (_path_scope(node.op_type, name) if "/" in name.strip("/") else "")
+    scoped = _dynamo_scope(node) or (_path_scope(node.op_type, name) if "/" in name else "")
     return scoped or name.strip("/").replace("/", ".")
 
 

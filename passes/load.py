@@ -16,13 +16,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
-from ttac.passes.layers import name_layers
+from ttac.passes.layers import name_layers, name_nodes
 from ttac.passes.modes import inference_form
 
 Say = Callable[[str], None]
 
 OLDEST, RAISED_TO, NEWEST = 9, 18, 21
 READABLE_IR = 10
+LIMIT = 2 << 30
 SMALL = 1024
 """Initializers up to this many bytes travel with the graph: shapes, axes, scales that inference must see."""
 
@@ -30,7 +31,6 @@ ORIGINAL = "ttac.original"
 """`model.meta` key: the model before its opset was changed, what every later room must agree with."""
 
 EXPORT = 'torch.onnx.export(model, x, "model.onnx", opset_version=18)'
-NATIVE = ("", "ai.onnx")
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
 
 
@@ -52,6 +52,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     """
     path = Path(path)
     proto = parse(path)
+    _shorten_domain(proto)
     _refuse_versions(proto, path)
     _refuse_tensors(proto, path)
     _check(proto, path)
@@ -60,6 +61,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     _refuse_operators(model)
     _refuse_types(model)
     inference_form(model, say)
+    name_nodes(model)
     name_layers(model)
     original = model.clone()
     model = convert(model, path, say)
@@ -79,6 +81,12 @@ def parse(path: Path) -> onnx.ModelProto:
         raise UsageError(f"cannot open the model: {kind}", where=f"`{path}`", hint="give the path of an `.onnx` file")
     if path.stat().st_size == 0:
         raise UnsupportedError("the file is empty", where=f"`{path}`", hint=f"export it again: `{EXPORT}`")
+    if path.stat().st_size >= LIMIT:
+        raise UnsupportedError(
+            "larger than 2 GiB, which no protobuf may be",
+            where=f"`{path}`",
+            hint="keep the weights outside: `torch.onnx.export(..., external_data=True)`",
+        )
     with path.open("rb") as file:
         start = file.read(4)
     if start == b"PK\x03\x04":
@@ -104,7 +112,7 @@ def _refuse_versions(proto: onnx.ModelProto, path: Path) -> None:
             where=f"`{path}`",
             hint=f"export an older one, `{EXPORT}`, or `pip install --upgrade onnx`",
         )
-    opsets = [entry.version for entry in proto.opset_import if entry.domain in NATIVE]
+    opsets = [entry.version for entry in proto.opset_import if entry.domain == ""]
     if len(set(opsets)) != 1:
         raise UnsupportedError(f"it states {len(opsets)} ONNX opsets, not one", where=f"`{path}`", hint=f"`{EXPORT}`")
     if opsets[0] > onnx.defs.onnx_opset_version():
@@ -128,11 +136,22 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from _graphs(inner)
 
 
+def _nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    return nodes + [node for function in proto.functions for node in function.node]
+
+
+def _shorten_domain(proto: onnx.ModelProto) -> None:
+    """The default domain has two spellings; onnx's checker knows the empty one only."""
+    functions = [entry for function in proto.functions for entry in function.opset_import]
+    for owner in [*proto.opset_import, *functions, *_nodes(proto)]:
+        if owner.domain == "ai.onnx":
+            owner.domain = ""
+
+
 def _refuse_tensors(proto: onnx.ModelProto, path: Path) -> None:
     """Every tensor must have exactly its bytes, in this file or in a file of this folder."""
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
-    nodes += [node for function in proto.functions for node in function.node]
-    for attribute, owner in [(a, node) for node in nodes for a in node.attribute]:
+    for attribute, owner in [(a, node) for node in _nodes(proto) for a in node.attribute]:
         for tensor in [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise UnsupportedError(
@@ -219,10 +238,6 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 def _with_data(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        node.domain = "" if node.domain == "ai.onnx" else node.domain
-    if "ai.onnx" in model.opset_imports:
-        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     return model
 
 
@@ -259,7 +274,11 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
         )
     if needed and input is not None:
         raise UnsupportedError(
-            f"the output `{model.graph.outputs[0].name}` does not depend on input `{input}`", where=_listed(used)
+            f"the output `{model.graph.outputs[0].name}` does not depend on input `{input}`",
+            where=_listed(used),
+            hint=f"leave out `--input`: there is one input it depends on, `{used[0].name}`"
+            if len(used) == 1
+            else "export a wrapper module that takes the image only",
         )
     for dropped in [value for value in inputs if value not in used]:
         say(f"input `{dropped.name}` dropped: nothing uses it")

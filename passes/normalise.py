@@ -18,7 +18,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.batch import BATCH, fixed, ints
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable
-from ttac.passes.layers import name_layers, unique, unique_layers
+from ttac.passes.layers import name_layers, name_nodes, unique_layers
 from ttac.passes.load import ORIGINAL, Say, quiet
 from ttac.passes.modes import replace
 from ttac.passes.simplify import simplify, worthwhile
@@ -210,10 +210,18 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
             found = _rows(after, model, samples[:size], size)
             worst = float(np.max(np.abs(found - expected[:size]), initial=0.0))
             if not worst <= TOLERANCE * max(float(np.max(np.abs(expected), initial=0.0)), 1e-6):
-                nodes = ", ".join(f"`{name}`" for name in rewritten[:8]) or "none"
-                raise fixed(
-                    f"nodes rewritten: {nodes}", f"{size} samples differ by {worst:.2g} from the file's", traced
-                )
+                raise _differs(size, worst, traced, rewritten)
+
+
+def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:
+    if rewritten:
+        nodes = ", ".join(f"`{name}`" for name in rewritten[:8])
+        return fixed(f"nodes {nodes}", f"rewritten for {size} samples, they give results off by {worst:.2g}", traced)
+    return UnsupportedError(
+        "the samples of a batch influence each other",
+        where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
+        hint="look for an operator that reduces, sorts or normalises over the first axis",
+    )
 
 
 def _rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> np.ndarray:
@@ -229,9 +237,6 @@ def finish(model: ir.Model) -> None:
     """Names, layers, layer metadata and the kind of the output, in place."""
     name_layers(model)
     unique_layers(model)
-    taken: set[str] = set()
-    for node in model.graph:
-        node.name = unique(node.name or str(node.outputs[0].name), taken)
-        taken.add(node.name)
+    name_nodes(model)
     producer = model.graph.outputs[0].producer()
     model.metadata_props[HEAD] = HEADS.get(producer.op_type, "logits") if producer else "logits"

@@ -297,17 +297,22 @@ def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) 
         if not found.sites:
             raise _nothing(found, norms)
         left = f"; {len(told)} more were folded by the exporter (`--norms insert` restores them)" if told else ""
-        return Decision(found.sites, (), f"the file has {len(found.sites)} batch norms{left}")
+        return Decision(found.sites, (), f"the file has {_many(found.sites, 'batch norm')}{left}")
     if not has_calibration:
-        lost = f"the exporter folded {len(told)} norms into convolutions" if told else "the file holds no norm"
+        lost = f"the exporter folded {_many(told, 'norm')} into convolutions" if told else "the file holds no norm"
         raise UnsupportedError(
             f"{lost}: without calibration data there are no statistics to adapt from"
             if norms == "auto"
-            else f"`--norms insert` needs calibration data for {len(found.folded)} convolutions",
+            else f"`--norms insert` needs calibration data for {_many(found.folded, 'convolution')}",
             where=_listed(found.folded),
             hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
         )
-    return Decision(found.sites, found.folded, f"{len(found.folded)} convolutions get a norm from calibration data")
+    given = f"{_many(found.folded, 'convolution')} get a norm from calibration data"
+    return Decision(found.sites, found.folded, given)
+
+
+def _many(items: Sequence[object], word: str) -> str:
+    return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
 
 
 def _nothing(found: Found, norms: str) -> UnsupportedError:

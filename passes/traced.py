@@ -216,7 +216,9 @@ def _split_sequence(walk: Walk, node: ir.Node) -> None:
         return
     sizes = each.tolist() if each.ndim else [min(int(each), size - start) for start in range(0, size, int(each))]
     with walk.op.at(node.metadata_props.get(LAYER, ""), before=node):
-        parts: Any = walk.op.Split(node.inputs[0], sizes, axis=axis, outputs=len(sizes), name=str(node.outputs[0].name))
+        parts: Any = walk.op.Split(
+            node.inputs[0], sizes, axis=axis, outputs=len(sizes), name=f"{node.outputs[0].name}.part"
+        )
     parts = parts if isinstance(parts, tuple) else (parts,)
     walk.visit_producer(parts[0])
     for reader in readers:

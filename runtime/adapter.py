@@ -47,8 +47,8 @@ class Adapter:
         self._device = Device()
         self._initial = self._initial_state()
         self._state = dict(self._initial)
-        self._weights = self._mapped_weights()
         self._graphs = self._sessions(_settled(settings or EngineSettings(), threads, self._manifest.threads))
+        self._weights = self._mapped_weights()
         world = self._world()
         self._programs = {
             name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
@@ -201,9 +201,12 @@ class Adapter:
         return {name: self._device.tensor(array) for name, array in arrays.items()}
 
     def _mapped_weights(self) -> dict[str, Tensor]:
+        """The weights that graphs take as inputs; all sessions read the same mapped memory."""
         if WEIGHTS not in self._manifest.files:
             return {}
-        return {name: self._device.tensor(array) for name, array in map_tensors(inside(self.path, WEIGHTS))[0].items()}
+        arrays, _ = map_tensors(inside(self.path, WEIGHTS))
+        taken = {name for graph in self._graphs.values() for name in graph.inputs}
+        return {name: self._device.tensor(array) for name, array in arrays.items() if name in taken}
 
     def _sessions(self, settings: EngineSettings) -> dict[str, LoadedGraph]:
         needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
@@ -219,17 +222,16 @@ class LoadedGraph:
 
     def __init__(self, folder: Path, spec: GraphSpec, manifest: Manifest, settings: EngineSettings) -> None:
         level = spec.optimization or settings.optimization
-        self._session = Session(inside(folder, spec.file), replace(settings, optimization=level))
-        self.native = self._session.native
-        self.inputs, self.outputs = tuple(self._session.inputs), tuple(self._session.outputs)
+        self.session = Session(inside(folder, spec.file), replace(settings, optimization=level))
+        self.inputs, self.outputs = tuple(self.session.inputs), tuple(self.session.outputs)
         self.state, self.stats = spec.state, spec.stats
-        self.run = self._session.run
+        self.run = self.session.run
         fits = {**manifest.state, **{spec.name: spec for spec in manifest.inputs}}
-        for name, port in self._session.inputs.items():
+        for name, port in self.session.inputs.items():
             if name in fits and not _fits(port, fits[name]):
                 _refuse_port(port, fits[name], spec)
         for name in (*spec.state, *spec.stats):
-            if name not in self._session.outputs:
+            if name not in self.session.outputs:
                 raise VerificationError(
                     f"the manifest reads output `{name}`, which the graph lacks", where=f"`{spec.file}`", hint=HINT
                 )

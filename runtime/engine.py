@@ -140,7 +140,7 @@ def engine() -> Any:
 
 
 def _import_without_training() -> Any:
-    """onnxruntime; the training wheel would look for PyTorch on the way and load it, 2 s and 200 MB for nothing.
+    """onnxruntime; the training wheel would look for PyTorch on the way and load it: 2.5 s and 240 MB for nothing.
 
     It takes the absence of its `onnxruntime.training` for a plain build, so that package is hidden meanwhile.
     """

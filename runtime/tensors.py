@@ -71,10 +71,13 @@ def check_tensors(tensors: Mapping[str, np.ndarray], specs: Mapping[str, TensorS
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name and rename it, so that `path` is whole or as before."""
+    """Write contiguous arrays as a safetensors file, under a temporary name first: `path` is whole or as before.
+
+    Raises UsageError if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, dict(metadata))
+        save_file(dict(tensors), temporary, dict(metadata))
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)

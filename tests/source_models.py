@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 
 Weights = dict[str, tuple[int, ...] | np.ndarray]
 
@@ -47,3 +49,30 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "model.onnx"
     onnx.save_model(model, str(path))
     return path
+
+
+def listing(model: ir.Model) -> list[str]:
+    """One line a node, `y [N,5] = Reshape (x, [-1, 5]) axis=1`: constants of up to eight integers are written out."""
+    return [_line(node) for node in model.graph]
+
+
+def _line(node: ir.Node) -> str:
+    outputs = ", ".join(f"{value.name} {value.shape}" for value in node.outputs)
+    attributes = "".join(f" {key}={attribute.value}" for key, attribute in sorted(node.attributes.items()))
+    return f"{outputs} = {node.op_type} ({', '.join(_operand(value) for value in node.inputs)}){attributes}"
+
+
+def _operand(value: ir.Value | None) -> str:
+    if value is None:
+        return "-"
+    tensor = value.const_value
+    if tensor is not None and not tensor.dtype.is_floating_point() and tensor.size <= 8:
+        return str(tensor.numpy().tolist())
+    return str(value.name)
+
+
+def run(model: onnx.ModelProto | ir.Model, x: np.ndarray) -> np.ndarray:
+    """The first output on this machine's engine."""
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
-from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, norm, saved, source
+from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, norm, run, saved, source
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.build import LAYER
 from ttac.passes.load import ORIGINAL, load, with_weights, without_weights
@@ -26,12 +25,6 @@ net (float[N,4] x, float[N,4] mask) => (float[N,5] logits, float[N,4] masked) {
 }
 """
 HEAD = {"fc.weight": (5, 4), "fc.bias": (5,)}
-
-
-def run(model: onnx.ModelProto | ir.Model, x: np.ndarray) -> np.ndarray:
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
 def refusal(error: type[TtacError], call: Callable[[], object], *parts: str) -> TtacError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import onnx
 import onnx.parser
 from safetensors.numpy import save_file
 
+from ttac.runtime.adapter import Adapter
 from ttac.runtime.bundle import write_manifest
 
 PLANNED = 4
@@ -100,6 +102,27 @@ STEP = [{"run": "forward"}, {"return": "logits"}]
 PREDICT = [{"run": "forward", "only": ["logits"]}, {"return": "logits"}]
 
 
+def batch(n: int = PLANNED, seed: int = 0) -> np.ndarray:
+    """n samples for the tiny models."""
+    return np.random.default_rng(seed).standard_normal((n, 3), dtype=np.float32)
+
+
+def state_of(adapter: Adapter) -> dict[str, np.ndarray]:
+    """Copies of the adapter's committed state."""
+    return {name: tensor.numpy().copy() for name, tensor in adapter._state.items()}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest as it lies there."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def reseal(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest again, with the hashes the files have now."""
+    write_manifest(folder, {key: value for key, value in (manifest or read(folder)).items() if key != "files"})
+
+
 def parse(text: str) -> onnx.ModelProto:
     return onnx.parser.parse_model(HEAD + text)
 
@@ -147,7 +170,7 @@ def manifest_of(
         },
         "sites": [],
         "graphs": {name: {"file": f"{name}.onnx", "state": {}, "stats": {}, **entry} for name, entry in graphs.items()},
-        "programs": copy.deepcopy({"step": list(step), "predict": PREDICT}),
+        "programs": copy.deepcopy({"step": step, "predict": PREDICT}),
         "memory": {},
         "verified": {},
         "executed_on": [],
@@ -174,7 +197,9 @@ def ema(folder: Path) -> Path:
     save_file({"gain": GAIN}, folder / "weights.safetensors")
     start = offset_of(folder / "weights.safetensors")
     texts = {"forward": EMA, "infer": SOURCE}
-    models = {name: with_external(parse(text), "gain", GAIN, "weights.safetensors", start) for name, text in texts.items()}
+    models = {
+        name: with_external(parse(text), "gain", GAIN, "weights.safetensors", start) for name, text in texts.items()
+    }
     state = {"mean": (np.array([0.5, 0, -0.5], np.float32), "statistic"), "count": (np.array(0), "counter")}
     moved = {"mean_next": "mean", "count_next": "count"}
     graphs = {"forward": {"state": moved, "stats": {"spread": "spread"}}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +63,9 @@ def compile_command(
 
 
 def _compile(terminal: Terminal, path: Path, **choices: Any) -> Bundle:
-    """Call the driver; its modules are heavy, so they are imported only when the arguments are right."""
+    """Call the driver, imported only when the arguments are right; what libraries print there is no data."""
     from ttac.driver import compile_model
 
     choices["input"] = choices.pop("input_name")
-    return compile_model(path, say=terminal.say, **choices)
+    with redirect_stdout(sys.stderr):
+        return compile_model(path, say=terminal.say, **choices)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +34,14 @@ def demo(terminal: Terminal, png: Path | None, as_json: bool) -> None:
         raise RuntimeMissingError("`--png` needs matplotlib", hint="`pip install matplotlib`")
     from ttac.demo import show
 
-    with terminal.progress() as progress:
+    with redirect_stdout(sys.stderr), terminal.progress() as progress:
         total = len(show.METHODS) * sum(stream.count for stream in show.shifts().values())
         task = progress.add_task("images", total=total)
         comparison = show.compare(terminal.say, lambda count: progress.advance(task, count))
+    terminal.say(
+        f"{comparison.samples} images a method, batch {show.BATCH}, each corruption from the model as it shipped; "
+        f"{comparison.seconds:.0f} s in all"
+    )
     if as_json:
         terminal.json(comparison.as_json())
     else:
