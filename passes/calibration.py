@@ -69,7 +69,7 @@ def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
     try:
         if path.suffix == ".npy":
             return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape[1:])
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return tuple(arrays[next(name for name in arrays.files if name != "labels")].shape[1:])
     except (OSError, ValueError, EOFError, TypeError, StopIteration, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read calibration data: {error}", where=f"`{path}`", hint=FORMS) from error

@@ -220,14 +220,18 @@ def _refuse_external(tensor: onnx.TensorProto, size: int, folder: Path) -> str |
 
 def _check(proto: onnx.ModelProto, path: Path) -> None:
     """onnx's own checker, on the graph without its weights."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
-    inputs = {value.name for value in bare.graph.input}
-    for tensor in [t for t in bare.graph.initializer if len(t.raw_data) > SMALL or t.external_data]:
-        if tensor.name not in inputs:
-            bare.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        bare.graph.initializer.remove(tensor)
-    bare.ir_version = max(bare.ir_version, 4)
+    bare = onnx.ModelProto(ir_version=max(proto.ir_version, 4), opset_import=proto.opset_import)
+    bare.functions.extend(proto.functions)
+    graph, whole = bare.graph, proto.graph
+    graph.name = whole.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(whole, field))
+    inputs = {value.name for value in whole.input}
+    for tensor in whole.initializer:
+        if len(tensor.raw_data) <= SMALL and not tensor.external_data:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     try:
         onnx.checker.check_model(bare)
     except Exception as error:
@@ -238,7 +242,14 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 def _with_data(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= SMALL:
+            value.const_value = _in_memory(value.const_value)
     return model
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _inlined(model: ir.Model, path: Path) -> ir.Model:
@@ -364,7 +375,7 @@ def without_weights(model: ir.Model, limit: int = SMALL) -> tuple[onnx.ModelProt
         if tensor is not None and tensor.nbytes > limit:
             weights[name] = tensor
         elif isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
+            value.const_value = _in_memory(tensor)
     for name, tensor in weights.items():
         value = bare.graph.initializers.pop(name)
         value.const_value, value.dtype, value.shape = None, tensor.dtype, ir.Shape([int(str(d)) for d in tensor.shape])

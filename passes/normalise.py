@@ -69,6 +69,7 @@ def normalise(
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)
+    model.meta.pop(ORIGINAL, None)
     return model
 
 
@@ -82,7 +83,10 @@ def bind(model: ir.Model, shape: Sequence[int] | None) -> int | None:
     if x.shape is not None:
         stated = [d if isinstance(d, int) and d > 0 else str(getattr(d, "value", None) or "?") for d in x.shape]
     if stated is not None and len(stated) < 2:
-        raise UnsupportedError(f"the input `{x.name}` has shape {x.shape}, without an axis besides the batch")
+        raise UnsupportedError(
+            f"the input `{x.name}` has shape {x.shape}, without an axis besides the batch",
+            hint="export a model that takes [N, ...], one row or image for each sample",
+        )
     sample = _sample(str(x.name), None if stated is None else stated[1:], shape)
     _forget_shapes(model)
     batch = stated[0] if stated else BATCH
@@ -208,9 +212,17 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
         expected = _rows(before, original, samples, traced or 3)
         for size in (1, 2, 3):
             found = _rows(after, model, samples[:size], size)
-            worst = float(np.max(np.abs(found - expected[:size]), initial=0.0))
-            if not worst <= TOLERANCE * max(float(np.max(np.abs(expected), initial=0.0)), 1e-6):
+            worst = _distance(found, expected[:size])
+            if worst > TOLERANCE * max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1e-6):
                 raise _differs(size, worst, traced, rewritten)
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest absolute difference; NaN and infinity must be where they are expected."""
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(found - expected))
+    return float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0))
 
 
 def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
 from ttac.passes.plan import Plan
+from ttac.passes.schedule import recompute_late, save_early
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     values = ir.convenience.create_value_mapping(graph)
     kept = [values[name] for name in plan.residuals]
     forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=[*outputs, *kept])
+    save_early(forward)
     if not gradients:
         return Halves(_model(joint, forward, "forward"), None, ())
     free = list(graph.inputs)
     backward = ir.convenience.extract(graph, inputs=[*kept, *free], outputs=list(gradients))
     drop_unread_inputs(backward)
+    recompute_late(backward)
     halves = Halves(_model(joint, forward, "forward"), _model(joint, backward, "backward"), plan.residuals)
     pack_bits(halves, plan)
     refuse_mismatch(halves)

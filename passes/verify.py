@@ -75,16 +75,18 @@ def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray],
 
 
 class Halves:
-    """The written forward and backward graphs, loaded once for all questions about them."""
+    """The written forward graph and the stages of the backward, loaded once for all questions about them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backward: Sequence[str]) -> None:
         self.forward = Executable(folder / "forward.onnx")
-        self.backward = Executable(folder / "backward.onnx")
+        self.backward = [Executable(folder / f"{stage}.onnx") for stage in backward]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of both by name."""
-        forward = self.forward(feeds)
-        return {**forward, **self.backward({**feeds, **forward})}
+        """Outputs of all by name."""
+        found = self.forward(feeds)
+        for stage in self.backward:
+            found |= stage({**feeds, **found})
+        return found
 
 
 def compare_halves(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,12 @@ CONV_NORM_WEIGHTS: Weights = {"conv.weight": (4, 3, 3, 3), **norm("bn", 4), "fc.
 
 
 def source(
-    text: str = CONV_NORM, weights: Weights | None = None, *, opset: int = 18, ir_version: int = 8, seed: int = 0
+    text: str = CONV_NORM,
+    weights: Mapping[str, tuple[int, ...] | np.ndarray] | None = None,
+    *,
+    opset: int = 18,
+    ir_version: int = 8,
+    seed: int = 0,
 ) -> onnx.ModelProto:
     """A model from the text of its graph; weights are arrays, or shapes to fill with random numbers from 0.5 to 1.5."""
     model = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>{text}')

@@ -56,7 +56,12 @@ def test_a_batch_norm_is_a_site(tmp_path: Path) -> None:
     assert (site.name, site.kind, site.channels, site.spatial, site.inserted) == ("bn", "batch", 4, 64, False)
     assert site.x.name == "c" and site.y.name == "b" and site.node.op_type == "BatchNormalization"
     assert site.eps == pytest.approx(1e-5)
-    for name, array in (("weight", site.scale), ("bias", site.bias), ("running_mean", site.mean), ("running_var", site.var)):
+    for name, array in (
+        ("weight", site.scale),
+        ("bias", site.bias),
+        ("running_mean", site.mean),
+        ("running_var", site.var),
+    ):
         tensor = model.graph.initializers[f"bn.{name}"].const_value
         assert tensor is not None and array.dtype == np.float32
         np.testing.assert_array_equal(array, tensor.numpy())
@@ -70,19 +75,25 @@ def test_any_number_of_spatial_axes(tmp_path: Path, shape: str, spatial: int) ->
     assert site.spatial == spatial and site.eps == 0.5
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("g = ReduceMean <keepdims = 0> (x, axes) y = BatchNormalization (x, g, b, b, s)", "`g` is computed, so it cannot be a norm's scale"),
-        ("t = Transpose <perm = [1,0,2]> (x) u = BatchNormalization (t, three, three, three, three) y = Transpose <perm = [1,0,2]> (u)", "no batch on the first axis"),
-        ("y = BatchNormalization (x, s, b, b, bad)", "a variance is negative"),
-        ("y = BatchNormalization (x, s, nan, b, s)", "not finite"),
-    ],
-)  # fmt: skip
+NEAR_MISSES = [
+    (
+        "g = ReduceMean <keepdims = 0> (x, axes) y = BatchNormalization (x, g, b, b, s)",
+        "`g` is computed, so it cannot be a norm's scale",
+    ),
+    (
+        "t = Transpose <perm = [1,0,2]> (x) u = BatchNormalization (t, s, b, b, s) y = Transpose <perm = [1,0,2]> (u)",
+        "its input `t` is not [N, C, ...]",
+    ),
+    ("y = BatchNormalization (x, s, b, b, bad)", "a variance is negative"),
+    ("y = BatchNormalization (x, s, nan, b, s)", "not finite"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), NEAR_MISSES)
 def test_near_misses_say_why(tmp_path: Path, body: str, reason: str) -> None:
     text = f"net (float[N,4,4] x) => (float[N,4,4] y) {{ {body} }}"
     weights: Weights = {
-        "s": (4,), "b": (4,), "three": (3,), "axes": np.array([0, 2]), "bad": -np.ones(4, np.float32),
+        "s": (4,), "b": (4,), "axes": np.array([0, 2]), "bad": -np.ones(4, np.float32),
         "nan": np.full(4, np.nan, np.float32),
     }  # fmt: skip
     model = source(text, weights)
@@ -120,7 +131,11 @@ def test_other_norms_are_listed(tmp_path: Path) -> None:
         "grouped": np.array([0, 2, -1]), "whole": np.array([0, 4, 8]), "ones": (2,), "zeros": (2,),
     }  # fmt: skip
     all_found = found(text, weights, tmp_path)
-    assert [(other.kind, other.name) for other in all_found.others] == [("layer", "ln"), ("instance", "in"), ("group", "n")]
+    assert [(other.kind, other.name) for other in all_found.others] == [
+        ("layer", "ln"),
+        ("instance", "in"),
+        ("group", "n"),
+    ]
     assert not all_found.near_misses and all_found.summary == "1 layer, 1 instance, 1 group"
     with pytest.raises(UnsupportedError, match="only group, instance, layer norms"):
         decide(all_found)
@@ -158,7 +173,8 @@ def test_folded_norms_are_told_from_biases(tmp_path: Path) -> None:
     assert reasons["pw"].startswith("it kept its own bias") and reasons["free"].startswith("it has no bias")
     assert reasons["se"].startswith("it gives one value per channel")
     text = FOLDED.replace("onnx::Conv_17", "conv.weight").replace("onnx::Conv_18", "conv.bias")
-    weights = {name.replace("onnx::Conv_17", "conv.weight").replace("onnx::Conv_18", "conv.bias"): given for name, given in FOLDED_WEIGHTS.items()}  # fmt: skip
+    weights = {**FOLDED_WEIGHTS, "conv.weight": (4, 3, 3, 3), "conv.bias": (4,)}
+    weights = {name: given for name, given in weights.items() if "onnx" not in name}
     plain = found(text, weights, tmp_path)
     assert [c.name for c in plain.folded] == ["conv", "pw"] and plain.summary == "none, 2 folded"
     assert plain.folded[0].because == "it has a bias and no norm behind it"
@@ -215,8 +231,10 @@ def test_both_ways_out_are_told(tmp_path: Path, norms: str, calibrated: bool, wh
 
 
 def test_a_partly_folded_file_is_left_to_the_user(tmp_path: Path) -> None:
-    text = FOLDED.replace("q = GlobalAveragePool (w)", 'b = BatchNormalization (w, g, h, h, g) q = GlobalAveragePool (b)')
-    mixed = found(text, {**FOLDED_WEIGHTS, "g": (4,), "h": (4,)}, tmp_path)
+    text = FOLDED.replace(
+        "q = GlobalAveragePool (w)", "b = BatchNormalization (w, gain, shift, shift, gain) q = GlobalAveragePool (b)"
+    )
+    mixed = found(text, {**FOLDED_WEIGHTS, "gain": (4,), "shift": (4,)}, tmp_path)
     decision = decide(mixed, "auto", has_calibration=True)
     assert len(decision.sites) == 1 and not decision.inserted
     assert decision.because == (
@@ -233,8 +251,8 @@ def test_nothing_to_adapt(tmp_path: Path) -> None:
 
 def test_marked_convolutions_are_repaired_beside_layer_norms(tmp_path: Path) -> None:
     """Without marks a bias in front of layer norms is a patch embedding, and stays."""
-    text = FOLDED.replace("f = Flatten (q)", "h = Flatten (q) f = LayerNormalization (h, g, g)")
-    marked = found(text, {**FOLDED_WEIGHTS, "g": (4,)}, tmp_path)
+    text = FOLDED.replace("f = Flatten (q)", "h = Flatten (q) f = LayerNormalization (h, gain, gain)")
+    marked = found(text, {**FOLDED_WEIGHTS, "gain": (4,)}, tmp_path)
     assert marked.others and len(decide(marked, "auto", has_calibration=True).inserted) == 1
 
 
@@ -261,7 +279,9 @@ def test_a_selector_names_sites_patterns_or_modules(selector: str, chosen: list[
     assert [site.name for site in select(sites, selector)] == chosen
 
 
-@pytest.mark.parametrize(("selector", "near"), [("layer3", "layer2"), ("bn1,layer1.0.bn9", "layer1.0.bn1"), ("", "bn1")])
+@pytest.mark.parametrize(
+    ("selector", "near"), [("layer3", "layer2"), ("bn1,layer1.0.bn9", "layer1.0.bn1"), ("", "bn1")]
+)
 def test_an_unknown_pattern_names_the_nearest(selector: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         select(_sites("bn1", "layer1.0.bn1", "layer2.0.bn1"), selector)
@@ -327,7 +347,9 @@ def test_calibration_images_are_resized_and_prepared(tmp_path: Path) -> None:
     result = calibration.read(tmp_path, (3, 4, 6), say=lines.append)
     assert result.shape == (2, 3, 4, 6)
     np.testing.assert_allclose(result[:, 0, 0, 0], [0.2, 1.0], atol=1e-6)
-    assert any("scaled to [0, 1]" in line for line in lines) and any("2 calibration samples are few" in line for line in lines)
+    assert any("scaled to [0, 1]" in line for line in lines) and any(
+        "2 calibration samples are few" in line for line in lines
+    )
     assert calibration.sample_shape(tmp_path) is None
     prepared = calibration.read(tmp_path, (3, 4, 6), {"mean": [0.2, 0.2, 0.0], "std": [0.4, 0.8, 1.0]})
     np.testing.assert_allclose(prepared[1, :, 0, 0], [2.0, 1.0, 0.0], atol=1e-6)
@@ -364,7 +386,6 @@ def test_calibration_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("empty", "holds no image"),
         ("nowhere", "no such input"),
         ("counts.npy", "`int32`"),
-        ("broken.npz", "cannot read"),
         ("objects.npy", "cannot read"),
         ("infinite.npy", "sample 2 of"),
     ):
@@ -393,7 +414,9 @@ def test_torch_exports(tmp_path: Path, kind: str) -> None:
     nn = torch.nn
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-    network = nn.Sequential(block, nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    network = nn.Sequential(
+        block, nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -406,13 +429,17 @@ def test_torch_exports(tmp_path: Path, kind: str) -> None:
         "dynamo": {"dynamo": True, "verbose": False},
         "dynamo kept": {"dynamo": True, "optimize": False, "verbose": False},
     }
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         torch.onnx.export(network, (x,), str(path), **options[kind])
     model = normalise(load(path))
     all_found = find_norms(model)
     sites = [site.name for site in all_found.sites]
     folded = [candidate.name for candidate in all_found.folded]
-    expected = {"legacy": ([], ["0.0", "1"]), "dynamo": ([], ["0.1", "2"])}.get(kind, (["0.1", "2"], []))
-    assert (sites, folded) == expected
+    assert sites == (["0.1", "2"] if "kept" in kind else [])
+    assert folded == {"legacy": ["0.0", "1"], "dynamo": ["0.1", "2"]}.get(kind, [])
     np.testing.assert_allclose(run(model, x.numpy()), network(x).detach().numpy(), atol=1e-5)

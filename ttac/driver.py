@@ -19,6 +19,7 @@ from ttac.passes.normalise import normalise
 from ttac.passes.optimizers import update_graph
 from ttac.passes.partition import partition
 from ttac.passes.plan import plan_activations
+from ttac.passes.stages import split_backward
 from ttac.request import Request, request
 from ttac.rooms import Rooms
 from ttac.sites import choose_sites, name_parameters, samples_of
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from ttac.passes.norms import NormSite
     from ttac.runtime.bundle import Bundle
+
+STAGES = 6
+"""Graphs that the backward is cut into at most; each run costs a fraction of a millisecond."""
 
 
 def compile_model(
@@ -123,9 +127,11 @@ def build_graphs(
     moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}
     state = list(adaptation.tracked)
     if halves.backward is not None:
-        names = [str(value.name) for value in joint.gradients]
-        update, moved = update_graph(joint.parameters, names, asked.settings, infer.opset_imports[""])
-        graphs |= {"backward": halves.backward, "update": update}
+        slopes = [str(value.name) for value in joint.gradients]
+        update, moved = update_graph(joint.parameters, slopes, asked.settings, infer.opset_imports[""])
+        stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
+        names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
+        graphs |= {**dict(zip(names, stages, strict=True)), "update": update}
         moves["update"] = {str(t.next.name): t.name for t in moved if t.next is not None}
         state += moved
     for model in graphs.values():

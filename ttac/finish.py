@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ttac.errors import BudgetError
 from ttac.measure import measure
-from ttac.packing import Compiled, manifest, report, write_files
+from ttac.packing import Compiled, manifest, report, stages_of, write_files
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.differentiate import Joint
 from ttac.passes.lower import lower
@@ -55,7 +55,7 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     off = logits_off(source, turned_off(compiled), feeds, compiled.logits)
     if not joint.gradients:
         return Verified(off)
-    halves = Halves(folder)
+    halves = Halves(folder, stages_of(compiled, "backward"))
     gradients = [str(value.name) for value in joint.gradients]
     whole = joint_graph(joint, compiled)
     logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)

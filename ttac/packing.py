@@ -91,9 +91,16 @@ def smallest_batch(compiled: Compiled) -> int:
 
 def programs(compiled: Compiled) -> dict[str, list[Mapping[str, Any]]]:
     """The method's steps, with `logits` as the graph calls it; `predict` runs the forward alone."""
-    step = [{"return": compiled.logits} if "return" in word else word for word in compiled.request.method.program]
-    step = [word for word in step if word.get("run", "forward") in compiled.graphs]
+    step: list[Mapping[str, Any]] = []
+    for word in compiled.request.method.program:
+        step += [{"run": name} for name in stages_of(compiled, word["run"])] if "run" in word else [word]
+    step[-1] = {"return": compiled.logits}
     return {"step": step, "predict": [{"run": "forward", "only": [compiled.logits]}, {"return": compiled.logits}]}
+
+
+def stages_of(compiled: Compiled, graph: str) -> list[str]:
+    """The files that make up one graph of a method's program, in order: `backward-1`, `backward-2`, ..."""
+    return [name for name in compiled.graphs if name == graph or name.startswith(f"{graph}-")]
 
 
 def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:

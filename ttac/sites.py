@@ -15,6 +15,7 @@ from ttac.passes.norms import NormSite, decide, find_norms, select
 from ttac.request import Request
 
 Say = Callable[[str], None]
+ROLES = ("scale", "bias", "mean", "var")
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,22 @@ def in_graph_order(model: ir.Model, sites: Sequence[NormSite]) -> list[NormSite]
 def name_parameters(model: ir.Model, sites: Sequence[NormSite]) -> None:
     """Give every site of the plain graph initializers of its own: `<site>.scale`, `.bias`, `.mean`, `.var`; in place."""
     nodes = {str(node.name): node for node in model.graph}
+    wanted = {f"{site.name}.{role}" for site in sites for role in ROLES}
+    for name in wanted & set(model.graph.initializers):
+        shared = model.graph.initializers.pop(name)
+        shared.name = f"{name}.source"
+        model.graph.register_initializer(shared)
     for site in sites:
         node = nodes[str(site.node.name)]
-        for position, role in enumerate(("scale", "bias", "mean", "var"), start=1):
-            old = node.inputs[position]
-            assert old is not None and old.const_value is not None
-            name = f"{site.name}.{role}"
-            own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))
-            node.replace_input_with(position, own)
-            if not old.uses():
-                model.graph.initializers.pop(str(old.name), None)
-            model.graph.register_initializer(own)
+        for position, role in enumerate(ROLES, start=1):
+            _own_initializer(model.graph, node, position, f"{site.name}.{role}")
+
+
+def _own_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str) -> None:
+    old = node.inputs[position]
+    assert old is not None and old.const_value is not None
+    own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))
+    node.replace_input_with(position, own)
+    if not old.uses():
+        graph.initializers.pop(str(old.name), None)
+    graph.register_initializer(own)

@@ -41,6 +41,15 @@ def gather_elements(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Valu
     return op.ScatterElements(ground, indices, dz, axis=axis_of(node, 0), reduction="add")
 
 
+@gradient("GatherND")
+def gather_blocks(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
+    """z = blocks of x at indices   ->   dx = dz added up where each index points."""
+    x, indices = node.inputs
+    if node.attributes.get_int("batch_dims", 0):
+        raise refusal(node, "its `batch_dims` is not 0")
+    return op.ScatterND(zeros(op, dims(x), dz.dtype, x), indices, dz, reduction="add")
+
+
 @gradient("ScatterElements")
 def scatter_elements(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
     """z = x with updates put (or added) at indices   ->   dx = dz, 0 where overwritten,  dupdates = dz there."""

@@ -1,0 +1,46 @@
+"""The order of nodes in a file: engines that follow it free tensors early, so it decides how many are alive at once."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+Rank = tuple[int, int]
+
+
+def save_early(graph: ir.Graph, room: str = "autodiff") -> None:
+    """Move what `room` added to a forward graph (masks, saves) right behind the last value it reads, in place."""
+    rank: dict[ir.Node, Rank] = {}
+    for index, node in enumerate(graph):
+        made = [rank[p] for v in node.inputs if v is not None and (p := v.producer()) in rank and p is not None]
+        added = node.metadata_props.get("ttac.room") == room
+        rank[node] = (max(made, default=(0, 0))[0], index) if added else (index, index)
+    _sort(graph, rank)
+
+
+def recompute_late(graph: ir.Graph, room: str = "autodiff") -> None:
+    """Move what a backward graph computes again right before its first reader, in place.
+
+    The gradient itself, what depends on it, keeps its order.
+    """
+    nodes = list(graph)
+    late = _below_gradient(nodes)
+    rank: dict[ir.Node, Rank] = {}
+    for index in range(len(nodes) - 1, -1, -1):
+        node = nodes[index]
+        readers = [rank[use.node] for value in node.outputs for use in value.uses()]
+        rank[node] = (index if node in late else min(readers, default=(index, index))[0], index)
+    _sort(graph, rank)
+
+
+def _below_gradient(nodes: list[ir.Node]) -> set[ir.Node]:
+    late: set[ir.Node] = set()
+    for node in nodes:
+        if any(v is not None and (v.producer() in late or v.metadata_props.get("ttac.seed")) for v in node.inputs):
+            late.add(node)
+    return late
+
+
+def _sort(graph: ir.Graph, rank: dict[ir.Node, Rank]) -> None:
+    ordered = sorted(graph, key=lambda node: rank[node])
+    graph.remove(ordered)
+    graph.extend(ordered)
