@@ -187,6 +187,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "import_failure", lambda: "")
 
 
+@pytest.mark.slow
 def test_doctor_imports_the_engine() -> None:
     assert doctor.import_failure() == ""
 

@@ -81,6 +81,7 @@ def test_the_shipped_stream() -> None:
         assert 0 <= stream.read(0, 64).min() < stream.read(0, 64).max() <= 1
 
 
+@pytest.mark.slow
 def test_adaptation_lowers_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     whole = show.shifts()
     part = {name: first(stream, 4 * show.BATCH) for name, stream in list(whole.items())[:3]}

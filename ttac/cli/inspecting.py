@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def inspect(terminal: Terminal, /, path: Path, as_json: bool, **choices: Any) ->
     """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers."""
     if not path.exists():
         raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
-    report = _bundle(path) if is_bundle(path) else _model(path, **choices)
+    report = _bundle(path) if is_bundle(path) else _model(terminal, path, **choices)
     if as_json:
         terminal.json(report)
     else:
@@ -37,9 +39,9 @@ def _bundle(folder: Path) -> dict[str, Any]:
     return summary(Bundle.read(folder))
 
 
-def _model(path: Path, **choices: Any) -> dict[str, Any]:
-    from ttac.driver import inspect_model
+def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:
+    from ttac.inspection import inspect_model
 
     choices["input"] = choices.pop("input_name")
-    report: dict[str, Any] = inspect_model(path, **choices)
-    return report
+    with redirect_stdout(sys.stderr):
+        return inspect_model(path, say=terminal.say, **choices)

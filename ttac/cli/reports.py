@@ -56,9 +56,9 @@ def readable(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {readable(name, inner)}" for name, inner in value.items()) or "-"
+        return ", ".join(f"{name} {readable(name, inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(readable(key, inner) for inner in value) or "-"
+        return ", ".join(readable(key, inner) for inner in value) or "none"
     return str(value)
 
 

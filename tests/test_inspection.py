@@ -1,0 +1,61 @@
+"""`ttac inspect MODEL`: norms, folded norms, operators without gradient, and which methods fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from ttac import demo
+from ttac.inspection import inspect_model
+from ttac.passes.autodiff import RULES
+
+FOLDED, KEPT = "fashion_resnet_bn.onnx", "fashion_resnet_bn_unfolded.onnx"
+
+
+def fits(report: dict[str, list[dict[str, str]]]) -> dict[str, str]:
+    return {row["method"]: row["fits"] for row in report["methods"]}
+
+
+def test_a_file_with_norms() -> None:
+    report = inspect_model(demo.file(KEPT))
+    assert report["norm_sites"][0] == {"name": "bn1", "kind": "batch", "channels": 16, "spatial": 784}
+    assert len(report["norm_sites"]) == 13 and not report["folded"] and not report["without_gradient"]
+    assert fits(report) == {"bn": "yes", "source": "yes", "tent": "yes"}
+    assert (report["input"], report["output"]) == ("x float32 [N,1,28,28]", "logits float32 [N,10]")
+
+
+def test_a_file_whose_norms_were_folded() -> None:
+    report = inspect_model(demo.file(FOLDED))
+    assert not report["norm_sites"] and len(report["folded"]) == 13
+    assert report["folded"][0] == {
+        "name": "bn1",
+        "operator": "Conv",
+        "because": "the exporter folded `bn1` into it",
+    }
+    assert fits(report) == {"bn": "with --calibration", "source": "yes", "tent": "with --calibration"}
+    assert fits(inspect_model(demo.file(FOLDED), norms="keep")) == {"bn": "no", "source": "yes", "tent": "no"}
+
+
+def test_all_operators_without_gradient_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(RULES, "Relu")
+    monkeypatch.delitem(RULES, "Gemm")
+    report = inspect_model(demo.file(KEPT))
+    assert [(row["operator"], len(row["nodes"])) for row in report["without_gradient"]] == [("Gemm", 1), ("Relu", 11)]
+    assert fits(report) == {"bn": "yes", "source": "yes", "tent": "in part"}
+
+
+def test_the_report_on_the_terminal(run: Run) -> None:
+    seen = run("inspect", str(demo.file(KEPT)))
+    assert seen.code == 0
+    assert "norms             13 batch\n" in seen.out and "\nnear misses       none\n" in seen.out
+    assert "\nmethods\nmethod  fits  because\nbn      yes   the file has 13 batch norms\n" in seen.out
+    assert json.loads(run("inspect", str(demo.file(KEPT)), "--json").out)["nodes"] > 20
+
+
+def test_a_file_that_is_no_model(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("no model")
+    seen = run("inspect", "m.onnx")
+    assert seen.code in (2, 3) and seen.err.startswith("error: ") and "`m.onnx`" in seen.err

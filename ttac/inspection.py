@@ -1,0 +1,103 @@
+"""What a model offers to adaptation: its norms, what stands in the way, and which methods fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import ttac.passes.gradients  # noqa: F401  (registers the rules)
+from ttac import methods
+from ttac.errors import UnsupportedError
+from ttac.passes.autodiff import RULES, nodes_between
+from ttac.passes.load import load
+from ttac.passes.normalise import normalise
+from ttac.passes.norms import Candidate, Found, Passed, decide, find_norms
+from ttac.spec import Method
+
+
+def inspect_model(
+    path: str | Path,
+    *,
+    norms: str = "auto",
+    input: str | None = None,
+    logits: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """A report of the model that JSON can hold, in the order `ttac inspect` prints it.
+
+    Arguments are those of `ttac.compile`.  Raises UsageError and UnsupportedError when the file cannot be read at all;
+    what adaptation lacks is part of the report.
+    """
+    source = load(path, input=input, output=logits, say=say)
+    model = normalise(source, shape=shape, say=say)
+    found, missing = find_norms(model), without_gradient(model)
+    return {
+        "model": str(path),
+        **_facts(source, model),
+        "norms": found.summary,
+        "norm_sites": [
+            {"name": site.name, "kind": site.kind, "channels": site.channels, "spatial": site.spatial}
+            for site in found.sites
+        ],
+        "folded": _listed(found.folded),
+        "other_norms": _listed(found.others),
+        "near_misses": _listed(found.near_misses),
+        "left_alone": _listed(found.skipped) if not found.sites else [],
+        "without_gradient": missing,
+        "methods": [_fit(methods.find(name), found, norms, missing) for name in methods.names()],
+    }
+
+
+def without_gradient(model: ir.Model) -> list[dict[str, Any]]:
+    """Operators between a norm, or a place for one, and the logits that have no gradient rule, with their nodes."""
+    found = find_norms(model)
+    starts = [site.y for site in found.sites] + [candidate.value for candidate in found.folded]
+    lacking: dict[str, list[str]] = {}
+    for node in nodes_between(model.graph, starts, model.graph.outputs[0]):
+        if node.op_type not in RULES:
+            lacking.setdefault(node.op_type, []).append(str(node.name))
+    return [{"operator": operator, "nodes": nodes} for operator, nodes in sorted(lacking.items())]
+
+
+def _facts(source: ir.Model, model: ir.Model) -> dict[str, Any]:
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    return {
+        "opset": source.opset_imports.get("", 0),
+        "nodes": len(model.graph),
+        "weights_bytes": sum(tensor.nbytes for tensor in tensors),
+        "input": _described(model.graph.inputs[0]),
+        "output": _described(model.graph.outputs[0]),
+    }
+
+
+def _described(value: ir.Value) -> str:
+    return f"{value.name} {value.dtype.numpy() if value.dtype else ''} {value.shape}"
+
+
+def _listed(items: Sequence[Candidate | Passed]) -> list[dict[str, str]]:
+    return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
+
+
+def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Whether `method` can adapt the model: yes, with calibration, or no, and why."""
+    fits, because = _norms_fit(found, norms) if method.adapts else ("yes", "it adapts nothing")
+    if method.trains and missing and fits != "no":
+        operators = ", ".join(row["operator"] for row in missing)
+        fits, because = "in part", f"no gradient for {operators}: train the sites behind, `--train SELECTOR`"
+    return {"method": method.name, "fits": fits, "because": because}
+
+
+def _norms_fit(found: Found, norms: str) -> tuple[str, str]:
+    """Whether there are norms to adapt, without calibration data or with them."""
+    try:
+        return "yes", decide(found, norms, has_calibration=False).because
+    except UnsupportedError as error:
+        alone = error.what
+    try:
+        return "with --calibration", decide(found, norms, has_calibration=True).because
+    except UnsupportedError:
+        return "no", alone
