@@ -104,4 +104,6 @@ def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
         "norm sites     0, 0 trained, 0 inserted",
         "state tensors  2",
     ]
-    assert json.loads(run("inspect", "tiny.ttac", "--json").out)["settings"] == {"lr": 0.5}
+    found = json.loads(run("inspect", "tiny.ttac", "--json").out)
+    assert found["bundle"] == "tiny.ttac" and found["report"] == {"plan": []}
+    assert found["manifest"]["method"] == {"name": "tiny", "settings": {"lr": 0.5}}

@@ -36,8 +36,14 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:
-    """A bundle in one mapping: its path (null for a dry run), its facts, and its report."""
-    return {"bundle": None if bundle.path is None else str(bundle.path), **facts(bundle.manifest), **bundle.report}
+    """A bundle for people: its path (none for a dry run), its facts, and its report."""
+    return {"bundle": bundle.path and str(bundle.path), **facts(bundle.manifest), **bundle.report}
+
+
+def contents(bundle: Bundle) -> dict[str, Any]:
+    """A bundle for programs: its path (null for a dry run), its manifest and its report, as they are on disk."""
+    path = bundle.path and str(bundle.path)
+    return {"bundle": path, "manifest": dict(bundle.manifest), "report": dict(bundle.report)}
 
 
 def _tensor(tensors: list[Mapping[str, Any]]) -> str:

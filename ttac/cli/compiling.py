@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac import methods, settings, targets
-from ttac.cli.bundles import summary
+from ttac.cli.bundles import contents, summary
 from ttac.cli.options import PATH, as_json, count, model, one_of, size, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
@@ -53,11 +53,10 @@ def compile_command(
     settings.resolve(methods.find(choices["method"]), given)
     targets.find(choices["target"])
     bundle = _compile(terminal, path, settings=given, **choices)
-    report = {key: value for key, value in summary(bundle).items() if key != "rooms"}
     if as_json:
-        terminal.json(report)
+        terminal.json(contents(bundle))
     elif choices["dry_run"]:
-        render(terminal, report)
+        render(terminal, {key: value for key, value in summary(bundle).items() if key != "rooms"})
     else:
         terminal.data(str(bundle.path))
 

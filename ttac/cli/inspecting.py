@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ttac.cli.bundles import is_bundle, summary
+from ttac.cli.bundles import contents, is_bundle, summary
 from ttac.cli.options import PATH, as_json, model, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
@@ -26,17 +26,17 @@ def inspect(terminal: Terminal, /, path: Path, as_json: bool, **choices: Any) ->
     """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers."""
     if not path.exists():
         raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
-    report = _bundle(path) if is_bundle(path) else _model(terminal, path, **choices)
+    if is_bundle(path):
+        from ttac.runtime.bundle import Bundle
+
+        bundle = Bundle.read(path)
+        report = contents(bundle) if as_json else summary(bundle)
+    else:
+        report = _model(terminal, path, **choices)
     if as_json:
         terminal.json(report)
     else:
         render(terminal, report)
-
-
-def _bundle(folder: Path) -> dict[str, Any]:
-    from ttac.runtime.bundle import Bundle
-
-    return summary(Bundle.read(folder))
 
 
 def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:

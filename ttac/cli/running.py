@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
 if TYPE_CHECKING:
+    from ttac.images import Stream
     from ttac.streaming import Outcome
 
 
@@ -62,7 +64,6 @@ def _stream(
     batch: int | None,
     threads: int | None,
 ) -> Outcome:
-    from ttac.images import open_stream, preparation
     from ttac.runtime import load
     from ttac.runtime.bundle import read_manifest
     from ttac.streaming import run_stream
@@ -72,10 +73,7 @@ def _stream(
     if batch is not None and batch > planned:
         hint = f"compile with `--batch {batch}`"
         raise UsageError(f"the bundle is planned for {planned} samples a step", where=f"`--batch {batch}`", hint=hint)
-    how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
-    stream = open_stream(samples, how, array)
-    if not stream.prepared and not how.known:
-        terminal.say("note: the bundle does not say how pixels are prepared; they are scaled to [0, 1]")
+    stream = _open(terminal, manifest, samples, array)
     adapter = load(bundle, threads=threads)
     if state is not None:
         adapter.restore(state)
@@ -92,6 +90,16 @@ def _stream(
     if save_state is not None:
         adapter.save(save_state)
     return outcome
+
+
+def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
+    from ttac.images import open_stream, preparation
+
+    how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
+    stream = open_stream(samples, how, array)
+    if not stream.prepared and not how.known:
+        terminal.say("note: the bundle does not say how pixels are prepared; they are scaled to [0, 1]")
+    return stream
 
 
 def save_arrays(file: Path, **arrays: Any) -> None:
