@@ -42,7 +42,7 @@ def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:
 
     Raises ImportError when corrupt-tta is missing.
     """
-    np.random.seed(0)  # noqa: NPY002 - the package draws from NumPy's global generator
+    np.random.seed(0)  # the package draws from NumPy's global generator
     return np.stack([_corrupt(image[0], corruption)[None] for image in images])
 
 

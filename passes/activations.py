@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.build import Builder
@@ -30,9 +31,20 @@ def between(op: Builder, node: ir.Node) -> ir.Value:
     return above if high is None else op.And(above, op.Less(x, high))
 
 
+STEEP = float(np.finfo(np.float32).max)
+"""A slope that takes every normal positive float32 to 1 or above."""
+
+
 @composite("Masked", like(0))
 def masked(op: Builder, node: ir.Node) -> ir.Value:
-    """g, mask -> g where mask, else 0.  Cast and Mul: `Where` costs seven times as much on the engine."""
+    """g, mask -> g where mask, else 0.  Cast and Mul: `Where` costs seven times as much on the engine.
+
+    Where the mask is computed right here from a float x > 0, a HardSigmoid steep enough to be a step replaces the
+    comparison and the cast: half their time.  Only below the smallest normal number is it between 0 and 1.
+    """
     g, mask = node.inputs
-    assert g is not None and g.dtype is not None
+    assert g is not None and g.dtype is not None and mask is not None
+    source = mask.producer()
+    if source is not None and source.op_type == "Positive" and g.dtype == ir.DataType.FLOAT:
+        return op.Mul(g, op.HardSigmoid(source.inputs[0], alpha=STEEP, beta=0.0))
     return op.Mul(g, op.Cast(mask, to=int(g.dtype)))

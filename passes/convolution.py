@@ -46,9 +46,10 @@ def conv_input_grad(op: Builder, node: ir.Node) -> ir.Value:
     assert dy is not None and w is not None
     window, group = Window.read(node), node.attributes.get_int("group")
     pointwise = group == 1 and set(window.kernel) == {1}
-    if pointwise or any(stride > 1 for stride in window.strides):
+    frozen = bool(node.attributes.get_int("frozen"))
+    if (pointwise and not frozen) or any(stride > 1 for stride in window.strides):
         return _transposed(op, dy, w, window, group)
-    return _flipped(op, dy, _kernel_flipped(op, w, group, bool(node.attributes.get_int("frozen"))), window, group)
+    return _flipped(op, dy, _kernel_flipped(op, w, group, frozen), window, group)
 
 
 def _transposed(op: Builder, dy: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:

@@ -2,6 +2,9 @@
 
 With the channel mean m and deviation s of the Conv's output on calibration data, (x - m)/s * s + m = x; m and s become
 the norm's statistics and its affine.  Where the export folded y = g*(x0 - mu)/sigma + b, s is |g| and m is b.
+
+Folding also scaled the kernel, by g/sigma.  Here every filter gets length 1 again, about what weight decay leaves
+behind a norm: only then does epsilon weigh as much, against the variance, as it did in training.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from ttac.passes.build import Builder
 from ttac.passes.norms import Candidate, NormSite, site_of
 
 ROOM = "insert"
-# Relative to the channel's variance, as BatchNorm's 1e-5 is to the unit variance that its input usually has.
 EPSILON = 1e-5
+"""What PyTorch's norms have by default; a folded file does not tell."""
 
 
 def insert_norms(
@@ -34,16 +37,34 @@ def insert_norms(
 def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
     x = candidate.value
     uses = list(x.uses())
-    epsilon = float(EPSILON * max(float(np.median(var)), 1e-12))
-    scale = np.sqrt(var.astype(np.float64) + epsilon).astype(np.float32)
+    length = unit_filters(op, candidate.node)
+    scale = np.sqrt(var + EPSILON * length**2)
+    parameters = (array.astype(np.float32) for array in (scale, mean, mean / length, var / length**2))
     after = _next_node(graph, candidate.node)
     with op.at(candidate.name, before=after):
-        y = op.BatchNormalization(x, scale, mean, mean, var, epsilon=epsilon, name=f"{candidate.name}.norm")
+        y = op.BatchNormalization(x, *parameters, epsilon=EPSILON, name=f"{candidate.name}.norm")
     for user, position in uses:
         user.replace_input_with(position, y)
     node = y.producer()
     assert node is not None
     return site_of(node, candidate.name, inserted=True)
+
+
+def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
+    """Divide kernel and bias of a convolution by the length of each filter, in place; returns those lengths, float64 [C].
+
+    A filter of zeros stays as it is.
+    """
+    kernel, bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
+    groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+    by_filter = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
+    by_filter = np.moveaxis(by_filter, 1 if node.op_type == "Conv" else 2, 1)
+    length = np.sqrt((by_filter**2).sum(axis=tuple(range(2, by_filter.ndim)))).reshape(-1)
+    length[length == 0] = 1.0
+    by_filter /= length.reshape(groups, -1, *[1] * (by_filter.ndim - 2))
+    for position, array in ((1, kernel), (2, bias / length)):
+        node.replace_input_with(position, op.constant(array.astype(np.float32)))
+    return length
 
 
 def _next_node(graph: ir.Graph, node: ir.Node) -> ir.Node | None:

@@ -15,7 +15,9 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.build import LAYER
+from ttac.passes.fuse import KIND
 from ttac.passes.layers import FOLDED, unique
+from ttac.passes.spellings import standardised
 from ttac.suggest import did_you_mean
 
 KINDS = {"LayerNormalization": "layer", "GroupNormalization": "group", "InstanceNormalization": "instance"}
@@ -34,12 +36,17 @@ KEEP_NORMS = (
 
 @dataclass(frozen=True, eq=False)
 class NormSite:
-    """A batch norm: y = (x - mean)/sqrt(var + eps)*scale + bias, all four float32 [C].
+    """A norm whose parameters are constant inputs of one node: scale second, then bias, mean and variance.
 
     Attributes:
-        x, y: its input and output, [N, C, ...].
+        kind: "batch" (y = (x - mean)/sqrt(var + eps)*scale + bias, all four [C]), the others by their own statistics:
+            "layer", "group", "instance", "rms" (no bias), or none: "affine" (a folded batch norm's scale and bias).
+        x, y: input and output of the node; [N, C, ...] but for "layer" and "rms".
+        scale, bias: float32, [C] but for "layer" and "rms", which have the shape of their axes; bias may be absent.
+        mean, var: statistics of the source, None for all kinds but "batch".
         spatial: elements of one channel of one sample; 1 for [N, C].
         inserted: made by ttac behind a convolution that had lost its norm.
+        trained: whether a method that trains norms trains this one.
     """
 
     name: str
@@ -48,13 +55,20 @@ class NormSite:
     x: ir.Value
     y: ir.Value
     scale: np.ndarray
-    bias: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
+    bias: np.ndarray | None
+    mean: np.ndarray | None
+    var: np.ndarray | None
     eps: float
     channels: int
     spatial: int
     inserted: bool = False
+    trained: bool = True
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The constants by role, in the order of the node's inputs from the second on."""
+        held = {"scale": self.scale, "bias": self.bias, "mean": self.mean, "var": self.var}
+        return {role: array for role, array in held.items() if array is not None}
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,8 +73,9 @@ def expand_all(model: ir.Model, room: str = "lower", opset: int | None = None) -
     from ttac.passes.build import LAYER, Builder
 
     op = Builder(model.graph, room, opset or model.opset_imports.get("", 18))
+    # Readers first: how one is best spelled may depend on the ttac operator that makes its input.
     while pending := [node for node in model.graph if node.domain == DOMAIN]:
-        for node in pending:
+        for node in reversed(pending):
             with op.at(node.metadata_props.get(LAYER, ""), before=node):
                 made = COMPOSITES[node.op_type].expand(op, node)
                 _replace(op, node, made if isinstance(made, tuple) else (made,))

@@ -330,74 +330,33 @@ case("ScatterND", "put", (5, 4), np.array([[1], [3]], np.int64), (2, 4))
 case("ScatterND", "add", (5, 4), np.array([[1], [1]], np.int64), (2, 4), reduction="add")
 
 # Resize
-SMALL, EMPTY = (N, 2, 4, 5), np.array([], np.float32)
-TWICE = np.array([1, 1, 2, 2], np.float32)
-case(
-    "Resize",
-    "nearest, twice",
-    SMALL,
-    None,
-    TWICE,
-    mode="nearest",
-    coordinate_transformation_mode="asymmetric",
-    nearest_mode="floor",
-    torch=True,
-)
-case("Resize", "nearest, up", SMALL, None, np.array([1, 1, 1.5, 2.2], np.float32), mode="nearest")
-case(
-    "Resize",
-    "nearest, down",
-    (N, 2, 7, 9),
-    None,
-    np.array([1, 1, 0.5, 0.4], np.float32),
-    mode="nearest",
-    nearest_mode="ceil",
-)
-case(
-    "Resize",
-    "nearest, ties",
-    SMALL,
-    None,
-    TWICE,
-    mode="nearest",
-    coordinate_transformation_mode="asymmetric",
-    nearest_mode="round_prefer_ceil",
-)
-case("Resize", "linear", SMALL, None, TWICE, mode="linear", torch=True)
-case(
-    "Resize",
-    "linear, corners",
-    SMALL,
-    None,
-    None,
-    ints(7, 9),
-    axes=[2, 3],
-    mode="linear",
-    coordinate_transformation_mode="align_corners",
-)
-case("Resize", "linear, down", (N, 2, 7, 9), None, np.array([1, 1, 0.5, 0.6], np.float32), mode="linear")
-case("Resize", "linear, asymmetric", SMALL, None, TWICE, mode="linear", coordinate_transformation_mode="asymmetric")
-case(
-    "Resize",
-    "linear, pytorch",
-    SMALL,
-    None,
-    np.array([1, 1, 0.25, 2], np.float32),
-    mode="linear",
-    coordinate_transformation_mode="pytorch_half_pixel",
-)
-case(
-    "Resize",
-    "linear, symmetric",
-    SMALL,
-    None,
-    np.array([1, 1, 1.3, 1.7], np.float32),
-    mode="linear",
-    coordinate_transformation_mode="half_pixel_symmetric",
-    opset=19,
-)
+
+
+def resize(label: str, shape: Shape, *scales: float, at: str = "half_pixel", near: str = "", **options: Any) -> None:
+    """A Resize of the last axes of `shape` by `scales`."""
+    options |= {"coordinate_transformation_mode": at, **({"nearest_mode": near} if near else {})}
+    factors = [1.0] * (len(shape) - len(scales)) + list(scales)
+    case("Resize", label, shape, None, np.array(factors, np.float32), **options)
+
+
+SMALL, LARGE = (N, 2, 4, 5), (N, 2, 7, 9)
+resize("nearest, twice", SMALL, 2, 2, mode="nearest", at="asymmetric", near="floor", torch=True)
+resize("nearest, up", SMALL, 1.5, 2.2, mode="nearest")
+resize("nearest, up, ceil", SMALL, 1.5, 2.2, mode="nearest", near="round_prefer_ceil")
+resize("nearest, down", LARGE, 0.5, 0.4, mode="nearest", near="ceil")
+resize("nearest, ties, floor", SMALL, 2, 2, mode="nearest", at="asymmetric", near="round_prefer_floor")
+resize("nearest, ties, ceil", SMALL, 2, 2, mode="nearest", at="asymmetric", near="round_prefer_ceil")
+resize("linear", SMALL, 2, 2, mode="linear", torch=True)
+resize("linear, down", LARGE, 0.5, 0.6, mode="linear")
+resize("linear, asymmetric", SMALL, 2, 2, mode="linear", at="asymmetric")
+resize("linear, pytorch", SMALL, 0.25, 2, mode="linear", at="pytorch_half_pixel")
+resize("linear, symmetric", SMALL, 1.3, 1.7, mode="linear", at="half_pixel_symmetric", opset=19)
+FRACTION = {"oracle": "onnxruntime", "note": "onnx.reference aligns corners with a size that is not whole"}
+resize("linear, corners", SMALL, 2, 3, mode="linear", at="align_corners")
+resize("linear, corners, rest", SMALL, 1.3, 1.7, mode="linear", at="align_corners", **FRACTION)
+resize("all axes", (3, 4), 2, 1.5, mode="linear")
+case("Resize", "sizes", SMALL, None, None, ints(7, 9), axes=[2, 3], mode="linear")
 case("Resize", "some axes", SMALL, None, np.array([2, 3], np.float32), mode="nearest", axes=[2, 3])
-case("Resize", "channels too", (3, 4), None, np.array([2, 1.5], np.float32), mode="linear")
 
 # Norms
 SINGLE: dict[str, Any] = {"oracle": "onnxruntime", "note": "it computes in float32 in any case"}

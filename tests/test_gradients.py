@@ -382,6 +382,12 @@ def test_max_pool_gradient_survives_numbers_that_are_not_finite(value: float) ->
     assert found.shape == (2, 1, 5, 5)
 
 
+def test_whole_number_upsampling_is_pooled() -> None:
+    case = next(case for case in CASES if str(case) == "Resize-nearest, twice")
+    operators = joint_of(case, SINGLE).operators
+    assert "AveragePool" in operators and "MatMul" not in operators
+
+
 def test_frozen_kernels_are_flipped_once_and_trained_ones_in_the_graph() -> None:
     op, (a, w) = graph_of((N, 2, 5, 5), (2, 2, 3, 3))
     frozen = ir.val("conv.weight", const_value=ir.tensor(np.ones((2, 2, 3, 3), np.float32), name="conv.weight"))

@@ -13,6 +13,7 @@ from ttac.finish import finish
 from ttac.packing import Compiled
 from ttac.passes.adapt import Adaptation, adapt_norms
 from ttac.passes.differentiate import Joint, differentiate_loss
+from ttac.passes.feed import feed_pointwise
 from ttac.passes.load import load
 from ttac.passes.lower import lower
 from ttac.passes.normalise import normalise
@@ -136,6 +137,7 @@ def build_graphs(
         state += moved
     for model in graphs.values():
         lower(model, asked.target)
+    fed = feed_pointwise(model for name, model in graphs.items() if name != "infer")
     rooms.lowered(graphs)
     return Compiled(
         asked,
@@ -145,5 +147,6 @@ def build_graphs(
         state=[replace(tensor, next=None) for tensor in state],
         moves=moves,
         stats={"forward": {str(value.name): name for name, value in stats.items()}},
+        fed=fed,
         plan=plan,
     )

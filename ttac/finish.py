@@ -14,6 +14,7 @@ from ttac.measure import measure
 from ttac.packing import Compiled, manifest, report, stages_of, write_files
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.differentiate import Joint
+from ttac.passes.feed import feed_pointwise
 from ttac.passes.lower import lower
 from ttac.passes.norms import site_of
 from ttac.passes.verify import Halves, Verified, check_files, compare_halves, logits_off, slope_error
@@ -75,12 +76,14 @@ def turned_off(compiled: Compiled) -> ir.Model:
 
 
 def joint_graph(joint: Joint, compiled: Compiled) -> ir.Model:
-    """The joint graph before the plan cut it, lowered: what the halves must agree with."""
+    """The joint graph before the plan cut it, spelled as the halves are: what they must agree with."""
     model = joint.model.clone()
     values = ir.convenience.create_value_mapping(model.graph)
     names = [joint.logits.name, *(gradient.name for gradient in joint.gradients)]
     model.graph.outputs[:] = [values[str(name)] for name in names]
-    return lower(model, compiled.request.target)
+    lower(model, compiled.request.target)
+    feed_pointwise([model])
+    return model
 
 
 def seal(

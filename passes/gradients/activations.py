@@ -18,7 +18,7 @@ Gradients = tuple[ir.Value | None, ...]
 @gradient("Relu")
 def relu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = max(x, 0)   ->   dx = dz where z > 0: one bit per element is all it keeps."""
-    return op.Masked(dz, op.Positive(node.outputs[0]))
+    return op.Masked(dz, op.Positive(node.inputs[0]))
 
 
 @gradient("Clip", broadcasts=True)
@@ -27,7 +27,7 @@ def clip(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
     x, low, high = node.inputs[0], present(node, 1), present(node, 2)
     if low is None and high is None:
         return (dz,)
-    dx = op.Masked(dz, op.Between(node.outputs[0], low, high)) if op.wants(0) else None
+    dx = op.Masked(dz, op.Between(x, low, high)) if op.wants(0) else None
     dlow = op.Masked(dz, op.Less(x, low)) if op.wants(1) else None
     dhigh = op.Masked(dz, op.Greater(x, high)) if op.wants(2) else None
     return (dx, dlow, dhigh)[: len(node.inputs)]

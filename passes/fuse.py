@@ -1,0 +1,212 @@
+"""Write as one operator the norms that exporters spell in several, and give those without scale and bias one.
+
+After this room the parameters of every norm are inputs of one node, scale second and bias third:
+
+    LayerNormalization, InstanceNormalization, GroupNormalization      as they stand
+    BatchNormalization with mean 0, variance 1 and epsilon 0           the scale and bias [C] behind a norm over groups
+                                                                       or channels, or of a folded batch norm
+    Mul by a constant                                                  the scale behind x/sqrt(mean of x^2 + eps)
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.passes.build import LAYER, Builder
+from ttac.passes.spellings import Affine, Standardised, affine_after, array_of, made_by, only_reader, standardised
+
+ROOM = "fuse"
+KIND = "ttac.norm"
+"""Node metadata: the kind of norm whose scale and bias the node holds, where its operator does not tell."""
+
+ACTS = frozenset({"Conv", "ConvTranspose", "Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool"})
+"""What may stand before a batch norm that was folded to a scale and a shift."""
+
+
+def fuse_norms(model: ir.Model) -> int:
+    """Rewrite `model` in place; returns how many norms were gathered."""
+    op = Builder(model.graph, ROOM, model.opset_imports[""])
+    count = sum(_fused(op, node) for node in list(model.graph) if node.graph is not None)
+    common.RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _fused(op: Builder, node: ir.Node) -> bool:
+    if node.op_type == "InstanceNormalization":
+        return _group_norm(op, node)
+    if node.op_type == "LayerNormalization":
+        return _bare_layer_norm(op, node)
+    found = standardised(node)
+    if isinstance(found, Standardised):
+        return _layer_norm(op, node, found) if found.centred else _root_mean_square(op, node, found)
+    return node.op_type == "Mul" and _folded_batch_norm(op, node)
+
+
+def per_channel(array: np.ndarray | None, value: ir.Value) -> np.ndarray | None:
+    """A constant [..., C, 1, ...] as [C], where it holds one number for each channel of `value` [N, C, ...]."""
+    if array is None or value.shape is None or len(value.shape) < 3:
+        return None
+    channels, rank = value.shape[1], len(value.shape)
+    wanted = (channels, *[1] * (rank - 2))
+    shape = array.shape[max(0, array.ndim - rank) :]
+    if tuple(size for size in shape[-len(wanted) :]) != wanted or array.size != channels:
+        return None
+    return array.reshape(-1)
+
+
+def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
+    """A constant in the shape `sizes` of the axes a layer norm works on; None if it varies along others."""
+    if array is None or array.size == 1:
+        return None
+    shape = tuple(size for size in array.shape[: max(0, array.ndim - len(sizes))])
+    if any(size != 1 for size in shape):
+        return None
+    tail = array.reshape(array.shape[len(shape) :])
+    try:
+        return np.ascontiguousarray(np.broadcast_to(tail, sizes))
+    except ValueError:
+        return None
+
+
+def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
+    """(x - mean)/sqrt(var + eps)*scale + bias -> LayerNormalization; over channels, its scale and bias as one node."""
+    if found.axes == (1,) and not found.trailing:
+        return _channel_affine(op, found.y, found, node)
+    sizes = tuple(found.x.shape)[len(found.x.shape or ()) - len(found.axes) :] if found.x.shape is not None else ()
+    if not found.trailing or not all(isinstance(size, int) for size in sizes):
+        return False
+    sizes = tuple(int(size) for size in sizes)  # type: ignore[arg-type]
+    after = _parameters(found, sizes)
+    scale = after.scale if after.scale is not None else np.ones(sizes, np.float32)
+    bias = after.bias if after.bias is not None else np.zeros(sizes, np.float32)
+    with op.at(layer_of(node, after.y), before=_next(op.graph, after.y)):
+        y = op.LayerNormalization(found.x, scale, bias, axis=-len(sizes), epsilon=found.eps)
+    _replace(op, after.y, y, found.x, "layer")
+    return True
+
+
+def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
+    """Scale and bias of a standardisation in the shape `sizes`, as far as they are constants of that shape."""
+    if found.bias is not None:
+        scale, bias = over(found.scale, sizes), over(found.bias, sizes)
+        if bias is None or (found.scale is not None and scale is None):
+            return Affine(found.y)
+        return Affine(found.y, scale, bias)
+    after = affine_after(found.y)
+    scale = over(after.scale, sizes)
+    if after.scale is not None and scale is None:
+        return Affine(found.y)
+    bias = over(after.bias, sizes)
+    if after.bias is not None and bias is None:
+        product = only_reader(found.y, "Mul")
+        return Affine(product.outputs[0] if scale is not None and product is not None else found.y, scale)
+    return Affine(after.y, scale, bias)
+
+
+def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
+    """x/sqrt(mean of x^2 + eps)*scale: the scale as second operand, in the shape of the axes; ones where it lacks."""
+    sizes = tuple(found.x.shape)[len(found.x.shape or ()) - len(found.axes) :] if found.x.shape is not None else ()
+    if not found.trailing or not all(isinstance(size, int) for size in sizes):
+        return False
+    sizes = tuple(int(size) for size in sizes)  # type: ignore[arg-type]
+    product = only_reader(found.y, "Mul")
+    scale = over(affine_after(found.y).scale, sizes)
+    old = product.outputs[0] if scale is not None and product is not None else found.y
+    with op.at(layer_of(node, old), before=_next(op.graph, old)):
+        y = op.Mul(found.y, scale if scale is not None else np.ones(sizes, np.float32))
+    _replace(op, old, y, found.y, "rms")
+    return True
+
+
+def _group_norm(op: Builder, node: ir.Node) -> bool:
+    """Reshape, InstanceNormalization, Reshape back, scale and shift per channel -> the last two as one node."""
+    x, scale, bias = node.inputs
+    before, after = made_by(x, "Reshape"), only_reader(node.outputs[0], "Reshape")
+    if before is None or after is None or before.inputs[0] is None or before.inputs[0].shape != after.outputs[0].shape:
+        return False
+    ones, zeros = array_of(scale), array_of(bias)
+    if ones is None or zeros is None or (ones != 1).any() or zeros.any():
+        return False
+    return _channel_affine(op, after.outputs[0], None, node)
+
+
+def _channel_affine(op: Builder, value: ir.Value, found: Standardised | None, node: ir.Node) -> bool:
+    """One BatchNormalization without statistics for the constants per channel behind `value`; 1 and 0 where none are."""
+    if value.shape is None or len(value.shape) < 3 or not isinstance(value.shape[1], int):
+        return False
+    after = affine_after(value)
+    scale, bias = per_channel(after.scale, value), per_channel(after.bias, value)
+    if (after.scale is not None and scale is None) or (after.bias is not None and bias is None):
+        after, scale, bias = Affine(value), None, None
+    layer = layer_of(node, after.y)
+    with op.at(layer, before=_next(op.graph, after.y)):
+        y = _affine(op, value, scale, bias)
+    _replace(op, after.y, y, value, "layer" if found is not None else "group")
+    node.metadata_props[LAYER] = f"{layer}.xhat"
+    return True
+
+
+def _folded_batch_norm(op: Builder, node: ir.Node) -> bool:
+    """x*scale + bias with one number a channel, behind a layer -> one BatchNormalization without statistics."""
+    value = next((v for v in node.inputs if v is not None and v.const_value is None), None)
+    before = made_by(value, *ACTS)
+    if value is None or before is None or len(value.uses()) != 1:
+        return False
+    after = affine_after(value)
+    scale, bias = per_channel(after.scale, value), per_channel(after.bias, value)
+    if scale is None or bias is None:
+        return False
+    with op.at(layer_of(node, after.y), before=_next(op.graph, after.y)):
+        y = _affine(op, value, scale, bias)
+    _replace(op, after.y, y, value, "affine")
+    return True
+
+
+def _affine(op: Builder, x: ir.Value, scale: np.ndarray | None, bias: np.ndarray | None) -> ir.Value:
+    assert x.shape is not None
+    channels = int(x.shape[1])  # type: ignore[arg-type]
+    ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    scale, bias = ones if scale is None else scale, zeros if bias is None else bias
+    return op.BatchNormalization(x, scale, bias, zeros, ones, epsilon=0.0)
+
+
+def _bare_layer_norm(op: Builder, node: ir.Node) -> bool:
+    """A LayerNormalization without bias whose scale is 1 has no affine: it gets a bias of zeros to train."""
+    scale = array_of(node.inputs[1])
+    if len(node.inputs) > 2 and node.inputs[2] is not None or scale is None or (scale != 1).any():
+        return False
+    node.resize_inputs(3)
+    node.replace_input_with(2, op.constant(np.zeros(scale.shape, scale.dtype)))
+    return True
+
+
+def layer_of(node: ir.Node, y: ir.Value) -> str:
+    """The layer of a norm that reaches from `node` to the value `y`: what the names of both ends share, else the last."""
+    last = y.producer()
+    assert last is not None
+    first, second = (n.metadata_props.get(LAYER, "").split(".") for n in (node, last))
+    shared = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
+    return ".".join(shared) or ".".join(second)
+
+
+def _next(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
+    """The node behind the one that makes `value`."""
+    nodes = list(graph)
+    position = nodes.index(value.producer()) + 1
+    return nodes[position] if position < len(nodes) else None
+
+
+def _replace(op: Builder, old: ir.Value, new: ir.Value, x: ir.Value, kind: str) -> None:
+    """Let `new`, a norm of `x`, be read where `old` was, under its name; `old` may be `x` itself."""
+    node = new.producer()
+    assert node is not None
+    node.metadata_props[KIND] = kind
+    new.type, new.shape = old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    node.replace_input_with(0, x)
+    if old is not x or new.is_graph_output():
+        old.name, new.name = f"{old.name}.spelled", old.name

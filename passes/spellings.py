@@ -1,0 +1,227 @@
+"""How exporters spell norms in single operators: what a few nodes compute together, or why they are no norm.
+
+Nothing is changed here; `fuse` rewrites what is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """y = (x - mean)/sqrt(variance + eps) over `axes`, or y = x/sqrt(mean of x^2 + eps) where not `centred`.
+
+    TensorFlow multiplies scale and bias in before y is there: they are constants in the file's shapes, else None.
+    """
+
+    x: ir.Value
+    y: ir.Value
+    axes: tuple[int, ...]
+    eps: float
+    centred: bool
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    @property
+    def trailing(self) -> bool:
+        """Whether the axes are the last ones, all of them from some axis on."""
+        rank = len(self.x.shape or ())
+        return self.axes == tuple(range(rank - len(self.axes), rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = x*scale + bias with constants in the shapes the file has, None where there is none."""
+
+    y: ir.Value
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes `value`, if it is one of `op_types`."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type in op_types else None
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The constant behind `value`, None if it is computed or fed."""
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def with_constant(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
+    """The computed and the constant operand of a node with two, in whichever order they stand."""
+    if node is None or len(node.inputs) != 2:
+        return None
+    for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        array = array_of(other)
+        if value is not None and value.const_value is None and array is not None:
+            return value, array
+    return None
+
+
+def only_reader(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The one node that reads `value`, if it is one of `op_types` and `value` is no output of the graph."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node = uses[0].node
+    return node if node.op_type in op_types else None
+
+
+def standardised(node: ir.Node) -> Standardised | str | None:
+    """What `node` completes: a standardisation, None if nothing like one, else a text that says what it lacks."""
+    if node.op_type == "Add":
+        return _moved(node)
+    for top, inverse in _quotient(node):
+        root = _root(inverse)
+        if root is not None:
+            return _over_deviation(node, top, root)
+    return None
+
+
+def affine_after(value: ir.Value) -> Affine:
+    """The constant scale and bias that `value`, and nothing else, goes through next."""
+    scale = bias = None
+    product = only_reader(value, "Mul")
+    parts = with_constant(product)
+    if product is not None and parts is not None and product.outputs[0].shape == value.shape:
+        value, scale = product.outputs[0], parts[1]
+    total = only_reader(value, "Add")
+    parts = with_constant(total)
+    if total is not None and parts is not None and total.outputs[0].shape == value.shape:
+        value, bias = total.outputs[0], parts[1]
+    return Affine(value, scale, bias)
+
+
+def _quotient(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
+    """Pairs (x, d) such that the node computes x/d."""
+    if len(node.inputs) != 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return []
+    first, second = node.inputs
+    if node.op_type == "Div":
+        return [(first, second)]
+    if node.op_type != "Mul":
+        return []
+    return [(x, d) for x, r in ((first, second), (second, first)) if (d := inverted(r)) is not None]
+
+
+def inverted(value: ir.Value) -> ir.Value | None:
+    """d where `value` is 1/d."""
+    node = made_by(value, "Reciprocal", "Div")
+    if node is None:
+        return None
+    if node.op_type == "Reciprocal":
+        return node.inputs[0]
+    one = array_of(node.inputs[0])
+    return node.inputs[1] if one is not None and one.size == 1 and float(one.reshape(-1)[0]) == 1 else None
+
+
+def _root(value: ir.Value) -> ir.Node | None:
+    """The Add of variance and epsilon under the Sqrt, or power of one half, that makes `value`."""
+    node = made_by(value, "Sqrt", "Pow")
+    if node is None or (node.op_type == "Pow" and not _is_number(node.inputs[1], 0.5)):
+        return None
+    total = made_by(node.inputs[0], "Add")
+    mean = next((made_by(v, "ReduceMean") for v in total.inputs if made_by(v, "ReduceMean")), None) if total else None
+    return total if mean is not None and _squared(mean.inputs[0]) is not None else None
+
+
+def _is_number(value: ir.Value | None, number: float) -> bool:
+    array = array_of(value)
+    return array is not None and array.size == 1 and abs(float(array.reshape(-1)[0]) - number) < 1e-9
+
+
+def _squared(value: ir.Value | None) -> ir.Value | None:
+    """v where `value` is v*v."""
+    node = made_by(value, "Mul", "Pow")
+    if node is None:
+        return None
+    squares = node.inputs[0] is node.inputs[1] if node.op_type == "Mul" else _is_number(node.inputs[1], 2)
+    return node.inputs[0] if squares else None
+
+
+def _reduction(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """What a ReduceMean that keeps its axes reduces, and over which; None if it is none or they are not known."""
+    node = made_by(value, "ReduceMean")
+    if node is None or not node.attributes.get_int("keepdims", 1) or node.inputs[0] is None:
+        return None
+    x, axes = node.inputs[0], array_of(node.inputs[1] if len(node.inputs) > 1 else None)
+    if axes is None or x.shape is None:
+        return None
+    return x, tuple(sorted(int(axis) % len(x.shape) for axis in axes.reshape(-1)))
+
+
+def _centred(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """x and axes where `value` is x minus its mean over the axes."""
+    node = made_by(value, "Sub")
+    found = _reduction(node.inputs[1]) if node is not None else None
+    return found if node is not None and found is not None and node.inputs[0] is found[0] else None
+
+
+def _variance(total: ir.Node) -> tuple[ir.Value, tuple[int, ...], float] | str:
+    """What is squared, the axes of its mean and epsilon, of an Add of variance and epsilon."""
+    parts = with_constant(total)
+    if parts is None or parts[1].size != 1:
+        return "its epsilon is computed, or not one number"
+    found = _reduction(parts[0])
+    value = _squared(found[0]) if found is not None else None
+    if found is None or value is None:
+        return "the axes of its variance are computed, or not kept"
+    return value, found[1], float(parts[1].reshape(-1)[0])
+
+
+def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardised | str:
+    found = _variance(total)
+    if isinstance(found, str):
+        return found
+    value, axes, eps = found
+    y = node.outputs[0]
+    below, above = _centred(value), _centred(top)
+    if below is not None and above is not None and below[0] is above[0]:
+        if below[1] != axes or above[1] != axes:
+            return "mean and variance are taken over different axes"
+        return Standardised(below[0], y, axes, eps, centred=True)
+    if top is not value:
+        return "what it divides is not what its variance was taken of"
+    return Standardised(value, y, axes, eps, centred=False)
+
+
+def _moved(node: ir.Node) -> Standardised | str | None:
+    """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps)."""
+    for product, rest in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        outer, inner = made_by(product, "Mul"), made_by(rest, "Sub")
+        shift = made_by(inner.inputs[1], "Mul") if inner is not None else None
+        if outer is None or inner is None or shift is None:
+            continue
+        for x, r in ((outer.inputs[0], outer.inputs[1]), (outer.inputs[1], outer.inputs[0])):
+            others = [v for v in shift.inputs if v is not r]
+            if x is not None and r is not None and len(others) == 1:
+                found = _from_moments(node, x, r, others[0], array_of(inner.inputs[0]))
+                if found is not None:
+                    return found
+    return None
+
+
+def _from_moments(
+    node: ir.Node, x: ir.Value, r: ir.Value, mean: ir.Value | None, bias: np.ndarray | None
+) -> Standardised | str | None:
+    scaled = with_constant(made_by(r, "Mul"))
+    inverse, scale = (inverted(scaled[0]), scaled[1]) if scaled is not None else (inverted(r), None)
+    total = _root(inverse) if inverse is not None else None
+    if total is None:
+        return None
+    found = _variance(total)
+    if isinstance(found, str):
+        return found
+    value, axes, eps = found
+    below, average = _centred(value), _reduction(mean)
+    if below is None or average is None or not (below[0] is average[0] is x) or not (below[1] == average[1] == axes):
+        return "mean and variance are not those of its input"
+    if bias is None:
+        return "its shift is computed"
+    return Standardised(x, node.outputs[0], axes, eps, True, scale, bias)
