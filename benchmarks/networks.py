@@ -1,7 +1,7 @@
 """Architectures the benchmarks time, as small torch definitions with random weights.
 
-Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet (arXiv:1605.07146)
-and ResNeXt for 32x32 images (arXiv:1611.05431).  Time and memory do not depend on the weights.
+Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
+(arXiv:1605.07146) and ResNeXt for 32x32 images (arXiv:1611.05431).  Time and memory do not depend on the weights.
 """
 
 from __future__ import annotations

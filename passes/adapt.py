@@ -63,28 +63,30 @@ class Moments:
 def adapt_norms(
     model: ir.Model, sites: Sequence[NormSite], statistics: str, settings: Mapping[str, Any], *, trains: bool
 ) -> Adaptation:
-    """Rewrite `sites` of `model` in place to normalise with `statistics`; with `trains`, scale and bias become state.
+    """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`; with `trains`, the scale and bias
+    of every site that is `trained` become state.
 
     Args:
         statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples) or "ema" (settings["statistics_momentum"]).
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
+    statistics = statistics if any(site.kind == "batch" for site in sites) else "source"
     batch = batch_size(op, model.graph) if statistics != "source" else None
     parameters: list[StateTensor] = []
     tracked: list[StateTensor] = []
     observed: list[tuple[NormSite, Moments]] = []
     for site in sites:
         with op.at(site.name, before=site.node):
-            if trains:
+            if trains and site.trained:
                 parameters += untie(op, site)
-            if batch is not None:
+            if batch is not None and site.kind == "batch":
                 moments = observe(op, site)
                 tracked += POLICIES[statistics](op, site, moments, settings, batch)
                 observed.append((site, moments))
     if observed and not tracked:
         assert batch is not None
         tracked = track(op, observed, batch, settings.get("statistics_momentum", 0.1))
-    names = frozenset(site.name for site in sites) if trains else frozenset[str]()
+    names = frozenset(site.name for site in sites if trains and site.trained)
     return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked), names)
 
 
@@ -97,9 +99,9 @@ def batch_size(op: Builder, graph: ir.Graph) -> ir.Value:
 
 
 def untie(op: Builder, site: NormSite) -> list[StateTensor]:
-    """Give the site its own scale and bias, as state; returns the two tensors."""
+    """Give the site its own scale and, where it has one, bias, as state; returns the tensors."""
     made = []
-    for position, role in ((1, "scale"), (2, "bias")):
+    for position, role in enumerate([role for role in site.parameters if role in ("scale", "bias")], start=1):
         initial = constant(site.node, position)
         value = state_input(op.graph, f"{site.name}.{role}", initial)
         site.node.replace_input_with(position, value)
@@ -115,7 +117,7 @@ def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
 
 
 def constant(node: ir.Node, position: int) -> np.ndarray:
-    """The constant input of `node` at `position`, float32 [C]."""
+    """The constant input of `node` at `position`, float32."""
     value = node.inputs[position]
     assert value is not None and value.const_value is not None
     return np.array(value.const_value.numpy(), np.float32)
@@ -235,7 +237,7 @@ def _joined(op: Builder, values: Sequence[ir.Value]) -> ir.Value:
 def _average(
     op: Builder, role: str, sites: Sequence[NormSite], observed: ir.Value, momentum: float
 ) -> list[StateTensor]:
-    initials = [site.mean if role == "mean" else site.var for site in sites]
+    initials = [site.parameters[role] for site in sites]
     inputs = [state_input(op.graph, f"{site.name}.{role}", i) for site, i in zip(sites, initials, strict=True)]
     running = _joined(op, inputs)
     average = op.Add(running, op.Mul(op.Sub(observed, running), momentum))

@@ -16,6 +16,9 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.build import LAYER, Builder
 
+SEED = "ttac.seed"
+"""Value metadata: what reads it can only run in the backward."""
+
 Gradient = ir.Value | None
 RuleFunction = Callable[..., Gradient | tuple[Gradient, ...]]
 
@@ -104,7 +107,7 @@ def refuse_missing_rules(path: Sequence[ir.Node]) -> None:
         raise UnsupportedError(
             f"no gradient for {', '.join(f'`{kind}`' for kind in kinds)}",
             where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in missing),
-            hint="adapt only norms behind these nodes: `--train SELECTOR` takes site names or patterns (see `ttac inspect`)",
+            hint="adapt only norms behind these nodes: `--train SELECTOR` takes names or patterns (see `ttac inspect`)",
         )
 
 
@@ -159,9 +162,8 @@ def dims(value: ir.Value | None) -> list[int | str]:
 
 def _refuse_other_shape(node: ir.Node, value: ir.Value, dx: ir.Value) -> None:
     if dims(value) != dims(dx):
-        raise AssertionError(
-            f"the rule of `{node.op_type}` (node `{node.name}`) gave shape {dx.shape} for `{value.name}` of {value.shape}"
-        )
+        rule = f"the rule of `{node.op_type}` (node `{node.name}`)"
+        raise AssertionError(f"{rule} gave shape {dx.shape} for `{value.name}` of {value.shape}")
 
 
 def _seed(graph: ir.Graph, loss: ir.Value) -> ir.Value:
@@ -170,6 +172,6 @@ def _seed(graph: ir.Graph, loss: ir.Value) -> ir.Value:
         raise AssertionError(f"the loss `{loss.name}` is not a scalar but {loss.shape}")
     name = f"{loss.name}.grad"
     seed = ir.val(name, const_value=ir.tensor(np.ones((), loss.dtype.numpy()), name=name))
-    seed.metadata_props["ttac.seed"] = "true"
+    seed.metadata_props[SEED] = "true"
     graph.register_initializer(seed)
     return seed

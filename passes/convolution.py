@@ -4,8 +4,11 @@ Measured on onnxruntime 1.19 (float32, batch 8, one and two threads), as multipl
 * Input gradient, 3x3, stride 1: Conv with the flipped kernel 1.0, ConvTranspose 1.3 (depthwise 2.3 and more).
 * 3x3, stride 2: ConvTranspose 0.8-1.2 (depthwise 5x5: 2.5), one Conv for all phases and DepthToSpace 1.7-3.4, a Conv
   per phase 1.2-4.5, Conv over interleaved zeros 2.6-4.2.
-* 1x1: ConvTranspose 0.5-1.0, and it needs no second copy of the kernel; Conv 0.8-1.3.  1x1, stride 2: ConvTranspose
-  0.6-0.7, Conv and interleave 1.5-2.3.
+* 1x1: ConvTranspose 0.5-1.0, and it needs no second copy of the kernel; Conv 0.8-1.3 with the kernel in the graph.
+  With the kernel fed (`ttac.passes.feed`) Conv wins: a step of ResNet-50, MobileNetV2 and ResNeXt-29 took 2-8 % less.
+* 1x1, stride 2: ConvTranspose 0.6-0.7, Conv and interleave 1.5-2.3.
+* Forward and backward of ResNet-50 and MobileNetV2 as a whole: 1x1 either way the same; ConvTranspose for everything
+  1.02-1.04 and 1.2-1.4 (the depthwise kernels, whose second copies are small).
 * Weight gradient: one MatMul per tap 0.6-1.9 (with 3 input channels 6.9), one MatMul for all taps 0.6-2.0 (3.1), Conv
   over transposed tensors 1.9-11.7.
 """

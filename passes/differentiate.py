@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 import ttac.passes.gradients  # noqa: F401  (registers the rules)
 from ttac.passes.adapt import BATCH_SIZE, StateTensor, batch_size
-from ttac.passes.autodiff import differentiate
+from ttac.passes.autodiff import SEED, differentiate
 from ttac.passes.build import Builder
 from ttac.passes.losses import Loss, attach_loss
+from ttac.passes.windows import spatial
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters:
     graph, attached = model.graph, attach_loss(model, loss, logits)
     if not parameters:
         return Joint(model, logits, attached)
-    forward = set(graph)
+    forward = set(graph) - _weighing(attached)
     found = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
     pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
     for parameter, gradient in pairs:
@@ -53,8 +54,22 @@ def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters:
     return Joint(model, logits, attached, tuple(p for p, _ in pairs), tuple(g for _, g in pairs), backward)
 
 
+def _weighing(loss: Loss) -> set[ir.Node]:
+    """The nodes that read the samples' weights, and what they lead to: known only when the forward is done."""
+    found: set[ir.Node] = set()
+    pending = [loss.weights] if loss.weights is not None else []
+    while pending:
+        value = pending.pop()
+        readers = {use.node for use in value.uses()} - found
+        found |= readers
+        pending += [output for node in readers for output in node.outputs]
+    for value in [loss.weights] if loss.weights is not None else []:
+        value.metadata_props[SEED] = "true"
+    return found
+
+
 def share_counts(model: ir.Model) -> None:
-    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, and no tensor is kept for it."""
+    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, no tensor is kept for it."""
     graph = model.graph
     counts = [node for node in graph if node.op_type == "ChannelCount"]
     if not counts:
@@ -65,7 +80,7 @@ def share_counts(model: ir.Model) -> None:
     for node in counts:
         x = node.inputs[0]
         assert x is not None and x.shape is not None
-        spatial = math.prod(int(size) for size in x.shape[2:])  # type: ignore[arg-type]
+        elements = math.prod(spatial(x))
         with op.at("batch", before=node):
-            count = op.Mul(batch, float(spatial)) if spatial != 1 else op.Identity(batch)
+            count = op.Mul(batch, float(elements)) if elements != 1 else op.Identity(batch)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, [count])

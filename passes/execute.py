@@ -13,7 +13,9 @@ from ttac.passes.emit import write_graphs
 from ttac.runtime.engine import plain_session
 
 
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def run(
+    model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """The outputs of `model` by name; `feeds` may hold more than its inputs."""
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"graph": model})

@@ -1,8 +1,8 @@
 """Hand the weights of 1x1 convolutions to their graphs as inputs, instead of writing them in.
 
-An engine that finds a weight in the graph moves the tensor into its own layout and back around each Conv.  A 1x1 Conv is
-a matrix product as it stands, and those moves cost as much as it does: 1.1 to 2 times the time on x86.  Fed weights also
-exist once, in the mapped file, however many graphs read them.
+An engine that finds a weight in the graph moves the tensor into its own layout and back around each Conv.  A 1x1 Conv
+is a matrix product as it stands, and those moves cost as much as it does: 1.1 to 2 times the time on x86.  Fed weights
+also exist once, in the mapped file, however many graphs read them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def feed_pointwise(models: Iterable[ir.Model]) -> dict[str, np.ndarray]:
 def is_pointwise_weight(value: ir.Value) -> bool:
     """Whether every reader of the constant is an ungrouped 1x1 convolution that takes it as its kernel."""
     tensor = value.const_value
-    if tensor is None or tensor.nbytes <= INLINE or len(tensor.shape) < 3 or any(size != 1 for size in tensor.shape[2:]):
+    if tensor is None or tensor.nbytes <= INLINE or len(tensor.shape) < 3:
+        return False
+    if any(size != 1 for size in tensor.shape[2:]):
         return False
     return bool(value.uses()) and all(
         use.idx == 1 and use.node.op_type in ("Conv", "ConvTranspose") and use.node.attributes.get_int("group", 1) == 1

@@ -20,8 +20,8 @@ from ttac.passes.build import LAYER, Builder
 from ttac.passes.spellings import Affine, Standardised, affine_after, array_of, made_by, only_reader, standardised
 
 ROOM = "fuse"
-KIND = "ttac.norm"
-"""Node metadata: the kind of norm whose scale and bias the node holds, where its operator does not tell."""
+KIND, XHAT = "ttac.norm", "xhat"
+"""Node metadata: the kind of norm whose scale and bias the node holds; XHAT if another node holds them."""
 
 ACTS = frozenset({"Conv", "ConvTranspose", "Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool"})
 """What may stand before a batch norm that was folded to a scale and a shift."""
@@ -119,6 +119,7 @@ def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
     with op.at(layer_of(node, old), before=_next(op.graph, old)):
         y = op.Mul(found.y, scale if scale is not None else np.ones(sizes, np.float32))
     _replace(op, old, y, found.y, "rms")
+    node.metadata_props[KIND] = XHAT
     return True
 
 
@@ -146,7 +147,7 @@ def _channel_affine(op: Builder, value: ir.Value, found: Standardised | None, no
     with op.at(layer, before=_next(op.graph, after.y)):
         y = _affine(op, value, scale, bias)
     _replace(op, after.y, y, value, "layer" if found is not None else "group")
-    node.metadata_props[LAYER] = f"{layer}.xhat"
+    node.metadata_props[LAYER], node.metadata_props[KIND] = f"{layer}.{XHAT}", XHAT
     return True
 
 
@@ -210,3 +211,4 @@ def _replace(op: Builder, old: ir.Value, new: ir.Value, x: ir.Value, kind: str) 
     node.replace_input_with(0, x)
     if old is not x or new.is_graph_output():
         old.name, new.name = f"{old.name}.spelled", old.name
+    node.name = new.name

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError
+from ttac.passes.layers import unique
 from ttac.passes.vocabulary import expand_all
 from ttac.spec import Target
 
@@ -41,8 +42,8 @@ def ir_version_for(opset: int) -> int:
 
 def name_nodes(model: ir.Model) -> None:
     """Give nodes that share a name that of their output, in place: engines refuse two nodes of one name."""
-    taken: set[str | None] = set()
+    taken: set[str] = set()
     for node in model.graph:
         if not node.name or node.name in taken:
-            node.name = node.outputs[0].name
+            node.name = unique(str(node.outputs[0].name), taken)
         taken.add(node.name)

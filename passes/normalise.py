@@ -1,7 +1,8 @@
 """Bring a loaded model into the one form all later rooms expect.
 
 Leaving this room: one float32 input [N, ints...] and one output; opset 18 to 21; every value has a dtype and a shape
-whose only symbol is the batch N; no Constant, Identity or Dropout nodes; every node has a unique name and layer.
+whose only symbol is the batch N; no Constant, Identity or Dropout nodes; norms as `fuse` leaves them; every node has a
+unique name and layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.batch import BATCH, fixed, ints
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable
+from ttac.passes.fuse import fuse_norms
 from ttac.passes.layers import name_layers, name_nodes, unique_layers
 from ttac.passes.load import ORIGINAL, Say, quiet
 from ttac.passes.modes import replace
@@ -65,6 +67,8 @@ def normalise(
         tidy(model)
         free_batch(model, None)
     _refuse_batchless(model, traced)
+    name_layers(model)
+    fuse_norms(model)
     _refuse_difference(original, model, traced, rewritten)
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
@@ -246,8 +250,7 @@ def _rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> 
 
 
 def finish(model: ir.Model) -> None:
-    """Names, layers, layer metadata and the kind of the output, in place."""
-    name_layers(model)
+    """Unique names and layers, and the kind of the output, in place."""
     unique_layers(model)
     name_nodes(model)
     producer = model.graph.outputs[0].producer()

@@ -5,6 +5,7 @@ Nothing is changed here.  A recogniser never half-matches: what it does not take
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.build import LAYER
-from ttac.passes.fuse import KIND
+from ttac.passes.fuse import KIND, XHAT
 from ttac.passes.layers import FOLDED, unique
 from ttac.passes.spellings import standardised
 from ttac.suggest import did_you_mean
@@ -101,23 +102,21 @@ class Found:
     """All norms of a model.
 
     Attributes:
-        sites: batch norms, in graph order.
+        sites: norms that can be adapted, in graph order.
         folded: convolutions that may be given a norm.
-        others: layer, group and instance norms, which keep no statistics of the source.
         near_misses: what looks like a norm but is none that can be adapted.
         skipped: convolutions that get no norm in any case.
     """
 
     sites: tuple[NormSite, ...]
     folded: tuple[Candidate, ...]
-    others: tuple[Passed, ...]
     near_misses: tuple[Passed, ...]
     skipped: tuple[Passed, ...]
 
     @property
     def summary(self) -> str:
         """`26 batch, 1 near miss` and the like."""
-        counts = Counter([site.kind for site in self.sites] + [other.kind for other in self.others])
+        counts = Counter(site.kind for site in self.sites)
         parts = [f"{count} {kind}" for kind, count in counts.items()] or ["none"]
         for name, misses in (("near miss", self.near_misses), ("folded", self.folded)):
             parts += (
@@ -140,11 +139,9 @@ def find_norms(model: ir.Model) -> Found:
     looked = [_look(node) for node in model.graph]
     sites = tuple(found for found in looked if isinstance(found, NormSite))
     passed = [found for found in looked if isinstance(found, Passed)]
-    others = tuple(found for found in passed if found.kind in KINDS.values())
     normed = {id(site.x): site.name for site in sites}
     folded, skipped = _convolutions(model, normed)
-    near_misses = tuple(found for found in passed if found.kind not in KINDS.values())
-    return Found(sites, tuple(folded), others, near_misses, tuple(skipped))
+    return Found(sites, tuple(folded), tuple(passed), tuple(skipped))
 
 
 def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
@@ -160,18 +157,56 @@ def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
 
 def _look(node: ir.Node) -> NormSite | Passed | None:
     name = node.metadata_props.get(LAYER) or str(node.name)
+    kind = node.metadata_props.get(KIND) or KINDS.get(node.op_type, "")
+    if kind in ("group", "instance") and _splits_channels(node):
+        return Passed(name, "group", node, "a norm over groups of channels whose own scale and bias are not 1 and 0")
+    if kind == XHAT:
+        return None
+    if kind:
+        return _own_statistics(node, name, kind)
     if node.op_type == "BatchNormalization":
         return _batch_norm(node, name)
-    if node.op_type in KINDS:
-        kind = "group" if _splits_channels(node) else KINDS[node.op_type]
-        return Passed(name, kind, node, f"a {kind} norm has no source statistics; it stays as it is")
-    if _is_written_out(node):
-        because = "a norm written out in single operators; export with opset 17 or later to keep it whole"
+    found = standardised(node)
+    if found is not None:
+        because = found if isinstance(found, str) else "it works on other axes than the last ones or the channels"
         return Passed(name, "written out", node, because)
     if _is_affine(node):
-        because = "a scale and a shift per channel: a batch norm whose statistics are gone"
+        because = "a scale and a shift per channel, but no layer before it: it may prepare the input"
         return Passed(name, "affine", node, because)
     return None
+
+
+def _own_statistics(node: ir.Node, name: str, kind: str) -> NormSite | Passed:
+    """The site of a norm that keeps no statistics of the source."""
+    x, y = node.inputs[0], node.outputs[0]
+    held = dict(zip(("scale", "bias"), node.inputs[1:3], strict=False))
+    for role, value in held.items():
+        if value is not None and value.const_value is None:
+            return Passed(name, kind, node, f"`{value.name}` is computed, so it cannot be a norm's {role}")
+    arrays = {
+        role: np.asarray(value.const_value.numpy(), np.float32)
+        for role, value in held.items()
+        if value is not None and value.const_value is not None
+    }
+    if x is None or x.shape is None or len(x.shape) < 2 or not _one_symbol(x.shape) or "scale" not in arrays:
+        return Passed(name, kind, node, f"the shape of its input `{x.name if x else ''}` is not known")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        return Passed(name, kind, node, "its parameters are not finite")
+    scale = arrays["scale"]
+    channels = int(str(x.shape[1])) if kind in ("group", "instance") else scale.size
+    eps = node.attributes.get_float("epsilon", 1e-5)
+    spatial = max(1, sample_size(x.shape) // channels)
+    return NormSite(name, kind, node, x, y, scale, arrays.get("bias"), None, None, eps, channels, spatial)
+
+
+def _one_symbol(shape: ir.Shape) -> bool:
+    return sum(not isinstance(size, int) for size in shape) == 1
+
+
+def sample_size(shape: ir.Shape) -> int:
+    """Elements that one sample has in a tensor of this shape, whose batch is N or a multiple of it, `4*N`."""
+    sizes = [size if isinstance(size, int) else int((str(size).partition("*")[0]).strip("N") or 1) for size in shape]
+    return math.prod(sizes)
 
 
 def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | Passed:
@@ -201,32 +236,22 @@ def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | 
 
 def _splits_channels(node: ir.Node) -> bool:
     """Whether an InstanceNormalization works on groups: between a Reshape to [N, groups, -1] and one back."""
+    if node.op_type != "InstanceNormalization" or node.metadata_props.get(KIND) == XHAT:
+        return False
     x = node.inputs[0]
     before = x.producer() if x is not None else None
     readers = [use.node.op_type for use in node.outputs[0].uses()]
     return before is not None and before.op_type == "Reshape" and readers == ["Reshape"]
 
 
-def _is_written_out(node: ir.Node) -> bool:
-    """A division by Sqrt(ReduceMean(...) + epsilon)."""
-    divisor = node.inputs[1] if node.op_type == "Div" else None
-    for op_type in ("Sqrt", "Add", "ReduceMean"):
-        producer = divisor.producer() if divisor is not None else None
-        if producer is None or producer.op_type != op_type:
-            return False
-        divisor = next((value for value in producer.inputs if value is not None and value.const_value is None), None)
-    return True
-
-
 def _is_affine(node: ir.Node) -> bool:
-    """An Add of [C, 1, 1] to a Mul with [C, 1, 1], of something that is not itself a norm."""
+    """An Add of [C, 1, 1] to a Mul with [C, 1, 1], of the input."""
     if node.op_type != "Add":
         return False
     product = next((value.producer() for value in node.inputs if value is not None and value.producer()), None)
     if product is None or product.op_type != "Mul" or not (_per_channel(node) and _per_channel(product)):
         return False
-    inner = next((value.producer() for value in product.inputs if value is not None and value.producer()), None)
-    return inner is None or inner.op_type in CONVOLUTIONS or inner.op_type in ("Relu", "Add", "Concat", "MaxPool")
+    return any(value is not None and value.is_graph_input() for value in product.inputs)
 
 
 def _per_channel(node: ir.Node) -> bool:
@@ -306,12 +331,13 @@ def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) 
     Raises UnsupportedError, with both ways out, if nothing can be adapted.
     """
     told = [candidate for candidate in found.folded if FOLDED in candidate.node.metadata_props]
-    wanted = {"keep": False, "insert": True, "auto": not found.sites and bool(told or not found.others)}[norms]
+    batch = [site for site in found.sites if site.kind == "batch"]
+    wanted = {"keep": False, "insert": True, "auto": not batch and bool(told or not found.sites)}[norms]
     if not wanted or not found.folded:
         if not found.sites:
             raise _nothing(found, norms)
         left = f"; {len(told)} more were folded by the exporter (`--norms insert` restores them)" if told else ""
-        return Decision(found.sites, (), f"the file has {_many(found.sites, 'batch norm')}{left}")
+        return Decision(found.sites, (), f"the file has {_by_kind(found.sites)}{left}")
     if not has_calibration:
         lost = f"the exporter folded {_many(told, 'norm')} into convolutions" if told else "the file holds no norm"
         raise UnsupportedError(
@@ -329,6 +355,12 @@ def _many(items: Sequence[object], word: str) -> str:
     return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
 
 
+def _by_kind(sites: Sequence[NormSite]) -> str:
+    """`24 layer norms, 1 batch norm`."""
+    kinds = Counter(site.kind for site in sites)
+    return ", ".join(_many(range(count), f"{kind} norm") for kind, count in kinds.items())
+
+
 def _nothing(found: Found, norms: str) -> UnsupportedError:
     if norms == "keep" and found.folded:
         return UnsupportedError(
@@ -336,11 +368,10 @@ def _nothing(found: Found, norms: str) -> UnsupportedError:
             where=_listed(found.folded),
             hint=f"leave out `--norms keep` and give `--calibration PATH`, or {KEEP_NORMS}",
         )
-    kinds = ", ".join(sorted({other.kind for other in found.others}))
-    has = f"only {kinds} norms" if kinds else "no norm and no convolution that may have had one"
+    has = "nothing that is quite a norm" if found.near_misses else "no norm and no convolution that may have had one"
     return UnsupportedError(
         f"nothing to adapt: the file has {has}",
-        where=_listed([*found.others, *found.near_misses, *found.skipped]),
+        where=_listed([*found.near_misses, *found.skipped]),
         hint=f"`ttac inspect` tells why each was left alone; if the model has batch norms, {KEEP_NORMS}",
     )
 

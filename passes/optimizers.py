@@ -20,7 +20,12 @@ Step = Callable[[Builder, ir.Value, ir.Value, Mapping[str, Any]], tuple[ir.Value
 
 
 def update_graph(
-    parameters: Sequence[StateTensor], gradients: Sequence[str], settings: Mapping[str, Any], opset: int
+    parameters: Sequence[StateTensor],
+    gradients: Sequence[str],
+    settings: Mapping[str, Any],
+    opset: int,
+    *,
+    anchor: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[ir.Model, list[StateTensor]]:
     """The graph of one optimizer step.
 
@@ -28,18 +33,22 @@ def update_graph(
     `<parameter>.next` and `<state>.next`.  Returns the model and all state it moves, initial values included.
 
     Args:
-        settings: "optimizer" ("adam" or "sgd") and what it reads: lr, beta1, beta2, eps; momentum, nesterov; weight_decay.
+        anchor: Fisher information by parameter, for settings["fisher"] * sum F (p - p0)^2 in the loss.
+        settings: "optimizer" ("adam" or "sgd") and what it reads: lr, beta1, beta2, eps; momentum, nesterov;
+            weight_decay.
     """
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="update")
     values = [state_input(graph, p.name, p.initial) for p in parameters]
     slopes = [state_input(graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
     op = Builder(graph, ROOM, opset)
     with op.at("update"):
-        flat, slope = _flat(op, values), _flat(op, slopes)
+        flat, slope = flatten(op, values), flatten(op, slopes)
         if decay := float(settings.get("weight_decay", 0.0)):
             slope = op.Add(slope, op.Mul(flat, decay))
+        if anchor:
+            slope = op.Add(slope, pull_back(op, flat, parameters, anchor, float(settings["fisher"])))
         following, state = OPTIMIZERS[settings["optimizer"]](op, flat, slope, settings)
-        moved = _unflat(op, following, parameters)
+        moved = unflatten(op, following, parameters)
     moved_parameters = [
         StateTensor(p.name, p.role, p.initial, value, after)
         for p, value, after in zip(parameters, values, moved, strict=True)
@@ -49,6 +58,15 @@ def update_graph(
         tensor.next.name = f"{tensor.name}.next"
         graph.outputs.append(tensor.next)
     return ir.Model(graph, ir_version=8), [*moved_parameters, *state]
+
+
+def pull_back(
+    op: Builder, flat: ir.Value, parameters: Sequence[StateTensor], anchor: Mapping[str, np.ndarray], weight: float
+) -> ir.Value:
+    """The gradient of weight * sum F (p - p0)^2, which holds on to what the source model needs (EATA, eq. 8)."""
+    fisher = np.concatenate([2 * weight * anchor[p.name].reshape(-1) for p in parameters]).astype(np.float32)
+    source = np.concatenate([p.initial.reshape(-1) for p in parameters])
+    return op.Mul(op.Sub(flat, source), fisher)
 
 
 def adam(
@@ -99,12 +117,14 @@ def _length(flat: ir.Value) -> int:
     return int(flat.shape[0])  # type: ignore[arg-type]
 
 
-def _flat(op: Builder, values: Sequence[ir.Value]) -> ir.Value:
+def flatten(op: Builder, values: Sequence[ir.Value]) -> ir.Value:
+    """The tensors one after the other, as one vector."""
     flat = [v if v.shape is not None and len(v.shape) == 1 else op.Reshape(v, [-1]) for v in values]
     return op.Concat(*flat, axis=0) if len(flat) > 1 else flat[0]
 
 
-def _unflat(op: Builder, flat: ir.Value, parameters: Sequence[StateTensor]) -> list[ir.Value]:
+def unflatten(op: Builder, flat: ir.Value, parameters: Sequence[StateTensor]) -> list[ir.Value]:
+    """The parts of a vector that belong to the parameters, in their shapes."""
     parts = op.Split(flat, [p.initial.size for p in parameters], axis=0, outputs=len(parameters))
     parts = parts if isinstance(parts, tuple) else (parts,)
     return [

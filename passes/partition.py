@@ -32,6 +32,7 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     values = ir.convenience.create_value_mapping(graph)
     kept = [values[name] for name in plan.residuals]
     forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=[*outputs, *kept])
+    drop_unread_inputs(forward)
     save_early(forward)
     if not gradients:
         return Halves(_model(joint, forward, "forward"), None, ())

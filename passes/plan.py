@@ -48,6 +48,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all residuals."""
         return sum(row.bytes for row in self.kept)
 
     @property
@@ -57,6 +58,7 @@ class Plan:
 
     @property
     def residuals(self) -> tuple[str, ...]:
+        """Names of the values the forward hands to the backward."""
         return tuple(row.value for row in self.kept if row.how != "recompute")
 
     def largest(self, count: int = 5) -> list[Kept]:
@@ -187,7 +189,8 @@ def _row(value: ir.Value, batch: int, *, bits: bool) -> Kept:
 
 
 def _reason(value: ir.Value) -> str:
-    readers = sorted({use.node.op_type for use in value.uses() if use.node.metadata_props.get("ttac.room") == "autodiff"})
+    uses = [use.node for use in value.uses() if use.node.metadata_props.get("ttac.room") == "autodiff"]
+    readers = sorted({node.op_type for node in uses})
     return f"read by the gradient's {', '.join(readers)}" if readers else "the rest is computed from it again"
 
 

@@ -70,7 +70,8 @@ def _stage(backward: ir.Model, order: Sequence[ir.Node], first: int, last: int) 
     inside = set(order[first:last])
     made = [value for node in order[first:last] for value in node.outputs]
     handed = [v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
-    taken = {v: None for n in order[first:last] for v in n.inputs if v is not None and v.producer() not in (None, *inside)}
+    read = [value for node in order[first:last] for value in node.inputs if value is not None]
+    taken = dict.fromkeys(value for value in read if value.producer() not in (None, *inside))
     stage = ir.convenience.extract(graph, inputs=[*taken, *graph.inputs], outputs=handed)
     drop_unread_inputs(stage)
     stage.name = backward.graph.name

@@ -63,10 +63,14 @@ def relative(found: np.ndarray, reference: np.ndarray) -> float:
 def check_files(folder: Path, graphs: Sequence[str]) -> None:
     """Run onnx's checker on the written graphs; raises VerificationError with its message."""
     for graph in graphs:
-        try:
-            onnx.checker.check_model(str(folder / f"{graph}.onnx"))
-        except onnx.checker.ValidationError as error:
-            raise VerificationError(f"`{graph}.onnx` is not valid ONNX: {error}") from error
+        _check_file(folder / f"{graph}.onnx")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"`{path.name}` is not valid ONNX: {error}") from error
 
 
 def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
@@ -100,9 +104,16 @@ def compare_halves(
 
 
 def slope_error(
-    halves: Halves, feeds: Mapping[str, np.ndarray], loss: str, parameters: Sequence[str], gradients: Sequence[str]
+    halves: Halves,
+    feeds: Mapping[str, np.ndarray],
+    loss: str,
+    parameters: Sequence[str],
+    gradients: Sequence[str],
+    weights: np.ndarray,
 ) -> float:
     """Central difference of `loss` along one direction, against the gradients, relative to the slope.
+
+    Where `loss` is one value a sample, `weights` say how much each counts.
 
     The direction is half the gradient's and half random, so that the slope stands out of float32 rounding.  What the
     quotient changes by between two step widths is its own uncertainty (curvature, kinks) and is taken off.
@@ -120,7 +131,8 @@ def slope_error(
 
     def at(width: float) -> float:
         moved = {n: (feeds[n] + width * s).astype(np.float32) for n, s in zip(parameters, steps, strict=True)}
-        return float(halves.forward({**feeds, **moved}, [loss])[loss])
+        found = halves.forward({**feeds, **moved}, [loss])[loss]
+        return float(np.sum(found * weights)) if found.ndim else float(found)
 
     near, far = ((at(w) - at(-w)) / (2 * w) for w in (change / abs(predicted) for change in CHANGES))
     beyond = abs(near - predicted) - abs(near - far)

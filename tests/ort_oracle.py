@@ -77,9 +77,37 @@ def _sum_of_squares(op: Builder, node: ir.Node) -> ir.Value:
     return op.ReduceSum(op.Mul(node.inputs[0], node.inputs[0]), node.inputs[1], keepdims=keep)
 
 
+def _elu(op: Builder, node: ir.Node) -> ir.Value:
+    x, alpha = node.inputs[0], node.attributes.get_float("alpha", 1.0)
+    below = op.Sub(op.Exp(op.Neg(op.Relu(op.Neg(x)))), 1.0)
+    return op.Add(op.Relu(x), op.Mul(below, alpha))
+
+
+def _softplus(op: Builder, node: ir.Node) -> ir.Value:
+    return op.Log(op.Add(op.Exp(node.inputs[0]), 1.0))
+
+
+def _leaky_relu(op: Builder, node: ir.Node) -> ir.Value:
+    x, alpha = node.inputs[0], node.attributes.get_float("alpha", 0.01)
+    return op.Sub(op.Relu(x), op.Mul(op.Relu(op.Neg(x)), alpha))
+
+
+def _average_pool(op: Builder, node: ir.Node) -> ir.Value:
+    """Windows side by side, as axes of their own; the oracle's own gradient divides by zero."""
+    (x,), kernel = node.inputs, list(node.attributes.get_ints("kernel_shape"))
+    assert kernel == list(node.attributes.get_ints("strides") or []) and not any(node.attributes.get_ints("pads") or [])
+    sizes = [part for size, k in zip(dims(x)[2:], kernel, strict=True) for part in (int(size) // k, k)]
+    windows = op.Reshape(x, [-1, int(dims(x)[1]), *sizes])
+    return op.ReduceMean(windows, [3 + 2 * axis for axis in range(len(kernel))], keepdims=0, like=node.outputs[0])
+
+
 SPELLINGS = {
+    "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
+    "Elu": _elu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky_relu,
     "ReduceSumSquare": _sum_of_squares,
+    "Softplus": _softplus,
 }

@@ -94,7 +94,7 @@ def _place(model: ir.Model, learned: Mapping[str, Learned]) -> None:
 
 def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, Learned]) -> tuple[str, ...]:
     """Sites that adapt with the test data's statistics although the state tracks none to put in their place."""
-    sites = [site for site in manifest["sites"] if site["statistics"] != "source"]
+    sites = [site for site in manifest["sites"] if site["kind"] == "batch" and site["statistics"] != "source"]
     return tuple(site["name"] for site in sites if f"{site['name']}.mean" not in learned)
 
 

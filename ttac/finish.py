@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import BudgetError
 from ttac.measure import measure
-from ttac.packing import Compiled, manifest, report, stages_of, write_files
+from ttac.packing import Compiled, manifest, report, write_files
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.differentiate import Joint
 from ttac.passes.feed import feed_pointwise
+from ttac.passes.losses import WEIGHTS
 from ttac.passes.lower import lower
-from ttac.passes.norms import site_of
 from ttac.passes.verify import Halves, Verified, check_files, compare_halves, logits_off, slope_error
+from ttac.programs import Word, programs, stages_of, unguarded
 from ttac.rooms import Rooms
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.sites import Samples
@@ -52,7 +55,8 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     check_files(folder, list(compiled.graphs))
     initial = {tensor.name: tensor.initial for tensor in compiled.state}
     x = compiled.graphs["infer"].graph.inputs[0]
-    feeds = {**initial, **compiled.fed, str(x.name): samples.few(VERIFIED_ON, x)}
+    weights = np.full(VERIFIED_ON, 1 / VERIFIED_ON, np.float32)
+    feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(VERIFIED_ON, x)}
     off = logits_off(source, turned_off(compiled), feeds, compiled.logits)
     if not joint.gradients:
         return Verified(off)
@@ -61,8 +65,8 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     whole = joint_graph(joint, compiled)
     logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
     assert joint.loss is not None
-    loss = str(joint.loss.scalar.name)
-    slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients)
+    loss = str((joint.loss.samples or joint.loss.scalar).name)
+    slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients, weights)
     return Verified(off, logits, slopes, slope)
 
 
@@ -70,7 +74,7 @@ def turned_off(compiled: Compiled) -> ir.Model:
     """The plain graph with its norms made adaptive, but by the source's statistics and parameters."""
     model = compiled.graphs["infer"].clone()
     nodes = {str(node.name): node for node in model.graph}
-    sites = [site_of(nodes[str(s.node.name)], s.name, inserted=s.inserted) for s in compiled.sites]
+    sites = [replace(site, node=nodes[str(site.node.name)]) for site in compiled.sites]
     adapt_norms(model, sites, "source", {}, trains=bool(compiled.request.method.trains))
     return lower(model, compiled.request.target)
 

@@ -44,7 +44,6 @@ def inspect_model(
             for site in found.sites
         ],
         "folded": _listed(found.folded),
-        "other_norms": _listed(found.others),
         "near_misses": _listed(found.near_misses),
         "left_alone": _listed(found.skipped) if not found.sites else [],
         "without_gradient": missing,

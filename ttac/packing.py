@@ -18,11 +18,14 @@ from ttac.passes.adapt import StateTensor
 from ttac.passes.emit import write_graphs
 from ttac.passes.norms import NormSite
 from ttac.passes.plan import Plan
+from ttac.programs import Word, programs
 from ttac.request import Request
 from ttac.runtime.bundle import digest_of
 
 FORMAT = 1
 STATE = "state.safetensors"
+OWN = "sample"
+"""What norms other than batch norms normalise with: the statistics of each sample."""
 
 
 @dataclass
@@ -48,17 +51,25 @@ class Compiled:
 
     @property
     def logits(self) -> str:
+        """Name of the graph output that holds the logits."""
         return str(self.graphs["forward"].graph.outputs[0].name)
 
 
 def write_files(compiled: Compiled, folder: Path) -> None:
     """Write graphs, weights and the initial state into `folder`."""
     write_graphs(folder, compiled.graphs, compiled.fed)
-    save_file({t.name: np.ascontiguousarray(t.initial).reshape(t.initial.shape) for t in compiled.state}, folder / STATE)
+    initial = {t.name: np.ascontiguousarray(t.initial).reshape(t.initial.shape) for t in compiled.state}
+    save_file(initial, folder / STATE)
 
 
-def manifest(compiled: Compiled, folder: Path, verified: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, whose other files are all written."""
+def manifest(
+    compiled: Compiled,
+    folder: Path,
+    verified: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    steps: Mapping[str, Sequence[Word]] | None = None,
+) -> dict[str, Any]:
+    """The manifest of the bundle in `folder`, whose other files are all written; `steps` are other programs to put in."""
     request = compiled.request
     files = {p.name: digest_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "manifest.json"}
     infer = compiled.graphs["infer"].graph
@@ -76,7 +87,7 @@ def manifest(compiled: Compiled, folder: Path, verified: Mapping[str, Any], memo
         "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in compiled.state]},
         "sites": [_site(compiled, site) for site in compiled.sites],
         "graphs": _graphs(compiled),
-        "programs": programs(compiled),
+        "programs": dict(steps or programs(compiled)),
         "memory": dict(memory),
         "verified": dict(verified),
         "executed_on": [engine()] if verified else [],
@@ -85,22 +96,8 @@ def manifest(compiled: Compiled, folder: Path, verified: Mapping[str, Any], memo
 
 def smallest_batch(compiled: Compiled) -> int:
     """2 where a site would otherwise normalise a single value by its own statistics (PyTorch refuses that too)."""
-    alone = compiled.statistics == "batch" and any(site.spatial == 1 for site in compiled.sites)
+    alone = compiled.statistics == "batch" and any(s.kind == "batch" and s.spatial == 1 for s in compiled.sites)
     return 2 if alone and compiled.request.batch > 1 else 1
-
-
-def programs(compiled: Compiled) -> dict[str, list[Mapping[str, Any]]]:
-    """The method's steps, with `logits` as the graph calls it; `predict` runs the forward alone."""
-    step: list[Mapping[str, Any]] = []
-    for word in compiled.request.method.program:
-        step += [{"run": name} for name in stages_of(compiled, word["run"])] if "run" in word else [word]
-    step[-1] = {"return": compiled.logits}
-    return {"step": step, "predict": [{"run": "forward", "only": [compiled.logits]}, {"return": compiled.logits}]}
-
-
-def stages_of(compiled: Compiled, graph: str) -> list[str]:
-    """The files that make up one graph of a method's program, in order: `backward-1`, `backward-2`, ..."""
-    return [name for name in compiled.graphs if name == graph or name.startswith(f"{graph}-")]
 
 
 def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
@@ -149,7 +146,7 @@ def _site(compiled: Compiled, site: NormSite) -> dict[str, Any]:
         "name": site.name,
         "kind": site.kind,
         "channels": site.channels,
-        "statistics": compiled.statistics,
+        "statistics": compiled.statistics if site.kind == "batch" else OWN,
         "trained": trained,
         "inserted": site.inserted,
     }

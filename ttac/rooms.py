@@ -48,6 +48,7 @@ class Rooms:
             write_graphs(folder, {name: model})
 
     def loaded(self, model: ir.Model) -> ir.Model:
+        """The model as it was read."""
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         name = model.graph.name or "model"
         self.line("load", f"{name}, opset {model.opset_imports['']}, {len(model.graph)} nodes, {format_size(size)}")
@@ -55,48 +56,57 @@ class Rooms:
         return model
 
     def normalised(self, model: ir.Model) -> ir.Model:
+        """The model in normal form."""
         x = model.graph.inputs[0]
         self.line("normalise", f"{len(model.graph)} nodes, `{x.name}` {x.shape} -> `{model.graph.outputs[0].name}`")
         self.dump("normalise", model=model)
         return model
 
     def recognised(self, model: ir.Model, sites: list[NormSite]) -> list[NormSite]:
+        """The sites to adapt."""
         inserted = sum(site.inserted for site in sites)
-        self.line("norms", f"{len(sites)} sites" + (f", {inserted} inserted where the export folded them" if inserted else ""))
+        added = f", {inserted} inserted where the export folded them" if inserted else ""
+        self.line("norms", f"{len(sites)} sites{added}")
         self.dump("norms", model=model)
         return sites
 
     def adapted(self, model: ir.Model, adaptation: Adaptation) -> None:
+        """The rewritten norms."""
         count = len(adaptation.parameters)
-        self.line("adapt", f"{len(adaptation.sites)} sites with {adaptation.statistics} statistics, {count} tensors train")
+        sites = f"{len(adaptation.sites)} sites with {adaptation.statistics} statistics"
+        self.line("adapt", f"{sites}, {count} tensors train")
         self.dump("adapt", model=model)
 
     def differentiated(self, joint: Joint) -> Joint:
+        """The joint graph."""
         forward = len(joint.model.graph) - len(joint.backward)
         self.line("autodiff", f"{forward} -> {len(joint.model.graph)} nodes, {len(joint.gradients)} gradients")
         self.dump("autodiff", joint=joint.model)
         return joint
 
     def planned(self, plan: Plan) -> Plan:
+        """What the forward keeps."""
         ways = {how: sum(row.how == how for row in plan.kept) for how in ("dense", "bits", "recompute")}
         shares = ", ".join(f"{count} {how}" for how, count in ways.items() if count)
-        self.line("plan", f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}: {shares or 'nothing kept'}")
+        sizes = f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}"
+        self.line("plan", f"{sizes}: {shares or 'nothing kept'}")
         return plan
 
     def lowered(self, graphs: dict[str, ir.Model]) -> None:
+        """The graphs of the bundle."""
         forward = graphs["forward"]
         counts = ", ".join(f"{name} {len(model.graph)}" for name, model in graphs.items())
         self.line("lower", f"opset {forward.opset_imports['']}, IR {forward.ir_version}; nodes: {counts}")
         self.dump("lower", **graphs)
 
     def verified(self, differences: dict[str, float | None]) -> None:
+        """The differences verification found."""
         found = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
         self.line("verify", ", ".join(found) or "executed")
 
     def measured(self, peak: int | None, seconds: float | None) -> None:
+        """Peak bytes and seconds of a step, None where they cannot be measured."""
         if peak is None or seconds is None:
             self.line("measure", "not measured: the counters are on Linux only")
         else:
             self.line("measure", f"peak {format_size(peak)}, {seconds * 1e3:.1f} ms a step")
-
-

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.passes import calibration
 from ttac.passes.insert import insert_norms
 from ttac.passes.norms import NormSite, decide, find_norms, select
 from ttac.request import Request
+from ttac.spec import Method
 
 Say = Callable[[str], None]
 ROLES = ("scale", "bias", "mean", "var")
@@ -78,10 +80,29 @@ def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) ->
         values = [candidate.value for candidate in chosen.inserted]
         statistics = calibration.statistics(model, samples.array, values, asked.batch)
         sites += insert_norms(model, chosen.inserted, statistics)
+    if not asked.method.trains:
+        sites = with_statistics(sites, asked.method)
     sites = select(sites, asked.train)
     if not sites:
         raise UnsupportedError("no norm is left to adapt", where=f"`--train {asked.train}`", hint="`ttac inspect` lists them")
     return in_graph_order(model, sites)
+
+
+def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:
+    """The batch norms among the sites, for a method that changes nothing but their statistics.
+
+    Raises UnsupportedError, naming the methods that fit, if there are none.
+    """
+    kept = [site for site in sites if site.kind == "batch"]
+    if not kept:
+        kinds = ", ".join(sorted({site.kind for site in sites}))
+        fitting = [name for name in methods.names() if methods.find(name).trains]
+        raise UnsupportedError(
+            f"`{method.name}` adapts the statistics of batch norms, and the model has {kinds} norms",
+            where=f"`--method {method.name}`",
+            hint=f"methods that train scale and bias fit every norm: {', '.join(f'`{name}`' for name in fitting)}",
+        )
+    return kept
 
 
 def in_graph_order(model: ir.Model, sites: Sequence[NormSite]) -> list[NormSite]:
@@ -100,7 +121,7 @@ def name_parameters(model: ir.Model, sites: Sequence[NormSite]) -> None:
         model.graph.register_initializer(shared)
     for site in sites:
         node = nodes[str(site.node.name)]
-        for position, role in enumerate(ROLES, start=1):
+        for position, role in enumerate(site.parameters, start=1):
             _own_initializer(model.graph, node, position, f"{site.name}.{role}")
 
 

@@ -1,0 +1,63 @@
+"""The small graphs of a method besides forward and backward: what they are made from, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.adapt import StateTensor
+from ttac.passes.build import Builder
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method's graphs are made from.
+
+    Attributes:
+        parameters: the trained state; gradients: the values the backward gives for them, in the same order.
+        logits: name of the forward's output; classes: its size.
+        anchor: Fisher information of each parameter by name, empty without one.
+    """
+
+    parameters: Sequence[StateTensor]
+    gradients: Sequence[str]
+    logits: str
+    classes: int
+    settings: Mapping[str, Any]
+    opset: int
+    anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodGraph:
+    """A graph, the state it moves (`next` are graph outputs), and the outputs it reports, by name in `adapter.stats`."""
+
+    model: ir.Model
+    state: tuple[StateTensor, ...] = ()
+    stats: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def moves(self) -> dict[str, str]:
+        """Graph output -> state tensor."""
+        return {str(tensor.next.name): tensor.name for tensor in self.state if tensor.next is not None}
+
+
+def finished(
+    op: Builder,
+    outputs: Mapping[str, ir.Value],
+    state: Sequence[StateTensor] = (),
+    stats: Mapping[str, str] | None = None,
+) -> MethodGraph:
+    """The graph under construction with `outputs` by these names, and `<state>.next` for the state it moves."""
+    for name, value in outputs.items():
+        value.name = name
+        op.graph.outputs.append(value)
+    for tensor in state:
+        assert tensor.next is not None
+        tensor.next.name = f"{tensor.name}.next"
+        op.graph.outputs.append(tensor.next)
+    return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state), dict(stats or {}))

@@ -1,0 +1,107 @@
+"""Whole models: TENT's gradients as the bundle's own graphs compute them, against PyTorch and against another engine's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import ttac
+from tests import ort_oracle, tiny_bundles
+from tests.whole_models import BATCH, MODELS, executed, golden, golden_gradients, gradient_errors, samples
+from ttac import finish
+from ttac.passes.adapt import adapt_norms
+from ttac.passes.losses import attach_loss
+from ttac.passes.norms import find_norms
+from ttac.passes.load import load
+from ttac.passes.normalise import normalise
+
+pytestmark = pytest.mark.slow
+ORACLE_LACKS = {"hourglass": "ConvTranspose, GroupNormalization, PRelu, Resize"}
+over_models = pytest.mark.parametrize("name", list(MODELS))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every model compiled once, verification on; only the measurement of memory, in a process of its own, is left out."""
+    folder = tmp_path_factory.mktemp("bundles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "measure", lambda *_, **__: None)
+        return {
+            name: Path(ttac.compile(path, batch=BATCH, output=folder / f"{name}.ttac").path or "")
+            for name, path in MODELS.items()
+        }
+
+
+def inputs(name: str) -> np.ndarray:
+    dims = onnx.load(MODELS[name]).graph.input[0].type.tensor_type.shape.dim
+    return samples([dim.dim_value for dim in dims][1:])
+
+
+@over_models
+def test_logits_and_gradients_are_those_of_pytorch(name: str, bundles: dict[str, Path]) -> None:
+    expected, values = golden(name), executed(bundles[name], inputs(name))
+    np.testing.assert_allclose(values["logits"], expected["logits"], rtol=0, atol=2e-5 * np.abs(expected["logits"]).max())
+    errors = gradient_errors(values, golden_gradients(name))
+    assert max(errors.values()) <= 1e-4, sorted(errors.items(), key=lambda item: -item[1])[:5]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ORACLE_LACKS])
+def test_gradients_are_those_of_onnxruntime_training(name: str, bundles: dict[str, Path]) -> None:
+    model = normalise(load(MODELS[name]))
+    sites = find_norms(model).sites
+    adaptation = adapt_norms(model, sites, "batch", {}, trains=True)
+    attached = attach_loss(model, "entropy", model.graph.outputs[0])
+    feeds = {tensor.name: tensor.initial for tensor in adaptation.state} | {"x": inputs(name)}
+    wrt = [tensor.name for tensor in adaptation.parameters]
+    expected = ort_oracle.gradients(model, str(attached.scalar.name), wrt, feeds)
+    errors = gradient_errors(executed(bundles[name], inputs(name)), expected)
+    assert max(errors.values()) <= 1e-4, sorted(errors.items(), key=lambda item: -item[1])[:5]
+
+
+@over_models
+def test_every_norm_is_found_and_trained(name: str, bundles: dict[str, Path]) -> None:
+    manifest = tiny_bundles.read(bundles[name])
+    trained = {tensor["name"] for tensor in manifest["state"]["tensors"] if tensor["role"] == "parameter"}
+    assert trained == set(golden_gradients(name))
+    assert all(site["trained"] and site["statistics"] == "batch" for site in manifest["sites"])
+
+
+@over_models
+def test_verification_ran(name: str, bundles: dict[str, Path]) -> None:
+    verified = json.loads((bundles[name] / "report.json").read_text())["verified"]
+    assert set(verified) == {"logits_off", "logits_halves", "gradients_halves", "slope"}
+    assert verified["logits_off"] <= 1e-5 and verified["gradients_halves"] <= 1e-5 and verified["slope"] <= 2e-2
+
+
+@over_models
+def test_a_step_predicts_with_batch_statistics_and_then_moves(name: str, bundles: dict[str, Path]) -> None:
+    expected, adapter = golden(name), ttac.load(bundles[name])
+    scale = np.abs(expected["logits"]).max()
+    x = inputs(name)
+    np.testing.assert_allclose(adapter.step(x), expected["logits"], rtol=0, atol=2e-5 * scale)
+    assert adapter.stats["entropy"] == pytest.approx(expected["entropy"].item(), rel=1e-4)
+    moved = adapter.predict(x)
+    assert np.abs(moved - expected["logits"]).max() > 1e-3 * scale
+    log_p = moved - np.logaddexp.reduce(moved, axis=1, keepdims=True)
+    assert -(np.exp(log_p) * log_p).sum(axis=1).mean() < expected["entropy"].item()
+
+
+@over_models
+def test_a_smaller_last_batch(name: str, bundles: dict[str, Path]) -> None:
+    """The batch is free in all graphs: three samples give what PyTorch gives for three."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.pytorch_peers import Tent
+    from tests.make_models import build, told
+
+    tent = Tent(build(name, told(name)["seed"]))
+    x = inputs(name)[:3]
+    expected = tent.step(torch.from_numpy(x)).numpy()
+    slopes = {key: value.grad.numpy() for key, value in tent.parameters.items()}
+    slopes = {key.removesuffix(".weight") + ".scale" if key.endswith(".weight") else key: v for key, v in slopes.items()}
+    values = executed(bundles[name], x)
+    np.testing.assert_allclose(values["logits"], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert gradient_errors(values, slopes)["all"] <= 1e-3

@@ -1,0 +1,55 @@
+"""The small models of `tests/models`, their golden numbers, and what a compiled bundle's own graphs compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from tests.tiny_bundles import read
+from ttac.passes.execute import Executable
+
+HERE = Path(__file__).resolve().parent
+MODELS = {path.stem: path for path in sorted((HERE / "models").glob("*.onnx"))}
+BATCH = 8
+
+Arrays = dict[str, np.ndarray]
+
+
+def samples(shape: Sequence[int], count: int = BATCH, seed: int = 0) -> np.ndarray:
+    """Inputs of the golden numbers, float32 [count, *shape]; RandomState's stream never changes."""
+    return np.random.RandomState(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def golden(name: str) -> Arrays:
+    """The golden numbers of a model, float64; see `make_models.py`."""
+    with safe_open(HERE / "golden" / "models.safetensors", "np") as file:
+        keys = [key for key in file.keys() if key.startswith(f"{name}/")]  # noqa: SIM118
+        return {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in keys}
+
+
+def golden_gradients(name: str) -> Arrays:
+    """Golden gradients under ttac's names: `0.branch.1.weight` is `0.branch.1.scale`."""
+    found = {key.removeprefix("gradient/"): value for key, value in golden(name).items() if key.startswith("gradient/")}
+    return {key.removesuffix(".weight") + ".scale" if key.endswith(".weight") else key: v for key, v in found.items()}
+
+
+def executed(folder: Path, x: np.ndarray) -> Arrays:
+    """Every value that one step of the bundle in `folder` hands on, by name; each graph run on its own, as written."""
+    manifest = read(folder)
+    values = {**load_file(folder / "weights.safetensors"), **load_file(folder / manifest["state"]["file"])}
+    values[manifest["inputs"][0]["name"]] = x
+    for word in manifest["programs"]["step"]:
+        if "run" in word:
+            values |= Executable(folder / manifest["graphs"][word["run"]]["file"])(values)
+    return values
+
+
+def gradient_errors(found: Arrays, expected: Arrays) -> Arrays:
+    """Per parameter, the distance of its gradient relative to the length of all gradients; under "all" that of all."""
+    length = np.sqrt(sum(float((value**2).sum()) for value in expected.values()))
+    apart = {name: np.linalg.norm(found[f"{name}.grad"].astype(np.float64) - value) for name, value in expected.items()}
+    return {**{name: d / length for name, d in apart.items()}, "all": np.linalg.norm(list(apart.values())) / length}
