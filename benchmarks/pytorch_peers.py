@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (
+    *BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+)  # fmt: skip
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -19,14 +24,14 @@ def entropy(logits: Tensor) -> Tensor:
 def use_batch_statistics(model: nn.Module) -> nn.Module:
     """Make every batch norm normalise with the statistics of the batch, in eval mode too; in place."""
     for module in model.modules():
-        if isinstance(module, NORMS):
+        if isinstance(module, BATCH_NORMS):
             module.track_running_stats = False
             module.running_mean = module.running_var = None
     return model.eval()
 
 
 def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Scale and bias of every batch norm, by their names in the model."""
+    """Scale and bias of every norm, by their names in the model."""
     return {
         f"{prefix}.{name}": parameter
         for prefix, module in model.named_modules()
@@ -55,3 +60,121 @@ class Tent:
         entropy(logits).mean().backward()
         self.optimizer.step()
         return logits.detach()
+
+
+class Eata:
+    """EATA (arXiv:2204.02610), by METHODS 4: reliable and non-redundant samples, weighted, with a Fisher anchor.
+
+    `calibration` are source samples for the anchor, 64 at a time; without any it is ETA.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, lr: float, margin: float, redundancy: float, fisher: float = 0.0,
+        calibration: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.model = use_batch_statistics(model).requires_grad_(False)
+        self.parameters = norm_parameters(self.model)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.SGD(list(self.parameters.values()), lr=lr, momentum=0.9)
+        self.margin, self.redundancy, self.fisher = margin, redundancy, fisher
+        self.average: Tensor | None = None
+        self.source = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.anchor = {} if calibration is None or not fisher else self.information(calibration)
+
+    def information(self, images: Tensor) -> dict[str, Tensor]:
+        """Mean over batches of the squared gradient of the cross-entropy to the most likely class."""
+        batches = images.split(64)
+        total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        for batch in batches:
+            logits = self.model(batch)
+            loss = functional.cross_entropy(logits, logits.argmax(1))
+            for name, slope in zip(total, torch.autograd.grad(loss, list(self.parameters.values())), strict=True):
+                total[name] += slope**2
+        return {name: value / len(batches) for name, value in total.items()}
+
+    def step(self, images: Tensor) -> Tensor:
+        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        self.optimizer.zero_grad()
+        logits: Tensor = self.model(images)
+        losses, p = entropy(logits), logits.softmax(1).detach()
+        limit = self.margin * math.log(logits.shape[1])
+        chosen = losses.detach() < limit
+        if self.average is not None:
+            chosen &= functional.cosine_similarity(self.average[None], p, dim=1).abs() < self.redundancy
+        if chosen.any():
+            mean = p[chosen].mean(0)
+            self.average = mean if self.average is None else 0.9 * self.average + 0.1 * mean
+            loss = (losses[chosen] * (limit - losses[chosen].detach()).exp()).mean()
+            for name, information in self.anchor.items():
+                loss = loss + self.fisher * (information * (self.parameters[name] - self.source[name]) ** 2).sum()
+            loss.backward()
+            self.optimizer.step()
+        return logits.detach()
+
+
+class Sar:
+    """SAR (arXiv:2302.12400), by METHODS 5, with the recovery of the paper: parameters, momentum and average."""
+
+    def __init__(
+        self, model: nn.Module, *, lr: float, margin: float = 0.4, rho: float = 0.05, threshold: float = 0.2,
+        untrained: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.model = use_batch_statistics(model).requires_grad_(False)
+        self.parameters = {
+            name: value
+            for name, value in norm_parameters(self.model).items()
+            if name.rpartition(".")[0] not in untrained
+        }
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.lr, self.margin, self.rho, self.threshold = lr, margin, rho, threshold
+        self.source = [value.detach().clone() for value in self.parameters.values()]
+        self.average = 0.0
+        self.recoveries = 0
+        self.optimizer = self.fresh()
+
+    def fresh(self) -> torch.optim.Optimizer:
+        """The optimizer without a past."""
+        return torch.optim.SGD(list(self.parameters.values()), lr=self.lr, momentum=0.9)
+
+    def step(self, images: Tensor) -> Tensor:
+        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        trained = list(self.parameters.values())
+        logits: Tensor = self.model(images)
+        losses = entropy(logits)
+        limit = self.margin * math.log(logits.shape[1])
+        first = losses.detach() < limit
+        if not first.any():
+            return logits.detach()
+        slopes = torch.autograd.grad(losses[first].mean(), trained)
+        length = torch.sqrt(sum((slope**2).sum() for slope in slopes))
+        before = [value.detach().clone() for value in trained]
+        with torch.no_grad():
+            for value, slope in zip(trained, slopes, strict=True):
+                value += self.rho * slope / (length + 1e-12)
+        again = entropy(self.model(images))
+        second = first & (again.detach() < limit)
+        loss = again[second].mean()
+        slopes = torch.autograd.grad(loss, trained) if second.any() else ()
+        self.place(before)
+        if second.any():
+            for value, slope in zip(trained, slopes, strict=True):
+                value.grad = slope
+            self.optimizer.step()
+            self.follow(float(loss.detach()))
+        return logits.detach()
+
+    def follow(self, loss: float) -> None:
+        """Average the loss, and go back to the source where it has become too small to be true."""
+        self.average = 0.9 * self.average + 0.1 * loss if self.average else loss
+        if self.average < self.threshold:
+            self.place(self.source)
+            self.optimizer, self.average = self.fresh(), 0.0
+            self.recoveries += 1
+
+    def place(self, values: Iterable[Tensor]) -> None:
+        """Give the trained tensors these values."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters.values(), values, strict=True):
+                parameter.copy_(value)

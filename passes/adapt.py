@@ -6,7 +6,7 @@ Every adapted site owns its tensors: exporters merge initializers with equal byt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Adaptation:
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
+        """All state that the room made."""
         return self.parameters + self.tracked
 
 
@@ -63,11 +64,13 @@ class Moments:
 def adapt_norms(
     model: ir.Model, sites: Sequence[NormSite], statistics: str, settings: Mapping[str, Any], *, trains: bool
 ) -> Adaptation:
-    """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`; with `trains`, the scale and bias
-    of every site that is `trained` become state.
+    """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`, the others stay as they are.
+
+    With `trains`, scale and bias of every site that is `trained` become state.
 
     Args:
-        statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples) or "ema" (settings["statistics_momentum"]).
+        statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples) or "ema", whose momentum is
+            settings["statistics_momentum"].
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     statistics = statistics if any(site.kind == "batch" for site in sites) else "source"
@@ -110,7 +113,14 @@ def untie(op: Builder, site: NormSite) -> list[StateTensor]:
 
 
 def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
-    """A new graph input for a state tensor."""
+    """A new graph input for a state tensor; an initializer of that name, which other nodes may read, gets another."""
+    other = name
+    while other in graph.initializers:
+        other = f"{other}.source"
+    if other != name:
+        source = graph.initializers.pop(name)
+        source.name = other
+        graph.register_initializer(source)
     value = ir.val(name, dtype=ir.DataType.from_numpy(initial.dtype), shape=initial.shape)
     graph.inputs.append(value)
     return value
@@ -248,9 +258,3 @@ def _average(
         part.name = f"{value.name}.next"
         made.append(StateTensor(str(value.name), "statistic", initial, value, part))
     return made
-
-
-def without_gradient(adaptation: Adaptation, missing: frozenset[str]) -> Adaptation:
-    """The same adaptation, its parameters in `missing` no longer trained: a parameter without gradient is skipped."""
-    kept = tuple(p for p in adaptation.parameters if p.name not in missing)
-    return replace(adaptation, parameters=kept)

@@ -6,6 +6,7 @@ A dimension that is the same for both is an int, one that grows with the batch i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ SMALL, FOLDED = 1 << 16, 1 << 16
 """Elements up to which constants are computed along; bytes by which a folded one may outgrow what it is made of."""
 
 INFLATING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile"})
+LIKE_INPUT = frozenset({"GroupNormalization"})
+"""Operators that onnx infers no shape for, whose output is like their first input."""
 HINT = (
     "export with a dynamic batch: "
     '`torch.onnx.export(model, x, "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))`'
@@ -67,6 +70,17 @@ def _symbol(first: int, second: int) -> int | str:
     if first == second:
         return first
     return BATCH if first == IMAGINED[0] else f"{first // IMAGINED[0]}*{BATCH}"
+
+
+def sample_size(shape: ir.Shape) -> int:
+    """Elements that one sample has in a tensor of this shape, whose batch is N or a multiple of it, `4*N`."""
+    return math.prod(size if isinstance(size, int) else _multiple(str(size)) for size in shape)
+
+
+def _multiple(symbol: str) -> int:
+    """4 of `4*N`, 1 of `N`."""
+    times, star, _ = symbol.partition("*")
+    return int(times) if star and times.isdigit() else 1
 
 
 Rewrite = Callable[["Walk", ir.Node], "int | None"]
@@ -193,6 +207,8 @@ class Walk:
     def _infer_once(
         self, node: ir.Node, inputs: list[Known | None], case: int
     ) -> list[tuple[ir.DataType | None, tuple[int, ...] | None]]:
+        if node.op_type in LIKE_INPUT and inputs[0] is not None:
+            return [(inputs[0].dtype, inputs[0].shapes[case] if inputs[0].shapes else None)]
         types, data = {}, {}
         for value, known in zip(node.inputs, inputs, strict=True):
             if value is None or known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -36,7 +37,8 @@ class Joint:
 def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters: tuple[StateTensor, ...]) -> Joint:
     """Append loss and gradients to `model`, in place.
 
-    A parameter that the loss does not depend on is left out: a zero gradient would still let momentum move it.
+    A parameter that the loss does not depend on becomes a constant again: a gradient of zero would still let momentum
+    move it.
     Gradients are named `<parameter>.grad`.  Raises UnsupportedError listing operators without a gradient rule.
     """
     if not loss:
@@ -47,11 +49,21 @@ def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters:
     forward = set(graph) - _weighing(attached)
     found = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
     pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    hold(graph, [p for p, g in zip(parameters, found, strict=True) if g is None])
     for parameter, gradient in pairs:
         gradient.name = f"{parameter.name}.grad"
     share_counts(model)
     backward = tuple(node for node in graph if node not in forward)
     return Joint(model, logits, attached, tuple(p for p, _ in pairs), tuple(g for _, g in pairs), backward)
+
+
+def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
+    """Make `parameters` constants instead of graph inputs, with the values they begin with."""
+    for parameter in parameters:
+        value = parameter.value
+        graph.inputs.remove(value)
+        value.const_value = ir.tensor(parameter.initial, name=value.name)
+        graph.register_initializer(value)
 
 
 def _weighing(loss: Loss) -> set[ir.Node]:

@@ -1,4 +1,4 @@
-"""How much the source model needs each parameter where it is: the diagonal of its Fisher information on calibration data.
+"""How much the source needs each parameter where it is: the diagonal of its Fisher information on calibration data.
 
 EATA (arXiv:2204.02610, eq. 9) with the most likely class as label; as its code does, the square is that of the gradient
 of a batch's mean loss, averaged over batches.
@@ -44,11 +44,8 @@ def fisher_information(
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"fisher": lower(copy, target)})
         run = Executable(Path(folder) / "fisher.onnx")
-        return _averaged(run, str(model.graph.inputs[0].name), state, names, np.array_split(samples, _cuts(samples, batch)))
-
-
-def _cuts(samples: np.ndarray, batch: int) -> list[int]:
-    return list(range(batch, len(samples), batch))
+        batches = np.array_split(samples, range(batch, len(samples), batch))
+        return _averaged(run, str(model.graph.inputs[0].name), state, names, batches)
 
 
 def _averaged(

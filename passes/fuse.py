@@ -2,7 +2,7 @@
 
 After this room the parameters of every norm are inputs of one node, scale second and bias third:
 
-    LayerNormalization, InstanceNormalization, GroupNormalization      as they stand
+    LayerNormalization, InstanceNormalization                          as they stand
     BatchNormalization with mean 0, variance 1 and epsilon 0           the scale and bias [C] behind a norm over groups
                                                                        or channels, or of a folded batch norm
     Mul by a constant                                                  the scale behind x/sqrt(mean of x^2 + eps)
@@ -16,8 +16,19 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from ttac.passes.autodiff import dims
+from ttac.passes.batch import sample_size
 from ttac.passes.build import LAYER, Builder
-from ttac.passes.spellings import Affine, Standardised, affine_after, array_of, made_by, only_reader, standardised
+from ttac.passes.shaping import reshape
+from ttac.passes.spellings import (
+    Affine,
+    Standardised,
+    affine_after,
+    array_of,
+    made_by,
+    only_reader,
+    standardised,
+)
 
 ROOM = "fuse"
 KIND, XHAT = "ttac.norm", "xhat"
@@ -38,6 +49,8 @@ def fuse_norms(model: ir.Model) -> int:
 def _fused(op: Builder, node: ir.Node) -> bool:
     if node.op_type == "InstanceNormalization":
         return _group_norm(op, node)
+    if node.op_type == "GroupNormalization":
+        return _whole_group_norm(op, node)
     if node.op_type == "LayerNormalization":
         return _bare_layer_norm(op, node)
     found = standardised(node)
@@ -76,10 +89,9 @@ def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
     """(x - mean)/sqrt(var + eps)*scale + bias -> LayerNormalization; over channels, its scale and bias as one node."""
     if found.axes == (1,) and not found.trailing:
         return _channel_affine(op, found.y, found, node)
-    sizes = tuple(found.x.shape)[len(found.x.shape or ()) - len(found.axes) :] if found.x.shape is not None else ()
-    if not found.trailing or not all(isinstance(size, int) for size in sizes):
+    sizes = found.sizes
+    if not found.trailing or not sizes:
         return False
-    sizes = tuple(int(size) for size in sizes)  # type: ignore[arg-type]
     after = _parameters(found, sizes)
     scale = after.scale if after.scale is not None else np.ones(sizes, np.float32)
     bias = after.bias if after.bias is not None else np.zeros(sizes, np.float32)
@@ -109,10 +121,9 @@ def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
 
 def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
     """x/sqrt(mean of x^2 + eps)*scale: the scale as second operand, in the shape of the axes; ones where it lacks."""
-    sizes = tuple(found.x.shape)[len(found.x.shape or ()) - len(found.axes) :] if found.x.shape is not None else ()
-    if not found.trailing or not all(isinstance(size, int) for size in sizes):
+    sizes = found.sizes
+    if not found.trailing or not sizes:
         return False
-    sizes = tuple(int(size) for size in sizes)  # type: ignore[arg-type]
     product = only_reader(found.y, "Mul")
     scale = over(affine_after(found.y).scale, sizes)
     old = product.outputs[0] if scale is not None and product is not None else found.y
@@ -135,8 +146,37 @@ def _group_norm(op: Builder, node: ir.Node) -> bool:
     return _channel_affine(op, after.outputs[0], None, node)
 
 
+def _whole_group_norm(op: Builder, node: ir.Node) -> bool:
+    """GroupNormalization -> an InstanceNormalization between two Reshapes, which engines have a kernel for.
+
+    Until opset 20 its scale and bias are one number a group, and stay with it; from opset 21 on one a channel.
+    """
+    x, scale, bias = node.inputs
+    groups, parts = node.attributes.get_int("num_groups", 0), (array_of(scale), array_of(bias))
+    if x is None or x.shape is None or not groups or parts[0] is None or parts[1] is None:
+        return False
+    layer, per_group = node.metadata_props.get(LAYER, ""), op.opset < 21
+    inner = parts if per_group else (np.ones(groups, np.float32), np.zeros(groups, np.float32))
+    old = node.outputs[0]
+    with op.at(layer, before=node):
+        apart = reshape(op, x, [dims(x)[0], groups, sample_size(x.shape) // groups])
+        eps = node.attributes.get_float("epsilon", 1e-5)
+        normal = op.InstanceNormalization(apart, *inner, epsilon=eps)
+        y = whole = reshape(op, normal, dims(x))
+        if not per_group:
+            y = _affine(op, whole, *parts)
+    core, last = normal.producer(), y.producer()
+    assert core is not None and last is not None
+    core.metadata_props[KIND] = "group" if per_group else XHAT
+    if not per_group:
+        core.metadata_props[LAYER], last.metadata_props[KIND] = f"{layer}.{XHAT}", "group"
+    old.replace_all_uses_with(y, replace_graph_outputs=True)
+    old.name, y.name, last.name = f"{old.name}.whole", old.name, old.name
+    return True
+
+
 def _channel_affine(op: Builder, value: ir.Value, found: Standardised | None, node: ir.Node) -> bool:
-    """One BatchNormalization without statistics for the constants per channel behind `value`; 1 and 0 where none are."""
+    """One BatchNormalization without statistics for the constants per channel behind `value`, 1 and 0 without any."""
     if value.shape is None or len(value.shape) < 3 or not isinstance(value.shape[1], int):
         return False
     after = affine_after(value)
@@ -178,7 +218,7 @@ def _affine(op: Builder, x: ir.Value, scale: np.ndarray | None, bias: np.ndarray
 def _bare_layer_norm(op: Builder, node: ir.Node) -> bool:
     """A LayerNormalization without bias whose scale is 1 has no affine: it gets a bias of zeros to train."""
     scale = array_of(node.inputs[1])
-    if len(node.inputs) > 2 and node.inputs[2] is not None or scale is None or (scale != 1).any():
+    if (len(node.inputs) > 2 and node.inputs[2] is not None) or scale is None or (scale != 1).any():
         return False
     node.resize_inputs(3)
     node.replace_input_with(2, op.constant(np.zeros(scale.shape, scale.dtype)))
@@ -186,7 +226,7 @@ def _bare_layer_norm(op: Builder, node: ir.Node) -> bool:
 
 
 def layer_of(node: ir.Node, y: ir.Value) -> str:
-    """The layer of a norm that reaches from `node` to the value `y`: what the names of both ends share, else the last."""
+    """The layer of a norm from `node` to the value `y`: what the names of both ends share, else that of the last."""
     last = y.producer()
     assert last is not None
     first, second = (n.metadata_props.get(LAYER, "").split(".") for n in (node, last))
@@ -197,7 +237,7 @@ def layer_of(node: ir.Node, y: ir.Value) -> str:
 def _next(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
     """The node behind the one that makes `value`."""
     nodes = list(graph)
-    position = nodes.index(value.producer()) + 1
+    position = nodes.index(value.producer()) + 1  # type: ignore[arg-type]
     return nodes[position] if position < len(nodes) else None
 
 

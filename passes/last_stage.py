@@ -20,6 +20,8 @@ SHARE = 4
 
 def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
     """Names of the sites, given in graph order, in the last stage; empty if that would be all of them."""
+    if not sites:
+        return frozenset()
     run = _last_run(sites)
     if len(run) == len(sites):
         *blocks, last = sites

@@ -19,7 +19,7 @@ class Context:
 
     Attributes:
         parameters: the trained state; gradients: the values the backward gives for them, in the same order.
-        logits: name of the forward's output; classes: its size.
+        logits: name of the value with the scores of the classes, before any Softmax; classes: how many.
         anchor: Fisher information of each parameter by name, empty without one.
     """
 
@@ -34,7 +34,7 @@ class Context:
 
 @dataclass(frozen=True)
 class MethodGraph:
-    """A graph, the state it moves (`next` are graph outputs), and the outputs it reports, by name in `adapter.stats`."""
+    """A graph, the state it moves (`next` are graph outputs), and the outputs it reports with their names."""
 
     model: ir.Model
     state: tuple[StateTensor, ...] = ()

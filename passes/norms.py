@@ -5,7 +5,6 @@ Nothing is changed here.  A recogniser never half-matches: what it does not take
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.batch import sample_size
 from ttac.passes.build import LAYER
 from ttac.passes.fuse import KIND, XHAT
 from ttac.passes.layers import FOLDED, unique
 from ttac.passes.spellings import standardised
 from ttac.suggest import did_you_mean
 
-KINDS = {"LayerNormalization": "layer", "GroupNormalization": "group", "InstanceNormalization": "instance"}
+KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 AFTERTHOUGHTS = frozenset(
     "AveragePool Clip Flatten GlobalAveragePool GlobalMaxPool LogSoftmax ReduceMean Relu Reshape Resize Sigmoid "
@@ -158,7 +158,7 @@ def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
 def _look(node: ir.Node) -> NormSite | Passed | None:
     name = node.metadata_props.get(LAYER) or str(node.name)
     kind = node.metadata_props.get(KIND) or KINDS.get(node.op_type, "")
-    if kind in ("group", "instance") and _splits_channels(node):
+    if kind == "instance" and _splits_channels(node):
         return Passed(name, "group", node, "a norm over groups of channels whose own scale and bias are not 1 and 0")
     if kind == XHAT:
         return None
@@ -203,12 +203,6 @@ def _one_symbol(shape: ir.Shape) -> bool:
     return sum(not isinstance(size, int) for size in shape) == 1
 
 
-def sample_size(shape: ir.Shape) -> int:
-    """Elements that one sample has in a tensor of this shape, whose batch is N or a multiple of it, `4*N`."""
-    sizes = [size if isinstance(size, int) else int((str(size).partition("*")[0]).strip("N") or 1) for size in shape]
-    return math.prod(sizes)
-
-
 def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | Passed:
     x, *parameters = node.inputs
     roles = ("scale", "bias", "mean", "var")
@@ -236,7 +230,7 @@ def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | 
 
 def _splits_channels(node: ir.Node) -> bool:
     """Whether an InstanceNormalization works on groups: between a Reshape to [N, groups, -1] and one back."""
-    if node.op_type != "InstanceNormalization" or node.metadata_props.get(KIND) == XHAT:
+    if node.op_type != "InstanceNormalization" or KIND in node.metadata_props:
         return False
     x = node.inputs[0]
     before = x.producer() if x is not None else None

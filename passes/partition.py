@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+import ttac.passes.codecs  # noqa: F401  (registers PackBits and UnpackBits)
 from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
 from ttac.passes.plan import Plan
@@ -41,8 +42,8 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     drop_unread_inputs(backward)
     recompute_late(backward)
     halves = Halves(_model(joint, forward, "forward"), _model(joint, backward, "backward"), plan.residuals)
-    pack_bits(halves, plan)
-    refuse_mismatch(halves)
+    halves = pack_bits(halves, plan)
+    refuse_mismatch(halves, {value.name for value in free})
     return halves
 
 
@@ -57,35 +58,42 @@ def _model(joint: ir.Model, graph: ir.Graph, name: str) -> ir.Model:
     return ir.Model(graph, ir_version=joint.ir_version, producer_name="ttac")
 
 
-def pack_bits(halves: Halves, plan: Plan) -> None:
-    """Keep the planned bool residuals as packed bits: pack at the end of the forward, unpack at its first use."""
+def pack_bits(halves: Halves, plan: Plan) -> Halves:
+    """Keep the planned bool residuals as packed bits: pack right behind the mask, unpack before its first reader."""
     assert halves.backward is not None
+    renamed = {}
     for name in sorted(plan.bits):
-        source = next(v for v in halves.forward.graph.outputs if v.name == name)
-        op = Builder(halves.forward.graph, "plan", halves.forward.opset_imports[""])
-        packed = op.PackBits(source, name=f"{name}.bits")
-        outputs = halves.forward.graph.outputs
-        outputs[list(outputs).index(source)] = packed
-        reader = next(v for v in halves.backward.graph.inputs if v.name == name)
-        _unpack(halves.backward, reader, packed)
+        packed = _pack(halves.forward, next(v for v in halves.forward.graph.outputs if v.name == name))
+        _unpack(halves.backward, next(v for v in halves.backward.graph.inputs if v.name == name), packed)
+        renamed[name] = str(packed.name)
+    return replace(halves, residuals=tuple(renamed.get(name, name) for name in halves.residuals))
 
 
-def _unpack(backward: ir.Model, reader: ir.Value, packed: ir.Value) -> None:
+def _pack(forward: ir.Model, mask: ir.Value) -> ir.Value:
+    graph = forward.graph
+    op = Builder(graph, "plan", forward.opset_imports[""])
+    nodes = [*graph, None]
+    with op.at("residuals", before=nodes[nodes.index(mask.producer()) + 1]):
+        packed = op.PackBits(mask, name=f"{mask.name}.bits")
+    graph.outputs[list(graph.outputs).index(mask)] = packed
+    return packed
+
+
+def _unpack(backward: ir.Model, mask: ir.Value, packed: ir.Value) -> None:
     graph = backward.graph
     op = Builder(graph, "plan", backward.opset_imports[""])
     bits = ir.val(str(packed.name), dtype=packed.dtype, shape=packed.shape)
-    with op.at("residuals", before=reader.uses()[0].node):
-        restored = op.UnpackBits(bits, shape=[d if isinstance(d, int) else -1 for d in dims(reader)])
-    ir.convenience.replace_all_uses_with(reader, restored)
-    inputs = graph.inputs
-    inputs[list(inputs).index(reader)] = bits
+    graph.inputs[list(graph.inputs).index(mask)] = bits
+    readers = {use.node for use in mask.uses()}
+    with op.at("residuals", before=next(node for node in graph if node in readers)):
+        restored = op.UnpackBits(bits, shape=[size if isinstance(size, int) else -1 for size in dims(mask)])
+    ir.convenience.replace_all_uses_with(mask, restored)
 
 
-def refuse_mismatch(halves: Halves) -> None:
-    """Every residual leaves the forward with the type the backward expects."""
+def refuse_mismatch(halves: Halves, given: Set[str | None]) -> None:
+    """Every residual, what is not `given` to the step, leaves the forward with the type the backward expects."""
     assert halves.backward is not None
     made = {v.name: (v.dtype, str(v.shape)) for v in halves.forward.graph.outputs}
-    given = {v.name for v in halves.forward.graph.inputs}
     for value in halves.backward.graph.inputs:
         if value.name not in given and made.get(value.name) != (value.dtype, str(value.shape)):
             raise AssertionError(f"residual `{value.name}`: forward {made.get(value.name)}, backward {value.shape}")

@@ -14,16 +14,23 @@ from typing import Literal
 import networkx as nx
 import onnx_ir as ir
 
-from ttac.errors import BudgetError, UnsupportedError
+from ttac.errors import UnsupportedError
 from ttac.passes.autodiff import dims
+from ttac.passes.batch import sample_size
 
 SMALL = 64 * 1024
+WORTH_PACKING = 1024
+"""Bytes of a mask from which on one bit per element is worth the nodes that pack and unpack it."""
+SHARE = 0.25
+"""Of a memory budget, what residuals may take unpacked: below, packing masks changes the peak by a few percent."""
 # Operators cheap enough to run twice: about the price of reading and writing their tensor once.
 CHEAP = frozenset(
     "Abs Add BatchNormalization Cast ChannelAffine Clip Div Elu Equal Exp Greater GreaterOrEqual HardSigmoid HardSwish "
     "LeakyRelu Less LessOrEqual Masked Max Min Mul Neg Not PRelu Positive Reciprocal Relu Reshape Sigmoid Sqrt Squeeze "
     "Sub Tanh Unsqueeze Flatten Identity Softplus Where And Or Between".split()
 )
+# Operators that are not, even where their output is small.
+COSTLY = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN".split())
 How = Literal["dense", "bits", "recompute"]
 
 
@@ -74,24 +81,19 @@ def plan_activations(
     Args:
         free: values that both halves can read at no cost (user inputs, state, constants).
         batch: samples per step that the bytes are counted for.
-        budget: upper bound in bytes for the residuals; bool masks become bits when the bound asks for it.
-
-    Raises:
-        BudgetError: the smallest plan is above `budget`.
+        budget: bytes that a whole step may take; where it is tight, bool masks become bits.
     """
     late = downstream_of_gradient(backward)
     wanted = _read_by(late, backward)
-    cut = _minimum_cut(joint, late, {id(v) for v in free}, batch)
+    given = {id(value) for value in free}
+    cut = _minimum_cut(joint, late, given, batch)
     kept = [_row(value, batch, bits=False) for value in cut]
-    if budget is not None and sum(row.bytes for row in kept) > budget:
-        kept = [_row(value, batch, bits=value.dtype == ir.DataType.BOOL) for value in cut]
+    if budget is not None and sum(row.bytes for row in kept) > SHARE * budget:
+        kept = [_row(value, batch, bits=_worth_packing(value, batch)) for value in cut]
     chosen = {row.value for row in kept}
-    again = [v for v in wanted if v.name not in chosen and id(v) not in {id(f) for f in free}]
+    again = [value for value in wanted if value.name not in chosen and id(value) not in given]
     rows = [*kept, *(_recomputed(v, batch) for v in again if nbytes(v, batch) > SMALL)]
-    plan = Plan(batch, tuple(rows), frozenset(row.value for row in kept if row.how == "bits"))
-    if budget is not None and plan.bytes > budget:
-        raise _over_budget(plan, budget)
-    return plan
+    return Plan(batch, tuple(rows), frozenset(row.value for row in kept if row.how == "bits"))
 
 
 def downstream_of_gradient(backward: Sequence[ir.Node]) -> set[ir.Node]:
@@ -122,14 +124,14 @@ def _minimum_cut(joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int
     flow = nx.DiGraph()
     values: dict[str, ir.Value] = {}
     needed = _ancestors(late, free)
-    for node in joint:
-        if node in late or node not in needed:
-            continue
+    nodes = [node for node in joint if node in needed and node not in late]
+    again = recomputable(nodes, batch)
+    for node in nodes:
         for value in node.outputs:
             name = str(value.name)
             values[name] = value
             flow.add_edge((name, "in"), (name, "out"), capacity=nbytes(value, batch))
-            if not recomputable(node, batch):
+            if node not in again:
                 flow.add_edge("source", (name, "in"))
             for source in _sources(node, free):
                 flow.add_edge((str(source.name), "out"), (name, "in"))
@@ -158,13 +160,22 @@ def _sources(node: ir.Node, free: set[int]) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None and v.producer() is not None and id(v) not in free]
 
 
-def recomputable(node: ir.Node, batch: int) -> bool:
-    """Cheap, and with at most one large input: recomputing a join would keep both branches alive at once."""
-    outputs_small = all(nbytes(v, batch) <= SMALL for v in node.outputs)
-    large = [v for v in node.inputs if v is not None and v.producer() is not None and nbytes(v, batch) > SMALL]
-    if outputs_small and large:
-        return False
-    return (outputs_small or node.op_type in CHEAP) and len({id(v) for v in large}) <= 1
+def recomputable(nodes: Iterable[ir.Node], batch: int) -> set[ir.Node]:
+    """Those of `nodes`, in order, that are cheap and need one large tensor at most, however many values follow from it.
+
+    Recomputing a join of two branches would keep both alive at once; `s*(1 - s)` is none.
+    """
+    found: set[ir.Node] = set()
+    roots: dict[ir.Value, frozenset[ir.Value]] = {}
+    for node in nodes:
+        large = [v for v in node.inputs if v is not None and v.producer() is not None and nbytes(v, batch) > SMALL]
+        needed = frozenset[ir.Value]().union(*(roots.get(value, frozenset({value})) for value in large))
+        small = all(nbytes(value, batch) <= SMALL for value in node.outputs)
+        cheap = node.op_type in CHEAP or (small and node.op_type not in COSTLY)
+        if cheap and len(needed) <= 1 and not (small and large):
+            found.add(node)
+            roots.update(dict.fromkeys(node.outputs, needed))
+    return found
 
 
 def nbytes(value: ir.Value, batch: int) -> int:
@@ -174,16 +185,19 @@ def nbytes(value: ir.Value, batch: int) -> int:
     """
     if value.dtype is None:
         raise UnsupportedError(f"the type of `{value.name}` is unknown")
-    count = 1
-    for size in dims(value):
-        count *= batch if isinstance(size, str) else size
-    return max(1, count * value.dtype.bitwidth // 8)
+    samples = batch if any(isinstance(size, str) for size in dims(value)) else 1
+    assert value.shape is not None
+    return max(1, samples * sample_size(value.shape) * value.dtype.bitwidth // 8)
+
+
+def _worth_packing(value: ir.Value, batch: int) -> bool:
+    return value.dtype == ir.DataType.BOOL and nbytes(value, batch) >= WORTH_PACKING
 
 
 def _row(value: ir.Value, batch: int, *, bits: bool) -> Kept:
     dense = nbytes(value, batch)
     if bits:
-        return Kept(str(value.name), "bits", dense // 8, dense, "the gradient needs one bit of it")
+        return Kept(str(value.name), "bits", -(-dense // 8), dense, "the gradient needs one bit of it")
     because = "a mask, one byte per element" if value.dtype == ir.DataType.BOOL else _reason(value)
     return Kept(str(value.name), "dense", dense, dense, because)
 
@@ -196,12 +210,3 @@ def _reason(value: ir.Value) -> str:
 
 def _recomputed(value: ir.Value, batch: int) -> Kept:
     return Kept(str(value.name), "recompute", 0, nbytes(value, batch), "cheap to compute again from what is kept")
-
-
-def _over_budget(plan: Plan, budget: int) -> BudgetError:
-    rows = "\n     ".join(f"{row.value}: {row.bytes:,} bytes, {row.how}" for row in plan.largest())
-    return BudgetError(
-        f"the residuals need {plan.bytes:,} bytes, the budget leaves {budget:,}",
-        where=rows,
-        hint="raise `--memory-budget`, lower `--batch`, or adapt fewer sites with `--train`",
-    )

@@ -1,6 +1,6 @@
-"""Which samples a step learns from: graphs that turn entropies into one weight a sample, filters as 0/1, never indexing.
+"""Which samples a step learns from: entropies become one weight a sample, filters as 0/1, never indexing.
 
-Each reads `entropy.samples` [N] of the forward, hands `sample.weights` [N] to the backward, and counts what it selected.
+Each graph reads `entropy.samples` [N] of the forward, hands `sample.weights` [N] to the backward, and counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def reliable(context: Context) -> MethodGraph:
 
 
 def confirm(context: Context) -> MethodGraph:
-    """Weights 1/n on the n samples that were chosen and have H < E0 again on the perturbed model; their mean entropy."""
+    """Weights 1/n on the n samples that were chosen and have H < E0 again, perturbed; and their mean entropy."""
     op, (entropies, before) = _builder(context, "confirm", SAMPLES, CHOSEN)
     chosen = op.Mul(_chosen(op, entropies, margin(context)), before)
     count = op.ReduceSum(chosen, keepdims=0)

@@ -27,6 +27,12 @@ class Standardised:
     bias: np.ndarray | None = None
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the axes; empty if one is not known."""
+        sizes = [(self.x.shape or ())[axis] for axis in self.axes]
+        return tuple(size for size in sizes if isinstance(size, int)) if all(isinstance(s, int) for s in sizes) else ()
+
+    @property
     def trailing(self) -> bool:
         """Whether the axes are the last ones, all of them from some axis on."""
         rank = len(self.x.shape or ())
@@ -66,7 +72,7 @@ def with_constant(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
 
 def only_reader(value: ir.Value, *op_types: str) -> ir.Node | None:
     """The one node that reads `value`, if it is one of `op_types` and `value` is no output of the graph."""
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
     node = uses[0].node
@@ -100,11 +106,11 @@ def affine_after(value: ir.Value) -> Affine:
 
 def _quotient(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
     """Pairs (x, d) such that the node computes x/d."""
-    if len(node.inputs) != 2 or node.inputs[0] is None or node.inputs[1] is None:
+    first, second = node.inputs if len(node.inputs) == 2 else (None, None)
+    if first is None or second is None:
         return []
-    first, second = node.inputs
     if node.op_type == "Div":
-        return [(first, second)]
+        return [(first, second)] if first.const_value is None else []
     if node.op_type != "Mul":
         return []
     return [(x, d) for x, r in ((first, second), (second, first)) if (d := inverted(r)) is not None]

@@ -71,7 +71,7 @@ def _stage(backward: ir.Model, order: Sequence[ir.Node], first: int, last: int) 
     made = [value for node in order[first:last] for value in node.outputs]
     handed = [v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
     read = [value for node in order[first:last] for value in node.inputs if value is not None]
-    taken = dict.fromkeys(value for value in read if value.producer() not in (None, *inside))
+    taken = dict.fromkeys(value for value in read if value.producer() is not None and value.producer() not in inside)
     stage = ir.convenience.extract(graph, inputs=[*taken, *graph.inputs], outputs=handed)
     drop_unread_inputs(stage)
     stage.name = backward.graph.name

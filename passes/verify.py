@@ -98,9 +98,8 @@ def compare_halves(
 ) -> tuple[float, float]:
     """Largest differences of logits and of gradients between the joint graph and the two halves."""
     expected, found = run(joint, feeds), halves.run(feeds)
-    scale = max(float(np.abs(expected[name]).max(initial=0.0)) for name in gradients)
-    worst = max(float(np.abs(found[name] - expected[name]).max(initial=0.0)) for name in gradients)
-    return relative(found[logits], expected[logits]), worst / max(scale, 1e-12)
+    slopes = (np.concatenate([values[name].reshape(-1) for name in gradients]) for values in (found, expected))
+    return relative(found[logits], expected[logits]), relative(*slopes)
 
 
 def slope_error(
@@ -136,4 +135,4 @@ def slope_error(
 
     near, far = ((at(w) - at(-w)) / (2 * w) for w in (change / abs(predicted) for change in CHANGES))
     beyond = abs(near - predicted) - abs(near - far)
-    return max(0.0, beyond) / abs(predicted)
+    return 0.0 if beyond <= 0.0 else beyond / abs(predicted)

@@ -232,7 +232,7 @@ def bind(words: Sequence[Word], world: World, where: str) -> tuple[Word, ...]:
     """
     known = set(world.inputs) | set(world.state) | set(world.weights)
     _check_names(words, world, known, where)
-    return _bind(words, world, frozenset())
+    return _bind(words, world, frozenset())[0]
 
 
 def _parse(words: Any, where: str, state: frozenset[str], depth: int) -> tuple[Word, ...]:
@@ -358,21 +358,29 @@ def _check_names(words: Sequence[Word], world: World, known: set[str], where: st
     return known
 
 
-def _bind(words: Sequence[Word], world: World, after: Set[str]) -> tuple[Word, ...]:
-    """The words bound, last first; `after` are names that something later reads."""
+def _bind(words: Sequence[Word], world: World, after: Set[str]) -> tuple[tuple[Word, ...], Set[str]]:
+    """The words bound, last first, and the names they read; `after` are names that something later reads.
+
+    What a run makes again is not kept for it: residuals of an earlier run are gone when the same graph runs once more.
+    """
     bound: list[Word] = []
     for word in reversed(words):
         if isinstance(word, Run):
-            bound.append(_bind_run(word, world.graphs[word.graph], after))
+            run = _bind_run(word, world.graphs[word.graph], after)
+            bound.append(run)
+            after = (after - set(run.fetch)) | _reads(word, world)
         elif isinstance(word, When):
-            branches = [_bind(branch, world, after) for branch in (word.then, word.otherwise)]
-            bound.append(When(word.value, *branches))
+            then, first = _bind(word.then, world, after)
+            otherwise, second = _bind(word.otherwise, world, after)
+            bound.append(When(word.value, then, otherwise))
+            after = first | second | {word.value}
         elif isinstance(word, Repeat):
-            bound.append(Repeat(word.times, _bind(word.do, world, after | _all_reads(word.do, world))))
+            after = after | _all_reads(word.do, world)
+            bound.append(Repeat(word.times, _bind(word.do, world, after)[0]))
         else:
             bound.append(word)
-        after = after | _all_reads((word,), world)
-    return tuple(reversed(bound))
+            after = after | _reads(word, world)
+    return tuple(reversed(bound)), after
 
 
 def _bind_run(word: Run, graph: Graph, after: Set[str]) -> Run:

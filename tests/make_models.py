@@ -4,8 +4,9 @@
 
 The golden file holds, per net, in float64 and computed so: `NAME/logits` [8, 7] with batch statistics,
 `NAME/source_logits` with the stored ones, `NAME/entropy`, the mean entropy of the first, and `NAME/gradient/PARAMETER`
-of it, for scale and shift of every norm, PARAMETER as in torch (`0.branch.1.weight`).  The metadata say which seed the
-weights have, which exporter wrote the file, and how far torch's own float32 gradients are from these.
+of it, for scale and shift of every norm, PARAMETER as in torch (`0.branch.1.weight`).  The metadata, JSON under the one
+key `golden`, say which seed the weights have, which exporter wrote the file, and how far torch's own float32 gradients
+are from these.
 
 Seeds are searched for weights that leave no activation so close to a kink that float32 may see it on the other side:
 there, right and wrong gradients could not be told apart.
@@ -28,7 +29,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from benchmarks.pytorch_peers import entropy, norm_parameters, use_batch_statistics
+from benchmarks.pytorch_peers import entropy, use_batch_statistics
 from tests.small_networks import NETWORKS
 from tests.whole_models import BATCH, samples
 from ttac.passes.layers import SCOPES
@@ -39,7 +40,8 @@ CALIBRATION = 64
 STEADY = 2e-5
 """The most that gradients may move, relative to their length, in float32 or when the input moves by `NUDGE`."""
 NUDGE = 3e-6
-DYNAMO = frozenset({"resnet", "mobilenet_v3", "densenet", "shufflenet", "signal"})
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+DYNAMO = frozenset({"resnet", "mobilenet_v3", "densenet", "shufflenet", "signal", "transformer"})
 """Nets written by the exporter that follows the code; the others by the one that traces."""
 
 Numbers = dict[str, np.ndarray]
@@ -51,16 +53,22 @@ def build(name: str, seed: int) -> nn.Module:
     maker, shape = NETWORKS[name]
     net = maker()
     images = torch.from_numpy(samples(shape, CALIBRATION, seed=1))
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
+    for norm in [module for module in net.modules() if isinstance(module, NORMS)]:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, std=0.3)
-        norm.momentum = 1.0
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum = 1.0
     with torch.no_grad():
         net.train()(images)
         last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
         last.weight *= 2.0 / net(images).std()
     return net.eval()
+
+
+def norm_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Scale and shift of every norm, by their names in the net."""
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, NORMS)}
+    return {f"{name}.{role}": value for name, norm in norms.items() for role, value in norm.named_parameters()}
 
 
 def numbers(net: nn.Module, x: Tensor) -> Numbers:
@@ -125,7 +133,7 @@ def export(name: str, net: nn.Module, path: Path) -> None:
 def told(name: str) -> dict[str, Any]:
     """What the golden file says of a net."""
     with safe_open(GOLDEN, "np") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()[name])
+        facts: dict[str, Any] = json.loads(file.metadata()["golden"])[name]
     return facts
 
 
@@ -149,17 +157,16 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = sys.argv[1:] or list(NETWORKS)
     tensors: Numbers = {}
-    metadata: dict[str, str] = {}
+    facts: dict[str, object] = {}
     if GOLDEN.exists() and sys.argv[1:]:
         with safe_open(GOLDEN, "np") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys() if key.split("/")[0] not in asked}  # noqa: SIM118
-            metadata = {key: value for key, value in file.metadata().items() if key not in asked}
+            facts = json.loads(file.metadata()["golden"])
     for name in asked:
-        exact, facts = make(name)
+        exact, facts[name] = make(name)
         tensors |= {f"{name}/{key}": np.ascontiguousarray(value) for key, value in exact.items()}
-        metadata[name] = json.dumps(facts)
-    metadata["made_by"] = f"tests/make_models.py, torch {torch.__version__}"
-    save_file(tensors, GOLDEN, metadata)
+    facts["made_by"] = f"tests/make_models.py, torch {torch.__version__}"
+    save_file(tensors, GOLDEN, {"golden": json.dumps(facts)})
 
 
 if __name__ == "__main__":

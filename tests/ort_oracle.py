@@ -62,6 +62,16 @@ def _batch_normalization(op: Builder, node: ir.Node) -> ir.Value:
     return op.Add(op.Mul(op.Div(op.Sub(x, mean), op.Sqrt(op.Add(var, eps))), scale), bias)
 
 
+def _layer_normalization(op: Builder, node: ir.Node) -> ir.Value:
+    """Without the second and third output, which the oracle's own gradient wants."""
+    x, scale, bias = (*node.inputs, None)[:3]
+    axes = list(range(node.attributes.get_int("axis", -1) % len(dims(x)), len(dims(x))))
+    centred = op.Sub(x, op.ReduceMean(x, axes))
+    var = op.ReduceMean(op.Mul(centred, centred), axes)
+    y = op.Mul(op.Div(centred, op.Sqrt(op.Add(var, node.attributes.get_float("epsilon", 1e-5)))), scale)
+    return y if bias is None else op.Add(y, bias)
+
+
 def _hard_sigmoid(op: Builder, node: ir.Node) -> ir.Value:
     alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
     return op.Clip(op.Add(op.Mul(node.inputs[0], alpha), beta), 0.0, 1.0)
@@ -107,6 +117,7 @@ SPELLINGS = {
     "Elu": _elu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
+    "LayerNormalization": _layer_normalization,
     "LeakyRelu": _leaky_relu,
     "ReduceSumSquare": _sum_of_squares,
     "Softplus": _softplus,

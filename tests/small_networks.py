@@ -233,6 +233,54 @@ def hourglass() -> nn.Module:
     return nn.Sequential(*conv_norm(3, 8), nn.ReLU(), Hourglass(), *last)
 
 
+class Attention(nn.Module):
+    """Self-attention with two heads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.joined, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        parts = self.joined(x).reshape(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        weights = (parts[0] @ parts[1].transpose(-2, -1) / (width / 2) ** 0.5).softmax(-1)
+        mixed: Tensor = self.out((weights @ parts[2]).transpose(1, 2).reshape(batch, tokens, width))
+        return mixed
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a perceptron, each behind a norm and added to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
+
+
+class Transformer(nn.Module):
+    """Patches of 4x4 pixels, a class token, two blocks (arXiv:2010.11929)."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.first = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, 17, width))
+        self.blocks = nn.Sequential(TransformerBlock(width), TransformerBlock(width))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.first.expand(x.shape[0], -1, -1), patches], 1) + self.places
+        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+        return logits
+
+
 IMAGE = (3, 16, 16)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (resnet, IMAGE),
@@ -246,6 +294,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "densenet": (densenet, IMAGE),
     "shufflenet": (shufflenet, IMAGE),
     "hourglass": (hourglass, IMAGE),
+    "transformer": (Transformer, IMAGE),
     "signal": (signal, (4, 32)),
     "volume": (volume, (1, 8, 8, 8)),
 }

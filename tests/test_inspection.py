@@ -23,7 +23,7 @@ def test_a_file_with_norms() -> None:
     report = inspect_model(demo.file(KEPT))
     assert report["norm_sites"][0] == {"name": "bn1", "kind": "batch", "channels": 16, "spatial": 784}
     assert len(report["norm_sites"]) == 13 and not report["folded"] and not report["without_gradient"]
-    assert fits(report) == {"bn": "yes", "source": "yes", "tent": "yes"}
+    assert fits(report) == dict.fromkeys(("bn", "eata", "sar", "source", "tent"), "yes")
     assert (report["input"], report["output"]) == ("x float32 [N,1,28,28]", "logits float32 [N,10]")
 
 
@@ -35,8 +35,15 @@ def test_a_file_whose_norms_were_folded() -> None:
         "operator": "Conv",
         "because": "the exporter folded `bn1` into it",
     }
-    assert fits(report) == {"bn": "with --calibration", "source": "yes", "tent": "with --calibration"}
-    assert fits(inspect_model(demo.file(FOLDED), norms="keep")) == {"bn": "no", "source": "yes", "tent": "no"}
+    adapting = ("bn", "eata", "sar", "tent")
+    assert fits(report) == {**dict.fromkeys(adapting, "with --calibration"), "source": "yes"}
+    assert fits(inspect_model(demo.file(FOLDED), norms="keep")) == {**dict.fromkeys(adapting, "no"), "source": "yes"}
+
+
+def test_a_file_without_batch_norms() -> None:
+    report = inspect_model(demo.file("fashion_vit.onnx"))
+    assert {site["kind"] for site in report["norm_sites"]} == {"layer"}
+    assert fits(report) == {**dict.fromkeys(("eata", "sar", "source", "tent"), "yes"), "bn": "no"}
 
 
 def test_all_operators_without_gradient_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +51,7 @@ def test_all_operators_without_gradient_at_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(RULES, "Gemm")
     report = inspect_model(demo.file(KEPT))
     assert [(row["operator"], len(row["nodes"])) for row in report["without_gradient"]] == [("Gemm", 1), ("Relu", 11)]
-    assert fits(report) == {"bn": "yes", "source": "yes", "tent": "in part"}
+    assert fits(report) == {"bn": "yes", "source": "yes", **dict.fromkeys(("eata", "sar", "tent"), "in part")}
 
 
 def test_the_report_on_the_terminal(run: Run) -> None:

@@ -11,8 +11,7 @@ import pytest
 
 import ttac
 from tests import ort_oracle, tiny_bundles
-from tests.whole_models import BATCH, MODELS, executed, golden, golden_gradients, gradient_errors, samples
-from ttac import finish
+from tests.whole_models import BATCH, MODELS, compiled, executed, golden, golden_gradients, gradient_errors, samples, under_our_names
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.losses import attach_loss
 from ttac.passes.norms import find_norms
@@ -20,20 +19,17 @@ from ttac.passes.load import load
 from ttac.passes.normalise import normalise
 
 pytestmark = pytest.mark.slow
+BOUND = 1e-5
+"""On gradients, relative to the length of all gradients in one vector; torch's own float32 is within 1e-6."""
 ORACLE_LACKS = {"hourglass": "ConvTranspose, GroupNormalization, PRelu, Resize"}
 over_models = pytest.mark.parametrize("name", list(MODELS))
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every model compiled once, verification on; only the measurement of memory, in a process of its own, is left out."""
+    """Every model compiled once, verification on."""
     folder = tmp_path_factory.mktemp("bundles")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "measure", lambda *_, **__: None)
-        return {
-            name: Path(ttac.compile(path, batch=BATCH, output=folder / f"{name}.ttac").path or "")
-            for name, path in MODELS.items()
-        }
+    return {name: compiled(path, folder, batch=BATCH) for name, path in MODELS.items()}
 
 
 def inputs(name: str) -> np.ndarray:
@@ -46,7 +42,7 @@ def test_logits_and_gradients_are_those_of_pytorch(name: str, bundles: dict[str,
     expected, values = golden(name), executed(bundles[name], inputs(name))
     np.testing.assert_allclose(values["logits"], expected["logits"], rtol=0, atol=2e-5 * np.abs(expected["logits"]).max())
     errors = gradient_errors(values, golden_gradients(name))
-    assert max(errors.values()) <= 1e-4, sorted(errors.items(), key=lambda item: -item[1])[:5]
+    assert max(errors.values()) <= BOUND, sorted(errors.items(), key=lambda item: -item[1])[:5]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ORACLE_LACKS])
@@ -59,7 +55,7 @@ def test_gradients_are_those_of_onnxruntime_training(name: str, bundles: dict[st
     wrt = [tensor.name for tensor in adaptation.parameters]
     expected = ort_oracle.gradients(model, str(attached.scalar.name), wrt, feeds)
     errors = gradient_errors(executed(bundles[name], inputs(name)), expected)
-    assert max(errors.values()) <= 1e-4, sorted(errors.items(), key=lambda item: -item[1])[:5]
+    assert max(errors.values()) <= BOUND, sorted(errors.items(), key=lambda item: -item[1])[:5]
 
 
 @over_models
@@ -67,7 +63,9 @@ def test_every_norm_is_found_and_trained(name: str, bundles: dict[str, Path]) ->
     manifest = tiny_bundles.read(bundles[name])
     trained = {tensor["name"] for tensor in manifest["state"]["tensors"] if tensor["role"] == "parameter"}
     assert trained == set(golden_gradients(name))
-    assert all(site["trained"] and site["statistics"] == "batch" for site in manifest["sites"])
+    assert all(site["trained"] for site in manifest["sites"])
+    kinds = {(site["kind"], site["statistics"]) for site in manifest["sites"]}
+    assert kinds <= {("batch", "batch"), ("layer", "sample"), ("group", "sample")}
 
 
 @over_models
@@ -94,14 +92,11 @@ def test_a_step_predicts_with_batch_statistics_and_then_moves(name: str, bundles
 def test_a_smaller_last_batch(name: str, bundles: dict[str, Path]) -> None:
     """The batch is free in all graphs: three samples give what PyTorch gives for three."""
     torch = pytest.importorskip("torch")
-    from benchmarks.pytorch_peers import Tent
-    from tests.make_models import build, told
+    from tests import make_models
 
-    tent = Tent(build(name, told(name)["seed"]))
     x = inputs(name)[:3]
-    expected = tent.step(torch.from_numpy(x)).numpy()
-    slopes = {key: value.grad.numpy() for key, value in tent.parameters.items()}
-    slopes = {key.removesuffix(".weight") + ".scale" if key.endswith(".weight") else key: v for key, v in slopes.items()}
-    values = executed(bundles[name], x)
-    np.testing.assert_allclose(values["logits"], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    assert gradient_errors(values, slopes)["all"] <= 1e-3
+    net = make_models.build(name, make_models.told(name)["seed"])
+    expected, values = make_models.numbers(net.double(), torch.from_numpy(x).double()), executed(bundles[name], x)
+    scale = np.abs(expected["logits"]).max()
+    np.testing.assert_allclose(values["logits"], expected["logits"], rtol=0, atol=2e-5 * scale)
+    assert gradient_errors(values, under_our_names(expected))["all"] <= BOUND

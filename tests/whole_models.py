@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import ttac
 from tests.tiny_bundles import read
+from ttac import finish
 from ttac.passes.execute import Executable
 
 HERE = Path(__file__).resolve().parent
@@ -32,9 +37,14 @@ def golden(name: str) -> Arrays:
 
 
 def golden_gradients(name: str) -> Arrays:
-    """Golden gradients under ttac's names: `0.branch.1.weight` is `0.branch.1.scale`."""
-    found = {key.removeprefix("gradient/"): value for key, value in golden(name).items() if key.startswith("gradient/")}
-    return {key.removesuffix(".weight") + ".scale" if key.endswith(".weight") else key: v for key, v in found.items()}
+    """The golden gradients of a model."""
+    return under_our_names(golden(name))
+
+
+def under_our_names(found: Arrays) -> Arrays:
+    """The gradients among golden numbers, `gradient/0.branch.1.weight` as `0.branch.1.scale`."""
+    slopes = {key.removeprefix("gradient/"): value for key, value in found.items() if key.startswith("gradient/")}
+    return {f"{key.removesuffix('.weight')}.scale" if key.endswith(".weight") else key: v for key, v in slopes.items()}
 
 
 def executed(folder: Path, x: np.ndarray) -> Arrays:
@@ -53,3 +63,19 @@ def gradient_errors(found: Arrays, expected: Arrays) -> Arrays:
     length = np.sqrt(sum(float((value**2).sum()) for value in expected.values()))
     apart = {name: np.linalg.norm(found[f"{name}.grad"].astype(np.float64) - value) for name, value in expected.items()}
     return {**{name: d / length for name, d in apart.items()}, "all": np.linalg.norm(list(apart.values())) / length}
+
+
+def compiled(path: Path, folder: Path, **choices: Any) -> Path:
+    """A bundle below `folder`, without the measurement of its memory, which takes a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "measure", lambda *_, **__: None)
+        bundle = ttac.compile(path, output=folder / f"{path.stem}-{len(list(folder.iterdir()))}.ttac", **choices)
+    assert bundle.path is not None
+    return bundle.path
+
+
+def state_of(adapter: ttac.Adapter) -> Arrays:
+    """The adapter's state, read back from a file it saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save(Path(folder) / "state.safetensors")
+        return load_file(Path(folder) / "state.safetensors")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.finish import finish
+from ttac.method import anchor_of, facts_of, method_graphs
 from ttac.packing import Compiled
 from ttac.passes.adapt import Adaptation, adapt_norms
 from ttac.passes.differentiate import Joint, differentiate_loss
@@ -17,7 +18,6 @@ from ttac.passes.feed import feed_pointwise
 from ttac.passes.load import load
 from ttac.passes.lower import lower
 from ttac.passes.normalise import normalise
-from ttac.passes.optimizers import update_graph
 from ttac.passes.partition import partition
 from ttac.passes.plan import plan_activations
 from ttac.passes.stages import split_backward
@@ -105,36 +105,46 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
     samples = samples_of(asked, source, rooms.note)
     model = rooms.normalised(normalise(source, shape=asked.shape or samples.shape, say=rooms.note))
     sites = rooms.recognised(model, choose_sites(model, asked, samples, rooms.note))
+    asked = asked.settled(facts_of(asked, model, sites))
     infer = model.clone()
     name_parameters(infer, sites)
     statistics = asked.method.statistics(asked.settings)
     adaptation = adapt_norms(model, sites, statistics, asked.settings, trains=asked.method.trains)
     rooms.adapted(model, adaptation)
-    joint = rooms.differentiated(differentiate_loss(model, model.graph.outputs[0], asked.method.loss, adaptation.parameters))
-    compiled = build_graphs(asked, infer, sites, adaptation, joint, rooms)
+    anchor = rooms.anchored(anchor_of(asked, model, adaptation, samples))
+    logits = model.graph.outputs[0]
+    joint = rooms.differentiated(differentiate_loss(model, logits, asked.method.loss, adaptation.parameters))
+    compiled = build_graphs(asked, infer, sites, adaptation, joint, anchor, rooms)
     return finish(compiled, source, joint, samples, rooms)
 
 
 def build_graphs(
-    asked: Request, infer: ir.Model, sites: list[NormSite], adaptation: Adaptation, joint: Joint, rooms: Rooms
+    asked: Request,
+    infer: ir.Model,
+    sites: list[NormSite],
+    adaptation: Adaptation,
+    joint: Joint,
+    anchor: Mapping[str, np.ndarray],
+    rooms: Rooms,
 ) -> Compiled:
-    """Plan, partition, add the optimizer, and lower every graph for the target."""
+    """Plan, partition, add the method's own graphs, and lower every graph for the target."""
     graph = joint.model.graph
-    plan = rooms.planned(plan_activations(graph, joint.backward, list(graph.inputs), asked.batch))
+    plan = rooms.planned(plan_activations(graph, joint.backward, list(graph.inputs), asked.batch, asked.budget))
     tracked = [tensor.next for tensor in adaptation.tracked if tensor.next is not None]
-    stats = joint.loss.stats if joint.loss else {}
-    halves = partition(joint.model, [joint.logits, *stats.values(), *tracked], joint.gradients, plan)
+    outputs = joint.loss.outputs if joint.loss else []
+    halves = partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
     graphs = {"infer": infer, "forward": halves.forward}
     moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}
+    stats = {"forward": {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}}
     state = list(adaptation.tracked)
     if halves.backward is not None:
-        slopes = [str(value.name) for value in joint.gradients]
-        update, moved = update_graph(joint.parameters, slopes, asked.settings, infer.opset_imports[""])
         stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
         names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
-        graphs |= {**dict(zip(names, stages, strict=True)), "update": update}
-        moves["update"] = {str(t.next.name): t.name for t in moved if t.next is not None}
-        state += moved
+        steps = method_graphs(asked, joint, anchor)
+        graphs |= {**dict(zip(names, stages, strict=True)), **{name: step.model for name, step in steps.items()}}
+        moves |= {name: step.moves for name, step in steps.items()}
+        stats |= {name: dict(step.stats) for name, step in steps.items()}
+        state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
     for model in graphs.values():
         lower(model, asked.target)
     fed = feed_pointwise(model for name, model in graphs.items() if name != "infer")
@@ -146,7 +156,7 @@ def build_graphs(
         statistics=adaptation.statistics,
         state=[replace(tensor, next=None) for tensor in state],
         moves=moves,
-        stats={"forward": {str(value.name): name for name, value in stats.items()}},
+        stats=stats,
         fed=fed,
         plan=plan,
     )

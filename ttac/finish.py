@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ttac.errors import BudgetError
+from ttac.errors import BudgetError, UsageError
 from ttac.measure import measure
 from ttac.packing import Compiled, manifest, report, write_files
 from ttac.passes.adapt import adapt_norms
@@ -21,11 +22,14 @@ from ttac.passes.losses import WEIGHTS
 from ttac.passes.lower import lower
 from ttac.passes.verify import Halves, Verified, check_files, compare_halves, logits_off, slope_error
 from ttac.programs import Word, programs, stages_of, unguarded
+from ttac.request import Request
 from ttac.rooms import Rooms
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.sites import Samples
 from ttac.sizes import format_size
 
+MARGIN = 1.05
+"""By how much the measured peak may differ from one run to the next."""
 VERIFIED_ON = 4
 """Samples the verification runs on: enough for batch statistics, few enough to be quick."""
 
@@ -33,21 +37,49 @@ VERIFIED_ON = 4
 def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, rooms: Rooms) -> Bundle:
     """Write, verify, measure, and move into place; on any error nothing is left at the output."""
     asked = compiled.request
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".ttac-", dir=asked.output.parent) as folder:
-        staged = Path(folder) / "bundle"
-        staged.mkdir()
+    with staging(asked) as staged:
         write_files(compiled, staged)
         verified = check(compiled, source, joint, samples, staged)
         rooms.verified(verified.as_dict())
         verified.refuse()
-        seal(compiled, staged, verified, planned(compiled), rooms)
+        seal(compiled, staged, verified, planned(compiled), rooms, unguarded(compiled))
         memory = {**planned(compiled), **measured(compiled, staged, rooms)}
         refuse_over_budget(compiled, memory)
-        seal(compiled, staged, verified, memory, rooms)
+        seal(compiled, staged, verified, memory, rooms, programs(compiled))
         if asked.dry_run:
             return Bundle.dry(staged)
         return place(staged, asked.output)
+
+
+@contextmanager
+def staging(asked: Request) -> Iterator[Path]:
+    """An empty folder on the output's file system; whatever was made for it is gone again unless the bundle is there.
+
+    Raises UsageError if nothing can be written there.
+    """
+    parent = asked.output.absolute().parent
+    missing = [] if asked.dry_run else [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+        temporary = tempfile.TemporaryDirectory(prefix=".ttac-", dir=None if asked.dry_run else parent)
+    except OSError as error:
+        _remove_empty(missing)
+        where, hint = f"`{asked.output}`", "choose another `-o`"
+        raise UsageError(f"cannot write the bundle: {error.strerror}", where=where, hint=hint) from error
+    try:
+        with temporary as folder_name:
+            staged = Path(folder_name) / "bundle"
+            staged.mkdir()
+            yield staged
+    finally:
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, folder: Path) -> Verified:
@@ -57,9 +89,10 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     x = compiled.graphs["infer"].graph.inputs[0]
     weights = np.full(VERIFIED_ON, 1 / VERIFIED_ON, np.float32)
     feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(VERIFIED_ON, x)}
-    off = logits_off(source, turned_off(compiled), feeds, compiled.logits)
+    off, held = turned_off(compiled)
+    difference = logits_off(source, off, {**held, **feeds}, compiled.logits)
     if not joint.gradients:
-        return Verified(off)
+        return Verified(difference)
     halves = Halves(folder, stages_of(compiled, "backward"))
     gradients = [str(value.name) for value in joint.gradients]
     whole = joint_graph(joint, compiled)
@@ -67,16 +100,16 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     assert joint.loss is not None
     loss = str((joint.loss.samples or joint.loss.scalar).name)
     slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients, weights)
-    return Verified(off, logits, slopes, slope)
+    return Verified(difference, logits, slopes, slope)
 
 
-def turned_off(compiled: Compiled) -> ir.Model:
-    """The plain graph with its norms made adaptive, but by the source's statistics and parameters."""
+def turned_off(compiled: Compiled) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """The plain graph with its norms made adaptive, but by the source's statistics and parameters; and those parameters."""
     model = compiled.graphs["infer"].clone()
     nodes = {str(node.name): node for node in model.graph}
     sites = [replace(site, node=nodes[str(site.node.name)]) for site in compiled.sites]
-    adapt_norms(model, sites, "source", {}, trains=bool(compiled.request.method.trains))
-    return lower(model, compiled.request.target)
+    made = adapt_norms(model, sites, "source", {}, trains=bool(compiled.request.method.trains))
+    return lower(model, compiled.request.target), {tensor.name: tensor.initial for tensor in made.state}
 
 
 def joint_graph(joint: Joint, compiled: Compiled) -> ir.Model:
@@ -91,11 +124,16 @@ def joint_graph(joint: Joint, compiled: Compiled) -> ir.Model:
 
 
 def seal(
-    compiled: Compiled, folder: Path, verified: Verified, memory: Mapping[str, Any], rooms: Rooms
+    compiled: Compiled,
+    folder: Path,
+    verified: Verified,
+    memory: Mapping[str, Any],
+    rooms: Rooms,
+    steps: Mapping[str, Sequence[Word]],
 ) -> None:
-    """Write report and manifest for the files in `folder`."""
+    """Write report and manifest, with the programs `steps`, for the files in `folder`."""
     (folder / "report.json").write_text(report(compiled, verified.as_dict(), memory, rooms.lines), encoding="utf-8")
-    write_manifest(folder, manifest(compiled, folder, verified.as_dict(), memory))
+    write_manifest(folder, manifest(compiled, folder, verified.as_dict(), memory, steps))
 
 
 def planned(compiled: Compiled) -> dict[str, Any]:
@@ -112,19 +150,25 @@ def measured(compiled: Compiled, folder: Path, rooms: Rooms) -> dict[str, Any]:
 
 
 def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
-    """Raise BudgetError if the measured peak is above `--memory-budget`, or all memory above the target's."""
-    peak = memory["measured"].get("peak")
-    if peak is None:
-        return
-    budget, target = compiled.request.budget, compiled.request.target
-    needs, allowed, option = (peak, budget, "--memory-budget")
-    if budget is None:
-        needs, allowed, option = (peak + memory["measured"]["loaded"], target.memory, f"memory of target `{target.name}`")
+    """Raise BudgetError if the measured peak is above `--memory-budget`, or all memory above the target's.
+
+    Where memory cannot be measured, the planned residuals stand for the peak: a step needs at least those.
+    """
+    asked, plan = compiled.request, compiled.plan
+    peak = memory["measured"].get("peak", plan.bytes if plan else 0)
+    needs, allowed, option = peak, asked.budget, "--memory-budget"
+    hint = f"lower `--batch` (now {asked.batch}), or adapt fewer sites with `--train`"
+    if allowed is None:
+        loaded = memory["measured"].get("loaded", 0)
+        needs, allowed, option = peak + loaded, asked.target.memory, f"memory of target `{asked.target.name}`"
+    else:
+        hint += f"; as it is, the least that works is about `{option} {format_size(MARGIN * needs).replace(' ', '')}`"
     if needs <= allowed:
         return
-    rows = compiled.plan.largest() if compiled.plan else []
     raise BudgetError(
         f"a step needs {format_size(needs)}, the {option} is {format_size(allowed)}",
-        where="\n     ".join(f"{row.value}: {format_size(row.bytes)}, {row.how}" for row in rows),
-        hint=f"lower `--batch` (now {compiled.request.batch}), or adapt fewer sites with `--train`",
+        where="\n     ".join(
+            f"{row.value}: {format_size(row.bytes)}, {row.how}" for row in (plan.largest() if plan else [])
+        ),
+        hint=hint,
     )

@@ -15,6 +15,7 @@ from ttac.passes.autodiff import RULES, nodes_between
 from ttac.passes.load import load
 from ttac.passes.normalise import normalise
 from ttac.passes.norms import Candidate, Found, Passed, decide, find_norms
+from ttac.sites import with_statistics
 from ttac.spec import Method
 
 
@@ -83,20 +84,22 @@ def _listed(items: Sequence[Candidate | Passed]) -> list[dict[str, str]]:
 
 def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Whether `method` can adapt the model: yes, with calibration, or no, and why."""
-    fits, because = _norms_fit(found, norms) if method.adapts else ("yes", "it adapts nothing")
+    fits, because = _norms_fit(found, norms, method) if method.adapts else ("yes", "it adapts nothing")
     if method.trains and missing and fits != "no":
         operators = ", ".join(row["operator"] for row in missing)
         fits, because = "in part", f"no gradient for {operators}: train the sites behind, `--train SELECTOR`"
     return {"method": method.name, "fits": fits, "because": because}
 
 
-def _norms_fit(found: Found, norms: str) -> tuple[str, str]:
+def _norms_fit(found: Found, norms: str, method: Method) -> tuple[str, str]:
     """Whether there are norms to adapt, without calibration data or with them."""
-    try:
-        return "yes", decide(found, norms, has_calibration=False).because
-    except UnsupportedError as error:
-        alone = error.what
-    try:
-        return "with --calibration", decide(found, norms, has_calibration=True).because
-    except UnsupportedError:
-        return "no", alone
+    reason = ""
+    for fits, calibrated in (("yes", False), ("with --calibration", True)):
+        try:
+            chosen = decide(found, norms, has_calibration=calibrated)
+            if not method.trains and not chosen.inserted:
+                with_statistics(chosen.sites, method)
+            return fits, chosen.because
+        except UnsupportedError as error:
+            reason = reason or error.what
+    return "no", reason

@@ -18,7 +18,7 @@ from ttac.passes.adapt import StateTensor
 from ttac.passes.emit import write_graphs
 from ttac.passes.norms import NormSite
 from ttac.passes.plan import Plan
-from ttac.programs import Word, programs
+from ttac.programs import Word
 from ttac.request import Request
 from ttac.runtime.bundle import digest_of
 
@@ -67,9 +67,9 @@ def manifest(
     folder: Path,
     verified: Mapping[str, Any],
     memory: Mapping[str, Any],
-    steps: Mapping[str, Sequence[Word]] | None = None,
+    steps: Mapping[str, Sequence[Word]],
 ) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, whose other files are all written; `steps` are other programs to put in."""
+    """The manifest of the bundle in `folder`, whose other files are all written; `steps` are its programs."""
     request = compiled.request
     files = {p.name: digest_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "manifest.json"}
     infer = compiled.graphs["infer"].graph
@@ -87,7 +87,7 @@ def manifest(
         "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in compiled.state]},
         "sites": [_site(compiled, site) for site in compiled.sites],
         "graphs": _graphs(compiled),
-        "programs": dict(steps or programs(compiled)),
+        "programs": dict(steps),
         "memory": dict(memory),
         "verified": dict(verified),
         "executed_on": [engine()] if verified else [],

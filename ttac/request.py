@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from ttac import methods, targets
 from ttac.errors import UnsupportedError, UsageError
+from ttac.runtime.bundle import check_replaceable
 from ttac.settings import resolve
 from ttac.sizes import parse_size
-from ttac.spec import Method, Target
+from ttac.spec import Facts, Method, Target
 
 NORMS = ("auto", "keep", "insert")
 
@@ -48,6 +49,10 @@ class Request:
     logits: str | None = None
     shape: tuple[int, ...] | None = None
 
+    def settled(self, facts: Facts) -> Request:
+        """The same request with the defaults that depend on the model."""
+        return replace(self, settings=self.method.settle(self.settings, facts))
+
 
 def request(
     path: str | Path,
@@ -67,8 +72,8 @@ def request(
 ) -> Request:
     """Check and resolve the arguments of `ttac.compile`.
 
-    Raises UsageError for a name that does not exist or a value out of bounds, UnsupportedError for what this version
-    does not do yet.
+    Raises UsageError for a name that does not exist, a value out of bounds, or an output that is something else already;
+    UnsupportedError for what this version does not do yet.
     """
     path, chosen, device = Path(path), methods.find(method), targets.find(target)
     if norms not in NORMS:
@@ -78,6 +83,8 @@ def request(
     if samples < 1:
         raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
     folder = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}-{device.name}.ttac")
+    if not rest.get("dry_run"):
+        check_replaceable(folder)
     budget = parse_size(memory_budget, "`--memory-budget`") if isinstance(memory_budget, str) else memory_budget
     return Request(
         path,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UsageError
@@ -76,6 +77,12 @@ class Rooms:
         sites = f"{len(adaptation.sites)} sites with {adaptation.statistics} statistics"
         self.line("adapt", f"{sites}, {count} tensors train")
         self.dump("adapt", model=model)
+
+    def anchored(self, anchor: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What holds the parameters to the source, if anything."""
+        if anchor:
+            self.line("fisher", f"{len(anchor)} tensors held to the source by their Fisher information")
+        return anchor
 
     def differentiated(self, joint: Joint) -> Joint:
         """The joint graph."""

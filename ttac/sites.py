@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.passes import calibration
 from ttac.passes.insert import insert_norms
+from ttac.passes.last_stage import last_stage
 from ttac.passes.norms import NormSite, decide, find_norms, select
 from ttac.request import Request
 from ttac.spec import Method
@@ -82,10 +83,16 @@ def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) ->
         sites += insert_norms(model, chosen.inserted, statistics)
     if not asked.method.trains:
         sites = with_statistics(sites, asked.method)
-    sites = select(sites, asked.train)
+    sites = list(select(sites, asked.train))
     if not sites:
-        raise UnsupportedError("no norm is left to adapt", where=f"`--train {asked.train}`", hint="`ttac inspect` lists them")
-    return in_graph_order(model, sites)
+        where = f"`--train {asked.train}`"
+        raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
+    sites = in_graph_order(model, sites)
+    if asked.settings.get("exclude_last_stage") and asked.train == "norms":
+        left = last_stage(model, sites)
+        say(f"{len(left)} norms of the last stage stay untrained: {', '.join(sorted(left))}")
+        sites = [replace(site, trained=site.name not in left) for site in sites]
+    return sites
 
 
 def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:
@@ -112,7 +119,7 @@ def in_graph_order(model: ir.Model, sites: Sequence[NormSite]) -> list[NormSite]
 
 
 def name_parameters(model: ir.Model, sites: Sequence[NormSite]) -> None:
-    """Give every site of the plain graph initializers of its own: `<site>.scale`, `.bias`, `.mean`, `.var`; in place."""
+    """Give every site of the plain graph its own initializers, in place: `<site>.scale`, `.bias`, `.mean`, `.var`."""
     nodes = {str(node.name): node for node in model.graph}
     wanted = {f"{site.name}.{role}" for site in sites for role in ROLES}
     for name in wanted & set(model.graph.initializers):

@@ -23,6 +23,15 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a default may depend on: samples per step, classes, and the kinds of the norms that are adapted."""
+
+    batch: int
+    classes: int
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Method:
     """A test-time adaptation method as a value: what differs from running the source model.
 
@@ -33,7 +42,11 @@ class Method:
         trains: whether the scale and bias of the adapted sites get gradients.
         loss: name of the loss in `ttac.passes.losses`, empty if there is none.
         options: hyperparameters, in the order `ttac methods NAME` lists them.
-        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`.
+        settle: the settings once the model is known, for defaults that depend on it.
+        graphs: graphs of the program besides `forward` and `backward`, by their names in `ttac.passes.steps`.
+        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and three more conveniences:
+            `{"return": "logits"}` whatever the model calls them; `{"run": "forward", "again": True}` without logits,
+            reports and tracked state, which stay those of the first run; `{"reset": roles}` for all state of a role.
     """
 
     name: str
@@ -45,6 +58,8 @@ class Method:
     trains: bool = False
     loss: str = ""
     options: tuple[Option, ...] = ()
+    settle: Callable[[Mapping[str, Any], Facts], Mapping[str, Any]] = lambda settings, facts: settings
+    graphs: tuple[str, ...] = ()
     program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
 
 

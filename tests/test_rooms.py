@@ -1,0 +1,813 @@
+"""The rooms behind the norms: adapt, insert, losses, plan, partition, stages, schedule, optimizers, emit, verify."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+import ttac
+from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, Weights, norm, saved, source
+from tests.whole_models import MODELS, Arrays, compiled, executed, golden_gradients, gradient_errors, samples
+from ttac import finish, targets
+from ttac.errors import UnsupportedError, VerificationError
+from ttac.passes.adapt import StateTensor, adapt_norms
+from ttac.passes.build import Builder
+from ttac.passes.differentiate import Joint, differentiate_loss
+from ttac.passes.emit import INLINE, WEIGHTS, write_graphs
+from ttac.passes.execute import Executable, run
+from ttac.passes.insert import insert_norms, unit_filters
+from ttac.passes.load import load
+from ttac.passes.losses import attach_loss
+from ttac.passes.lower import lower
+from ttac.passes.normalise import normalise
+from ttac.passes.norms import NormSite, find_norms
+from ttac.passes.optimizers import update_graph
+from ttac.passes.partition import Halves, partition
+from ttac.passes.plan import SMALL, Plan, nbytes, plan_activations
+from ttac.passes.schedule import recompute_late, save_early
+from ttac.passes.stages import split_backward
+from ttac.passes.verify import Verified, compare_halves, relative, slope_error
+from ttac.passes.vocabulary import DOMAIN, expand_all
+
+SINGLE = ir.DataType.FLOAT
+
+
+def normal(path: Path) -> ir.Model:
+    return normalise(load(path), simplifier=None)
+
+
+def sites_of(model: ir.Model) -> list[NormSite]:
+    return list(find_norms(model).sites)
+
+
+def spelled(model: ir.Model) -> ir.Model:
+    """A copy in standard operators."""
+    return lower(model.clone(), targets.find("cpu"))
+
+
+def operators(graph: ir.Graph) -> list[str]:
+    return [node.op_type for node in graph]
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node stands behind those it reads."""
+    seen: set[ir.Node | None] = {None}
+    for node in graph:
+        if any(value is not None and value.producer() not in seen for value in node.inputs):
+            return False
+        seen.add(node)
+    return True
+
+
+# --- adapt -------------------------------------------------------------------------------------------------------------
+
+
+def adapted(text: str, weights: Weights, folder: Path, statistics: str = "batch") -> tuple[ir.Model, dict[str, Any]]:
+    """The model before and after; the second as adapted, with the state's initial values."""
+    model = normal(saved(source(text, weights), folder))
+    made = adapt_norms(model, sites_of(model), statistics, {"prior": 16.0}, trains=True)
+    return model, {tensor.name: tensor.initial for tensor in made.state}
+
+
+def conv_bias(model: ir.Model) -> np.ndarray | None:
+    (conv,) = (node for node in model.graph if node.op_type == "Conv")
+    bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+    return None if bias is None or bias.const_value is None else bias.const_value.numpy()
+
+
+def shifted(model: ir.Model) -> bool:
+    """Whether a norm's input is subtracted from."""
+    return any(node.op_type == "Sub" and node.metadata_props["ttac.layer"] == "bn" for node in model.graph)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_source_mean_moves_into_the_bias_of_the_convolution(has_bias: bool, tmp_path: Path) -> None:
+    text = CONV_NORM.replace('"conv.weight")', '"conv.weight", "conv.bias")') if has_bias else CONV_NORM
+    proto = source(text, {**CONV_NORM_WEIGHTS, **({"conv.bias": (4,)} if has_bias else {})})
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    model = normal(saved(proto, tmp_path))
+    assert conv_bias(model) is None or has_bias
+    adapt_norms(model, sites_of(model), "batch", {}, trains=False)
+    moved = weights.get("conv.bias", np.zeros(4, np.float32)) - weights["bn.running_mean"]
+    np.testing.assert_array_equal(conv_bias(model), moved)
+    assert not shifted(model)
+
+
+NOT_MOVED = {
+    "another reader": CONV_NORM.replace("r = Relu (b)", "o = Sigmoid (c) r = Mul (b, o)"),
+    "a computed bias": CONV_NORM.replace(
+        '["/conv/Conv"] c = Conv <pads = [1,1,1,1]> (x, "conv.weight")',
+        's = ReduceMean <keepdims = 0> (x, axes) c = Conv <pads = [1,1,1,1]> (x, "conv.weight", s)',
+    ),
+    "a relu between": CONV_NORM.replace('c = Conv <pads = [1,1,1,1]> (x, "conv.weight")', 'd = Conv <pads = [1,1,1,1]> (x, "conv.weight") c = Relu (d)'),
+}
+
+
+@pytest.mark.parametrize("case", list(NOT_MOVED))
+def test_elsewhere_the_input_is_shifted_where_it_matters_only(case: str, tmp_path: Path) -> None:
+    """Far from zero, by the source's own measure: mean^2 > 30 var."""
+    if case == "a computed bias":
+        text = NOT_MOVED[case].replace("(x, axes)", "(w, axes)").replace("s = Reduce", "w = Sigmoid (four) s = Reduce")
+        extra: Weights = {"axes": np.array([1]), "four": np.ones((4, 2), np.float32)}
+    else:
+        text, extra = NOT_MOVED[case], {}
+    for mean, subtracted in ((0.1, False), (9.0, True)):
+        statistics = {"bn.running_mean": np.full(4, mean, np.float32), "bn.running_var": np.ones(4, np.float32)}
+        model, _ = adapted(text, {**CONV_NORM_WEIGHTS, **extra, **statistics}, tmp_path)
+        assert shifted(model) == subtracted, case
+
+
+def test_every_site_owns_its_tensors(tmp_path: Path) -> None:
+    """Two norms that read one scale: two graph inputs, equal at first."""
+    text = CONV_NORM.replace("r = Relu (b)", 'e = BatchNormalization (b, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var") r = Relu (e)')
+    model, state = adapted(text, CONV_NORM_WEIGHTS, tmp_path)
+    first, second = (node for node in model.graph if node.op_type == "BatchNormalization")
+    for position in (1, 2):
+        values = [node.inputs[position] for node in (first, second)]
+        assert values[0] is not values[1] and all(value in model.graph.inputs for value in values)
+        np.testing.assert_array_equal(*(state[str(value.name)] for value in values))
+    assert len([name for name in state if name.endswith((".scale", ".bias"))]) == 4
+
+
+def test_with_the_sources_statistics_nothing_changes(tmp_path: Path) -> None:
+    path = saved(source(), tmp_path)
+    before, after = normal(path), normal(path)
+    made = adapt_norms(after, sites_of(after), "source", {}, trains=True)
+    feeds = {"x": samples((3, 8, 8), 4), **{tensor.name: tensor.initial for tensor in made.state}}
+    np.testing.assert_allclose(run(after, feeds)["y"], run(before, feeds)["y"], rtol=1e-6)
+    assert operators(after.graph) == operators(before.graph)
+
+
+def test_what_adapt_makes_tells_so(tmp_path: Path) -> None:
+    before = {node.name for node in normal(saved(source(), tmp_path)).graph}
+    model, _ = adapted(CONV_NORM, CONV_NORM_WEIGHTS, tmp_path)
+    made = [node for node in model.graph if node.name not in before]
+    assert {node.op_type for node in made} >= {"Moments", "Split", "Shape"}
+    assert all(node.metadata_props["ttac.room"] == "adapt" and node.metadata_props["ttac.layer"] for node in made)
+
+
+# --- insert ------------------------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = {
+    "Conv": ("Conv <group = 1>", (6, 4, 3, 3)),
+    "grouped Conv": ("Conv <group = 2>", (6, 2, 3, 3)),
+    "ConvTranspose": ("ConvTranspose <strides = [2,2]>", (4, 6, 3, 3)),
+    "grouped ConvTranspose": ("ConvTranspose <group = 2>", (4, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("case", list(CONVOLUTIONS))
+def test_an_inserted_norm_is_the_identity_on_the_source(case: str, tmp_path: Path) -> None:
+    operator, size = CONVOLUTIONS[case]
+    text = f"""
+    net (float[N,4,6,6] x) => (float[N,3] y) {{
+      c = {operator} (x, "conv.weight", "conv.bias")
+      r = Relu (c)
+      p = GlobalAveragePool (r)
+      f = Flatten (p)
+      y = Gemm (f, "fc.weight")
+    }}"""
+    random = np.random.default_rng(0)
+    weights: Weights = {"conv.weight": random.normal(0, 0.01, size).astype(np.float32), "conv.bias": (6,), "fc.weight": (6, 3)}
+    path = saved(source(text, weights), tmp_path)
+    before, model = normal(path), normal(path)
+    (candidate,) = find_norms(model).folded
+    x = samples((4, 6, 6), 32)
+    probe = normal(path)
+    probe.graph.outputs[:] = [value for node in probe.graph for value in node.outputs if value.name == "c"]
+    values = run(probe, {"x": x})["c"].astype(np.float64)
+    mean, var = values.mean((0, 2, 3)).astype(np.float32), values.var((0, 2, 3)).astype(np.float32)
+    (site,) = insert_norms(model, [candidate], {"c": (mean, var)})
+    expected = run(before, {"x": x})["y"]
+    np.testing.assert_allclose(run(model, {"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(site.parameters["bias"], mean, rtol=1e-6)
+    assert site.inserted and site.node.inputs[0] is candidate.value
+    kernel = site.x.producer().inputs[1].const_value.numpy()  # type: ignore[union-attr]
+    groups = 2 if "grouped ConvT" in case else 1
+    by_filter = kernel if operator.startswith("Conv ") else np.moveaxis(kernel.reshape(groups, 4 // groups, -1, 9), 2, 1)
+    np.testing.assert_allclose((by_filter.reshape(6, -1) ** 2).sum(1), 1, rtol=1e-5)
+    made = adapt_norms(model, [site], "batch", {}, trains=False)
+    feeds = {"x": x, **{tensor.name: tensor.initial for tensor in made.state}}
+    np.testing.assert_allclose(run(spelled(model), feeds)["y"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_filter_of_zeros_stays() -> None:
+    graph = ir.Graph([ir.val("x", SINGLE, ["N", 2, 4, 4])], [], nodes=[], opset_imports={"": 18})
+    op = Builder(graph, "test")
+    kernel = np.zeros((2, 2, 1, 1), np.float32)
+    kernel[1] = 3.0
+    conv = op.Conv(graph.inputs[0], kernel, np.array([5, 6], np.float32)).producer()
+    np.testing.assert_allclose(unit_filters(op, conv), [1.0, math.sqrt(18)])
+    np.testing.assert_allclose(conv.inputs[1].const_value.numpy()[:, 0, 0, 0], [0, 1 / math.sqrt(2)], rtol=1e-6)
+    np.testing.assert_allclose(conv.inputs[2].const_value.numpy(), [5, 6 / math.sqrt(18)], rtol=1e-6)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------------
+
+
+def entropy_of(logits: np.ndarray) -> tuple[float, np.ndarray]:
+    """The loss on `logits` and its gradient, as the graphs compute them."""
+    y = ir.val("y", SINGLE, ["N", logits.shape[1]])
+    graph = ir.Graph([y], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="loss")
+    p = ir.val("p", SINGLE, [logits.shape[1]])
+    graph.inputs.append(p)
+    op = Builder(graph, "test")
+    graph.outputs.append(op.Mul(y, p))
+    model = ir.Model(graph, ir_version=8)
+    tensor = StateTensor("p", "parameter", np.ones(logits.shape[1], np.float32), p)
+    joint = differentiate_loss(model, graph.outputs[0], "entropy", (tensor,))
+    assert joint.loss is not None
+    graph.outputs[:] = [joint.loss.scalar, *joint.gradients]
+    found = run(expand_all(model), {"y": logits.astype(np.float32), "p": tensor.initial})
+    return float(found["entropy"]), found["p.grad"]
+
+
+def test_entropy() -> None:
+    random = np.random.default_rng(0)
+    z = random.normal(0, 2, (5, 4))
+    log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+    value, gradient = entropy_of(z)
+    entropies = -(np.exp(log_p) * log_p).sum(1, keepdims=True)
+    assert value == pytest.approx(entropies.mean(), rel=1e-5)
+    slope = -np.exp(log_p) * (log_p + entropies) / 5
+    np.testing.assert_allclose(gradient, (slope * z).sum(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected"),
+    [
+        (np.zeros((3, 7)), math.log(7)),
+        (np.full((1, 2), 1e4), math.log(2)),
+        (np.array([[1e4, -1e4, 0.0]]), 0.0),
+    ],
+)
+def test_entropy_at_its_ends(logits: np.ndarray, expected: float) -> None:
+    value, gradient = entropy_of(logits)
+    assert value == pytest.approx(expected, abs=1e-6) and np.isfinite(gradient).all()
+
+
+def test_a_loss_needs_classes(tmp_path: Path) -> None:
+    model = normal(saved(source(), tmp_path))
+    features = next(value for node in model.graph for value in node.outputs if value.name == "r")
+    with pytest.raises(UnsupportedError, match="two or more classes"):
+        attach_loss(model, "entropy", features)
+
+
+# --- plan --------------------------------------------------------------------------------------------------------------
+
+
+def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
+    """A file's joint graph with batch statistics, the values the forward must give, and the state's initial values."""
+    model = normal(path)
+    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
+    return joint, [joint.logits], {tensor.name: tensor.initial for tensor in made.state}
+
+
+def planned(joint: Joint, batch: int, budget: int | None = None) -> Plan:
+    graph = joint.model.graph
+    return plan_activations(graph, joint.backward, list(graph.inputs), batch, budget)
+
+
+def run_halves(halves: Halves, feeds: Arrays) -> Arrays:
+    """What both halves give, by name."""
+    assert halves.backward is not None
+    found = run(spelled(halves.forward), feeds)
+    return {**found, **run(spelled(halves.backward), {**feeds, **found})}
+
+
+def values_of(joint: Joint) -> dict[str, ir.Value]:
+    return {str(value.name): value for node in joint.model.graph for value in node.outputs}
+
+
+CHAIN = """
+net (float[N,8,16,16] x) => (float[N,5] y) {
+  c = Conv (x, "conv.weight")
+  b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+  s = Sigmoid (b)
+  h = Mul (s, half)
+  d = Conv (h, "next.weight")
+  e = BatchNormalization (d, "last.weight", "last.bias", "last.running_mean", "last.running_var")
+  r = Relu (e)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, "fc.weight", "fc.bias")
+}
+"""
+CHAIN_WEIGHTS: Weights = {
+    "conv.weight": (8, 8, 1, 1), "next.weight": (8, 8, 1, 1), **norm("bn", 8), **norm("last", 8), "fc.weight": (5, 8),
+    "fc.bias": (5,), "half": np.array(0.5, np.float32),
+}  # fmt: skip
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    return saved(source(CHAIN, CHAIN_WEIGHTS), tmp_path)
+
+
+def test_what_is_cheap_is_computed_again(chain: Path) -> None:
+    """Of the norm's input, its output and the sigmoid only the input is kept: the others follow from it.
+
+    That the norm's output reads a parameter must not tie it to the forward: parameters are free in both halves.
+    """
+    joint, outputs, _ = joint_of(chain)
+    plan = planned(joint, 32)
+    ways = {row.value: row.how for row in plan.kept}
+    assert {name for name, how in ways.items() if how == "dense" and nbytes(values_of(joint)[name], 32) > SMALL} == {"c", "d"}
+    assert ways["s.mul"] == "recompute"  # s*(1 - s), which the gradient of the sigmoid reads
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    assert halves.backward is not None
+    assert {"BatchNormalization", "Sigmoid"} <= set(operators(halves.backward.graph))
+    assert {"bn.scale", "bn.bias"} <= {value.name for value in halves.backward.graph.inputs}
+
+
+def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
+    """The sign of a sum of two branches: a byte per element, or a bit under a tight budget; its inputs would be four."""
+    text = CHAIN.replace("h = Mul (s, half)", "a = Add (b, x) h = Relu (a)")
+    joint, outputs, state = joint_of(saved(source(text, CHAIN_WEIGHTS), tmp_path))
+    loose, tight, ample = (planned(joint, 64, budget) for budget in (None, 100_000, 1 << 30))
+    (mask,) = [row for row in loose.kept if row.because.startswith("a mask") and row.bytes > SMALL]
+    (bits,) = [row for row in tight.kept if row.how == "bits"]
+    assert mask.value == bits.value and bits.bytes * 8 == mask.bytes == 64 * 8 * 16 * 16
+    assert tight.bits == {mask.value} and not loose.bits and ample == loose
+    assert tight.bytes == loose.bytes - mask.bytes * 7 // 8
+    feeds = {"x": samples((8, 16, 16), 3), **state}
+    first, second = (run_halves(partition(joint.model, outputs, joint.gradients, plan), feeds) for plan in (loose, tight))
+    for gradient in joint.gradients:
+        np.testing.assert_array_equal(first[str(gradient.name)], second[str(gradient.name)])
+    assert second[f"{mask.value}.bits"].shape == (3, 8 * 16 * 16 // 8)
+
+
+@pytest.mark.parametrize("name", ["resnext", "mobilenet_v2", "densenet", "transformer"])
+@pytest.mark.parametrize("budget", [None, 1])
+def test_the_plan_counts_what_the_forward_hands_over(name: str, budget: int | None) -> None:
+    joint, outputs, state = joint_of(MODELS[name])
+    plan = planned(joint, 5, budget)
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    shape = [int(size) for size in joint.model.graph.inputs[0].shape[1:]]  # type: ignore[index, union-attr]
+    found = run(spelled(halves.forward), {"x": samples(shape, 5), **state})
+    bits = {row.value: row for row in plan.kept if row.how == "bits"}
+    assert bool(bits) == (budget is not None and name != "transformer")
+    for row in plan.kept:
+        if row.how == "dense":
+            assert found[row.value].nbytes == row.bytes == row.dense
+        elif row.how == "bits":
+            assert row.bytes <= found[f"{row.value}.bits"].nbytes <= row.bytes + 5
+    assert set(halves.residuals) == {f"{name}.bits" if name in bits else name for name in plan.residuals}
+    assert plan.bytes == sum(row.bytes for row in plan.kept) <= plan.dense
+    assert [row.bytes for row in plan.largest()] == sorted((row.bytes for row in plan.kept), reverse=True)[:5]
+
+
+def test_bits_survive_any_size() -> None:
+    for shape in (["N", 3, 5, 7], ["N", 64], ["N", 1], ["N", 24], [3, 5], [9], ["N", 8, 8, 8]):
+        mask = ir.val("mask", ir.DataType.BOOL, shape)
+        graph = ir.Graph([mask], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="bits")
+        op = Builder(graph, "test")
+        packed = op.PackBits(mask, name="packed")
+        restored = op.UnpackBits(packed, shape=[size if isinstance(size, int) else -1 for size in shape], name="restored")
+        graph.outputs.extend([packed, restored])
+        assert [str(size) for size in restored.shape] == [str(size) for size in shape]
+        model = expand_all(ir.Model(graph, ir_version=8))
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        for batch in (1, 2, 11):
+            given = [size if isinstance(size, int) else batch for size in shape]
+            for fill in (0.0, 0.5, 1.0):
+                x = np.random.default_rng(batch).random(given) < fill
+                found = run(model, {"mask": x})
+                np.testing.assert_array_equal(found["restored"], x)
+                rows = batch if shape[0] == "N" else 1
+                expected = np.packbits(x.reshape(rows, -1), axis=1, bitorder="little")
+                np.testing.assert_array_equal(found["packed"], expected)
+
+
+# --- plan and partition on random graphs -------------------------------------------------------------------------------
+
+Recipe = list[tuple[str, int, int]]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["Add", "Mul", "Scale", "Shift", "Relu", "Tanh", "Sigmoid", "Conv", "Norm", "Sub", "Clip"]),
+        st.integers(0, 30),
+        st.integers(0, 30),
+    ),
+    min_size=2,
+    max_size=14,
+)
+CHANNELS = 4
+
+
+def random_joint(recipe: Recipe) -> tuple[Joint, Arrays]:
+    """A joint graph of a random net on [N, 4, 10, 10], and its feeds; every third value is read again later."""
+    random = np.random.default_rng(len(recipe))
+    x = ir.val("x", SINGLE, ["N", CHANNELS, 10, 10])
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="random")
+    op = Builder(graph, "source")
+    values: list[ir.Value] = [x]
+    parameters: list[StateTensor] = []
+
+    def parameter() -> ir.Value:
+        value = ir.val(f"p{len(parameters)}", SINGLE, [CHANNELS])
+        graph.inputs.append(value)
+        initial = random.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
+        parameters.append(StateTensor(str(value.name), "parameter", initial, value))
+        return value
+
+    for kind, a, b in recipe:
+        first, second = values[-1 - a % min(3, len(values))], values[b % len(values)]
+        if kind in ("Add", "Sub", "Mul"):
+            made = getattr(op, kind)(first, op.Sigmoid(second) if kind == "Mul" else second)
+        elif kind in ("Scale", "Shift"):
+            vector = op.Unsqueeze(parameter(), [1, 2])
+            made = op.Mul(first, vector) if kind == "Scale" else op.Add(first, vector)
+        elif kind == "Conv":
+            made = op.Conv(first, random.normal(0, 0.4, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32), pads=[1, 1, 1, 1])
+        elif kind == "Norm":
+            mean, var = op.Moments(first)
+            made = op.BatchNormalization(first, parameter(), parameter(), mean, var, epsilon=1e-3)
+        elif kind == "Clip":
+            made = op.Clip(first, -1.0, 1.0)
+        else:
+            made = getattr(op, kind)(first)
+        values.append(made)
+    logits = op.Squeeze(op.GlobalAveragePool(op.Mul(values[-1], op.Unsqueeze(parameter(), [1, 2]))), [2, 3])
+    graph.outputs.append(logits)
+    model = ir.Model(graph, ir_version=8)
+    joint = differentiate_loss(model, logits, "entropy", tuple(parameters))
+    return joint, {"x": samples((CHANNELS, 10, 10), 3), **{p.name: p.initial for p in parameters}}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(STEPS, st.sampled_from([None, 1]))
+def test_the_halves_of_any_graph_give_what_the_whole_gives(recipe: Recipe, budget: int | None) -> None:
+    joint, feeds = random_joint(recipe)
+    names = [str(joint.logits.name), *(str(gradient.name) for gradient in joint.gradients)]
+    graph = joint.model.graph
+    plan = planned(joint, 64, budget)
+    halves = partition(joint.model, [joint.logits], joint.gradients, plan)
+    assert halves.backward is not None
+    assert is_sorted(halves.forward.graph) and is_sorted(halves.backward.graph)
+    read = {id(value) for value in graph.inputs}
+    late = set(halves.backward.graph)
+    assert plan.bytes <= sum(
+        nbytes(value, 64)
+        for value in {value for node in joint.backward for value in node.inputs if value is not None}
+        if value.producer() is not None and value.producer() not in set(joint.backward) and id(value) not in read
+    ) + sum(nbytes(value, 64) for node in joint.backward for value in node.outputs if value.name in plan.residuals)
+    assert late
+    found = run_halves(halves, feeds)
+    graph.outputs[:] = [joint.logits, *joint.gradients]
+    expected = run(spelled(joint.model), feeds)
+    for name in names:
+        scale = max(1e-3, float(np.abs(expected[name]).max()))
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * scale)
+
+
+# --- partition, stages, schedule ---------------------------------------------------------------------------------------
+
+
+def test_no_gradients_no_backward(chain: Path) -> None:
+    model = normal(chain)
+    adapt_norms(model, sites_of(model), "batch", {}, trains=False)
+    joint = Joint(model, model.graph.outputs[0], None)
+    halves = partition(model, [joint.logits], (), Plan(4))
+    assert halves.backward is None and [value.name for value in halves.forward.graph.inputs][0] == "x"
+
+
+def test_a_plan_that_leaves_something_out_of_reach_is_refused(chain: Path) -> None:
+    joint, outputs, _ = joint_of(chain)
+    plan = planned(joint, 8)
+    for name in plan.residuals:
+        if name == "c":
+            continue
+        lacking = replace(plan, kept=tuple(row for row in plan.kept if row.value != name))
+        halves = partition(joint.model, outputs, joint.gradients, lacking)
+        assert halves.backward is not None  # it is computed again, at whatever price
+    graph = joint.model.graph
+    graph.inputs.remove(graph.inputs[0])
+    with pytest.raises(ValueError):
+        partition(joint.model, outputs, joint.gradients, replace(plan, kept=()))
+
+
+def test_stages_give_what_one_backward_gives() -> None:
+    joint, outputs, state = joint_of(MODELS["densenet"])
+    plan = planned(joint, 512)
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    assert halves.backward is not None
+    names = [str(gradient.name) for gradient in joint.gradients]
+    feeds = {"x": samples((3, 16, 16), 3), **state}
+    expected = run_halves(halves, feeds)
+    forward = run(spelled(halves.forward), feeds)
+    for count in (1, 2, 3, 6):
+        stages = split_backward(halves.backward, halves.residuals, 512, count)
+        assert 1 <= len(stages) <= count and (len(stages) > 1) == (count > 1)
+        values = {**feeds, **forward}
+        ends = []
+        for stage in stages:
+            assert is_sorted(stage.graph)
+            values |= run(spelled(stage), values)
+            ends.append({value.name for value in stage.graph.inputs} & set(halves.residuals))
+        for name in names:
+            np.testing.assert_array_equal(values[name], expected[name])
+        nodes = sum(len(stage.graph) for stage in stages)
+        assert nodes == len(halves.backward.graph) if count > 1 else stages[0] is halves.backward
+
+
+def test_small_residuals_are_not_worth_a_stage() -> None:
+    joint, outputs, _ = joint_of(MODELS["resnet"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 4))
+    assert halves.backward is not None
+    assert split_backward(halves.backward, halves.residuals, 4, 6) == [halves.backward]
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_later_stages_hold_fewer_residuals(budget: int | None) -> None:
+    """What the stages are for: after each, residual bytes are freed, packed ones too."""
+    joint, outputs, _ = joint_of(MODELS["wide_resnet"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 512, budget))
+    assert halves.backward is not None
+    stages = split_backward(halves.backward, halves.residuals, 512, 4)
+    assert len(stages) > 2
+    left = [
+        {v.name for stage in stages[first:] for v in stage.graph.inputs} & set(halves.residuals)
+        for first in range(len(stages))
+    ]
+    sizes = {str(v.name): nbytes(v, 512) for v in halves.forward.graph.outputs}
+    held = [sum(sizes[str(name)] for name in names) for names in left]
+    assert set(left[0]) == set(halves.residuals)
+    assert all(after < before - held[0] / 20 for before, after in zip(held, held[1:], strict=False))
+
+
+def test_masks_are_made_right_behind_what_they_read_and_recomputations_right_before() -> None:
+    joint, outputs, _ = joint_of(MODELS["resnext"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 32, 1))
+    assert halves.backward is not None
+    forward, backward = list(halves.forward.graph), list(halves.backward.graph)
+    order = {node: index for index, node in enumerate(forward)}
+    for node in forward:
+        if node.op_type in ("Positive", "PackBits"):
+            made = max(order[p] for v in node.inputs if v is not None and (p := v.producer()) is not None)
+            between = forward[made + 1 : order[node]]
+            assert all(other.metadata_props["ttac.room"] in ("autodiff", "plan") for other in between)
+    order = {node: index for index, node in enumerate(backward)}
+    again = [node for node in backward if node.op_type == "UnpackBits"]
+    assert again
+    for node in again:
+        first = min(order[use.node] for use in node.outputs[0].uses())
+        assert first == order[node] + 1
+
+
+def test_moving_nodes_keeps_the_graph_sorted() -> None:
+    for name in ("efficientnet", "shufflenet", "hourglass"):
+        joint, _, _ = joint_of(MODELS[name])
+        graph = joint.model.graph
+        nodes = set(graph)
+        for move in (save_early, recompute_late, recompute_late, save_early):
+            move(graph)
+            assert is_sorted(graph) and set(graph) == nodes
+
+
+# --- optimizers --------------------------------------------------------------------------------------------------------
+
+SHAPES = {"a": (3,), "b": (2, 1, 4), "c": (1,)}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adam": {"optimizer": "adam", "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3},
+    "adam with decay": {"optimizer": "adam", "lr": 0.1, "beta1": 0.0, "beta2": 0.5, "eps": 1e-8, "weight_decay": 0.3},
+    "plain": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False},
+    "momentum": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.2},
+    "nesterov": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+}
+
+
+def in_numpy(p: np.ndarray, gradients: Sequence[np.ndarray], o: dict[str, Any]) -> np.ndarray:
+    """The parameter after one step per gradient, by the formulas of PyTorch 2 (METHODS 0.3)."""
+    m = v = np.zeros_like(p)
+    for t, g in enumerate(gradients, start=1):
+        g = g + o.get("weight_decay", 0.0) * p
+        if o["optimizer"] == "adam":
+            m, v = o["beta1"] * m + (1 - o["beta1"]) * g, o["beta2"] * v + (1 - o["beta2"]) * g * g
+            root = np.sqrt(v / (1 - o["beta2"] ** t)) + o["eps"]
+            p = p - o["lr"] * (m / (1 - o["beta1"] ** t)) / root
+        else:
+            v = o["momentum"] * v + g
+            p = p - o["lr"] * (g + o["momentum"] * v if o["nesterov"] else v)
+    return p
+
+
+def in_torch(p: np.ndarray, gradients: Sequence[np.ndarray], o: dict[str, Any]) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(p, requires_grad=True)
+    decay = o.get("weight_decay", 0.0)
+    if o["optimizer"] == "adam":
+        optimizer = torch.optim.Adam([tensor], o["lr"], (o["beta1"], o["beta2"]), o["eps"], decay)
+    else:
+        optimizer = torch.optim.SGD([tensor], o["lr"], o["momentum"], 0.0, decay, o["nesterov"])
+    for gradient in gradients:
+        tensor.grad = torch.tensor(gradient)
+        optimizer.step()
+    found: np.ndarray = tensor.detach().numpy()
+    return found
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+@pytest.mark.parametrize("restated", [in_numpy, in_torch])
+def test_five_steps_of_the_optimizer(name: str, restated: Any) -> None:
+    random = np.random.default_rng(0)
+    initial = {key: random.normal(size=shape) for key, shape in SHAPES.items()}
+    gradients = [{key: random.normal(size=shape) for key, shape in SHAPES.items()} for _ in range(5)]
+    parameters = [
+        StateTensor(key, "parameter", value.astype(np.float32), ir.val(key, SINGLE, value.shape))
+        for key, value in initial.items()
+    ]
+    model, moved = update_graph(parameters, [f"{key}.grad" for key in SHAPES], OPTIONS[name], 18)
+    assert [value.name for value in model.graph.outputs] == [f"{tensor.name}.next" for tensor in moved]
+    state = {tensor.name: tensor.initial for tensor in moved}
+    for step in gradients:
+        feeds = {**state, **{f"{key}.grad": value.astype(np.float32) for key, value in step.items()}}
+        found = run(model, feeds)
+        state = {key: found[f"{key}.next"] for key in state}
+    for key, value in initial.items():
+        expected = restated(value, [step[key] for step in gradients], OPTIONS[name])
+        np.testing.assert_allclose(state[key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_step_of_adam_is_of_full_size() -> None:
+    """lr * sign(g), however small the gradient."""
+    tensor = StateTensor("a", "parameter", np.zeros(2, np.float32), ir.val("a", SINGLE, [2]))
+    settings = {"optimizer": "adam", "lr": 0.25, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    model, moved = update_graph([tensor], ["g"], settings, 18)
+    feeds = {t.name: t.initial for t in moved} | {"g": np.array([1e-3, -1e-5], np.float32)}
+    np.testing.assert_allclose(run(model, feeds)["a.next"], [-0.25, 0.25], rtol=1e-2)
+
+
+# --- emit --------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_written_once_and_outside_the_graphs(tmp_path: Path) -> None:
+    bundle = compiled(MODELS["resnet"], tmp_path, batch=8)
+    weights = load_file(bundle / WEIGHTS)
+    contents = [(array.dtype, array.shape, array.tobytes()) for array in weights.values()]
+    assert len(contents) == len(set(contents))
+    sizes = {path.name: path.stat().st_size for path in bundle.iterdir()}
+    source_bytes = sum(t.nbytes for t in map(onnx.numpy_helper.to_array, onnx.load(MODELS["resnet"]).graph.initializer))
+    assert sizes[WEIGHTS] < 2.2 * source_bytes  # the kernels, and those the input gradients need flipped
+    for path in bundle.glob("*.onnx"):
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            inside = tensor.data_location != onnx.TensorProto.EXTERNAL
+            assert inside == (onnx.numpy_helper.to_array(tensor, str(bundle)).nbytes <= INLINE)
+            if not inside:
+                assert {entry.key: entry.value for entry in tensor.external_data}["location"] == WEIGHTS
+
+
+def test_writing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = normal(MODELS["resnet"])
+    before = {name: value.const_value for name, value in model.graph.initializers.items()}
+    write_graphs(tmp_path, {"graph": model})
+    assert {name: value.const_value for name, value in model.graph.initializers.items()} == before
+    x = samples((3, 16, 16), 2)
+    np.testing.assert_array_equal(
+        Executable(tmp_path / "graph.onnx")({"x": x})["logits"], run(normal(MODELS["resnet"]), {"x": x})["logits"]
+    )
+
+
+COMPILE = """
+import sys
+import ttac
+from ttac import finish, targets
+finish.measure = lambda *_, **__: None
+ttac.compile(sys.argv[1], output=sys.argv[2], batch=4)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    """In processes that order their sets differently, from different folders."""
+    found = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        (folder / "net.onnx").write_bytes(MODELS["mobilenet_v3"].read_bytes())
+        command = [sys.executable, "-c", COMPILE, str(folder / "net.onnx"), str(folder / "b.ttac")]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=folder)
+        found.append({path.name: path.read_bytes() for path in (folder / "b.ttac").iterdir()})
+    assert found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if found[0][name] != found[1][name]] == []
+
+
+# --- verify ------------------------------------------------------------------------------------------------------------
+
+
+class Pretended:
+    """Halves of f(p) = sum of p^2 with a gradient that is `factor` times the true one."""
+
+    def __init__(self, factor: float, bend: float = 0.0) -> None:
+        self.factor, self.bend = factor, bend
+
+    def forward(self, feeds: Arrays, outputs: Sequence[str] = ()) -> Arrays:
+        p = feeds["p"].astype(np.float64)
+        return {"loss": np.float32((p**2).sum() + self.bend * np.abs(p - 1.0).sum())}
+
+    def run(self, feeds: Arrays) -> Arrays:
+        gradient = (self.factor * 2 * feeds["p"]).astype(np.float32)
+        return {**self.forward(feeds), "p.grad": gradient, "logits": feeds["p"]}
+
+
+@pytest.mark.parametrize(("factor", "seen"), [(1.0, False), (1.05, True), (0.9, True), (-1.0, True), (math.nan, True)])
+def test_a_wrong_gradient_is_seen(factor: float, seen: bool) -> None:
+    feeds = {"p": np.array([0.3, -0.2, 0.7], np.float32)}
+    error = slope_error(Pretended(factor), feeds, "loss", ["p"], ["p.grad"], np.ones(1, np.float32))  # type: ignore[arg-type]
+    found = Verified(0.0, 0.0, 0.0, error)
+    if seen:
+        with pytest.raises(VerificationError, match="slope"):
+            found.refuse()
+    else:
+        found.refuse()
+
+
+def test_a_loss_that_is_not_a_number_is_seen() -> None:
+    class Broken(Pretended):
+        def forward(self, feeds: Arrays, outputs: Sequence[str] = ()) -> Arrays:
+            return {"loss": np.float32(math.nan)}
+
+    feeds = {"p": np.array([0.3, -0.2, 0.7], np.float32)}
+    error = slope_error(Broken(1.0), feeds, "loss", ["p"], ["p.grad"], np.ones(1, np.float32))  # type: ignore[arg-type]
+    assert not error <= 2e-2
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_gradient_that_is_not_a_number_is_seen(broken: int) -> None:
+    """Wherever in the list it stands."""
+    p = ir.val("p", SINGLE, [2])
+    graph = ir.Graph([p], [], nodes=[], opset_imports={"": 18}, name="joint")
+    op = Builder(graph, "test")
+    graph.outputs.extend([op.Mul(p, 1.0, name="logits"), op.Mul(p, 2.0, name="g0"), op.Mul(p, 3.0, name="g1")])
+
+    class Given:
+        def run(self, feeds: Arrays) -> Arrays:
+            x = feeds["p"]
+            found = {"logits": x, "g0": 2 * x, "g1": 3 * x}
+            return {**found, f"g{broken}": np.array([math.nan, 1], np.float32)}
+
+    model = ir.Model(graph, ir_version=8)
+    feeds = {"p": np.ones(2, np.float32)}
+    _, worst = compare_halves(model, Given(), feeds, "logits", ["g0", "g1"])  # type: ignore[arg-type]
+    assert math.isnan(worst)
+    with pytest.raises(VerificationError, match="gradients halves differ by nan"):
+        Verified(0.0, 0.0, worst, 0.0).refuse()
+
+
+@pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "slope"])
+def test_every_bound_is_looked_at(field: str) -> None:
+    good = Verified(0.0, 0.0, 0.0, 0.0)
+    good.refuse()
+    Verified(0.0).refuse()
+    for value in (0.5, math.nan, math.inf):
+        with pytest.raises(VerificationError, match=field.replace("_", " ")):
+            replace(good, **{field: value}).refuse()
+
+
+def test_relative_differences() -> None:
+    assert relative(np.array([1.0, 2.5]), np.array([1.0, 2.0])) == pytest.approx(0.25)
+    assert relative(np.zeros(0), np.zeros(0)) == 0.0 and math.isnan(relative(np.array([math.nan]), np.ones(1)))
+
+
+def test_a_gradient_rule_gone_wrong_stops_the_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttac.passes.autodiff import RULES, Rule
+
+    honest = RULES["Relu"]
+
+    def doubled(op: Any, node: ir.Node, dz: ir.Value) -> Any:
+        return honest.function(op, node, op.Mul(dz, 1.5))
+
+    monkeypatch.setitem(RULES, "Relu", Rule(doubled, honest.broadcasts))
+    monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
+    with pytest.raises(VerificationError, match="slope differ by"):
+        ttac.compile(MODELS["resnet"], output=tmp_path / "b.ttac")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the whole of them, under a tight budget ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_packed_masks_change_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttac import driver
+
+    monkeypatch.setattr(driver, "plan_activations", lambda *given: plan_activations(*given[:4], 1))
+    for name in ("resnext", "mobilenet_v2", "shufflenet"):
+        bundle = compiled(MODELS[name], tmp_path, batch=8)
+        values = executed(bundle, samples((3, 16, 16)))
+        assert [key for key in values if key.endswith(".bits")]
+        assert max(gradient_errors(values, golden_gradients(name)).values()) <= 1e-5

@@ -1,0 +1,54 @@
+"""Entropy minimisation on reliable, non-redundant samples, weighted, and held to the source by Fisher information.
+
+Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022.  Without `--calibration`, or with
+`--set fisher=0`, there is nothing to hold on to: the paper's ETA.  The mean is over the selected samples, and a batch
+without any changes nothing, as in its code; unlike there, `reset` also empties the moving average of probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ttac.methods.bn import STATISTICS
+from ttac.methods.tent import trained_with
+from ttac.spec import Facts, Method, Option
+
+
+def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+    """The bound of redundancy that was published for data sets of about this many classes, where none is set."""
+    published = 0.4 if facts.classes <= 10 else 0.1 if facts.classes <= 100 else 0.05
+    return {**settings, "redundancy": settings["redundancy"] or published}
+
+
+METHOD = Method(
+    name="eata",
+    title="entropy minimisation on reliable, non-redundant samples, anchored to the source",
+    paper="arXiv:2204.02610",
+    needs="norms of any kind; `--calibration` for the anchor; with BatchNorm more than a few samples a batch",
+    statistics=lambda settings: str(settings["statistics"]),
+    trains=True,
+    loss="weighted_entropy",
+    options=(
+        *trained_with("sgd", 2.5e-4),
+        Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
+        Option(
+            "redundancy",
+            0.0,
+            "a sample is redundant if its probabilities' cosine to their average is this or more; 0 takes the "
+            "published value: 0.4 up to 10 classes, 0.1 up to 100, else 0.05",
+            low=0.0,
+            high=1.0,
+        ),
+        Option("fisher", 2000.0, "weight of the anchor (1 for CIFAR-10 in the paper); 0 does without", low=0.0),
+        *STATISTICS,
+    ),
+    settle=settle,
+    graphs=("select", "update"),
+    program=(
+        {"run": "forward"},
+        {"run": "select"},
+        {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
+        {"return": "logits"},
+    ),
+)

@@ -1,0 +1,71 @@
+"""Sharpness-aware, reliable entropy minimisation with recovery.
+
+Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023.  Where the official code differs,
+this is the paper: a recovery also clears momentum and average, and a batch without reliable samples changes nothing at
+all (there, momentum goes on moving the weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ttac.spec import Facts, Method, Option
+
+
+def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+    """The learning rate of the official code where none is set: one rule for layer norms, one for others.
+
+    It grows with the batch planned for; a single sample gets twice as much.
+    """
+    transformer = facts.kinds <= {"layer", "rms"}
+    if transformer:
+        lr = 1e-3 / 64 * facts.batch
+    else:
+        lr = 2.5e-4 if facts.batch >= 32 else 2.5e-4 / 64 * facts.batch * 2
+    return {**settings, "lr": settings["lr"] or (2 * lr if facts.batch == 1 else lr)}
+
+
+METHOD = Method(
+    name="sar",
+    title="sharpness-aware entropy minimisation on reliable samples, with recovery",
+    paper="arXiv:2302.12400",
+    needs="norms of any kind, best without batch statistics (GroupNorm, LayerNorm); single samples will do with these",
+    statistics=lambda settings: "batch",
+    trains=True,
+    loss="weighted_entropy",
+    options=(
+        Option("lr", 0.0, "learning rate; 0 takes the official code's for the batch and the kind of norms", low=0.0),
+        Option("momentum", 0.9, "momentum of the descent", low=0.0, high=1.0),
+        Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
+        Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
+        Option("rho", 0.05, "length of the step up before the step down", low=0.0),
+        Option("reset_threshold", 0.2, "recover if the average entropy of reliable samples falls below this", low=0.0),
+        Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
+    ),
+    settle=settle,
+    graphs=("reliable", "ascend", "confirm", "descend", "restore"),
+    program=(
+        {"run": "forward"},
+        {"run": "reliable"},
+        {
+            "when": "selected",
+            "then": (
+                {"run": "backward"},
+                {"run": "ascend"},
+                {"run": "forward", "again": True},
+                {"run": "confirm"},
+                {
+                    "when": "confirmed",
+                    "then": (
+                        {"run": "backward"},
+                        {"run": "descend"},
+                        {"when": "collapsed", "then": ({"reset": ("parameter", "optimizer", "counter")},)},
+                    ),
+                    "otherwise": ({"run": "restore"},),
+                },
+            ),
+        },
+        {"return": "logits"},
+    ),
+)
