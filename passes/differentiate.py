@@ -81,7 +81,7 @@ def _weighing(loss: Loss) -> set[ir.Node]:
 
 
 def share_counts(model: ir.Model) -> None:
-    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, no tensor is kept for it."""
+    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, nothing is kept for it."""
     graph = model.graph
     counts = [node for node in graph if node.op_type == "ChannelCount"]
     if not counts:

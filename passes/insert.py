@@ -51,9 +51,9 @@ def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray
 
 
 def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
-    """Divide kernel and bias of a convolution by the length of each filter, in place; returns those lengths, float64 [C].
+    """Divide kernel and bias of a convolution by the length of each filter, in place; a filter of zeros stays as it is.
 
-    A filter of zeros stays as it is.
+    Returns those lengths, float64 [C].
     """
     kernel, bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
     groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1

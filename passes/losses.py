@@ -75,7 +75,10 @@ LOSSES: dict[str, Callable[[Builder, ir.Value], Loss]] = {
 
 
 def attach_loss(model: ir.Model, name: str, output: ir.Value) -> Loss:
-    """Append the loss `name` on the model's `output` to its graph; raises UnsupportedError unless that is class scores."""
+    """Append the loss `name` on the model's `output` to its graph.
+
+    Raises UnsupportedError unless that output is scores of classes.
+    """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("loss"):
         return LOSSES[name](op, class_scores(output))

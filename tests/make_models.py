@@ -160,7 +160,7 @@ def main() -> None:
     facts: dict[str, object] = {}
     if GOLDEN.exists() and sys.argv[1:]:
         with safe_open(GOLDEN, "np") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys() if key.split("/")[0] not in asked}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys() if key.split("/")[0] not in asked}
             facts = json.loads(file.metadata()["golden"])
     for name in asked:
         exact, facts[name] = make(name)

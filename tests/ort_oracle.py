@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
 from ttac.passes.vocabulary import expand_all
@@ -19,7 +20,7 @@ from ttac.passes.vocabulary import expand_all
 def gradients(
     forward: ir.Model, loss: str, wrt: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """d loss / d w for the graph inputs `wrt` of `forward`; skips the test where the training engine is not installed."""
+    """d loss / d w for the graph inputs `wrt` of `forward`; skips the test where there is no training engine."""
     state = pytest.importorskip("onnxruntime.capi._pybind_state")
     if not hasattr(state, "GradientGraphBuilder"):
         pytest.skip("needs onnxruntime-training")
@@ -44,7 +45,7 @@ def gradients(
 
 
 def in_primitives(model: ir.Model) -> None:
-    """Write out what the oracle has no gradient for, or another meaning of: BatchNormalization with given statistics."""
+    """Write out what the oracle has no gradient for, a wrong one, or another meaning of, in place."""
     op = Builder(model.graph, "oracle", model.opset_imports[""])
     for node in list(model.graph):
         spelled = SPELLINGS.get(node.op_type)

@@ -70,7 +70,13 @@ class SqueezeExcite(nn.Module):
 
 
 def inverted(
-    cin: int, inner: int, cout: int, kernel: int, stride: int, activation: Module, squeeze: list[nn.Module] | None = None
+    cin: int,
+    inner: int,
+    cout: int,
+    kernel: int,
+    stride: int,
+    activation: Module,
+    squeeze: list[nn.Module] | None = None,
 ) -> nn.Module:
     """Expand, depthwise, perhaps squeeze and excite, project; added to x when the shapes agree."""
     branch = [*conv_norm(cin, inner, 1), activation(), *conv_norm(inner, inner, kernel, stride, inner), activation()]
@@ -145,8 +151,8 @@ def regnet() -> nn.Module:
     def squeeze() -> list[nn.Module]:
         return [SqueezeExcite(16, 4, nn.ReLU, nn.Sigmoid)]
 
-    blocks = [bottleneck(8, 16, 16, 2, groups=2, squeeze=squeeze()), bottleneck(16, 16, 16, groups=2, squeeze=squeeze())]
-    return nn.Sequential(*conv_norm(3, 8, 3, 2), nn.ReLU(), *blocks, *head(16))
+    first, second = (bottleneck(cin, 16, 16, stride, 2, squeeze()) for cin, stride in ((8, 2), (16, 1)))
+    return nn.Sequential(*conv_norm(3, 8, 3, 2), nn.ReLU(), first, second, *head(16))
 
 
 class DenseLayer(nn.Module):
@@ -187,7 +193,8 @@ class ShuffleUnit(nn.Module):
         left, right = x.chunk(2, 1) if self.splits else (x, x)
         joined = torch.cat([self.beside(left), self.branch(right)], 1)
         batch, channels, height, width = joined.shape
-        return joined.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        interleaved = joined.view(batch, 2, channels // 2, height, width).transpose(1, 2)
+        return interleaved.reshape(batch, channels, height, width)
 
 
 def shufflenet() -> nn.Module:

@@ -51,7 +51,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
 
 
-# --- files that are no model -------------------------------------------------------------------------------------------
+# --- files that are no model ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_target_that_executes_older_opsets_only(tmp_path: Path) -> None:
     assert "opset 20, `board` executes up to 18" in said and "opset_version=18" in said
 
 
-# --- models that do not fit --------------------------------------------------------------------------------------------
+# --- models that do not fit -------------------------------------------------------------------------------------------
 
 NO_NORM = """
 net (float[N,3,8,8] x) => (float[N,4] y) {
@@ -334,7 +334,7 @@ def test_choices_that_are_refused(choice: dict[str, Any], said: str, model: Path
     assert said in str(caught.value) and [path.name for path in model.parent.iterdir()] == ["model.onnx"]
 
 
-# --- memory ------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 linux = pytest.mark.skipif(not CLEAR.exists(), reason="memory is measured on Linux only")
 
@@ -373,7 +373,7 @@ def test_where_memory_cannot_be_measured_the_plan_counts(tmp_path: Path) -> None
     assert ttac.compile(path, memory_budget="64MiB").manifest["memory"]["measured"] == {}
 
 
-# --- what is on the disk afterwards ------------------------------------------------------------------------------------
+# --- what is on the disk afterwards -----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -78,7 +78,8 @@ def test_the_bound_of_redundancy_follows_the_classes() -> None:
 def test_a_model_that_ends_in_a_softmax_selects_by_its_scores(tmp_path: Path) -> None:
     """The same model with and without its last Softmax learns the same."""
     weights = {"conv.weight": (4, 3, 3, 3), "in.w": (4,), "in.b": (4,), "fc.weight": (5, 4)}
-    body = 'c = Conv (x, "conv.weight") n = InstanceNormalization (c, "in.w", "in.b") r = Relu (n) p = GlobalAveragePool (r)'
+    norm = 'n = InstanceNormalization (c, "in.w", "in.b")'
+    body = f'c = Conv (x, "conv.weight") {norm} r = Relu (n) p = GlobalAveragePool (r)'
     start = f"net (float[N,3,8,8] x) => (float[N,5] y) {{ {body} f = Flatten (p) "
     ends = {"scores": 'y = Gemm <transB = 1> (f, "fc.weight") }'}
     ends["softmax"] = 'z = Gemm <transB = 1> (f, "fc.weight") y = Softmax <axis = 1> (z) }'

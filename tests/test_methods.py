@@ -38,14 +38,14 @@ def calibration() -> np.ndarray:
         return file["images"].astype(np.float32) / np.float32(255)
 
 
-# --- TENT against PyTorch, golden --------------------------------------------------------------------------------------
+# --- TENT against PyTorch, golden -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tent_adam", "tent_sgd", "tent_nesterov"])
 def test_tent_follows_pytorch(name: str, tmp_path: Path) -> None:
     with safe_open(GOLDEN / f"{name}.safetensors", "np") as file:
-        expected: Arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        expected: Arrays = {key: file.get_tensor(key) for key in file.keys()}
         told: dict[str, Any] = json.loads(file.metadata()["golden"])
     settings = dict(told["settings"])
     if "betas" in settings:
@@ -82,7 +82,7 @@ def assert_close(found: Arrays, expected: Arrays, atol: float) -> None:
         np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
 
 
-# --- TENT against PyTorch, live ----------------------------------------------------------------------------------------
+# --- TENT against PyTorch, live ---------------------------------------------------------------------------------------
 
 SETTINGS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "adam": (
@@ -126,7 +126,7 @@ def test_tent_follows_pytorch_live(name: str, optimizer: str, tmp_path: Path) ->
     assert_close(parameters_of(adapter), learned, PARITY)
 
 
-# --- folded and unfolded -----------------------------------------------------------------------------------------------
+# --- folded and unfolded ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_epsilon_is_all_that_folding_loses(
         assert apart(unfolded, folded, array)[0] <= 2e-5
 
 
-# --- batch statistics against numpy ------------------------------------------------------------------------------------
+# --- batch statistics against numpy -----------------------------------------------------------------------------------
 
 TWO_NORMS = """
 net (float[N,3,4,5] x) => (float[N,6] logits) {
@@ -246,7 +246,7 @@ def test_bn_normalises_with_the_batch(two_norms: tuple[Path, Arrays], tmp_path: 
 
 @pytest.mark.parametrize("prior", [0.0, 16.0, 3.5])
 def test_bn_blends_with_the_source(prior: float, two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:
-    """mean = (N*source + n*batch)/(N + n) and the variance, biased, likewise; n counts samples, in the last batch too."""
+    """mean = (N*source + n*batch)/(N + n) and the biased variance likewise; n counts samples, in the last batch too."""
     path, w = two_norms
     settings = {"statistics": "blend", "prior": prior}
     adapter = ttac.load(compiled(path, tmp_path, method="bn", batch=6, settings=settings))
@@ -344,7 +344,7 @@ def test_a_constant_background_does_not_blur_the_statistics(tmp_path: Path) -> N
     np.testing.assert_allclose(adapter.step(x), expected, rtol=0, atol=1e-5)
 
 
-# --- source ------------------------------------------------------------------------------------------------------------
+# --- source -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3", "densenet", "volume", "transformer"])
@@ -363,7 +363,7 @@ def test_source_is_the_plain_model(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(adapter.step(x[:size]), found[:size], rtol=0, atol=1e-6 * scale)
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_of_one_behaves_as_instance_norm(two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:

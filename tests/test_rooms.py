@@ -73,7 +73,7 @@ def is_sorted(graph: ir.Graph) -> bool:
     return True
 
 
-# --- adapt -------------------------------------------------------------------------------------------------------------
+# --- adapt ------------------------------------------------------------------------------------------------------------
 
 
 def adapted(text: str, weights: Weights, folder: Path, statistics: str = "batch") -> tuple[ir.Model, dict[str, Any]]:
@@ -109,10 +109,6 @@ def test_the_source_mean_moves_into_the_bias_of_the_convolution(has_bias: bool, 
 
 NOT_MOVED = {
     "another reader": CONV_NORM.replace("r = Relu (b)", "o = Sigmoid (c) r = Mul (b, o)"),
-    "a computed bias": CONV_NORM.replace(
-        '["/conv/Conv"] c = Conv <pads = [1,1,1,1]> (x, "conv.weight")',
-        's = ReduceMean <keepdims = 0> (x, axes) c = Conv <pads = [1,1,1,1]> (x, "conv.weight", s)',
-    ),
     "a relu between": CONV_NORM.replace('c = Conv <pads = [1,1,1,1]> (x, "conv.weight")', 'd = Conv <pads = [1,1,1,1]> (x, "conv.weight") c = Relu (d)'),
 }
 
@@ -120,14 +116,9 @@ NOT_MOVED = {
 @pytest.mark.parametrize("case", list(NOT_MOVED))
 def test_elsewhere_the_input_is_shifted_where_it_matters_only(case: str, tmp_path: Path) -> None:
     """Far from zero, by the source's own measure: mean^2 > 30 var."""
-    if case == "a computed bias":
-        text = NOT_MOVED[case].replace("(x, axes)", "(w, axes)").replace("s = Reduce", "w = Sigmoid (four) s = Reduce")
-        extra: Weights = {"axes": np.array([1]), "four": np.ones((4, 2), np.float32)}
-    else:
-        text, extra = NOT_MOVED[case], {}
     for mean, subtracted in ((0.1, False), (9.0, True)):
         statistics = {"bn.running_mean": np.full(4, mean, np.float32), "bn.running_var": np.ones(4, np.float32)}
-        model, _ = adapted(text, {**CONV_NORM_WEIGHTS, **extra, **statistics}, tmp_path)
+        model, _ = adapted(NOT_MOVED[case], {**CONV_NORM_WEIGHTS, **statistics}, tmp_path)
         assert shifted(model) == subtracted, case
 
 
@@ -160,7 +151,7 @@ def test_what_adapt_makes_tells_so(tmp_path: Path) -> None:
     assert all(node.metadata_props["ttac.room"] == "adapt" and node.metadata_props["ttac.layer"] for node in made)
 
 
-# --- insert ------------------------------------------------------------------------------------------------------------
+# --- insert -----------------------------------------------------------------------------------------------------------
 
 CONVOLUTIONS = {
     "Conv": ("Conv <group = 1>", (6, 4, 3, 3)),
@@ -216,7 +207,7 @@ def test_a_filter_of_zeros_stays() -> None:
     np.testing.assert_allclose(conv.inputs[2].const_value.numpy(), [5, 6 / math.sqrt(18)], rtol=1e-6)
 
 
-# --- losses ------------------------------------------------------------------------------------------------------------
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def entropy_of(logits: np.ndarray) -> tuple[float, np.ndarray]:
@@ -267,7 +258,7 @@ def test_a_loss_needs_classes(tmp_path: Path) -> None:
         attach_loss(model, "entropy", features)
 
 
-# --- plan --------------------------------------------------------------------------------------------------------------
+# --- plan -------------------------------------------------------------------------------------------------------------
 
 
 def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
@@ -337,10 +328,10 @@ def test_what_is_cheap_is_computed_again(chain: Path) -> None:
 
 def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
     """The sign of a sum of two branches: a byte per element, or a bit under a tight budget; its inputs would be four."""
-    text = CHAIN.replace("h = Mul (s, half)", "a = Add (b, x) h = Relu (a)")
-    joint, outputs, state = joint_of(saved(source(text, CHAIN_WEIGHTS), tmp_path))
+    text = CHAIN.replace("h = Mul (s, half)", 'g = Conv (x, "side.weight") a = Add (s, g) h = Relu (a)')
+    joint, outputs, state = joint_of(saved(source(text, {**CHAIN_WEIGHTS, "side.weight": (8, 8, 1, 1)}), tmp_path))
     loose, tight, ample = (planned(joint, 64, budget) for budget in (None, 100_000, 1 << 30))
-    (mask,) = [row for row in loose.kept if row.because.startswith("a mask") and row.bytes > SMALL]
+    (mask,) = [row for row in loose.kept if row.because.startswith("a mask")]
     (bits,) = [row for row in tight.kept if row.how == "bits"]
     assert mask.value == bits.value and bits.bytes * 8 == mask.bytes == 64 * 8 * 16 * 16
     assert tight.bits == {mask.value} and not loose.bits and ample == loose
@@ -352,7 +343,7 @@ def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
     assert second[f"{mask.value}.bits"].shape == (3, 8 * 16 * 16 // 8)
 
 
-@pytest.mark.parametrize("name", ["resnext", "mobilenet_v2", "densenet", "transformer"])
+@pytest.mark.parametrize("name", ["resnext", "wide_resnet", "densenet", "transformer"])
 @pytest.mark.parametrize("budget", [None, 1])
 def test_the_plan_counts_what_the_forward_hands_over(name: str, budget: int | None) -> None:
     joint, outputs, state = joint_of(MODELS[name])
@@ -361,7 +352,7 @@ def test_the_plan_counts_what_the_forward_hands_over(name: str, budget: int | No
     shape = [int(size) for size in joint.model.graph.inputs[0].shape[1:]]  # type: ignore[index, union-attr]
     found = run(spelled(halves.forward), {"x": samples(shape, 5), **state})
     bits = {row.value: row for row in plan.kept if row.how == "bits"}
-    assert bool(bits) == (budget is not None and name != "transformer")
+    assert bool(bits) == (budget is not None and name in ("resnext", "densenet"))
     for row in plan.kept:
         if row.how == "dense":
             assert found[row.value].nbytes == row.bytes == row.dense
@@ -394,7 +385,7 @@ def test_bits_survive_any_size() -> None:
                 np.testing.assert_array_equal(found["packed"], expected)
 
 
-# --- plan and partition on random graphs -------------------------------------------------------------------------------
+# --- plan and partition on random graphs ------------------------------------------------------------------------------
 
 Recipe = list[tuple[str, int, int]]
 STEPS = st.lists(
@@ -475,7 +466,7 @@ def test_the_halves_of_any_graph_give_what_the_whole_gives(recipe: Recipe, budge
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * scale)
 
 
-# --- partition, stages, schedule ---------------------------------------------------------------------------------------
+# --- partition, stages, schedule --------------------------------------------------------------------------------------
 
 
 def test_no_gradients_no_backward(chain: Path) -> None:
@@ -579,7 +570,7 @@ def test_moving_nodes_keeps_the_graph_sorted() -> None:
             assert is_sorted(graph) and set(graph) == nodes
 
 
-# --- optimizers --------------------------------------------------------------------------------------------------------
+# --- optimizers -------------------------------------------------------------------------------------------------------
 
 SHAPES = {"a": (3,), "b": (2, 1, 4), "c": (1,)}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -652,7 +643,7 @@ def test_the_first_step_of_adam_is_of_full_size() -> None:
     np.testing.assert_allclose(run(model, feeds)["a.next"], [-0.25, 0.25], rtol=1e-2)
 
 
-# --- emit --------------------------------------------------------------------------------------------------------------
+# --- emit -------------------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_written_once_and_outside_the_graphs(tmp_path: Path) -> None:
@@ -706,7 +697,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [name for name in found[0] if found[0][name] != found[1][name]] == []
 
 
-# --- verify ------------------------------------------------------------------------------------------------------------
+# --- verify -----------------------------------------------------------------------------------------------------------
 
 
 class Pretended:
@@ -798,7 +789,7 @@ def test_a_gradient_rule_gone_wrong_stops_the_compile(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the whole of them, under a tight budget ---------------------------------------------------------------------------
+# --- the whole of them, under a tight budget --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -806,8 +797,8 @@ def test_packed_masks_change_no_gradient(tmp_path: Path, monkeypatch: pytest.Mon
     from ttac import driver
 
     monkeypatch.setattr(driver, "plan_activations", lambda *given: plan_activations(*given[:4], 1))
-    for name in ("resnext", "mobilenet_v2", "shufflenet"):
-        bundle = compiled(MODELS[name], tmp_path, batch=8)
+    for name in ("resnext", "wide_resnet", "densenet"):
+        bundle = compiled(MODELS[name], tmp_path, batch=32)
         values = executed(bundle, samples((3, 16, 16)))
         assert [key for key in values if key.endswith(".bits")]
         assert max(gradient_errors(values, golden_gradients(name)).values()) <= 1e-5

@@ -32,7 +32,7 @@ def samples(shape: Sequence[int], count: int = BATCH, seed: int = 0) -> np.ndarr
 def golden(name: str) -> Arrays:
     """The golden numbers of a model, float64; see `make_models.py`."""
     with safe_open(HERE / "golden" / "models.safetensors", "np") as file:
-        keys = [key for key in file.keys() if key.startswith(f"{name}/")]  # noqa: SIM118
+        keys = [key for key in file.keys() if key.startswith(f"{name}/")]
         return {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in keys}
 
 

@@ -139,9 +139,8 @@ def build_graphs(
     state = list(adaptation.tracked)
     if halves.backward is not None:
         stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
-        names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
         steps = method_graphs(asked, joint, anchor)
-        graphs |= {**dict(zip(names, stages, strict=True)), **{name: step.model for name, step in steps.items()}}
+        graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
         moves |= {name: step.moves for name, step in steps.items()}
         stats |= {name: dict(step.stats) for name, step in steps.items()}
         state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
@@ -160,3 +159,9 @@ def build_graphs(
         fed=fed,
         plan=plan,
     )
+
+
+def named_stages(stages: list[ir.Model]) -> dict[str, ir.Model]:
+    """The stages of the backward by the names of their files."""
+    names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
+    return dict(zip(names, stages, strict=True))

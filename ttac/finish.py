@@ -104,7 +104,7 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
 
 
 def turned_off(compiled: Compiled) -> tuple[ir.Model, dict[str, np.ndarray]]:
-    """The plain graph with its norms made adaptive, but by the source's statistics and parameters; and those parameters."""
+    """The plain graph with its norms made adaptive, but by the source's statistics and parameters; and the latter."""
     model = compiled.graphs["infer"].clone()
     nodes = {str(node.name): node for node in model.graph}
     sites = [replace(site, node=nodes[str(site.node.name)]) for site in compiled.sites]

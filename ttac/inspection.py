@@ -93,13 +93,19 @@ def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, A
 
 def _norms_fit(found: Found, norms: str, method: Method) -> tuple[str, str]:
     """Whether there are norms to adapt, without calibration data or with them."""
-    reason = ""
-    for fits, calibrated in (("yes", False), ("with --calibration", True)):
-        try:
-            chosen = decide(found, norms, has_calibration=calibrated)
-            if not method.trains and not chosen.inserted:
-                with_statistics(chosen.sites, method)
-            return fits, chosen.because
-        except UnsupportedError as error:
-            reason = reason or error.what
-    return "no", reason
+    try:
+        return "yes", _decided(found, norms, method, calibrated=False)
+    except UnsupportedError as error:
+        alone = error.what
+    try:
+        return "with --calibration", _decided(found, norms, method, calibrated=True)
+    except UnsupportedError:
+        return "no", alone
+
+
+def _decided(found: Found, norms: str, method: Method, *, calibrated: bool) -> str:
+    """What would be adapted; raises UnsupportedError if that is nothing."""
+    chosen = decide(found, norms, has_calibration=calibrated)
+    if not method.trains and not chosen.inserted:
+        with_statistics(chosen.sites, method)
+    return chosen.because

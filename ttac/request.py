@@ -72,8 +72,8 @@ def request(
 ) -> Request:
     """Check and resolve the arguments of `ttac.compile`.
 
-    Raises UsageError for a name that does not exist, a value out of bounds, or an output that is something else already;
-    UnsupportedError for what this version does not do yet.
+    Raises UsageError for a name that does not exist, a value out of bounds, or an output that is something else
+    already; UnsupportedError for what this version does not do yet.
     """
     path, chosen, device = Path(path), methods.find(method), targets.find(target)
     if norms not in NORMS:
