@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NETWORK ...] [--write docs/benchmarks.md]`: measure, print a table, and keep it if asked to."""
+"""`python -m benchmarks [NETWORK ...] [--write docs/benchmarks.md]`: measure, print a table, keep it if asked to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("networks", nargs="*", help=f"some of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown, and FILE.json beside it")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write the table as Markdown, and FILE.json beside it"
+    )
     asked = parser.parse_args()
     unknown = sorted(set(asked.networks) - set(NETWORKS))
     if unknown:
@@ -52,12 +54,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"Made by `make bench` on {facts['date']}: {facts['machine']}; {facts['packages']}.",
         "",
-        "`tent` (Adam, all norms) on each network, random weights. Time: inference of the source file, the step, and the",
-        "same step in PyTorch eager run in turn in one process, two threads each; the median of nine paired ratios.",
+        "`tent` (Adam, all norms) on each network, random weights. Time: inference of the source file, the step, and",
+        "the same step in PyTorch eager run in turn in one process, two threads each; medians of nine paired ratios.",
         "Memory: growth of the process over ten steps after two warm-up steps (VmHWM - VmRSS), a fresh process each.",
         "",
-        "| network | batch | inference ms | step / inference | PyTorch / inference | peak MB | of PyTorch's | inference's peak MB "
-        "| PyTorch's peak MB | residuals MB | compile s |",
+        "| network | batch | inference ms | step / inference | PyTorch / inference | peak MB | of PyTorch's "
+        "| inference's peak MB | PyTorch's peak MB | residuals MB | compile s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *(_line(entry) for entry in rows), ""])
@@ -87,12 +89,8 @@ def about() -> dict[str, str]:
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    versions = [f"{package} {installed[package]}" for package in PACKAGES if package in installed]
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores of {model}",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from ttac.measure import CLEAR, kilobytes
 
 

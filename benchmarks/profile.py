@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import ttac
 
+import ttac
 from benchmarks.step_time import THREADS, export
 
 STEPS, ROWS = 5, 12

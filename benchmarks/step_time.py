@@ -1,4 +1,4 @@
-"""Time of a `tent` step against plain inference of the same file, and against TENT in PyTorch: paired, in one process."""
+"""Time of a `tent` step against plain inference of the same file and TENT in PyTorch: paired, in one process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
-import ttac
-from ttac.measure import measure
 
+import ttac
 from benchmarks.memory import measured
 from benchmarks.networks import build
 from benchmarks.pytorch_peers import Tent
+from ttac.measure import measure
 
 THREADS, WARM_UP, PAIRS = 2, 2, 9
 

@@ -251,8 +251,8 @@ def _average(
     inputs = [state_input(op.graph, f"{site.name}.{role}", i) for site, i in zip(sites, initials, strict=True)]
     running = _joined(op, inputs)
     average = op.Add(running, op.Mul(op.Sub(observed, running), momentum))
-    parts = op.Split(average, [site.channels for site in sites], axis=0, outputs=len(sites))
-    parts = parts if isinstance(parts, tuple) else (parts,)
+    split: Any = op.Split(average, [site.channels for site in sites], axis=0, outputs=len(sites))
+    parts = split if isinstance(split, tuple) else (split,)
     made = []
     for value, initial, part in zip(inputs, initials, parts, strict=True):
         part.name = f"{value.name}.next"

@@ -80,5 +80,6 @@ def _point_into_file(model: ir.Model, places: Mapping[str, tuple[int, int]]) -> 
         tensor = value.const_value
         assert tensor is not None
         held[name] = tensor
-        value.const_value = ir.ExternalTensor(WEIGHTS, offset, length, tensor.dtype, shape=tensor.shape, name=name)
+        shape = ir.Shape([int(str(size)) for size in tensor.shape])
+        value.const_value = ir.ExternalTensor(WEIGHTS, offset, length, tensor.dtype, shape=shape, name=name)
     return held

@@ -34,6 +34,7 @@ class Executable:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The named outputs, all by default."""
         names = list(outputs or self._outputs)
         found = self._session.run(names, {name: feeds[name] for name in self._inputs})
         return dict(zip(names, found, strict=True))

@@ -52,5 +52,9 @@ def _to_input(graph: ir.Graph, value: ir.Value) -> None:
     tensor = value.const_value
     assert tensor is not None
     graph.initializers.pop(str(value.name))
-    value.dtype, value.shape, value.const_value = tensor.dtype, ir.Shape(tensor.shape), None
+    value.dtype, value.shape, value.const_value = (
+        tensor.dtype,
+        ir.Shape([int(str(size)) for size in tensor.shape]),
+        None,
+    )
     graph.inputs.append(value)

@@ -125,8 +125,8 @@ def flatten(op: Builder, values: Sequence[ir.Value]) -> ir.Value:
 
 def unflatten(op: Builder, flat: ir.Value, parameters: Sequence[StateTensor]) -> list[ir.Value]:
     """The parts of a vector that belong to the parameters, in their shapes."""
-    parts = op.Split(flat, [p.initial.size for p in parameters], axis=0, outputs=len(parameters))
-    parts = parts if isinstance(parts, tuple) else (parts,)
+    split: Any = op.Split(flat, [p.initial.size for p in parameters], axis=0, outputs=len(parameters))
+    parts = split if isinstance(split, tuple) else (split,)
     return [
         part if p.initial.ndim == 1 else op.Reshape(part, list(p.initial.shape))
         for part, p in zip(parts, parameters, strict=True)

@@ -38,9 +38,9 @@ DTYPES = {"float": "float32", "double": "float64"}
 """Element types the engine calls otherwise than numpy."""
 
 ARENA = {"arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 1 << 16, "initial_chunk_size_bytes": 1 << 30}
-"""Split a free block that is a little too large (by default a tensor may take one of twice its size), and begin with one
-region of address space large enough to stay the only one: neighbours in different regions never merge.  Only what is
-used of it becomes memory; where so much is refused, the engine asks for less."""
+"""Split a free block that is a little too large (by default a tensor may take one of twice its size), and begin with
+one region of address space large enough to stay the only one: neighbours in different regions never merge.  Only what
+is used of it becomes memory; where so much is refused, the engine asks for less."""
 
 _shared_arena = threading.Lock()
 _arena_made = False

@@ -43,9 +43,7 @@ class Residual(nn.Module):
 
 
 def basic(cin: int, width: int, stride: int = 1) -> Residual:
-    return Residual(
-        [*conv_norm(cin, width, 3, stride), nn.ReLU(), *conv_norm(width, width)], cin, width, stride
-    )
+    return Residual([*conv_norm(cin, width, 3, stride), nn.ReLU(), *conv_norm(width, width)], cin, width, stride)
 
 
 def bottleneck(

@@ -155,9 +155,7 @@ def test_the_folded_file_adapts_like_the_unfolded_one(unfolded: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_epsilon_is_all_that_folding_loses(
-    unfolded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_epsilon_is_all_that_folding_loses(unfolded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given the lengths that the filters had before, the folded file gives the unfolded one's logits to rounding."""
     kernels = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(UNFOLDED).graph.initializer}
     lengths = [np.sqrt((w.astype(float) ** 2).sum((1, 2, 3))) for w in kernels.values() if w.ndim == 4]

@@ -1,4 +1,4 @@
-"""Whole models: TENT's gradients as the bundle's own graphs compute them, against PyTorch's and onnxruntime-training's."""
+"""Whole models: TENT's gradients as a bundle's own graphs compute them, against PyTorch and onnxruntime-training."""
 
 from __future__ import annotations
 

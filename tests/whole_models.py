@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import ttac
 from tests.tiny_bundles import read
-from ttac import finish
+from ttac import finish, targets
+from ttac.errors import TtacError
 from ttac.passes.execute import Executable
+from ttac.passes.load import load
+from ttac.passes.lower import lower
+from ttac.passes.normalise import normalise
+from ttac.passes.norms import NormSite, find_norms
 
 HERE = Path(__file__).resolve().parent
 MODELS = {path.stem: path for path in sorted((HERE / "models").glob("*.onnx"))}
@@ -79,3 +85,31 @@ def state_of(adapter: ttac.Adapter) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         adapter.save(Path(folder) / "state.safetensors")
         return load_file(Path(folder) / "state.safetensors")
+
+
+def normal(path: Path) -> ir.Model:
+    """The file in normal form."""
+    return normalise(load(path), simplifier=None)
+
+
+def sites_of(model: ir.Model) -> list[NormSite]:
+    return list(find_norms(model).sites)
+
+
+def spelled(model: ir.Model) -> ir.Model:
+    """A copy in standard operators."""
+    return lower(model.clone(), targets.find("cpu"))
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(kind: type[TtacError], path: Path, **choices: Any) -> str:
+    """The message of the refusal; that nothing was written, and that it says what to try, is checked here."""
+    before = everything(path.parent)
+    with pytest.raises(kind) as caught:
+        ttac.compile(path, **choices)
+    assert everything(path.parent) == before
+    assert type(caught.value) is kind and caught.value.hint
+    return str(caught.value)

@@ -61,8 +61,10 @@ def compile_model(
     Args:
         method, target: names (`ttac methods`, `ttac targets`), or for the target a `.toml` file.
         batch: samples per step to plan for; the target's own by default.
-        calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or folder of images.
-        norms: "auto" inserts norms only into a file that has none, "insert" after every Conv with a bias, "keep" never.
+        calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
+            images.
+        norms: "auto" inserts norms only into a file that has none, "insert" after every Conv with a bias, "keep"
+            never.
         train: which sites are adapted: "norms" for all, or comma-separated name patterns.
         memory_budget: bytes, or a size such as "64MiB", that a step may use beyond the loaded bundle.
         settings: the method's hyperparameters (`ttac methods NAME`).

@@ -1,0 +1,389 @@
+"""What the forward keeps for the backward: plan, masks as bits, partition, stages, and the order of nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.source_models import Weights, norm, saved, source
+from tests.whole_models import (
+    MODELS,
+    Arrays,
+    compiled,
+    executed,
+    golden_gradients,
+    gradient_errors,
+    normal,
+    samples,
+    sites_of,
+    spelled,
+)
+from ttac.passes.adapt import StateTensor, adapt_norms
+from ttac.passes.build import Builder
+from ttac.passes.differentiate import Joint, differentiate_loss
+from ttac.passes.execute import run
+from ttac.passes.partition import Halves, partition
+from ttac.passes.plan import SMALL, Plan, nbytes, plan_activations
+from ttac.passes.schedule import recompute_late, save_early
+from ttac.passes.stages import split_backward
+from ttac.passes.vocabulary import DOMAIN, expand_all
+
+SINGLE = ir.DataType.FLOAT
+
+
+def operators(graph: ir.Graph) -> list[str]:
+    return [node.op_type for node in graph]
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node stands behind those it reads."""
+    seen: set[ir.Node | None] = {None}
+    for node in graph:
+        if any(value is not None and value.producer() not in seen for value in node.inputs):
+            return False
+        seen.add(node)
+    return True
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
+    """A file's joint graph with batch statistics, the values the forward must give, and the state's initial values."""
+    model = normal(path)
+    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
+    return joint, [joint.logits], {tensor.name: tensor.initial for tensor in made.state}
+
+
+def planned(joint: Joint, batch: int, budget: int | None = None) -> Plan:
+    graph = joint.model.graph
+    return plan_activations(graph, joint.backward, list(graph.inputs), batch, budget)
+
+
+def run_halves(halves: Halves, feeds: Arrays) -> Arrays:
+    """What both halves give, by name."""
+    assert halves.backward is not None
+    found = run(spelled(halves.forward), feeds)
+    return {**found, **run(spelled(halves.backward), {**feeds, **found})}
+
+
+def values_of(joint: Joint) -> dict[str, ir.Value]:
+    return {str(value.name): value for node in joint.model.graph for value in node.outputs}
+
+
+CHAIN = """
+net (float[N,8,16,16] x) => (float[N,5] y) {
+  c = Conv (x, "conv.weight")
+  b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+  s = Sigmoid (b)
+  h = Mul (s, half)
+  d = Conv (h, "next.weight")
+  e = BatchNormalization (d, "last.weight", "last.bias", "last.running_mean", "last.running_var")
+  r = Relu (e)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, "fc.weight", "fc.bias")
+}
+"""
+CHAIN_WEIGHTS: Weights = {
+    "conv.weight": (8, 8, 1, 1), "next.weight": (8, 8, 1, 1), **norm("bn", 8), **norm("last", 8), "fc.weight": (5, 8),
+    "fc.bias": (5,), "half": np.array(0.5, np.float32),
+}  # fmt: skip
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    return saved(source(CHAIN, CHAIN_WEIGHTS), tmp_path)
+
+
+def test_what_is_cheap_is_computed_again(chain: Path) -> None:
+    """Of the norm's input, its output and the sigmoid only the input is kept: the others follow from it.
+
+    That the norm's output reads a parameter must not tie it to the forward: parameters are free in both halves.
+    """
+    joint, outputs, _ = joint_of(chain)
+    plan = planned(joint, 32)
+    ways = {row.value: row.how for row in plan.kept}
+    assert {name for name, how in ways.items() if how == "dense" and nbytes(values_of(joint)[name], 32) > SMALL} == {
+        "c",
+        "d",
+    }
+    assert ways["s.mul"] == "recompute"  # s*(1 - s), which the gradient of the sigmoid reads
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    assert halves.backward is not None
+    assert {"BatchNormalization", "Sigmoid"} <= set(operators(halves.backward.graph))
+    assert {"bn.scale", "bn.bias"} <= {value.name for value in halves.backward.graph.inputs}
+
+
+def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
+    """The sign of a sum of two branches: a byte per element, or a bit under a tight budget; an input would be four."""
+    text = CHAIN.replace("h = Mul (s, half)", 'g = Conv (x, "side.weight") a = Add (s, g) h = Relu (a)')
+    joint, outputs, state = joint_of(saved(source(text, {**CHAIN_WEIGHTS, "side.weight": (8, 8, 1, 1)}), tmp_path))
+    loose, tight, ample = (planned(joint, 64, budget) for budget in (None, 100_000, 1 << 30))
+    (mask,) = [row for row in loose.kept if row.because.startswith("a mask")]
+    (bits,) = [row for row in tight.kept if row.how == "bits"]
+    assert mask.value == bits.value and bits.bytes * 8 == mask.bytes == 64 * 8 * 16 * 16
+    assert tight.bits == {mask.value} and not loose.bits and ample == loose
+    assert tight.bytes == loose.bytes - mask.bytes * 7 // 8
+    feeds = {"x": samples((8, 16, 16), 3), **state}
+    first, second = (
+        run_halves(partition(joint.model, outputs, joint.gradients, plan), feeds) for plan in (loose, tight)
+    )
+    for gradient in joint.gradients:
+        np.testing.assert_array_equal(first[str(gradient.name)], second[str(gradient.name)])
+    assert second[f"{mask.value}.bits"].shape == (3, 8 * 16 * 16 // 8)
+
+
+@pytest.mark.parametrize("name", ["resnext", "wide_resnet", "densenet", "transformer"])
+@pytest.mark.parametrize("budget", [None, 1])
+def test_the_plan_counts_what_the_forward_hands_over(name: str, budget: int | None) -> None:
+    joint, outputs, state = joint_of(MODELS[name])
+    plan = planned(joint, 5, budget)
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    shape = [int(size) for size in joint.model.graph.inputs[0].shape[1:]]  # type: ignore[index, union-attr]
+    found = run(spelled(halves.forward), {"x": samples(shape, 5), **state})
+    bits = {row.value: row for row in plan.kept if row.how == "bits"}
+    assert bool(bits) == (budget is not None and name in ("resnext", "densenet"))
+    for row in plan.kept:
+        if row.how == "dense":
+            assert found[row.value].nbytes == row.bytes == row.dense
+        elif row.how == "bits":
+            assert row.bytes <= found[f"{row.value}.bits"].nbytes <= row.bytes + 5
+    assert set(halves.residuals) == {f"{name}.bits" if name in bits else name for name in plan.residuals}
+    assert plan.bytes == sum(row.bytes for row in plan.kept) <= plan.dense
+    assert [row.bytes for row in plan.largest()] == sorted((row.bytes for row in plan.kept), reverse=True)[:5]
+
+
+def test_bits_survive_any_size() -> None:
+    for shape in (["N", 3, 5, 7], ["N", 64], ["N", 1], ["N", 24], [3, 5], [9], ["N", 8, 8, 8]):
+        mask = ir.val("mask", ir.DataType.BOOL, shape)
+        graph = ir.Graph([mask], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="bits")
+        op = Builder(graph, "test")
+        packed = op.PackBits(mask, name="packed")
+        restored = op.UnpackBits(
+            packed, shape=[size if isinstance(size, int) else -1 for size in shape], name="restored"
+        )
+        graph.outputs.extend([packed, restored])
+        assert [str(size) for size in restored.shape] == [str(size) for size in shape]
+        model = expand_all(ir.Model(graph, ir_version=8))
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        for batch in (1, 2, 11):
+            given = [size if isinstance(size, int) else batch for size in shape]
+            for fill in (0.0, 0.5, 1.0):
+                x = np.random.default_rng(batch).random(given) < fill
+                found = run(model, {"mask": x})
+                np.testing.assert_array_equal(found["restored"], x)
+                rows = batch if shape[0] == "N" else 1
+                expected = np.packbits(x.reshape(rows, -1), axis=1, bitorder="little")
+                np.testing.assert_array_equal(found["packed"], expected)
+
+
+# --- plan and partition on random graphs ------------------------------------------------------------------------------
+
+Recipe = list[tuple[str, int, int]]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["Add", "Mul", "Scale", "Shift", "Relu", "Tanh", "Sigmoid", "Conv", "Norm", "Sub", "Clip"]),
+        st.integers(0, 30),
+        st.integers(0, 30),
+    ),
+    min_size=2,
+    max_size=14,
+)
+CHANNELS = 4
+
+
+def random_joint(recipe: Recipe) -> tuple[Joint, Arrays]:
+    """A joint graph of a random net on [N, 4, 10, 10], and its feeds; every third value is read again later."""
+    random = np.random.default_rng(len(recipe))
+    x = ir.val("x", SINGLE, ["N", CHANNELS, 10, 10])
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="random")
+    op = Builder(graph, "source")
+    values: list[ir.Value] = [x]
+    parameters: list[StateTensor] = []
+
+    def parameter() -> ir.Value:
+        value = ir.val(f"p{len(parameters)}", SINGLE, [CHANNELS])
+        graph.inputs.append(value)
+        initial = random.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
+        parameters.append(StateTensor(str(value.name), "parameter", initial, value))
+        return value
+
+    for kind, a, b in recipe:
+        first, second = values[-1 - a % min(3, len(values))], values[b % len(values)]
+        if kind in ("Add", "Sub", "Mul"):
+            made = getattr(op, kind)(first, op.Sigmoid(second) if kind == "Mul" else second)
+        elif kind in ("Scale", "Shift"):
+            vector = op.Unsqueeze(parameter(), [1, 2])
+            made = op.Mul(first, vector) if kind == "Scale" else op.Add(first, vector)
+        elif kind == "Conv":
+            made = op.Conv(
+                first, random.normal(0, 0.4, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32), pads=[1, 1, 1, 1]
+            )
+        elif kind == "Norm":
+            mean, var = op.Moments(first)
+            made = op.BatchNormalization(first, parameter(), parameter(), mean, var, epsilon=1e-3)
+        elif kind == "Clip":
+            made = op.Clip(first, -1.0, 1.0)
+        else:
+            made = getattr(op, kind)(first)
+        values.append(made)
+    logits = op.Squeeze(op.GlobalAveragePool(op.Mul(values[-1], op.Unsqueeze(parameter(), [1, 2]))), [2, 3])
+    graph.outputs.append(logits)
+    model = ir.Model(graph, ir_version=8)
+    joint = differentiate_loss(model, logits, "entropy", tuple(parameters))
+    return joint, {"x": samples((CHANNELS, 10, 10), 3), **{p.name: p.initial for p in parameters}}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(STEPS, st.sampled_from([None, 1]))
+def test_the_halves_of_any_graph_give_what_the_whole_gives(recipe: Recipe, budget: int | None) -> None:
+    joint, feeds = random_joint(recipe)
+    names = [str(joint.logits.name), *(str(gradient.name) for gradient in joint.gradients)]
+    graph = joint.model.graph
+    plan = planned(joint, 64, budget)
+    halves = partition(joint.model, [joint.logits], joint.gradients, plan)
+    assert halves.backward is not None
+    assert is_sorted(halves.forward.graph) and is_sorted(halves.backward.graph)
+    read = {id(value) for value in graph.inputs}
+    late = set(halves.backward.graph)
+    assert plan.bytes <= sum(
+        nbytes(value, 64)
+        for value in {value for node in joint.backward for value in node.inputs if value is not None}
+        if value.producer() is not None and value.producer() not in set(joint.backward) and id(value) not in read
+    ) + sum(nbytes(value, 64) for node in joint.backward for value in node.outputs if value.name in plan.residuals)
+    assert late
+    found = run_halves(halves, feeds)
+    graph.outputs[:] = [joint.logits, *joint.gradients]
+    expected = run(spelled(joint.model), feeds)
+    for name in names:
+        scale = max(1e-3, float(np.abs(expected[name]).max()))
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * scale)
+
+
+# --- partition, stages, schedule --------------------------------------------------------------------------------------
+
+
+def test_no_gradients_no_backward(chain: Path) -> None:
+    model = normal(chain)
+    adapt_norms(model, sites_of(model), "batch", {}, trains=False)
+    joint = Joint(model, model.graph.outputs[0], None)
+    halves = partition(model, [joint.logits], (), Plan(4))
+    assert halves.backward is None and halves.forward.graph.inputs[0].name == "x"
+
+
+def test_a_plan_that_leaves_something_out_of_reach_is_refused(chain: Path) -> None:
+    joint, outputs, _ = joint_of(chain)
+    plan = planned(joint, 8)
+    for name in plan.residuals:
+        if name == "c":
+            continue
+        lacking = replace(plan, kept=tuple(row for row in plan.kept if row.value != name))
+        halves = partition(joint.model, outputs, joint.gradients, lacking)
+        assert halves.backward is not None  # it is computed again, at whatever price
+    graph = joint.model.graph
+    graph.inputs.remove(graph.inputs[0])
+    with pytest.raises(ValueError):
+        partition(joint.model, outputs, joint.gradients, replace(plan, kept=()))
+
+
+def test_stages_give_what_one_backward_gives() -> None:
+    joint, outputs, state = joint_of(MODELS["densenet"])
+    plan = planned(joint, 512)
+    halves = partition(joint.model, outputs, joint.gradients, plan)
+    assert halves.backward is not None
+    names = [str(gradient.name) for gradient in joint.gradients]
+    feeds = {"x": samples((3, 16, 16), 3), **state}
+    expected = run_halves(halves, feeds)
+    forward = run(spelled(halves.forward), feeds)
+    for count in (1, 2, 3, 6):
+        stages = split_backward(halves.backward, halves.residuals, 512, count)
+        assert 1 <= len(stages) <= count and (len(stages) > 1) == (count > 1)
+        values = {**feeds, **forward}
+        ends = []
+        for stage in stages:
+            assert is_sorted(stage.graph)
+            values |= run(spelled(stage), values)
+            ends.append({value.name for value in stage.graph.inputs} & set(halves.residuals))
+        for name in names:
+            np.testing.assert_array_equal(values[name], expected[name])
+        nodes = sum(len(stage.graph) for stage in stages)
+        assert nodes == len(halves.backward.graph) if count > 1 else stages[0] is halves.backward
+
+
+def test_small_residuals_are_not_worth_a_stage() -> None:
+    joint, outputs, _ = joint_of(MODELS["resnet"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 4))
+    assert halves.backward is not None
+    assert split_backward(halves.backward, halves.residuals, 4, 6) == [halves.backward]
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_later_stages_hold_fewer_residuals(budget: int | None) -> None:
+    """What the stages are for: after each, residual bytes are freed, packed ones too."""
+    joint, outputs, _ = joint_of(MODELS["wide_resnet"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 512, budget))
+    assert halves.backward is not None
+    stages = split_backward(halves.backward, halves.residuals, 512, 4)
+    assert len(stages) > 2
+    left = [
+        {v.name for stage in stages[first:] for v in stage.graph.inputs} & set(halves.residuals)
+        for first in range(len(stages))
+    ]
+    sizes = {str(v.name): nbytes(v, 512) for v in halves.forward.graph.outputs}
+    held = [sum(sizes[str(name)] for name in names) for names in left]
+    assert set(left[0]) == set(halves.residuals)
+    assert all(after < before - held[0] / 20 for before, after in pairwise(held))
+
+
+def test_masks_are_made_right_behind_what_they_read_and_recomputations_right_before() -> None:
+    joint, outputs, _ = joint_of(MODELS["resnext"])
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 32, 1))
+    assert halves.backward is not None
+    forward, backward = list(halves.forward.graph), list(halves.backward.graph)
+    order = {node: index for index, node in enumerate(forward)}
+    for node in forward:
+        if node.op_type in ("Positive", "PackBits"):
+            made = max(order[p] for v in node.inputs if v is not None and (p := v.producer()) is not None)
+            between = forward[made + 1 : order[node]]
+            assert all(other.metadata_props["ttac.room"] in ("autodiff", "plan") for other in between)
+    order = {node: index for index, node in enumerate(backward)}
+    again = [node for node in backward if node.op_type == "UnpackBits"]
+    assert again
+    for node in again:
+        first = min(order[use.node] for use in node.outputs[0].uses())
+        assert first == order[node] + 1
+
+
+def test_moving_nodes_keeps_the_graph_sorted() -> None:
+    for name in ("efficientnet", "shufflenet", "hourglass"):
+        joint, _, _ = joint_of(MODELS[name])
+        graph = joint.model.graph
+        nodes = set(graph)
+        for move in (save_early, recompute_late, recompute_late, save_early):
+            move(graph)
+            assert is_sorted(graph) and set(graph) == nodes
+
+
+# --- the whole of them, under a tight budget --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_packed_masks_change_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttac import driver
+
+    monkeypatch.setattr(driver, "plan_activations", lambda *given: plan_activations(*given[:4], 1))
+    for name in ("resnext", "wide_resnet", "densenet"):
+        bundle = compiled(MODELS[name], tmp_path, batch=32)
+        values = executed(bundle, samples((3, 16, 16)))
+        assert [key for key in values if key.endswith(".bits")]
+        assert max(gradient_errors(values, golden_gradients(name)).values()) <= 1e-5
