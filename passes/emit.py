@@ -61,15 +61,22 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str,
     stored = {
         (graph, name): pool.add(name, value.const_value.numpy())
         for graph, model in models.items()
-        for name, value in model.graph.initializers.items()
+        for name, value in sorted(model.graph.initializers.items())
         if value.const_value is not None and value.const_value.nbytes > INLINE
     }
     places = pool.write(folder)
     for graph, model in models.items():
         held = _point_into_file(model, {n: places[s] for (g, n), s in stored.items() if g == graph})
-        onnx.save_model(ir.to_proto(model), str(folder / f"{graph}.onnx"))
+        onnx.save_model(_in_order(ir.to_proto(model)), str(folder / f"{graph}.onnx"))
         for name, tensor in held.items():
             model.graph.initializers[name].const_value = tensor
+
+
+def _in_order(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph gives the same bytes: cut out of a larger one, it lists what it holds in any order."""
+    for entries in (proto.graph.initializer, proto.graph.value_info):
+        entries.sort(key=lambda entry: str(entry.name))
+    return proto
 
 
 def _point_into_file(model: ir.Model, places: Mapping[str, tuple[int, int]]) -> dict[str, ir.TensorProtocol]:

@@ -146,7 +146,7 @@ def test_a_graph_may_name_its_own_level(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(engine, "_options", spy)
     folder = tiny.trained(tmp_path / "b")
     manifest = tiny.read(folder)
-    manifest["graphs"]["forward"]["optimization"] = "all"
+    manifest["graphs"]["forward"]["optimization"] = "extended"
     tiny.reseal(folder, manifest)
     ttac.load(folder)
     assert set(levels) == {"all", "extended"}

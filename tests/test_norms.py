@@ -228,7 +228,9 @@ def test_marked_convolutions_are_repaired_beside_layer_norms(tmp_path: Path) -> 
     """Without marks a bias in front of layer norms is a patch embedding, and stays."""
     text = FOLDED.replace("f = Flatten (q)", "h = Flatten (q) f = LayerNormalization (h, gain, gain)")
     marked = found(text, {**FOLDED_WEIGHTS, "gain": (4,)}, tmp_path)
-    assert [site.kind for site in marked.sites] == ["layer"] and len(decide(marked, "auto", has_calibration=True).inserted) == 1
+    assert [site.kind for site in marked.sites] == ["layer"] and len(
+        decide(marked, "auto", has_calibration=True).inserted
+    ) == 1
 
 
 def _sites(*names: str) -> list[Any]:

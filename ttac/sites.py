@@ -122,7 +122,7 @@ def name_parameters(model: ir.Model, sites: Sequence[NormSite]) -> None:
     """Give every site of the plain graph its own initializers, in place: `<site>.scale`, `.bias`, `.mean`, `.var`."""
     nodes = {str(node.name): node for node in model.graph}
     wanted = {f"{site.name}.{role}" for site in sites for role in ROLES}
-    for name in wanted & set(model.graph.initializers):
+    for name in sorted(wanted & set(model.graph.initializers)):
         shared = model.graph.initializers.pop(name)
         shared.name = f"{name}.source"
         model.graph.register_initializer(shared)
