@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.serde import serialize_node, serialize_tensor
 
 from ttac.errors import UnsupportedError
 from ttac.passes import vocabulary
@@ -144,11 +145,11 @@ def infer(node: ir.Node, opset: int) -> list[tuple[ir.DataType | None, ir.Shape 
         inputs = [value for value in node.inputs if value is not None]
         types = {str(v.name): _type_proto(v) for v in inputs}
         known = [(str(v.name), v.const_value) for v in inputs]
-        data = {name: ir.to_proto(held) for name, held in known if held is not None and held.size <= 1024}
+        data = {name: serialize_tensor(held) for name, held in known if held is not None and held.size <= 1024}
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
         found = onnx.shape_inference.infer_node_outputs(
-            schema, ir.to_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
+            schema, serialize_node(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
         )
     except Exception as error:
         raise UnsupportedError(f"cannot type `{node.op_type}`: {error}", where=f"node `{node.name}`") from error

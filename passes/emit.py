@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 WEIGHTS = "weights.safetensors"
 INLINE = 1024
+INLINE_INTEGERS = 64 * 1024
+"""Bytes up to which integers stay in the graph: engines read sizes and axes while they load it."""
 
 
 class WeightPool:
@@ -62,7 +64,7 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str,
         (graph, name): pool.add(name, value.const_value.numpy())
         for graph, model in models.items()
         for name, value in sorted(model.graph.initializers.items())
-        if value.const_value is not None and value.const_value.nbytes > INLINE
+        if value.const_value is not None and is_outside(value.const_value)
     }
     places = pool.write(folder)
     for graph, model in models.items():
@@ -70,6 +72,11 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str,
         onnx.save_model(_in_order(ir.to_proto(model)), str(folder / f"{graph}.onnx"))
         for name, tensor in held.items():
             model.graph.initializers[name].const_value = tensor
+
+
+def is_outside(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant is written to the weights file instead of into the graph."""
+    return tensor.nbytes > (INLINE if tensor.dtype.is_floating_point() else INLINE_INTEGERS)
 
 
 def _in_order(proto: onnx.ModelProto) -> onnx.ModelProto:

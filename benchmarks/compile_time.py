@@ -1,0 +1,99 @@
+"""Seconds that each room of a compile takes, for nets of growing depth: `python -m benchmarks.compile_time [DEPTHS]`.
+
+The net is a residual one of constant width, so that its nodes grow with its depth and nothing else does.  It is written
+as an ONNX file without torch.  Memory is not measured, and weights and images are small: what is left is the compiler.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime  # noqa: F401  (imported before the clock starts)
+from onnx_ir import save
+
+import ttac
+from ttac import driver, finish
+from ttac.passes.build import Builder
+
+DEPTHS = (1, 2, 4, 8)
+BLOCKS = 8
+"""Residual blocks at depth 1: as many convolutions as a ResNet-18 has."""
+WIDTH, SIDE, CLASSES = 16, 8, 10
+
+
+def write_net(path: Path, blocks: int) -> int:
+    """Write a residual net of that many blocks; returns its number of nodes."""
+    random = np.random.default_rng(0)
+    x = ir.val("x", ir.DataType.FLOAT, ["N", 3, SIDE, SIDE])
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18}, name="net")
+    op = Builder(graph, "net")
+
+    def weight(*shape: int) -> np.ndarray:
+        return random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
+
+    def conv_norm(value: ir.Value, cin: int) -> ir.Value:
+        made = op.Conv(value, weight(WIDTH, cin, 3, 3), pads=[1, 1, 1, 1])
+        scale, bias, mean, var = (random.uniform(0.5, 1.5, WIDTH).astype(np.float32) for _ in range(4))
+        normed: ir.Value = op.BatchNormalization(made, scale, bias, mean, var)
+        return normed
+
+    value = op.Relu(conv_norm(x, 3))
+    for _ in range(blocks):
+        branch = conv_norm(op.Relu(conv_norm(value, WIDTH)), WIDTH)
+        value = op.Relu(op.Add(branch, op.Mul(value, 0.5)))
+    pooled = op.Flatten(op.GlobalAveragePool(value))
+    graph.outputs.append(op.MatMul(pooled, weight(WIDTH, CLASSES), name="logits"))
+    save(ir.Model(graph, ir_version=8), path)
+    return len(graph)
+
+
+class Clock:
+    """Seconds by room: what passes before a room's line is its own."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, line: str) -> None:
+        now = time.perf_counter()
+        if line[:1] != " ":
+            room = line.split()[0]
+            self.seconds[room] = self.seconds.get(room, 0.0) + now - self.last
+            self.last = now
+
+
+def timed(path: Path, folder: Path) -> dict[str, float]:
+    """Seconds of each room, and of all."""
+    clock = Clock()
+    start = time.perf_counter()
+    ttac.compile(path, output=folder / "net.ttac", batch=8, say=clock)
+    return {**clock.seconds, "all": time.perf_counter() - start}
+
+
+def main() -> None:
+    """Print a table: one row per depth, one column per room."""
+    depths = [int(text) for text in sys.argv[1:]] or list(DEPTHS)
+    keep: Callable[..., None] = lambda *_, **__: None  # noqa: E731
+    finish.measure = keep  # type: ignore[assignment]
+    assert driver.compile_model is ttac.compile
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_net(folder / "warm.onnx", 1)
+        timed(folder / "warm.onnx", folder)
+        for depth in depths:
+            nodes = write_net(folder / "net.onnx", BLOCKS * depth)
+            seconds = timed(folder / "net.onnx", folder)
+            if depth == depths[0]:
+                print(f"{'depth':>5} {'nodes':>6} " + " ".join(f"{room:>9}" for room in seconds) + " us/node")
+            figures = " ".join(f"{value:9.3f}" for value in seconds.values())
+            print(f"{depth:5} {nodes:6} {figures} {1e6 * seconds['all'] / nodes:7.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
