@@ -180,13 +180,14 @@ def problem_with(version: str, machine: str) -> str:
 
 
 def plain_session(path: Path, threads: int = 0) -> Any:
-    """The engine's own session on `path`, with its default settings but quiet.
+    """The engine's own session on `path`, with its default settings but quiet, and threads that sleep when idle.
 
     Raises RuntimeMissingError if the engine is missing or refuses the file.
     """
     options = engine().SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return _open(path, options)
 
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 
 import ttac
 from tests.source_models import Weights, norm, saved, source
-from tests.whole_models import MODELS, Arrays, compiled, golden, samples, state_of
-from ttac.errors import UsageError
+from tests.whole_models import MODELS, Arrays, compiled, golden, refused, samples, state_of
+from ttac.errors import UnsupportedError, UsageError
 from ttac.passes import insert
 
 DEMO = Path(ttac.__file__).parent / "demo"
@@ -380,6 +380,11 @@ def test_one_value_per_channel_is_no_batch(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes 2 to 8"):
         adapter.step(samples(adapter.input_shape, 1))
     assert np.isfinite(adapter.step(samples(adapter.input_shape, 2))).all()
+    said = refused(UnsupportedError, MODELS["signal"], output=tmp_path / "b.ttac", batch=1)
+    assert "`10`" in said and "`--batch 2`" in said and "`--set statistics=blend`" in said
+    alone = ttac.load(compiled(MODELS["signal"], tmp_path, batch=1, settings={"statistics": "blend"}))
+    first, second = (alone.step(samples(alone.input_shape, 1, seed)) for seed in (0, 1))
+    assert np.abs(first - second).max() > 1e-2
 
 
 def test_no_learning_rate_no_change(two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from ttac.sizes import format_size
 
 MARGIN = 1.05
 """By how much the measured peak may differ from one run to the next."""
-VERIFIED_ON = 4
-"""Samples the verification runs on: enough for batch statistics, few enough to be quick."""
+ELEMENTS = 8
+"""Elements of a channel that batch statistics get at least in the verification; it runs on as few samples as it can."""
 
 
 def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, rooms: Rooms) -> Bundle:
@@ -87,8 +87,9 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     check_files(folder, list(compiled.graphs))
     initial = {tensor.name: tensor.initial for tensor in compiled.state}
     x = compiled.graphs["infer"].graph.inputs[0]
-    weights = np.full(VERIFIED_ON, 1 / VERIFIED_ON, np.float32)
-    feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(VERIFIED_ON, x)}
+    count = max([2, *(-(-ELEMENTS // site.spatial) for site in compiled.sites)])
+    weights = np.full(count, 1 / count, np.float32)
+    feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(count, x)}
     off, held = turned_off(compiled)
     difference = logits_off(source, off, {**held, **feeds}, compiled.logits)
     if not joint.gradients:

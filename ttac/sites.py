@@ -68,7 +68,7 @@ def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...
 def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) -> list[NormSite]:
     """The sites to adapt, norms inserted in place where that was decided; empty for a method that adapts nothing.
 
-    Raises UnsupportedError when the method needs norms and there are none.
+    Raises UnsupportedError when the method needs norms and there are none, or none that it could do anything with.
     """
     if not asked.method.adapts:
         return []
@@ -88,11 +88,28 @@ def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) ->
         where = f"`--train {asked.train}`"
         raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
     sites = in_graph_order(model, sites)
+    refuse_single_values(sites, asked)
     if asked.settings.get("exclude_last_stage") and asked.train == "norms":
         left = last_stage(model, sites)
         say(f"{len(left)} norms of the last stage stay untrained: {', '.join(sorted(left))}")
         sites = [replace(site, trained=site.name not in left) for site in sites]
     return sites
+
+
+def refuse_single_values(sites: Sequence[NormSite], asked: Request) -> None:
+    """Raise UnsupportedError for a batch of one where a norm would take the statistics of a single value.
+
+    It would subtract the value from itself: the model's output would no longer depend on its input.
+    """
+    single = [site.name for site in sites if site.kind == "batch" and site.spatial == 1]
+    if asked.batch > 1 or not single or asked.method.statistics(asked.settings) != "batch":
+        return
+    mixed = any(option.name == "statistics" for option in asked.method.options)
+    raise UnsupportedError(
+        "a batch of one sample leaves norms that see one value per channel nothing to take statistics of",
+        where=", ".join(f"`{name}`" for name in single[:5]),
+        hint="plan for more, `--batch 2`" + (", or mix in the source, `--set statistics=blend`" if mixed else ""),
+    )
 
 
 def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:
