@@ -57,9 +57,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "`tent` (Adam, all norms) on each network, random weights. Time: inference of the source file, the step, and",
         "the same step in PyTorch eager run in turn in one process, two threads each; medians of nine paired ratios.",
         "Memory: growth of the process over ten steps after two warm-up steps (VmHWM - VmRSS), a fresh process each.",
-        "On cores that do other work too, PyTorch's polling threads lose far more than threads that sleep: read its time",
-        "column only from an idle machine. This page is one run; repeated runs on a busy machine moved our ratios by up",
-        "to a fifth.",
+        "On cores that do other work too, PyTorch's polling threads lose far more than threads that sleep: read its",
+        "time column only from an idle machine. This page is one run; repeated runs on a busy machine moved our",
+        "ratios by up to a fifth.",
         "",
         "| network | batch | inference ms | step / inference | PyTorch / inference | peak MB | of PyTorch's "
         "| inference's peak MB | PyTorch's peak MB | residuals MB | compile s |",
