@@ -124,6 +124,16 @@ def test_what_is_cheap_is_computed_again(chain: Path) -> None:
     assert {"bn.scale", "bn.bias"} <= {value.name for value in halves.backward.graph.inputs}
 
 
+@pytest.mark.parametrize("name", ["signal", "mobilenet_v2", "transformer"])
+def test_a_convolution_or_product_runs_once_however_small(name: str) -> None:
+    joint, outputs, _ = joint_of(MODELS[name])
+    costly = {node.name for node in normal(MODELS[name]).graph if node.op_type in ("Conv", "Gemm", "MatMul")}
+    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 1))
+    assert halves.backward is not None
+    assert costly <= {node.name for node in halves.forward.graph}
+    assert not costly & {node.name for node in halves.backward.graph}
+
+
 def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
     """The sign of a sum of two branches: a byte per element, or a bit under a tight budget; an input would be four."""
     text = CHAIN.replace("h = Mul (s, half)", 'g = Conv (x, "side.weight") a = Add (s, g) h = Relu (a)')
