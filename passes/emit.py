@@ -29,12 +29,18 @@ class WeightPool:
     def add(self, name: str, array: np.ndarray) -> str:
         """Keep `array` and return the name it is stored under; equal contents share one."""
         array = np.ascontiguousarray(array).reshape(array.shape)
-        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+        digest = _digest(array)
         if digest not in self._by_content:
             stored = name if name not in self.tensors else f"{name}#{digest[:8]}"
             self._by_content[digest] = stored
             self.tensors[stored] = array
         return self._by_content[digest]
+
+    def feed(self, name: str, array: np.ndarray) -> None:
+        """Keep `array` under exactly this name, for the runtime to feed; graphs that hold it too share it."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        self.tensors[name] = array
+        self._by_content.setdefault(_digest(array), name)
 
     def write(self, folder: Path) -> Mapping[str, tuple[int, int]]:
         """Write the file into `folder`; returns name -> (offset in the file, length), in bytes."""
@@ -50,6 +56,10 @@ class WeightPool:
         }
 
 
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
 def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str, np.ndarray] | None = None) -> None:
     """Write `<name>.onnx` for every model, and the weights file they share.
 
@@ -58,8 +68,7 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str,
     """
     pool = WeightPool()
     for name, array in (fed or {}).items():
-        pool.tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
-        pool.add(name, array)
+        pool.feed(name, array)
     stored = {
         (graph, name): pool.add(name, value.const_value.numpy())
         for graph, model in models.items()

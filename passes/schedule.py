@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ttac.passes.plan import downstream_of_gradient
+
 Rank = tuple[int, int]
 
 
@@ -23,21 +25,13 @@ def recompute_late(graph: ir.Graph, room: str = "autodiff") -> None:
     The gradient itself, what depends on it, keeps its order.
     """
     nodes = list(graph)
-    late = _below_gradient(nodes)
+    late = downstream_of_gradient(nodes)
     rank: dict[ir.Node, Rank] = {}
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
         readers = [rank[use.node] for value in node.outputs for use in value.uses()]
         rank[node] = (index if node in late else min(readers, default=(index, index))[0], index)
     _sort(graph, rank)
-
-
-def _below_gradient(nodes: list[ir.Node]) -> set[ir.Node]:
-    late: set[ir.Node] = set()
-    for node in nodes:
-        if any(v is not None and (v.producer() in late or v.metadata_props.get("ttac.seed")) for v in node.inputs):
-            late.add(node)
-    return late
 
 
 def _sort(graph: ir.Graph, rank: dict[ir.Node, Rank]) -> None:

@@ -334,7 +334,6 @@ def test_statistics_survive_a_mean_far_from_zero(offset: float, tmp_path: Path) 
     np.testing.assert_allclose(adapter.step(x), (1 / (1 + np.exp(-xhat))).mean((2, 3)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="`Moments` adds the squares of a whole map one after the other")
 def test_a_constant_background_does_not_blur_the_statistics(tmp_path: Path) -> None:
     """Sums of many equal numbers: adding them one after the other in float32 loses a part in ten thousand."""
     text = """

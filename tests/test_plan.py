@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from tests.source_models import Weights, norm, saved, source
 from tests.whole_models import (
     MODELS,
+    SINGLE,
     Arrays,
     compiled,
     executed,
     golden_gradients,
     gradient_errors,
     normal,
+    operators,
     samples,
     sites_of,
     spelled,
@@ -35,12 +37,6 @@ from ttac.passes.plan import SMALL, Plan, nbytes, plan_activations
 from ttac.passes.schedule import recompute_late, save_early
 from ttac.passes.stages import split_backward
 from ttac.passes.vocabulary import DOMAIN, expand_all
-
-SINGLE = ir.DataType.FLOAT
-
-
-def operators(graph: ir.Graph) -> list[str]:
-    return [node.op_type for node in graph]
 
 
 def is_sorted(graph: ir.Graph) -> bool:

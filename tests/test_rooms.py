@@ -21,9 +21,11 @@ import ttac
 from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, Weights, saved, source
 from tests.whole_models import (
     MODELS,
+    SINGLE,
     Arrays,
     compiled,
     normal,
+    operators,
     samples,
     sites_of,
     spelled,
@@ -41,13 +43,6 @@ from ttac.passes.norms import find_norms
 from ttac.passes.optimizers import update_graph
 from ttac.passes.verify import Verified, compare_halves, relative, slope_error
 from ttac.passes.vocabulary import DOMAIN, expand_all
-
-SINGLE = ir.DataType.FLOAT
-
-
-def operators(graph: ir.Graph) -> list[str]:
-    return [node.op_type for node in graph]
-
 
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
@@ -319,6 +314,20 @@ def test_the_first_step_of_adam_is_of_full_size() -> None:
 
 
 # --- emit -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fed_weight_is_stored_once_under_its_own_name(tmp_path: Path) -> None:
+    """The engine is fed it by name, and a graph that holds it points to the same bytes."""
+    weight = samples((8, 64, 1, 1), 1)[0]
+    graph = ir.Graph([ir.val("x", SINGLE, ["N", 64, 4, 4])], [], nodes=[], opset_imports={"": 18}, name="held")
+    graph.outputs.append(Builder(graph, "test").Conv(graph.inputs[0], weight, name="y"))
+    write_graphs(tmp_path, {"held": ir.Model(graph, ir_version=8)}, {"conv.weight": weight})
+    stored = load_file(tmp_path / WEIGHTS)
+    assert list(stored) == ["conv.weight"]
+    x = samples((64, 4, 4), 2)
+    np.testing.assert_allclose(
+        Executable(tmp_path / "held.onnx")({"x": x})["y"], run(ir.Model(graph, ir_version=8), {"x": x})["y"]
+    )
 
 
 def test_weights_are_written_once_and_outside_the_graphs(tmp_path: Path) -> None:

@@ -26,8 +26,14 @@ from ttac.passes.norms import NormSite, find_norms
 HERE = Path(__file__).resolve().parent
 MODELS = {path.stem: path for path in sorted((HERE / "models").glob("*.onnx"))}
 BATCH = 8
+SINGLE = ir.DataType.FLOAT
 
 Arrays = dict[str, np.ndarray]
+
+
+def operators(graph: ir.Graph) -> list[str]:
+    """The operators of the graph, in its order."""
+    return [node.op_type for node in graph]
 
 
 def samples(shape: Sequence[int], count: int = BATCH, seed: int = 0) -> np.ndarray:
