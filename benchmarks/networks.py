@@ -1,7 +1,7 @@
 """Architectures the benchmarks time, as small torch definitions with random weights.
 
 Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
-(arXiv:1605.07146) and ResNeXt for 32x32 images (arXiv:1611.05431).  Time and memory do not depend on the weights.
+(arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and memory do not depend on the weights.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def conv_norm(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -44,14 +45,23 @@ def head(features: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
 
 
-def resnet18() -> nn.Module:
-    layers: list[nn.Module] = [*conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    cin = 64
+def basic_blocks(stem: list[nn.Module], classes: int) -> nn.Module:
+    """Four stages of two basic blocks."""
+    layers, cin = list(stem), 64
     for stage, width in enumerate((64, 128, 256, 512)):
         for block in range(2):
             layers.append(basic(cin, width, 2 if stage and not block else 1))
             cin = width
-    return nn.Sequential(*layers, *head(512, 1000))
+    return nn.Sequential(*layers, *head(512, classes))
+
+
+def resnet18() -> nn.Module:
+    return basic_blocks([*conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 1000)
+
+
+def resnet18_32() -> nn.Module:
+    """For images of 32x32: a stem that keeps their size."""
+    return basic_blocks([*conv_norm(3, 64, 3), nn.ReLU()], 10)
 
 
 def resnet50() -> nn.Module:
@@ -128,12 +138,64 @@ def resnext29() -> nn.Module:
     return nn.Sequential(*layers, *head(1024, 100))
 
 
+class Attention(nn.Module):
+    """Self-attention over all tokens, [N, T, width] -> [N, T, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(count, tokens, width))
+
+
+class Encoder(nn.Module):
+    """A transformer's block with its norms in front: attention, then a GELU layer four times as wide."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """ViT of `depth` blocks on patches of `patch` pixels, with a class token."""
+
+    def __init__(self, side: int, patch: int, width: int, heads: int, depth: int, classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1, (side // patch) ** 2 + 1, width) * 0.02)
+        self.blocks = nn.Sequential(*(Encoder(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def vit_tiny() -> nn.Module:
+    return VisionTransformer(side=224, patch=16, width=192, heads=3, depth=12, classes=1000)
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (resnet18, 224),
+    "resnet18_32": (resnet18_32, 32),
     "resnet50": (resnet50, 224),
     "mobilenet_v2": (mobilenet_v2, 224),
     "wrn28_10": (wrn28_10, 32),
     "resnext29": (resnext29, 32),
+    "vit_tiny": (vit_tiny, 224),
 }
 
 

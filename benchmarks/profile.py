@@ -17,9 +17,9 @@ import numpy as np
 import onnxruntime as ort
 
 import ttac
-from benchmarks.step_time import THREADS, export
+from benchmarks.exporting import export
 
-STEPS, ROWS = 5, 12
+STEPS, ROWS, THREADS = 5, 12, 2
 
 
 def profile(bundle: Path, batch: int) -> dict[str, Counter[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,26 @@ def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if isinstance(module, NORMS)
         for name, parameter in module.named_parameters(recurse=False)
     }
+
+
+class Source:
+    """The model as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval()
+
+    def step(self, images: Tensor) -> Tensor:
+        """images [N, ...] -> logits [N, C]."""
+        with torch.no_grad():
+            logits: Tensor = self.model(images)
+        return logits
+
+
+class BatchStatistics(Source):
+    """Prediction-time batch normalisation (arXiv:2006.10963): every batch norm by the statistics of the batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(use_batch_statistics(model))
 
 
 class Tent:
@@ -178,3 +199,86 @@ class Sar:
         with torch.no_grad():
             for parameter, value in zip(self.parameters.values(), values, strict=True):
                 parameter.copy_(value)
+
+
+class PrunedNorm(torch.autograd.Function):
+    """A batch norm whose scale learns from what is kept of its input; the gradient of its input is exact.
+
+    Kept are the `keep` largest magnitudes of the whole tensor (METHODS 6); what is dropped adds nothing to the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float, keep: float) -> Tensor:
+        """x [N, C, H, W] -> the same shape."""
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
+        root = (variance + eps).rsqrt()
+        normal = (x - mean) * root
+        kept = int(keep * x.numel())
+        mask = torch.zeros(x.numel(), dtype=x.dtype)
+        mask[x.abs().flatten().topk(kept).indices] = 1
+        ctx.save_for_backward(normal, root, scale, mask.view_as(x))
+        return normal * scale.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, scale and bias."""
+        (slope,), (normal, root, scale, mask) = slopes, ctx.saved_tensors
+        axes = (0, 2, 3)
+        means = slope.mean(axes, keepdim=True) + normal * (slope * normal).mean(axes, keepdim=True)
+        gradient = scale.view(1, -1, 1, 1) * root * (slope - means)
+        return gradient, (slope * normal * mask).sum(axes), slope.sum(axes), None, None
+
+
+class SurgeonNorm(nn.Module):
+    """A batch norm by the statistics of the batch, of whose input a share is kept for the gradient of the scale."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.keep, self.elements = 1.0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> the same shape."""
+        self.elements = x[0].numel()
+        found: Tensor = PrunedNorm.apply(x, self.weight, self.bias, self.eps, self.keep)
+        return found
+
+
+class Surgeon:
+    """SURGEON (arXiv:2503.20354), by METHODS 6: a dense probe decides what each norm keeps; plain entropy, Adam."""
+
+    def __init__(self, model: nn.Module, *, lr: float = 1e-3, probe: int = 1) -> None:
+        self.model = with_norms(model.eval().requires_grad_(False))
+        self.norms = [module for module in self.model.modules() if isinstance(module, SurgeonNorm)]
+        self.parameters = [value for norm in self.norms for value in (norm.weight, norm.bias)]
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+        self.probe = probe
+
+    def step(self, images: Tensor) -> Tensor:
+        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        for norm in self.norms:
+            norm.keep = 1.0
+        slopes = torch.autograd.grad(entropy(self.model(images[: self.probe])).mean(), [n.weight for n in self.norms])
+        strength = torch.stack([slope.square().mean().sqrt() for slope in slopes])
+        sizes = torch.tensor([float(norm.elements) for norm in self.norms])
+        importance = strength * -torch.log(sizes / sizes.sum())
+        highest = float(importance.max())
+        for norm, value in zip(self.norms, importance, strict=True):
+            norm.keep = float(value) / highest if highest > 0 else 1.0
+        self.optimizer.zero_grad()
+        logits: Tensor = self.model(images)
+        entropy(logits).mean().backward()
+        self.optimizer.step()
+        return logits.detach()
+
+
+def with_norms(model: nn.Module) -> nn.Module:
+    """The model with every BatchNorm2d replaced by a `SurgeonNorm`; in place."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(model, name, SurgeonNorm(child))
+        else:
+            with_norms(child)
+    return model

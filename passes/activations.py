@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -40,11 +42,25 @@ def masked(op: Builder, node: ir.Node) -> ir.Value:
     """g, mask -> g where mask, else 0.  Cast and Mul: `Where` costs seven times as much on the engine.
 
     Where the mask is computed right here from a float x > 0, a HardSigmoid steep enough to be a step replaces the
-    comparison and the cast: half their time.  Only below the smallest normal number is it between 0 and 1.
+    comparison and the cast: half their time.  Only below the smallest normal number is it between 0 and 1.  Packed bits
+    become numbers at once.
     """
     g, mask = node.inputs
     assert g is not None and g.dtype is not None and mask is not None
     source = mask.producer()
     if source is not None and source.op_type == "Positive" and g.dtype == ir.DataType.FLOAT:
         return op.Mul(g, op.HardSigmoid(source.inputs[0], alpha=STEEP, beta=0.0))
+    if source is not None and source.op_type == "UnpackBits":
+        shape = list(source.attributes.get_ints("shape"))
+        return op.Mul(g, op.UnpackBits(source.inputs[0], shape=shape, to=int(g.dtype)))
     return op.Mul(g, op.Cast(mask, to=int(g.dtype)))
+
+
+@composite("ExactGelu", like(0))
+def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
+    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its gradient: they run once for both.
+
+    HardSigmoid halves and shifts in one pass; erf never leaves the range that it clips to.
+    """
+    x = node.inputs[0]
+    return op.Mul(x, op.HardSigmoid(op.Erf(op.Mul(x, math.sqrt(0.5))), alpha=0.5, beta=0.5))

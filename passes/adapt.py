@@ -6,19 +6,20 @@ Every adapted site owns its tensors: exporters merge initializers with equal byt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.build import LAYER, Builder
+from ttac.passes.centre import centre, constant
 from ttac.passes.norms import NormSite
+from ttac.passes.per_sample import blend_samples
+from ttac.settings import AT
 
 ROOM = "adapt"
 BATCH_SIZE = "batch.size"
-# Above this ratio of mean^2 to variance, E[x^2] - E[x]^2 loses more than a decimal digit and a half in float32.
-CANCELLATION = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class Adaptation:
     statistics: str = "source"
     parameters: tuple[StateTensor, ...] = ()
     tracked: tuple[StateTensor, ...] = ()
-    trained: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
@@ -62,19 +62,27 @@ class Moments:
 
 
 def adapt_norms(
-    model: ir.Model, sites: Sequence[NormSite], statistics: str, settings: Mapping[str, Any], *, trains: bool
+    model: ir.Model,
+    sites: Sequence[NormSite],
+    statistics: str,
+    settings: Mapping[str, Any],
+    *,
+    trains: bool,
+    batch: int | None = None,
 ) -> Adaptation:
     """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`, the others stay as they are.
 
     With `trains`, scale and bias of every site that is `trained` become state.
 
     Args:
-        statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples) or "ema", whose momentum is
-            settings["statistics_momentum"].
+        statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples), "ema", whose momentum is
+            settings["statistics_momentum"], or "sample" (`ttac.passes.per_sample`).
+        batch: the most samples of a step, where that is known: single samples have a cheaper graph.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     statistics = statistics if any(site.kind == "batch" for site in sites) else "source"
-    batch = batch_size(op, model.graph) if statistics != "source" else None
+    policy = POLICIES.get(statistics)
+    size = batch_size(op, model.graph) if policy else None
     parameters: list[StateTensor] = []
     tracked: list[StateTensor] = []
     observed: list[tuple[NormSite, Moments]] = []
@@ -82,15 +90,26 @@ def adapt_norms(
         with op.at(site.name, before=site.node):
             if trains and site.trained:
                 parameters += untie(op, site)
-            if batch is not None and site.kind == "batch":
+            if site.kind == "batch" and policy and size is not None:
                 moments = observe(op, site)
-                tracked += POLICIES[statistics](op, site, moments, settings, batch)
+                tracked += policy(op, site, moments, settings, size)
                 observed.append((site, moments))
+            elif site.kind == "batch" and statistics == "sample":
+                blend_samples(op, site, settings, single=batch == 1)
     if observed and not tracked:
-        assert batch is not None
-        tracked = track(op, observed, batch, settings.get("statistics_momentum", 0.1))
-    names = frozenset(site.name for site in sites if trains and site.trained)
-    return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked), names)
+        assert size is not None
+        tracked = track(op, observed, size, settings.get("statistics_momentum", 0.1))
+    return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked))
+
+
+def without_adaptation(statistics: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Statistics and settings with which `adapt_norms` makes a graph that must still equal the source model.
+
+    Per sample that is the very same graph, all of whose weight is on the source.
+    """
+    if statistics == "sample":
+        return statistics, {**{name: value for name, value in settings.items() if AT not in name}, "tau": 1.0}
+    return "source", {}
 
 
 def batch_size(op: Builder, graph: ir.Graph) -> ir.Value:
@@ -126,47 +145,11 @@ def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
     return value
 
 
-def constant(node: ir.Node, position: int) -> np.ndarray:
-    """The constant input of `node` at `position`, float32."""
-    value = node.inputs[position]
-    assert value is not None and value.const_value is not None
-    return np.array(value.const_value.numpy(), np.float32)
-
-
 def observe(op: Builder, site: NormSite) -> Moments:
-    """Batch mean and biased variance of the site's input, free of cancellation.
-
-    E[x^2] - E[x]^2 needs a nearly centred x.  Behind a Conv of its own, the source mean moves into the Conv's bias at
-    no cost; elsewhere x is shifted only where the source statistics say that it matters.
-    """
-    mean, var = constant(site.node, 3), constant(site.node, 4)
-    x = site.node.inputs[0]
-    assert x is not None
-    if centre_producer(op, site, mean):
-        shift = mean
-    elif float(np.max(mean**2 / (var + site.eps), initial=0.0)) > CANCELLATION:
-        shape = (1, len(mean)) + (1,) * (len(x.shape or ()) - 2)
-        x, shift = op.Sub(x, mean.reshape(shape)), mean
-    else:
-        shift = np.zeros_like(mean)
-    site.node.replace_input_with(0, x)
+    """Batch mean and biased variance of the site's input, free of cancellation."""
+    x, shift = centre(op, site)
     found_mean, found_var = op.Moments(x)
     return Moments(found_mean, found_var, shift)
-
-
-def centre_producer(op: Builder, site: NormSite, mean: np.ndarray) -> bool:
-    """Subtract the source mean in the bias of the Conv that only this site reads; False if there is none."""
-    x = site.node.inputs[0]
-    conv = x.producer() if x is not None else None
-    if x is None or conv is None or conv.op_type != "Conv" or len(x.uses()) != 1 or x.is_graph_output():
-        return False
-    bias = conv.inputs[2] if len(conv.inputs) > 2 else None
-    if bias is not None and bias.const_value is None:
-        return False
-    old = bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros_like(mean)
-    conv.resize_inputs(3)
-    conv.replace_input_with(2, op.constant((old - mean).astype(mean.dtype)))
-    return True
 
 
 Policy = Callable[[Builder, NormSite, Moments, Mapping[str, Any], ir.Value], list[StateTensor]]

@@ -113,7 +113,7 @@ class Walk:
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[str] = []
         self.rewritten: list[str] = []
-        self._known: dict[int, Known] = {}
+        self._known: dict[ir.Value, Known] = {}  # by object, not by id: a folded value's id is given to another
         x = model.graph.inputs[0]
         assert x.shape is not None
         sample = ints(x.shape[1:])
@@ -121,13 +121,13 @@ class Walk:
 
     def of(self, value: ir.Value) -> Known:
         """What is known of `value`; an initializer is known by its tensor."""
-        if id(value) not in self._known and value.const_value is not None:
+        if value not in self._known and value.const_value is not None:
             tensor = value.const_value
             shape = ints(tensor.shape)
             small = tensor.size <= (8 if tensor.dtype.is_floating_point() else SMALL)
             data = tensor.numpy() if small else None
             self._learn(value, Known(tensor.dtype, (shape, shape), None if data is None else (data, data)))
-        return self._known.get(id(value), Known(value.dtype, None))
+        return self._known.get(value, Known(value.dtype, None))
 
     def contents(self, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray] | None:
         """What `value` holds for each imagined batch, if it is small and depends on shapes and constants only."""
@@ -138,7 +138,7 @@ class Walk:
         return value.const_value.numpy(), value.const_value.numpy()
 
     def _learn(self, value: ir.Value, known: Known) -> None:
-        self._known[id(value)] = known
+        self._known[value] = known
         if known.dtype is not None:
             value.dtype = known.dtype
         value.shape = known.symbolic()

@@ -23,6 +23,13 @@ Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
 ROOM, LAYER = "ttac.room", "ttac.layer"
 
+SHOWN, REMEMBERED = 1024, 1 << 14
+"""Elements up to which the inference sees what a constant holds; answers of it that are remembered."""
+
+_KINDS = ir.AttributeType
+PLAIN = frozenset({_KINDS.INT, _KINDS.FLOAT, _KINDS.STRING, _KINDS.INTS, _KINDS.FLOATS, _KINDS.STRINGS})
+"""Attributes that can be compared at no cost."""
+
 if TYPE_CHECKING:
 
     class Made(ir.Value):
@@ -135,17 +142,54 @@ class Builder:
         return candidate
 
 
-def infer(node: ir.Node, opset: int) -> list[tuple[ir.DataType | None, ir.Shape | None]]:
+Types = list[tuple[ir.DataType | None, ir.Shape | None]]
+_inferred: dict[Any, Types] = {}
+"""What `infer` found before: a deep net asks the same of every block."""
+
+
+def infer(node: ir.Node, opset: int) -> Types:
     """Types of a standard node's outputs, by onnx's own inference of that one operator.
 
     Raises UnsupportedError when the operator does not exist in `opset` or rejects its inputs.
     """
+    key = _signature(node, opset)
+    if key is None or key not in _inferred:
+        found = _infer(node, opset)
+        if key is None:
+            return found
+        if len(_inferred) >= REMEMBERED:
+            _inferred.clear()
+        _inferred[key] = found
+    return [(dtype, None if shape is None else shape.copy()) for dtype, shape in _inferred[key]]
+
+
+def _signature(node: ir.Node, opset: int) -> Any:
+    """All that the inference depends on; None where comparing it would cost more than inferring."""
+    attributes = []
+    for name, attribute in node.attributes.items():
+        if attribute.type not in PLAIN:
+            return None
+        value = attribute.value
+        attributes.append((name, attribute.type, value if isinstance(value, str | int | float) else tuple(value)))
+    operands: list[Any] = []
+    for value in node.inputs:
+        if value is None:
+            operands.append(None)
+            continue
+        held = value.const_value
+        data = held.tobytes() if held is not None and held.size <= SHOWN else None
+        dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        operands.append((value.dtype, dims, data))
+    return node.op_type, opset, len(node.outputs), tuple(attributes), tuple(operands)
+
+
+def _infer(node: ir.Node, opset: int) -> Types:
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         inputs = [value for value in node.inputs if value is not None]
         types = {str(v.name): _type_proto(v) for v in inputs}
         known = [(str(v.name), v.const_value) for v in inputs]
-        data = {name: serialize_tensor(held) for name, held in known if held is not None and held.size <= 1024}
+        data = {name: serialize_tensor(held) for name, held in known if held is not None and held.size <= SHOWN}
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
         found = onnx.shape_inference.infer_node_outputs(

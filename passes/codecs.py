@@ -1,66 +1,366 @@
-"""ttac operators that keep a mask as one bit per element; exact for every size, and each sample's bits stand alone.
+"""How a value crosses from the forward to the backward: a save/restore pair for each way, with its bytes and its error.
 
-Measured on onnxruntime 1.19, one thread, as multiples of a float Relu on as many elements: packing by a product with
-powers of two 0.5-0.8 (one byte at a time 3-4), unpacking by a table of all bytes 2.4-3 (by shifts 13, by masks 7-11).
+Measured on onnxruntime 1.19, one x86-64 thread, as multiples of a float Relu on as many elements, save and restore:
+int8 2.3 + 1.1; blocks with 30 % kept 4 + 2.5; fp16 9 + 8; sparse 45 + 40; the exact largest values (TopK) 80.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+import ttac.passes.bits  # noqa: F401  (registers PackBits and UnpackBits)
 from ttac.passes.autodiff import dims
+from ttac.passes.batch import sample_size
 from ttac.passes.build import Builder
-from ttac.passes.vocabulary import Types, composite
 
-BYTES_AT_ONCE = 8
-"""A product of [rows, 64] with [64, 8] is four times faster than one of [rows, 8] with [8, 1]."""
-UINT8, INT32 = int(ir.DataType.UINT8), int(ir.DataType.INT32)
+FLOAT, INT64, INT8, UINT8 = (int(getattr(ir.DataType, name)) for name in ("FLOAT", "INT64", "INT8", "UINT8"))
+LARGEST_HALF = 65504.0
+TINY = 1e-30
+"""Added to scales, so that what is zero throughout divides by more than zero."""
+BLOCK = 64
+"""Elements of a block, about: below, choosing blocks costs more than moving them; above, they fit the data worse."""
+SMALLEST_BLOCK = 8
+SAMPLED = 16
+"""One element in so many decides on the threshold of `sparse`; at least LEAST_SAMPLED of them."""
+LEAST_SAMPLED = 4096
 
-
-def _rows(mask: ir.Value | None) -> tuple[int | str, int]:
-    """The mask as a matrix: a row for each sample, or one row where it has no batch axis; and the elements of a row."""
-    sizes = dims(mask)
-    if sizes and isinstance(sizes[0], str):
-        return sizes[0], math.prod(int(size) for size in sizes[1:])
-    return 1, math.prod(int(size) for size in sizes)
-
-
-def _packed_type(node: ir.Node) -> Types:
-    rows, count = _rows(node.inputs[0])
-    return [(ir.DataType.UINT8, ir.Shape([rows, -(-count // 8)]))]
+Saved = Sequence[ir.Value]
+Reader = Callable[..., ir.Value]
 
 
-@composite("PackBits", _packed_type)
-def pack_bits(op: Builder, node: ir.Node) -> ir.Value:
-    """mask, bool [N, ...] -> uint8 [N, ceil(elements of a sample / 8)]; the first element is the lowest bit."""
-    (mask,) = node.inputs
-    rows, count = _rows(mask)
-    bits = op.Cast(op.Flatten(mask, axis=1 if isinstance(rows, str) else 0), to=UINT8)
-    if missing := -count % 8:
-        bits = op.Pad(bits, [0, missing], np.array(0, np.uint8), [1])
-    size = -(-count // 8)
-    together = math.gcd(size, BYTES_AT_ONCE)
-    powers = np.kron(np.eye(together, dtype=np.uint8), 2 ** np.arange(8, dtype=np.uint8)[:, None])
-    sums = op.MatMulInteger(op.Reshape(bits, [-1, 8 * together]), powers)
-    return op.Reshape(op.Cast(sums, to=UINT8), [-1, size])
+@dataclass(frozen=True)
+class Choice:
+    """What a codec that drops elements goes by.
+
+    Attributes:
+        keep: the share of elements kept, a float scalar of the graph.
+        weight: [C], how much an error in a channel counts; None for equally.
+    """
+
+    keep: ir.Value
+    weight: ir.Value | None = None
 
 
-def _mask_type(node: ir.Node) -> Types:
-    symbol = dims(node.inputs[0])[0]
-    return [(ir.DataType.BOOL, ir.Shape([symbol if size < 0 else size for size in node.attributes.get_ints("shape")]))]
+@dataclass(frozen=True)
+class Codec:
+    """One way to keep a value x for the backward.
+
+    Attributes:
+        save: the tensors the forward hands over, built from x (and a Choice where `drops`).
+        restore: x, or what stands for it, from those tensors; `like` has x's type and shape.
+        bytes: of one sample of x, with the share `keep` of its elements kept.
+        error: how far the restored value may be off; exact_for: the gradients that stay what they were.
+        cost: time of both, as a multiple of a float Relu on as many elements.
+        drops: whether it keeps a share of the elements only.
+        parts: what the tensors behind the first are.
+        readers: functions of x that need no x restored: by operator, (op, saved, like, other inputs...) -> its output.
+    """
+
+    name: str
+    save: Callable[[Builder, ir.Value, Choice | None], Saved]
+    restore: Callable[[Builder, Saved, ir.Value], ir.Value]
+    bytes: Callable[[ir.Value, float], float]
+    error: str
+    exact_for: str
+    cost: float
+    drops: bool = False
+    parts: tuple[str, ...] = ()
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the restored value is the value."""
+        return self.error == "none"
 
 
-@composite("UnpackBits", _mask_type)
-def unpack_bits(op: Builder, node: ir.Node) -> ir.Value:
-    """The inverse of PackBits.  Attribute `shape`: of the mask, with -1 for a batch known at run time only."""
-    (packed,) = node.inputs
-    shape = list(node.attributes.get_ints("shape"))
-    count, size = math.prod(n for n in shape if n >= 0), int(dims(packed)[1])
-    every_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(bool)
-    bits = op.Reshape(op.Gather(every_byte, op.Cast(packed, to=INT32)), [-1, 8 * size])
-    if 8 * size != count:
-        bits = op.Slice(bits, [0], [count], [1])
-    return op.Reshape(bits, shape)
+def _dense_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    return (x,)
+
+
+def _dense_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    return saved[0]
+
+
+def _half_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """Clipped to what float16 can hold: an infinite residual would spoil the whole step."""
+    return (op.Cast(op.Clip(x, -LARGEST_HALF, LARGEST_HALF), to=int(ir.DataType.FLOAT16)),)
+
+
+def _half_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    return op.Cast(saved[0], to=FLOAT)
+
+
+def _bits_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    return (op.PackBits(x),)
+
+
+def _bits_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    return op.UnpackBits(saved[0], shape=[size if isinstance(size, int) else -1 for size in dims(like)])
+
+
+def row_of(x: ir.Value) -> int:
+    """Elements of a row of `x`: the map of one channel, the features of one token, or a whole sample [N, F]."""
+    sizes = [int(size) for size in dims(x)[1:]]
+    return math.prod(sizes[1:]) if len(sizes) > 1 else math.prod(sizes)
+
+
+def _int8_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """Each row in 255 steps from its least to its largest value; 0 is one of the steps, so zeros stay zeros."""
+    rows = _matrix(op, x, row_of(x))
+    low, high = op.Min(op.ReduceMin(rows, [1], keepdims=0), 0.0), op.Max(op.ReduceMax(rows, [1], keepdims=0), 0.0)
+    scale = op.Add(op.Mul(op.Sub(high, low), 1 / 255), TINY)
+    zero = op.Cast(op.Round(op.Div(op.Neg(low), scale)), to=UINT8)
+    return op.QuantizeLinear(rows, scale, zero, axis=0), scale, zero
+
+
+def _int8_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    return _like(op, op.DequantizeLinear(*saved, axis=0), like)
+
+
+def block_of(x: ir.Value) -> int:
+    """Elements of a block of `x`, at most about BLOCK: whole lines of a map where they fit, never over a row's end.
+
+    0 where rows are too short to have blocks.
+    """
+    row, line = row_of(x), int(dims(x)[-1])
+    fitting = [size for size in range(SMALLEST_BLOCK, 2 * BLOCK + 1) if row % size == 0]
+    whole = [size for size in fitting if size % line == 0]
+    return min(whole or fitting, key=lambda size: abs(size - BLOCK), default=0)
+
+
+def _blocks_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """The blocks that vary most, as int8 with a scale each and their places; of the others, of all, the mean.
+
+    What dropping a block costs is its variance about its mean, times the channel's weight.
+    """
+    assert choice is not None
+    blocks = _matrix(op, x, block_of(x))
+    mean = op.ReduceMean(blocks, [1], keepdims=0)
+    squares = op.ReduceSumSquare(blocks, [1], keepdims=0)
+    spread = op.Sub(squares, op.Mul(op.Mul(mean, mean), float(block_of(x))))
+    if choice.weight is not None:
+        spread = op.Reshape(op.Mul(_by_channel(op, spread, x), op.Unsqueeze(choice.weight, [1])), [-1], like=mean)
+    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(mean), to=FLOAT), choice.keep)), to=INT64)
+    _, places = op.TopK(spread, count, sorted=0)
+    kept = _sized(op.Gather(blocks, places, axis=0), block_of(x))
+    scale = op.Add(op.Mul(op.ReduceMax(op.Abs(kept), [1], keepdims=0), 1 / 127), TINY)
+    values = op.QuantizeLinear(kept, scale, _zeros(op, scale, np.int8), axis=0)
+    return values, scale, op.Unsqueeze(places, [1]), mean
+
+
+def _blocks_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    values, scale, places, mean = saved
+    kept = op.DequantizeLinear(values, scale, _zeros(op, scale, np.int8), axis=0)
+    return _placed(op, mean, places, kept, like)
+
+
+def _placed(op: Builder, mean: ir.Value, places: ir.Value, kept: ir.Value, like: ir.Value) -> ir.Value:
+    """Blocks that are `mean` throughout, but those at `places`, which are `kept`; in the shape of `like`."""
+    size = block_of(like)
+    flat = op.Expand(op.Unsqueeze(mean, [1]), [1, size])
+    flat.shape = ir.Shape([f"{_elements(like) // size}*N", size])
+    return _like(op, op.ScatterND(flat, places, kept, like=flat), like)
+
+
+def _blocks_dot(op: Builder, saved: Saved, like: ir.Value, g: ir.Value) -> ir.Value:
+    """sum over all axes but the channel of g*x, [C], without x: sums of g's blocks, and products where x was kept."""
+    values, scale, places, mean = saved
+    blocks = _matrix(op, g, block_of(like))
+    kept = op.DequantizeLinear(values, scale, _zeros(op, scale, np.int8), axis=0)
+    there = _sized(op.GatherND(blocks, places), block_of(like))
+    dots = op.ReduceSum(op.Mul(there, kept, like=there), [1], keepdims=0)
+    each = op.ScatterND(op.Mul(op.ReduceSum(blocks, [1], keepdims=0), mean), places, dots)
+    return op.ReduceSum(op.ReduceSum(_by_channel(op, each, like), [2], keepdims=0), [0], keepdims=0)
+
+
+def _blocks_affine(
+    op: Builder, saved: Saved, like: ir.Value, slope: ir.Value, offset: ir.Value | None, plus: ir.Value | None = None
+) -> ir.Value:
+    """x*slope + offset per channel (+ `plus`), without x: the map is taken of means and scales before they spread."""
+    values, scale, places, mean = saved
+    channels, blocks = int(dims(like)[1]), row_of(like) // block_of(like)
+    per_channel = op.Mul(_by_channel(op, mean, like), op.Unsqueeze(slope, [1]))
+    channel = op.Mod(op.Div(op.Squeeze(places, [1]), blocks), channels)
+    scaled = op.Mul(scale, op.Gather(slope, channel, axis=0), like=scale)
+    kept = op.DequantizeLinear(values, scaled, _zeros(op, scale, np.int8), axis=0)
+    if offset is not None:
+        per_channel = op.Add(per_channel, op.Unsqueeze(offset, [1]))
+        kept = op.Add(kept, op.Unsqueeze(op.Gather(offset, channel, axis=0), [1]), like=kept)
+    means = op.Reshape(per_channel, [-1], like=mean)
+    if plus is None:
+        return _placed(op, means, places, _sized(kept, block_of(like)), like)
+    dense = _matrix(op, plus, block_of(like))
+    there = op.Add(op.GatherND(dense, places), kept, like=kept)
+    spread = op.Add(dense, op.Unsqueeze(means, [1]), like=dense)
+    return _like(op, op.ScatterND(spread, places, there, like=spread), like)
+
+
+def _by_channel(op: Builder, each: ir.Value, like: ir.Value) -> ir.Value:
+    """One number a block as [N, C, blocks of a row]."""
+    channels, blocks = int(dims(like)[1]), row_of(like) // block_of(like)
+    split = op.Reshape(each, [-1, channels, blocks])
+    split.shape = ir.Shape([dims(like)[0], channels, blocks])
+    return split
+
+
+def _topk_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """The floor(keep * elements) largest magnitudes of the whole tensor, exactly (METHODS 6, 15)."""
+    assert choice is not None
+    flat = op.Reshape(x, [-1])
+    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), choice.keep)), to=INT64)
+    _, places = op.TopK(op.Abs(flat), count, sorted=0)
+    return op.Gather(flat, places, axis=0), op.Unsqueeze(places, [1]), op.Shape(x)
+
+
+def _topk_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    values, places, shape = saved
+    size = op.ReduceProd(shape, [0], keepdims=1)
+    blank = op.ConstantOfShape(size, value=ir.tensor(np.zeros(1, np.float32)))
+    blank.shape = ir.Shape([f"{like.name}.elements"])
+    return _like(op, op.ScatterND(blank, places, values), like)
+
+
+def _sparse_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """What lies above a threshold in magnitude, which a sample of the elements decides; the rest is zero."""
+    assert choice is not None
+    flat = op.Abs(op.Reshape(x, [-1]))
+    every = SAMPLED if math.prod(int(size) for size in dims(x)[1:]) >= SAMPLED * LEAST_SAMPLED else 1
+    some = flat if every == 1 else op.Slice(flat, [0], [2**62], [0], [_coprime(every, row_of(x))])
+    size = op.Cast(op.Shape(some), to=FLOAT)
+    wanted = op.Min(op.Add(op.Floor(op.Mul(size, choice.keep)), 1.0), size)
+    largest, _ = op.TopK(some, op.Cast(wanted, to=INT64))
+    last = op.Slice(largest, [-1], [2**62], [0])
+    # Everything is asked for where the sample has no element left below the threshold.
+    threshold = op.Where(op.Less(choice.keep, 1.0), last, -1.0)
+    mask = op.Greater(op.Abs(x), threshold)
+    kept = op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0)
+    return kept, op.PackBits(mask)
+
+
+def _sparse_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
+    values, bits = saved
+    mask = op.UnpackBits(bits, shape=[size if isinstance(size, int) else -1 for size in dims(like)])
+    flat = op.Reshape(mask, [-1])
+    places = op.Transpose(op.NonZero(flat), perm=[1, 0])
+    return _like(op, op.ScatterND(_zeros(op, flat, np.float32), places, values), like)
+
+
+def _nonzero_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+    """Behind a Relu: what is not zero, and where."""
+    mask = op.Not(op.Equal(x, 0.0))
+    return op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0), op.PackBits(mask)
+
+
+def _like(op: Builder, flat: ir.Value, like: ir.Value) -> ir.Value:
+    """`flat` in the shape of `like`, whose batch the engine computes."""
+    return op.Reshape(flat, [size if isinstance(size, int) else -1 for size in dims(like)], like=like)
+
+
+def _matrix(op: Builder, x: ir.Value, columns: int) -> ir.Value:
+    """`x` as rows of `columns` elements; how many depends on the batch."""
+    rows = op.Reshape(x, [-1, columns])
+    rows.shape = ir.Shape([f"{_elements(x) // columns}*N", columns])
+    return rows
+
+
+def _sized(x: ir.Value, columns: int) -> ir.Value:
+    """`x` with its shape noted: rows whose number depends on the data."""
+    x.shape = ir.Shape([f"{x.name}.rows", columns])
+    return x
+
+
+def _zeros(op: Builder, like: ir.Value, dtype: type) -> ir.Value:
+    return op.ConstantOfShape(op.Shape(like), value=ir.tensor(np.zeros(1, dtype)), like=like)
+
+
+def _coprime(step: int, row: int) -> int:
+    """The least number from `step` on that shares no factor with `row`, so that samples fall on all columns."""
+    return next(size for size in range(step, 2 * step + row) if math.gcd(size, row) == 1)
+
+
+def _elements(x: ir.Value) -> int:
+    assert x.shape is not None
+    return sample_size(x.shape)
+
+
+def _block_bytes(x: ir.Value, keep: float) -> float:
+    """A byte for each kept element, scale and place for each kept block, a mean for each block."""
+    blocks = _elements(x) / block_of(x)
+    return blocks * (keep * (block_of(x) + 4 + 8) + 4)
+
+
+CODECS = {
+    codec.name: codec
+    for codec in (
+        Codec("dense", _dense_save, _dense_restore, lambda x, _: 4 * _elements(x), "none", "all", 0.0),
+        Codec(
+            "fp16",
+            _half_save,
+            _half_restore,
+            lambda x, _: 2 * _elements(x),
+            "2^-11 of each value; clipped at 65504",
+            "what does not read the value",
+            17.0,
+        ),
+        Codec("bits", _bits_save, _bits_restore, lambda x, _: _elements(x) / 8, "none", "all", 6.5),
+        Codec(
+            "int8",
+            _int8_save,
+            _int8_restore,
+            lambda x, _: _elements(x) * (1 + 5 / row_of(x)),
+            "1/510 of the range of its row",
+            "what does not read the value",
+            3.4,
+            parts=("scale", "zero"),
+        ),
+        Codec(
+            "blocks",
+            _blocks_save,
+            _blocks_restore,
+            _block_bytes,
+            "kept blocks 1/254 of their largest magnitude; dropped ones all but their mean",
+            "what does not read the value",
+            6.5,
+            drops=True,
+            parts=("scale", "places", "mean"),
+            readers={"ChannelDot": _blocks_dot, "ChannelAffine": _blocks_affine},
+        ),
+        Codec(
+            "sparse",
+            _sparse_save,
+            _sparse_restore,
+            lambda x, keep: _elements(x) * (4 * keep + 1 / 8),
+            "dropped elements wholly",
+            "what does not read the value",
+            85.0,
+            drops=True,
+            parts=("bits",),
+        ),
+        Codec(
+            "topk",
+            _topk_save,
+            _topk_restore,
+            lambda x, keep: _elements(x) * keep * 12,
+            "dropped elements wholly",
+            "what does not read the value",
+            90.0,
+            drops=True,
+            parts=("places", "shape"),
+        ),
+        Codec(
+            "nonzero",
+            _nonzero_save,
+            _sparse_restore,
+            lambda x, keep: _elements(x) * (4 * keep + 1 / 8),
+            "none",
+            "all",
+            85.0,
+            parts=("bits",),
+        ),
+    )
+}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 import ttac.passes.gradients  # noqa: F401  (registers the rules)
 from ttac.passes.adapt import BATCH_SIZE, StateTensor, batch_size
 from ttac.passes.autodiff import SEED, differentiate
+from ttac.passes.batch import sample_size
 from ttac.passes.build import Builder
+from ttac.passes.gelus import gather_gelus
+from ttac.passes.heads import Head
 from ttac.passes.losses import Loss, attach_loss
-from ttac.passes.windows import spatial
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Joint:
     backward: tuple[ir.Node, ...] = ()
 
 
-def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters: tuple[StateTensor, ...]) -> Joint:
-    """Append loss and gradients to `model`, in place.
+def differentiate_loss(
+    model: ir.Model, logits: ir.Value, loss: str, parameters: tuple[StateTensor, ...], head: Head | None = None
+) -> Joint:
+    """Append loss and gradients to `model`, in place; `head` says how `logits` are read, or that is decided here.
 
     A parameter that the loss does not depend on becomes a constant again: a gradient of zero would still let momentum
     move it.
@@ -43,9 +46,10 @@ def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters:
     """
     if not loss:
         return Joint(model, logits, None)
-    graph, attached = model.graph, attach_loss(model, loss, logits)
+    graph, attached = model.graph, attach_loss(model, loss, logits, head)
     if not parameters:
         return Joint(model, logits, attached)
+    gather_gelus(model)
     forward = set(graph) - _weighing(attached)
     found = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
     pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
@@ -55,6 +59,24 @@ def differentiate_loss(model: ir.Model, logits: ir.Value, loss: str, parameters:
     share_counts(model)
     backward = tuple(node for node in graph if node not in forward)
     return Joint(model, logits, attached, tuple(p for p, _ in pairs), tuple(g for _, g in pairs), backward)
+
+
+def own_logits(joint: Joint) -> Joint:
+    """The joint graph whose logits are a copy where the loss reads them; in place.
+
+    A program that runs the forward again keeps the logits of the first run, and the backward needs those of the second.
+    """
+    scores, graph = joint.logits, joint.model.graph
+    if joint.loss is None or joint.loss.scores is not scores:
+        return joint
+    name = str(scores.name)
+    scores.name = f"{name}.scores"
+    op = Builder(graph, "loss", joint.model.opset_imports[""])
+    # Last of all: by then the tensors that the loss needed are gone.
+    with op.at("loss"):
+        logits = op.Identity(scores, name=name)
+    graph.outputs[list(graph.outputs).index(scores)] = logits
+    return replace(joint, logits=logits)
 
 
 def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
@@ -92,7 +114,7 @@ def share_counts(model: ir.Model) -> None:
     for node in counts:
         x = node.inputs[0]
         assert x is not None and x.shape is not None
-        elements = math.prod(spatial(x))
+        elements = sample_size(x.shape) // int(str(x.shape[1]))
         with op.at("batch", before=node):
             count = op.Mul(batch, float(elements)) if elements != 1 else op.Identity(batch)
         ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, [count])

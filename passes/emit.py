@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 WEIGHTS = "weights.safetensors"
 INLINE = 1024
 INLINE_INTEGERS = 64 * 1024
-"""Bytes up to which integers stay in the graph: engines read sizes and axes while they load it."""
+"""Bytes up to which int64 stays in the graph: engines read sizes and axes while they load it."""
 
 
 class WeightPool:
@@ -85,7 +85,7 @@ def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str,
 
 def is_outside(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is written to the weights file instead of into the graph."""
-    return tensor.nbytes > (INLINE if tensor.dtype.is_floating_point() else INLINE_INTEGERS)
+    return tensor.nbytes > (INLINE_INTEGERS if tensor.dtype == ir.DataType.INT64 else INLINE)
 
 
 def _in_order(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -38,3 +38,15 @@ class Executable:
         names = list(outputs or self._outputs)
         found = self._session.run(names, {name: feeds[name] for name in self._inputs})
         return dict(zip(names, found, strict=True))
+
+
+def rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> np.ndarray:
+    """What `run`, loaded from `model`, gives for each of the samples [n, ...], computed `batch` at a time.
+
+    A model whose file fixes the batch takes no other: the last one is filled up with copies of the first sample.
+    """
+    (x,), (y,) = model.graph.inputs, model.graph.outputs
+    short = -len(samples) % batch
+    padded = np.concatenate([samples, samples[:1].repeat(short, 0)])
+    parts = [run({str(x.name): padded[i : i + batch]})[str(y.name)] for i in range(0, len(padded), batch)]
+    return np.concatenate(parts)[: len(samples)]

@@ -18,6 +18,7 @@ from ttac.passes.adapt import Adaptation
 from ttac.passes.differentiate import differentiate_loss
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable
+from ttac.passes.heads import Head
 from ttac.passes.lower import lower
 from ttac.spec import Target
 
@@ -26,18 +27,19 @@ BATCH = 64
 
 
 def fisher_information(
-    model: ir.Model, adaptation: Adaptation, samples: np.ndarray, target: Target, batch: int = BATCH
+    model: ir.Model, adaptation: Adaptation, samples: np.ndarray, target: Target, head: Head, batch: int = BATCH
 ) -> dict[str, np.ndarray]:
     """F by parameter name, in its shape; `model` is adapted and stays as it is.
 
     Args:
         samples: float32 [n, ...], as the model takes them.
+        head: how the model's output is read.
         batch: samples per gradient; a rest of the samples counts as a batch of its own.
     """
     copy = model.clone()
     values = {str(value.name): value for value in copy.graph.inputs}
     parameters = tuple(replace(p, value=values[p.name]) for p in adaptation.parameters)
-    joint = differentiate_loss(copy, copy.graph.outputs[0], "pseudo_label", parameters)
+    joint = differentiate_loss(copy, copy.graph.outputs[0], "pseudo_label", parameters, head)
     copy.graph.outputs[:] = list(joint.gradients)
     names = {p.name: str(gradient.name) for p, gradient in zip(joint.parameters, joint.gradients, strict=True)}
     state = {tensor.name: tensor.initial for tensor in adaptation.state}

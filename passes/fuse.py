@@ -55,6 +55,8 @@ def _fused(op: Builder, node: ir.Node) -> bool:
         return _bare_layer_norm(op, node)
     found = standardised(node)
     if isinstance(found, Standardised):
+        if _over_space(found):
+            return _channel_affine(op, found.y, "instance" if found.centred else "rms", node)
         return _layer_norm(op, node, found) if found.centred else _root_mean_square(op, node, found)
     return node.op_type == "Mul" and _folded_batch_norm(op, node)
 
@@ -71,6 +73,11 @@ def per_channel(array: np.ndarray | None, value: ir.Value) -> np.ndarray | None:
     return array.reshape(-1)
 
 
+def spread(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A shift in `shape` where it is one number, as an exporter leaves a bias that is absent."""
+    return array if array is None or array.size > 1 else np.full(shape, array.reshape(-1)[0], array.dtype)
+
+
 def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
     """A constant in the shape `sizes` of the axes a layer norm works on; None if it varies along others."""
     if array is None or array.size == 1:
@@ -85,10 +92,23 @@ def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
         return None
 
 
+def _over_space(found: Standardised) -> bool:
+    """Whether each channel is taken by itself, [N, C, ...] over all but N and C, and no constant varies within one.
+
+    Instance norm written out is, and filter response norm (arXiv:1911.09737), which does without the mean.
+    """
+    rank = len(found.x.shape or ())
+    if rank < 3 or found.axes != tuple(range(2, rank)) or found.bias is not None or found.scale is not None:
+        return False
+    after = affine_after(found.y)
+    held = [array for array in (after.scale, after.bias) if array is not None]
+    return all(per_channel(array, found.y) is not None for array in held) if held else rank > 3
+
+
 def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
     """(x - mean)/sqrt(var + eps)*scale + bias -> LayerNormalization; over channels, its scale and bias as one node."""
     if found.axes == (1,) and not found.trailing:
-        return _channel_affine(op, found.y, found, node)
+        return _channel_affine(op, found.y, "layer", node)
     sizes = found.sizes
     if not found.trailing or not sizes:
         return False
@@ -104,7 +124,7 @@ def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
 def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
     """Scale and bias of a standardisation in the shape `sizes`, as far as they are constants of that shape."""
     if found.bias is not None:
-        scale, bias = over(found.scale, sizes), over(found.bias, sizes)
+        scale, bias = over(found.scale, sizes), over(spread(found.bias, sizes), sizes)
         if bias is None or (found.scale is not None and scale is None):
             return Affine(found.y)
         return Affine(found.y, scale, bias)
@@ -112,7 +132,7 @@ def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
     scale = over(after.scale, sizes)
     if after.scale is not None and scale is None:
         return Affine(found.y)
-    bias = over(after.bias, sizes)
+    bias = over(spread(after.bias, sizes), sizes) if scale is not None else over(after.bias, sizes)
     if after.bias is not None and bias is None:
         product = only_reader(found.y, "Mul")
         return Affine(product.outputs[0] if scale is not None and product is not None else found.y, scale)
@@ -120,9 +140,15 @@ def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
 
 
 def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
-    """x/sqrt(mean of x^2 + eps)*scale: the scale as second operand, in the shape of the axes; ones where it lacks."""
-    sizes = found.sizes
-    if not found.trailing or not sizes:
+    """x/sqrt(mean of x^2 + eps)*scale: the scale as second operand, in the shape of the axes; ones where it lacks.
+
+    Over channels the scale is [C, 1, ...].
+    """
+    if found.axes == (1,) and not found.trailing:
+        sizes = (found.sizes + (1,) * (len(found.x.shape or ()) - 2)) if found.sizes else ()
+    else:
+        sizes = found.sizes if found.trailing else ()
+    if not sizes:
         return False
     product = only_reader(found.y, "Mul")
     scale = over(affine_after(found.y).scale, sizes)
@@ -143,7 +169,7 @@ def _group_norm(op: Builder, node: ir.Node) -> bool:
     ones, zeros = array_of(scale), array_of(bias)
     if ones is None or zeros is None or (ones != 1).any() or zeros.any():
         return False
-    return _channel_affine(op, after.outputs[0], None, node)
+    return _channel_affine(op, after.outputs[0], "group", node)
 
 
 def _whole_group_norm(op: Builder, node: ir.Node) -> bool:
@@ -175,18 +201,20 @@ def _whole_group_norm(op: Builder, node: ir.Node) -> bool:
     return True
 
 
-def _channel_affine(op: Builder, value: ir.Value, found: Standardised | None, node: ir.Node) -> bool:
+def _channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> bool:
     """One BatchNormalization without statistics for the constants per channel behind `value`, 1 and 0 without any."""
     if value.shape is None or len(value.shape) < 3 or not isinstance(value.shape[1], int):
         return False
     after = affine_after(value)
     scale, bias = per_channel(after.scale, value), per_channel(after.bias, value)
+    if scale is not None and after.bias is not None and after.bias.size == 1:
+        bias = spread(after.bias, (value.shape[1],))
     if (after.scale is not None and scale is None) or (after.bias is not None and bias is None):
         after, scale, bias = Affine(value), None, None
     layer = layer_of(node, after.y)
     with op.at(layer, before=_next(op.graph, after.y)):
         y = _affine(op, value, scale, bias)
-    _replace(op, after.y, y, value, "layer" if found is not None else "group")
+    _replace(op, after.y, y, value, kind)
     node.metadata_props[LAYER], node.metadata_props[KIND] = f"{layer}.{XHAT}", XHAT
     return True
 

@@ -3,7 +3,8 @@
 A stage is a run of norms at one resolution (positions of a feature map, or tokens).  It begins where all paths through
 the network last meet before the first norm of the run, so that the norms of a block that changes resolution belong to
 the stage it leads to.  A network of one resolution (a vision transformer) has no stages: there the last quarter of the
-norms stands for it, blocks 9 to 11 of 12.  The last norm of all always counts.
+norms stands for it, blocks 9 to 11 of 12.  The last norm of all always counts.  In an encoder-decoder the last stage is
+that of the decoder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
     else:
         position = {node: index for index, node in enumerate(model.graph)}
         entry = _entry(model.graph, position[run[0].node]) if run else 0
-        chosen = [site for site in sites if position[site.node] >= entry or site is sites[-1]]
+        # What a skip connection leads around, a decoder's deeper stages, is smaller and lies behind the entry too.
+        large = min((site.spatial for site in run if site.spatial > 1), default=1)
+        inside = [s for s in sites if position[s.node] >= entry and s.spatial > large]
+        chosen = [site for site in sites if site in (*run, *inside) or site is sites[-1]]
     return frozenset(site.name for site in chosen) if len(chosen) < len(sites) else frozenset()
 
 

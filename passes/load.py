@@ -341,6 +341,9 @@ def _refuse_types(model: ir.Model) -> None:
             continue
         if value.dtype not in HALF:
             hint = f"export a model whose {kind} is a float32 tensor" + (": the logits" if kind == "output" else "")
+            maker = value.producer()
+            if maker is not None and maker.op_type == "ArgMax":
+                hint = "`ArgMax` only tells the class; export the scores that it chooses from, without it"
         type_name = value.dtype.name.lower() if value.dtype else "not a tensor"
         raise UnsupportedError(
             f"the {kind} `{value.name}` is {type_name}, not float32", where=_listed([value]), hint=hint

@@ -1,4 +1,7 @@
-"""Losses on logits, without labels: each gives one value per sample and the scalar that is differentiated."""
+"""Losses on predictions, without labels: one value for each position, and the scalar that is differentiated.
+
+A position is what has a prediction of its own: a sample, or with a dense head a pixel or token (`ttac.passes.heads`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError
 from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
+from ttac.passes.heads import Head, decide_head, scores_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
@@ -22,12 +25,14 @@ class Loss:
     Attributes:
         scalar: the value that is differentiated.
         stats: scalars the bundle reports after each step, by name.
-        samples: the loss of each sample [N], where the graph input `weights` [N] says how much each counts.
-        scores: what it is computed from, [N, C].
+        head: how the model's output is read.
+        samples: the loss of each position [N, ...], where the graph input `weights` [N, ...] says how much each counts.
+        scores: what it is computed from, in the shape of the output.
     """
 
     scalar: ir.Value
     stats: dict[str, ir.Value]
+    head: Head
     samples: ir.Value | None = None
     weights: ir.Value | None = None
     scores: ir.Value | None = None
@@ -39,72 +44,77 @@ class Loss:
         return [*self.stats.values(), *(value for value in handed if value is not None)]
 
 
-def entropy(op: Builder, logits: ir.Value) -> Loss:
-    """Mean over the batch of H(p) = -sum_c p_c ln p_c, in nats; logits [N, C] (TENT, arXiv:2006.10726, eq. 1)."""
-    scalar = op.ReduceMean(_entropies(op, logits), [0], keepdims=0, name="entropy")
-    return Loss(scalar, {"entropy": scalar})
+def entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
+    """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (TENT, arXiv:2006.10726, eq. 1)."""
+    scalar = mean(op, entropies(op, scores, head), "entropy")
+    return Loss(scalar, {"entropy": scalar}, head)
 
 
-def weighted_entropy(op: Builder, logits: ir.Value) -> Loss:
+def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """sum_i w_i H(p_i) with weights that another graph of the method computes from the entropies, detached."""
-    per_sample = _entropies(op, logits)
-    per_sample.name = SAMPLES
-    weights = ir.val(WEIGHTS, dtype=per_sample.dtype, shape=per_sample.shape)
+    each = entropies(op, scores, head)
+    each.name = SAMPLES
+    weights = ir.val(WEIGHTS, dtype=each.dtype, shape=each.shape)
     op.graph.inputs.append(weights)
-    mean = op.ReduceMean(per_sample, [0], keepdims=0, name="entropy")
-    scalar = op.ReduceSum(op.Mul(per_sample, weights), [0], keepdims=0, name="entropy.weighted")
-    return Loss(scalar, {"entropy": mean}, per_sample, weights, logits)
+    scalar = total(op, op.Mul(each, weights), "entropy.weighted")
+    return Loss(scalar, {"entropy": mean(op, each, "entropy")}, head, each, weights, scores)
 
 
-def pseudo_label(op: Builder, logits: ir.Value) -> Loss:
-    """Mean over the batch of the cross-entropy to the most likely class, -max_c ln p_c, for the Fisher information."""
-    per_sample = op.Neg(op.ReduceMax(op.LogSoftmax(logits, axis=-1), [1], keepdims=0))
-    return Loss(op.ReduceMean(per_sample, [0], keepdims=0, name="pseudo.label"), {})
+def pseudo_label(op: Builder, scores: ir.Value, head: Head) -> Loss:
+    """Mean over all positions of the cross-entropy to the likeliest answer, -max_c ln p_c, for the Fisher information.
+
+    With a binary head, -max(ln s, ln(1 - s)) = log(1 + e^-|x|), averaged over the answers.
+    """
+    if head.binary:
+        each = op.Softplus(op.Neg(op.Abs(scores)))
+    else:
+        each = op.Neg(op.ReduceMax(op.LogSoftmax(scores, axis=head.axis), [head.axis or 0], keepdims=0))
+    return Loss(mean(op, each, "pseudo.label"), {}, head)
 
 
-def _entropies(op: Builder, logits: ir.Value) -> ir.Value:
-    log_p = op.LogSoftmax(logits, axis=-1)
-    return op.Neg(op.ReduceSum(op.Mul(op.Exp(log_p), log_p), [1], keepdims=0), name="entropy.samples")
+def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
+    """The entropy at each position, [N, ...], in nats; with a binary head, its mean over the answers."""
+    if not head.binary:
+        return op.Entropy(scores, axis=head.axis, name=SAMPLES)[0]
+    each = op.BinaryEntropy(scores, name="entropy.answers")
+    if head.axis is None:
+        return each
+    if head.outputs == 1:
+        return op.Squeeze(each, [head.axis], name=SAMPLES)
+    return op.ReduceMean(each, [head.axis], keepdims=0, name=SAMPLES)
 
 
-LOSSES: dict[str, Callable[[Builder, ir.Value], Loss]] = {
+def mean(op: Builder, value: ir.Value, name: str) -> ir.Value:
+    """The mean over all axes, one after the other from the last.
+
+    Engines add one element after the other: over two million equal ones at once, a float32 mean is 1.7e-3 off.
+    """
+    for axis in reversed(range(len(dims(value)))):
+        value = op.ReduceMean(value, [axis], keepdims=0, name="" if axis else name)
+    return value
+
+
+def total(op: Builder, value: ir.Value, name: str = "") -> ir.Value:
+    """The sum over all axes, one after the other from the last as in `mean`: ones add up in float32 to 2^24 only."""
+    for axis in reversed(range(len(dims(value)))):
+        value = op.ReduceSum(value, [axis], keepdims=0, name="" if axis else name)
+    return value
+
+
+LOSSES: dict[str, Callable[[Builder, ir.Value, Head], Loss]] = {
     "entropy": entropy,
     "weighted_entropy": weighted_entropy,
     "pseudo_label": pseudo_label,
 }
 
 
-def attach_loss(model: ir.Model, name: str, output: ir.Value) -> Loss:
+def attach_loss(model: ir.Model, name: str, output: ir.Value, head: Head | None = None) -> Loss:
     """Append the loss `name` on the model's `output` to its graph.
 
-    Raises UnsupportedError unless that output is scores of classes.
+    `head` says how the output is read; without it, that is decided here.  Raises UnsupportedError if the output is no
+    prediction.
     """
+    head = head or decide_head(output)
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("loss"):
-        return LOSSES[name](op, class_scores(output))
-
-
-def class_scores(output: ir.Value) -> ir.Value:
-    """The scores [N, C] whose softmax the model predicts with: `output`, or what enters the Softmax it ends in.
-
-    Raises UnsupportedError if there are no such scores.
-    """
-    node, sizes = output.producer(), dims(output)
-    where = f"output `{output.name}` {output.shape}"
-    if len(sizes) != 2 or sizes[1] == 1:
-        raise UnsupportedError(
-            "a loss on predictions needs the scores of two or more classes, [N, classes]",
-            where=where,
-            hint="choose an output that gives them, `--logits NAME`, or a method without a loss: `--method bn`",
-        )
-    if node is not None and node.op_type == "Sigmoid":
-        raise UnsupportedError(
-            "the model ends in a Sigmoid: its outputs are no distribution over classes",
-            where=where,
-            hint="export it without its last Sigmoid if its classes exclude each other, or use `--method bn`",
-        )
-    if node is not None and node.op_type == "Softmax" and node.attributes.get_int("axis", -1) in (-1, 1):
-        scores = node.inputs[0]
-        assert scores is not None
-        return scores
-    return output
+        return LOSSES[name](op, scores_of(op, output), head)

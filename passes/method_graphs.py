@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from ttac.passes.adapt import StateTensor
 from ttac.passes.build import Builder
+from ttac.passes.heads import Head
+from ttac.passes.sparsity import Layer
 
 
 @dataclass(frozen=True)
@@ -19,17 +21,24 @@ class Context:
 
     Attributes:
         parameters: the trained state; gradients: the values the backward gives for them, in the same order.
-        logits: name of the value with the scores of the classes, before any Softmax; classes: how many.
+        logits: name of the value with the scores, before any Softmax or Sigmoid; head: how they are read.
         anchor: Fisher information of each parameter by name, empty without one.
+        layers: the trained weights whose inputs are kept in part, for methods that do so.
     """
 
     parameters: Sequence[StateTensor]
     gradients: Sequence[str]
     logits: str
-    classes: int
+    head: Head
     settings: Mapping[str, Any]
     opset: int
     anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
+    layers: Sequence[Layer] = ()
+
+    @property
+    def classes(self) -> int:
+        """Between how many classes a prediction decides."""
+        return self.head.classes
 
 
 @dataclass(frozen=True)

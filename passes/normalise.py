@@ -18,7 +18,7 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.batch import BATCH, fixed, ints
 from ttac.passes.emit import write_graphs
-from ttac.passes.execute import Executable
+from ttac.passes.execute import Executable, rows
 from ttac.passes.fuse import fuse_norms
 from ttac.passes.layers import name_layers, name_nodes, unique_layers
 from ttac.passes.load import ORIGINAL, Say, quiet
@@ -213,9 +213,9 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"original": original, "normal": model})
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("original", "normal"))
-        expected = _rows(before, original, samples, traced or 3)
+        expected = rows(before, original, samples, traced or 3)
         for size in (1, 2, 3):
-            found = _rows(after, model, samples[:size], size)
+            found = rows(after, model, samples[:size], size)
             worst = _distance(found, expected[:size])
             if worst > TOLERANCE * max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1e-6):
                 raise _differs(size, worst, traced, rewritten)
@@ -238,15 +238,6 @@ def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[st
         where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
         hint="look for an operator that reduces, sorts or normalises over the first axis",
     )
-
-
-def _rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> np.ndarray:
-    """The output for each sample, computed `batch` at a time; a batch of the size the graph has may be incomplete."""
-    (x,), (y,) = model.graph.inputs, model.graph.outputs
-    short = -len(samples) % batch
-    padded = np.concatenate([samples, samples[:1].repeat(short, 0)])
-    parts = [run({str(x.name): padded[i : i + batch]})[str(y.name)] for i in range(0, len(padded), batch)]
-    return np.concatenate(parts)[: len(samples)]
 
 
 def finish(model: ir.Model) -> None:

@@ -45,9 +45,10 @@ class NormSite:
         x, y: input and output of the node; [N, C, ...] but for "layer" and "rms".
         scale, bias: float32, [C] but for "layer" and "rms", which have the shape of their axes; bias may be absent.
         mean, var: statistics of the source, None for all kinds but "batch".
-        spatial: elements of one channel of one sample; 1 for [N, C].
+        spatial: elements of one channel of one sample; 1 for [N, C], 16 for [16*N, C].
         inserted: made by ttac behind a convolution that had lost its norm.
         trained: whether a method that trains norms trains this one.
+        drift: how far its input moves when the model's is disturbed (`ttac.passes.drift`), None if nobody asked.
     """
 
     name: str
@@ -64,6 +65,7 @@ class NormSite:
     spatial: int
     inserted: bool = False
     trained: bool = True
+    drift: float | None = None
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -223,7 +225,7 @@ def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | 
     if not all(np.isfinite(array).all() for array in (scale, bias, mean, var)) or (var < 0).any():
         return Passed(name, "batch", node, "its parameters are not finite, or a variance is negative")
     eps = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    spatial = int(np.prod([int(str(size)) for size in x.shape[2:]], dtype=np.int64))
+    spatial = max(1, sample_size(x.shape) // max(1, channels))
     y = node.outputs[0]
     return NormSite(name, "batch", node, x, y, scale, bias, mean, var, eps, channels, spatial, inserted)
 
@@ -319,14 +321,16 @@ def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) 
     Args:
         found: the norms of the model.
         norms: "keep" adapts what the file has; "insert" also gives every candidate a norm; "auto" does that only for a
-            file without any norm, or whose exporter states which norms it folded and that has no batch norm left.
+            file without any norm, or whose exporter states which norms it folded; without source samples it makes do
+            with the batch norms that are left, where there are any.
         has_calibration: whether there are source samples to take an inserted norm's statistics from.
 
     Raises UnsupportedError, with both ways out, if nothing can be adapted.
     """
     told = [candidate for candidate in found.folded if FOLDED in candidate.node.metadata_props]
     batch = [site for site in found.sites if site.kind == "batch"]
-    wanted = {"keep": False, "insert": True, "auto": not batch and bool(told or not found.sites)}[norms]
+    repairs = bool(told) if has_calibration else not batch and bool(told or not found.sites)
+    wanted = {"keep": False, "insert": True, "auto": repairs or not found.sites}[norms]
     if not wanted or not found.folded:
         if not found.sites:
             raise _nothing(found, norms)

@@ -1,16 +1,14 @@
-"""Cut the joint graph in two: the forward hands its residuals to the backward, bools packed to bits where planned."""
+"""Cut the joint graph in two: the forward hands its residuals to the backward, in the form the plan keeps them in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-import ttac.passes.codecs  # noqa: F401  (registers PackBits and UnpackBits)
-from ttac.passes.autodiff import dims
-from ttac.passes.build import Builder
 from ttac.passes.plan import Plan
+from ttac.passes.residuals import encode
 from ttac.passes.schedule import recompute_late, save_early
 
 
@@ -32,7 +30,8 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     graph = joint.graph
     values = ir.convenience.create_value_mapping(graph)
     kept = [values[name] for name in plan.residuals]
-    forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=[*outputs, *kept])
+    handed = list(dict.fromkeys([*outputs, *kept]))
+    forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=handed)
     drop_unread_inputs(forward)
     save_early(forward)
     if not gradients:
@@ -41,8 +40,8 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     backward = ir.convenience.extract(graph, inputs=[*kept, *free], outputs=list(gradients))
     drop_unread_inputs(backward)
     recompute_late(backward)
-    halves = Halves(_model(joint, forward, "forward"), _model(joint, backward, "backward"), plan.residuals)
-    halves = pack_bits(halves, plan)
+    first, second = _model(joint, forward, "forward"), _model(joint, backward, "backward")
+    halves = Halves(first, second, encode(first, second, plan))
     refuse_mismatch(halves, {value.name for value in free})
     return halves
 
@@ -56,38 +55,6 @@ def drop_unread_inputs(graph: ir.Graph) -> None:
 def _model(joint: ir.Model, graph: ir.Graph, name: str) -> ir.Model:
     graph.name = name
     return ir.Model(graph, ir_version=joint.ir_version, producer_name="ttac")
-
-
-def pack_bits(halves: Halves, plan: Plan) -> Halves:
-    """Keep the planned bool residuals as packed bits: pack right behind the mask, unpack before its first reader."""
-    assert halves.backward is not None
-    renamed = {}
-    for name in sorted(plan.bits):
-        packed = _pack(halves.forward, next(v for v in halves.forward.graph.outputs if v.name == name))
-        _unpack(halves.backward, next(v for v in halves.backward.graph.inputs if v.name == name), packed)
-        renamed[name] = str(packed.name)
-    return replace(halves, residuals=tuple(renamed.get(name, name) for name in halves.residuals))
-
-
-def _pack(forward: ir.Model, mask: ir.Value) -> ir.Value:
-    graph = forward.graph
-    op = Builder(graph, "plan", forward.opset_imports[""])
-    nodes = [*graph, None]
-    with op.at("residuals", before=nodes[nodes.index(mask.producer()) + 1]):
-        packed = op.PackBits(mask, name=f"{mask.name}.bits")
-    graph.outputs[list(graph.outputs).index(mask)] = packed
-    return packed
-
-
-def _unpack(backward: ir.Model, mask: ir.Value, packed: ir.Value) -> None:
-    graph = backward.graph
-    op = Builder(graph, "plan", backward.opset_imports[""])
-    bits = ir.val(str(packed.name), dtype=packed.dtype, shape=packed.shape)
-    graph.inputs[list(graph.inputs).index(mask)] = bits
-    readers = {use.node for use in mask.uses()}
-    with op.at("residuals", before=next(node for node in graph if node in readers)):
-        restored = op.UnpackBits(bits, shape=[size if isinstance(size, int) else -1 for size in dims(mask)])
-    ir.convenience.replace_all_uses_with(mask, restored)
 
 
 def refuse_mismatch(halves: Halves, given: Set[str | None]) -> None:

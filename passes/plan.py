@@ -3,26 +3,28 @@
 Every value that both halves could share is an edge of capacity bytes; what must be computed in the forward hangs on the
 source, what the gradients read hangs on the sink (the construction of PyTorch's min-cut partitioner).  Cheap nodes with
 one large input may be computed again in the backward instead of kept.
+
+A value kept with an error takes nothing with it that a step of a function decides: masks that would be computed from it
+again are kept as bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 
 import networkx as nx
+import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.autodiff import dims
 from ttac.passes.batch import sample_size
+from ttac.passes.codecs import CODECS
 
 SMALL = 64 * 1024
-WORTH_PACKING = 1024
-"""Bytes of a mask from which on one bit per element is worth the nodes that pack and unpack it."""
-SHARE = 0.25
-"""Of a memory budget, what residuals may take unpacked: below, packing masks changes the peak by a few percent."""
+SAMPLE_BYTES = "ttac.sample_bytes"
+"""Value metadata: bytes a sample takes where the shape does not tell."""
 # Operators cheap enough to run twice: about the price of reading and writing their tensor once.
 CHEAP = frozenset(
     "Abs Add BatchNormalization Cast ChannelAffine Clip Div Elu Equal Exp Greater GreaterOrEqual HardSigmoid HardSwish "
@@ -31,18 +33,37 @@ CHEAP = frozenset(
 )
 # Operators that are not, even where their output is small.
 COSTLY = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN".split())
-How = Literal["dense", "bits", "recompute"]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One decision: a value of the forward, how it reaches the backward, its bytes at the planned batch, and why."""
+    """One decision: a value of the forward, how it reaches the backward, its bytes at the planned batch, and why.
+
+    Attributes:
+        how: name of a codec, or "recompute".
+        share: of its elements that the bytes count as kept, where the codec drops some.
+        layers: positions of the layers whose share is asked for at run time; the largest counts.
+        variance, eps: the value [C] that an error in a channel is relative to, where there is one.
+    """
 
     value: str
-    how: How
+    how: str
     bytes: int
     dense: int
     because: str
+    share: float = 1.0
+    layers: tuple[int, ...] = ()
+    variance: str = ""
+    eps: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The share of its input that each layer keeps, [layers]: state `name` if it `moves`, else always `initial`."""
+
+    name: str
+    initial: np.ndarray
+    moves: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class Plan:
 
     batch: int
     kept: tuple[Kept, ...] = ()
-    bits: frozenset[str] = field(default_factory=frozenset)
+    shares: Shares | None = None
 
     @property
     def bytes(self) -> int:
@@ -68,32 +89,77 @@ class Plan:
         """Names of the values the forward hands to the backward."""
         return tuple(row.value for row in self.kept if row.how != "recompute")
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether everything reaches the backward as it was."""
+        return all(row.how == "recompute" or CODECS[row.how].is_exact for row in self.kept)
+
+    def exactly(self) -> Plan:
+        """The same values, each kept as it is."""
+        rows = [row if row.how == "recompute" else replace(row, how="dense", bytes=row.dense) for row in self.kept]
+        return replace(self, kept=tuple(rows), shares=None)
+
     def largest(self, count: int = 5) -> list[Kept]:
         """The rows that cost most, largest first."""
         return sorted(self.kept, key=lambda row: (-row.bytes, row.value))[:count]
 
 
+Decide = Callable[[ir.Value, Set[ir.Node]], Kept]
+"""How to keep a value of the cut, given the nodes of the backward half."""
+
+
 def plan_activations(
-    joint: ir.Graph, backward: Sequence[ir.Node], free: Iterable[ir.Value], batch: int, budget: int | None = None
+    joint: ir.Graph,
+    backward: Sequence[ir.Node],
+    free: Iterable[ir.Value],
+    batch: int,
+    decide: Decide | None = None,
+    shares: Shares | None = None,
 ) -> Plan:
     """The residuals of `joint`, whose nodes `backward` were made by autodiff.
 
     Args:
         free: values that both halves can read at no cost (user inputs, state, constants).
         batch: samples per step that the bytes are counted for.
-        budget: bytes that a whole step may take; where it is tight, bool masks become bits.
+        decide: how to keep a value; without it all are kept as they are.
+        shares: what residuals that drop elements go by.
     """
     late = downstream_of_gradient(backward)
     wanted = _read_by(late, backward)
     given = {id(value) for value in free}
-    cut = _minimum_cut(joint, late, given, batch)
-    kept = [_row(value, batch, bits=False) for value in cut]
-    if budget is not None and sum(row.bytes for row in kept) > SHARE * budget:
-        kept = [_row(value, batch, bits=_worth_packing(value, batch)) for value in cut]
-    chosen = {row.value for row in kept}
+    decide = decide or (lambda value, _: keep_as(value, "dense", batch))
+    cut = _minimum_cut(joint, late, given, batch, frozenset())
+    half = backward_half(late, cut, given)
+    rows = [decide(value, half) for value in cut]
+    lossy = {id(v) for v, row in zip(cut, rows, strict=True) if not CODECS[row.how].is_exact}
+    if lossy:
+        masks = frozenset(id(v) for v in wanted if v.dtype == ir.DataType.BOOL and _follows(v, lossy, half))
+        cut = _minimum_cut(joint, late, given, batch, masks)
+        half = backward_half(late, cut, given)
+        rows = [keep_as(v, "bits", batch) if id(v) in masks else decide(v, half) for v in cut]
+    chosen = {row.value for row in rows}
     again = [value for value in wanted if value.name not in chosen and id(value) not in given]
-    rows = [*kept, *(_recomputed(v, batch) for v in again if nbytes(v, batch) > SMALL)]
-    return Plan(batch, tuple(rows), frozenset(row.value for row in kept if row.how == "bits"))
+    rows += [_recomputed(v, batch) for v in again if nbytes(v, batch) > SMALL]
+    return Plan(batch, tuple(rows), shares)
+
+
+def backward_half(late: Set[ir.Node], cut: Iterable[ir.Value], free: Set[int]) -> set[ir.Node]:
+    """`late` and the nodes that the backward computes again, with `cut` kept."""
+    return set(late) | _ancestors(late, {*free, *(id(value) for value in cut)})
+
+
+def _follows(value: ir.Value, sources: Set[int], half: Set[ir.Node]) -> bool:
+    """Whether the backward computes `value` from one of `sources`."""
+    pending, seen = [value], set()
+    while pending:
+        current = pending.pop()
+        if id(current) in sources:
+            return True
+        maker = current.producer()
+        if maker is not None and maker in half and maker not in seen:
+            seen.add(maker)
+            pending += [v for v in maker.inputs if v is not None]
+    return False
 
 
 def downstream_of_gradient(backward: Sequence[ir.Node]) -> set[ir.Node]:
@@ -120,7 +186,10 @@ def _read_by(late: set[ir.Node], backward: Sequence[ir.Node]) -> list[ir.Value]:
     return list(seen)
 
 
-def _minimum_cut(joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int) -> list[ir.Value]:
+def _minimum_cut(
+    joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int, masks: frozenset[int]
+) -> list[ir.Value]:
+    """The values to keep; `masks` are not computed again, and count as bits."""
     flow = nx.DiGraph()
     values: dict[str, ir.Value] = {}
     needed = _ancestors(late, free)
@@ -130,8 +199,9 @@ def _minimum_cut(joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int
         for value in node.outputs:
             name = str(value.name)
             values[name] = value
-            flow.add_edge((name, "in"), (name, "out"), capacity=nbytes(value, batch))
-            if node not in again:
+            size = nbytes(value, batch)
+            flow.add_edge((name, "in"), (name, "out"), capacity=-(-size // 8) if id(value) in masks else size)
+            if node not in again or id(value) in masks:
                 flow.add_edge("source", (name, "in"))
             for source in _sources(node, free):
                 flow.add_edge((str(source.name), "out"), (name, "in"))
@@ -143,7 +213,7 @@ def _minimum_cut(joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int
     return [value for name, value in values.items() if (name, "in") in reached and (name, "out") not in reached]
 
 
-def _ancestors(late: set[ir.Node], free: set[int]) -> set[ir.Node]:
+def _ancestors(late: Set[ir.Node], free: Set[int]) -> set[ir.Node]:
     """The nodes outside `late` that some late node depends on."""
     found: set[ir.Node] = set()
     pending = list(late)
@@ -156,7 +226,7 @@ def _ancestors(late: set[ir.Node], free: set[int]) -> set[ir.Node]:
     return found
 
 
-def _sources(node: ir.Node, free: set[int]) -> list[ir.Value]:
+def _sources(node: ir.Node, free: Set[int]) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None and v.producer() is not None and id(v) not in free]
 
 
@@ -185,21 +255,23 @@ def nbytes(value: ir.Value, batch: int) -> int:
     """
     if value.dtype is None:
         raise UnsupportedError(f"the type of `{value.name}` is unknown")
+    if SAMPLE_BYTES in value.meta:
+        return int(batch * value.meta[SAMPLE_BYTES])
     samples = batch if any(isinstance(size, str) for size in dims(value)) else 1
     assert value.shape is not None
     return max(1, samples * sample_size(value.shape) * value.dtype.bitwidth // 8)
 
 
-def _worth_packing(value: ir.Value, batch: int) -> bool:
-    return value.dtype == ir.DataType.BOOL and nbytes(value, batch) >= WORTH_PACKING
-
-
-def _row(value: ir.Value, batch: int, *, bits: bool) -> Kept:
+def keep_as(value: ir.Value, how: str, batch: int, because: str = "", share: float = 1.0) -> Kept:
+    """The row of `value` kept by the codec `how`."""
     dense = nbytes(value, batch)
-    if bits:
-        return Kept(str(value.name), "bits", -(-dense // 8), dense, "the gradient needs one bit of it")
-    because = "a mask, one byte per element" if value.dtype == ir.DataType.BOOL else _reason(value)
-    return Kept(str(value.name), "dense", dense, dense, because)
+    if how == "bits":
+        return Kept(str(value.name), how, -(-dense // 8), dense, because or "the gradient needs one bit of it")
+    if how != "dense":
+        return Kept(str(value.name), how, int(batch * CODECS[how].bytes(value, share)), dense, because, share)
+    if not because:
+        because = "a mask, one byte per element" if value.dtype == ir.DataType.BOOL else _reason(value)
+    return Kept(str(value.name), how, dense, dense, because)
 
 
 def _reason(value: ir.Value) -> str:

@@ -36,6 +36,15 @@ def reshape_like(op: Builder, x: ir.Value, like: ir.Value | None) -> ir.Value:
     return reshape(op, x, dims(like))
 
 
+def transpose(op: Builder, x: ir.Value, perm: Sequence[int]) -> ir.Value:
+    """`x` with its axes permuted; two permutations in a row become one, or none."""
+    made, order = x.producer(), list(perm)
+    if made is not None and made.op_type == "Transpose" and made.inputs[0] is not None:
+        inner = list(made.attributes.get_ints("perm") or reversed(range(len(order))))
+        x, order = made.inputs[0], [inner[axis] for axis in order]
+    return x if order == list(range(len(order))) else op.Transpose(x, perm=order)
+
+
 def shape_of(op: Builder, shape: Sequence[Size], *sources: ir.Value | None) -> ir.Value | list[int]:
     """`shape` as an operand: a list if all is known, else a vector that reads symbolic sizes off the `sources`."""
     if all(isinstance(size, int) for size in shape):

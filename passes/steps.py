@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ttac.passes.importance import importance
 from ttac.passes.method_graphs import Context, MethodGraph
 from ttac.passes.optimizers import update_graph
-from ttac.passes.selection import confirm, reliable, select
+from ttac.passes.selection import certain, confirm, reliable, select, uniform
 from ttac.passes.sharpness import ascend, descend, restore
 
 
@@ -23,6 +24,9 @@ STEPS: dict[str, Callable[[Context], MethodGraph]] = {
     "reliable": reliable,
     "confirm": confirm,
     "select": select,
+    "uniform": uniform,
+    "certain": certain,
+    "importance": importance,
     "ascend": ascend,
     "descend": descend,
     "restore": restore,

@@ -220,11 +220,11 @@ def _split_sequence(walk: Walk, node: ir.Node) -> None:
             node.inputs[0], sizes, axis=axis, outputs=len(sizes), name=f"{node.outputs[0].name}.part"
         )
     parts = parts if isinstance(parts, tuple) else (parts,)
-    walk.visit_producer(parts[0])
     for reader in readers:
         position = walk.fixed_data(reader, 1)
         replace(walk.graph, reader, parts[0 if position is None else int(position)])
     walk.graph.remove(node, safe=True)
+    walk.visit_producer(parts[0])  # last: it puts initializers in the place of parts of a constant
 
 
 def _state_targets(walk: Walk) -> None:
@@ -241,9 +241,18 @@ def _state_targets(walk: Walk) -> None:
             node.replace_input_with(1, walk.op.constant(target))
 
 
+ALIKE = BROADCASTS - {"MatMul", "Max", "Mean", "Min", "Sum", "PRelu"}
+
+
 def _drop_no_ops(walk: Walk) -> None:
-    """A node whose output is its input: the same shape, in the same order of elements."""
+    """A node whose output is its input: the same shape, in the same order of elements.
+
+    Also an Expand (torch's `expand_as`) that spells out what its readers do anyway, to the shape of what they join.
+    """
     for node in list(walk.graph):
+        if node.op_type == "Expand" and _spells_out(walk, node):
+            replace(walk.graph, node, node.inputs[0])
+            continue
         x = node.inputs[0] if node.inputs else None
         if x is None or node.op_type not in ("Cast", "Expand", "Reshape", "Slice"):
             continue
@@ -253,6 +262,20 @@ def _drop_no_ops(walk: Walk) -> None:
             continue
         if steps is None or (steps == 1).all():
             replace(walk.graph, node, x)
+
+
+def _spells_out(walk: Walk, node: ir.Node) -> bool:
+    x, y = node.inputs[0], node.outputs[0]
+    shapes = walk.of(y).shapes
+    if x is None or shapes is None or y.is_graph_output() or len((walk.of(x).shapes or ((),))[0]) != len(shapes[0]):
+        return False
+    for use in y.uses():
+        others = [value for value in use.node.inputs if value is not y]
+        if use.node.op_type not in ALIKE or len(others) != 1 or others[0] is None:
+            return False
+        if walk.of(others[0]).shapes != shapes:
+            return False
+    return True
 
 
 def _state_sizes(walk: Walk, node: ir.Node) -> None:

@@ -6,6 +6,8 @@ the two halves give what the joint graph gives, and is the gradient the slope of
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +17,14 @@ import onnx
 import onnx_ir as ir
 
 from ttac.errors import VerificationError
-from ttac.passes.execute import Executable, run
+from ttac.passes.emit import write_graphs
+from ttac.passes.execute import Executable, rows, run
 
-LOGITS, HALVES, GRADIENTS, SLOPE = 1e-5, 1e-5, 1e-4, 2e-2
+LOGITS, HALVES, GRADIENTS, SLOPE = 1e-4, 1e-5, 1e-4, 2e-2
+ROUNDING = 0.5
+"""Root mean square that 8 bits may change logits by, relative to how much these vary: more is no longer the model."""
+FLIPS = 5e-2
+"""What takes the place of the bounds on logits and gradients where a last digit may decide how a value is rounded."""
 CHANGES = (3e-4, 1e-3)
 """How much the loss, in nats, should change over half a central difference; float32 resolves about 1e-6 of it."""
 
@@ -31,12 +38,16 @@ class Verified:
         logits_halves: logits of the forward graph, against the joint graph.
         gradients_halves: gradients of the backward graph, against the joint graph.
         slope: the loss along one random direction by central differences, against the gradients.
+        quantized: logits of the 8-bit graph against the source model, by root mean square.
+        residuals: gradients from residuals that are kept with an error, against exact ones, by root mean square.
     """
 
     logits_off: float
     logits_halves: float | None = None
     gradients_halves: float | None = None
     slope: float | None = None
+    quantized: float | None = None
+    residuals: float | None = None
 
     def as_dict(self) -> dict[str, float | None]:
         """The differences by name."""
@@ -45,9 +56,12 @@ class Verified:
     def refuse(self) -> None:
         """Raise VerificationError if a difference is above its bound, or not a number."""
         bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": GRADIENTS, "slope": SLOPE}
+        bounds |= {"quantized": ROUNDING, "residuals": math.inf}
+        if self.quantized is not None:
+            bounds |= {"logits_off": FLIPS, "logits_halves": FLIPS, "gradients_halves": FLIPS}
         for name, bound in bounds.items():
             value = getattr(self, name)
-            if value is not None and not value <= bound:
+            if value is not None and not (value <= bound and math.isfinite(value)):
                 raise VerificationError(
                     f"verification failed: {name.replace('_', ' ')} differ by {value:.2e}, allowed {bound:.0e}",
                     hint="please report this model; `--dump DIR` writes the graph after every room",
@@ -74,8 +88,28 @@ def _check_file(path: Path) -> None:
 
 
 def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
-    """The rewritten graph with source statistics and initial parameters, against the model that was loaded."""
-    return relative(run(off, feeds)[logits], run(source, feeds)[logits])
+    """The rewritten graph with source statistics and initial parameters, against the model that was loaded.
+
+    That one is run on as many samples at a time as its file asks for.
+    """
+    return relative(run(off, feeds)[logits], _plain(source, feeds[str(source.graph.inputs[0].name)]))
+
+
+def _plain(source: ir.Model, samples: np.ndarray) -> np.ndarray:
+    """The output of the model as it was loaded, for samples of any number."""
+    stated = source.graph.inputs[0].shape[0] if source.graph.inputs[0].shape else None
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"source": source})
+        plain = Executable(Path(folder) / "source.onnx")
+        return rows(plain, source, samples, stated if isinstance(stated, int) and stated > 0 else len(samples))
+
+
+def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str) -> float:
+    """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...]."""
+    expected = _plain(source, samples).astype(np.float64)
+    found = run(quantized, {str(quantized.graph.inputs[0].name): samples})[logits]
+    spread = max(float(expected.std()), 1e-12)
+    return float(np.sqrt(np.mean((found - expected) ** 2))) / spread
 
 
 class Halves:
@@ -102,8 +136,18 @@ def compare_halves(
 ) -> tuple[float, float]:
     """Largest differences of logits and of gradients between the joint graph and the two halves."""
     expected, found = run(joint, feeds), halves.run(feeds)
-    slopes = (np.concatenate([values[name].reshape(-1) for name in gradients]) for values in (found, expected))
-    return relative(found[logits], expected[logits]), relative(*slopes)
+    return relative(found[logits], expected[logits]), relative(_joined(found, gradients), _joined(expected, gradients))
+
+
+def residual_error(halves: Halves, exact: Halves, feeds: Mapping[str, np.ndarray], gradients: Sequence[str]) -> float:
+    """Length of the difference between the gradients of `halves` and of `exact`, over the length of the latter."""
+    expected = _joined(exact.run(feeds), gradients).astype(np.float64)
+    found = _joined(halves.run(feeds), gradients)
+    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))
+
+
+def _joined(values: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([values[name].reshape(-1) for name in names])
 
 
 def slope_error(

@@ -79,13 +79,15 @@ def expand_all(model: ir.Model, room: str = "lower", opset: int | None = None) -
             with op.at(node.metadata_props.get(LAYER, ""), before=node):
                 made = COMPOSITES[node.op_type].expand(op, node)
                 _replace(op, node, made if isinstance(made, tuple) else (made,))
+        model.graph.remove(pending, safe=True)
     model.opset_imports.pop(DOMAIN, None)
     return model
 
 
 def _replace(op: Builder, node: ir.Node, made: tuple[ir.Value, ...]) -> None:
-    """Put the values `made` in the place of the node's outputs, under their names, and remove the node.
+    """Put the values `made` in the place of the node's outputs, under their names, and cut the node off.
 
+    It is removed later, all at once: each removal looks through all outputs of the graph.
     What the expansion only passed on (an input, an initializer, a value twice) keeps its own name.
     """
     taken = {id(value) for value in node.inputs}
@@ -99,4 +101,5 @@ def _replace(op: Builder, node: ir.Node, made: tuple[ir.Value, ...]) -> None:
         if not passed_on:
             new.type, new.shape, new.name = old.type, old.shape, name
             new.metadata_props.update(old.metadata_props)
-    op.graph.remove(node, safe=True)
+    for position in range(len(node.inputs)):
+        node.replace_input_with(position, None)

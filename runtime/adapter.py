@@ -97,7 +97,7 @@ class Adapter:
             return dict(self._stats)
 
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Predict and adapt: inputs [n, ...] -> logits [n, classes], n from the smallest to the planned batch.
+        """Predict and adapt: inputs [n, ...] -> logits [n, ...], n from the smallest to the planned batch.
 
         The state changes only when the whole step went through and is finite.
 

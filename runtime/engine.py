@@ -34,6 +34,11 @@ DENIED = {
 QUIET = 4
 """The engine's log level that leaves fatal messages only: what fails is raised anyway."""
 
+FAULTY = ["MatMul_BatchNormalization_Fusion", "SkipLayerNormFusion"]
+"""Rewrites of the engine that are left out, for what they do in 1.19: the first makes a Gemm of a product of more than
+two axes (MatMul, Reshape, BatchNormalization, as in LeViT) and does not load the graph; the second forgets that the
+further outputs of a LayerNormalization, its statistics, are read."""
+
 DTYPES = {"float": "float32", "double": "float64"}
 """Element types the engine calls otherwise than numpy."""
 
@@ -56,6 +61,8 @@ class EngineSettings:
         shared_arena: all sessions of the process allocate from one arena, so that what a forward run frees serves the
             backward run; the arena stays when the sessions go.
         memory_pattern: one block per run, laid out from the run before, instead of one allocation per tensor.
+        memory_reuse: keep the room of a tensor that nobody needs for a later one of the same shape, instead of giving
+            it back at once; other shapes cannot have it meanwhile.
         file_order: run nodes in the order of the file, as the plan assumes; the engine's own order starts saves and
             recomputations early or ends them late, and holds their tensors meanwhile.
         optimization: "basic", "extended" or "all" (also hardware layouts: faster, but it breaks the file order);
@@ -67,6 +74,7 @@ class EngineSettings:
     spinning: bool = False
     shared_arena: bool = True
     memory_pattern: bool = False
+    memory_reuse: bool = False
     file_order: bool = True
     optimization: str = "all"
     prepacking: bool = True
@@ -198,6 +206,7 @@ def _options(settings: EngineSettings) -> Any:
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = settings.memory_pattern
+    options.enable_mem_reuse = settings.memory_reuse
     order, level = module.ExecutionOrder, module.GraphOptimizationLevel
     options.execution_order = order.PRIORITY_BASED if settings.file_order else order.DEFAULT
     options.graph_optimization_level = getattr(level, f"ORT_ENABLE_{settings.optimization.upper()}")
@@ -219,7 +228,9 @@ def _open(path: Path, options: Any) -> Any:
     """The engine prints about a provider's failure before it raises; that line is caught here, the error is enough."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return engine().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return engine().InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=FAULTY
+            )
     except TtacError:
         raise
     except Exception as error:

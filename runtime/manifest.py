@@ -33,13 +33,15 @@ LARGEST = 64 * 2**20
 
 BATCH_AXIS = "N"
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
-ROLES = ("parameter", "optimizer", "statistic", "counter")
+ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
 OPTIMIZATIONS = ("basic", "extended", "all")
+HEADS = ("classes", "binary", "dense")
+VALUES = ("logits", "probabilities", "log_probabilities")
 COUNTED = ("steps", "samples", "rejected", "milliseconds")
 """Names in `adapter.stats` that a graph's scalars may not take."""
 
 KEYS = frozenset(
-    "format ttac method target source files inputs outputs batch preprocessing state sites graphs programs memory "
+    "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
 
@@ -71,6 +73,21 @@ class GraphSpec:
 
 
 @dataclass(frozen=True)
+class HeadSpec:
+    """How the output is read.
+
+    Attributes:
+        kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position.
+        axis: that of the classes or answers in the output, None where each position has one number.
+        values: one of `VALUES`, what the output holds.
+    """
+
+    kind: str
+    axis: int | None
+    values: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The part of a manifest the runtime acts on; `raw` is all of it."""
 
@@ -80,6 +97,7 @@ class Manifest:
     files: Mapping[str, str]
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
+    head: HeadSpec | None
     planned: int
     smallest: int
     state_file: str
@@ -126,6 +144,7 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         files=files,
         inputs=_inputs(raw["inputs"]),
         output=outputs[0],
+        head=_head(raw["head"], outputs[0]),
         planned=planned,
         smallest=smallest,
         state_file=state_file,
@@ -216,6 +235,21 @@ def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool =
         for axis, size in enumerate(a_list(entry["shape"], f"{where}.shape"))
     )
     return TensorSpec(a_name(entry["name"], f"{where}.name"), entry["dtype"], shape)
+
+
+def _head(value: Any, output: TensorSpec) -> HeadSpec | None:
+    if value is None:
+        return None
+    entry = an_object(value, "head", only=("kind", "axis", "values"))
+    for key, words in (("kind", HEADS), ("values", VALUES)):
+        if entry[key] not in words:
+            refuse(f"head.{key}", f"is {entry[key]!r}")
+    axis = entry["axis"]
+    if axis is not None and a_count(axis, "head.axis", low=1) >= len(output.shape):
+        refuse("head.axis", f"is {axis}, and the output has {len(output.shape)} axes")
+    if axis is None and entry["kind"] == "classes":
+        refuse("head.axis", "is null, and a head of classes has an axis of them")
+    return HeadSpec(entry["kind"], axis, entry["values"])
 
 
 def _batch(value: Any) -> tuple[int, int]:

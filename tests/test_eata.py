@@ -70,8 +70,10 @@ def test_without_fisher_calibration_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_bound_of_redundancy_follows_the_classes() -> None:
     settle = methods.find("eata").settle
-    bounds = [settle({"redundancy": 0.0}, Facts(64, classes, frozenset()))["redundancy"] for classes in (10, 100, 1000)]
-    assert bounds == [0.4, 0.1, 0.05]
+    bounds = [
+        settle({"redundancy": 0.0}, Facts(64, classes, frozenset()))["redundancy"] for classes in (2, 3, 10, 100, 1000)
+    ]
+    assert bounds == [0.9, 0.4, 0.4, 0.1, 0.05]
     assert settle({"redundancy": 0.2}, Facts(64, 10, frozenset()))["redundancy"] == 0.2
 
 

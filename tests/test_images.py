@@ -9,7 +9,7 @@ import pytest
 
 from ttac.errors import UsageError
 from ttac.images import division, open_stream, preparation
-from ttac.streaming import mean_entropy, run_stream
+from ttac.streaming import run_stream
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -152,8 +152,3 @@ def test_a_stream_is_summed_up(tmp_path: Path) -> None:
         "error",
     }
     np.testing.assert_array_equal(run_stream(Doubling(), stream, batch=4, adapt=False).logits, x[:, 0, 0])
-
-
-def test_entropy_in_nats() -> None:
-    assert mean_entropy(np.zeros((3, 10), np.float32)) == pytest.approx(np.log(10))
-    assert mean_entropy(np.array([[1e4, 0.0]], np.float32)) == pytest.approx(0)

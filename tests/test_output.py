@@ -167,7 +167,7 @@ def test_a_graph_after_every_room(model: Path) -> None:
     for name in ("01-load", "02-normalise", "03-norms"):
         onnx.checker.check_model(graphs[f"{name}/model.onnx"])
     assert [line.split()[0] for line in said if not line.startswith(" ")] == [
-        "load", "normalise", "norms", "adapt", "autodiff", "plan", "lower", "verify", "measure",
+        "load", "normalise", "head", "norms", "adapt", "autodiff", "plan", "lower", "verify", "measure",
     ]  # fmt: skip
     assert "the dump folder is a file" in refused(UsageError, model, dump=model)
 

@@ -31,14 +31,13 @@ from tests.whole_models import (
     spelled,
 )
 from ttac import finish
-from ttac.errors import UnsupportedError, VerificationError
+from ttac.errors import VerificationError
 from ttac.passes.adapt import StateTensor, adapt_norms
 from ttac.passes.build import Builder
 from ttac.passes.differentiate import differentiate_loss
 from ttac.passes.emit import INLINE, WEIGHTS, write_graphs
 from ttac.passes.execute import Executable, run
 from ttac.passes.insert import insert_norms, unit_filters
-from ttac.passes.losses import attach_loss
 from ttac.passes.norms import find_norms
 from ttac.passes.optimizers import update_graph
 from ttac.passes.verify import Verified, compare_halves, relative, slope_error
@@ -231,13 +230,6 @@ def test_entropy() -> None:
 def test_entropy_at_its_ends(logits: np.ndarray, expected: float) -> None:
     value, gradient = entropy_of(logits)
     assert value == pytest.approx(expected, abs=1e-6) and np.isfinite(gradient).all()
-
-
-def test_a_loss_needs_classes(tmp_path: Path) -> None:
-    model = normal(saved(source(), tmp_path))
-    features = next(value for node in model.graph for value in node.outputs if value.name == "r")
-    with pytest.raises(UnsupportedError, match="two or more classes"):
-        attach_loss(model, "entropy", features)
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

@@ -93,13 +93,14 @@ def test_a_changed_file_is_refused(run: Run, folder: Path) -> None:
 def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
     seen = run("inspect", "tiny.ttac")
     assert (seen.code, seen.err) == (0, "")
-    assert seen.out.splitlines()[:9] == [
+    assert seen.out.splitlines()[:10] == [
         "bundle         tiny.ttac",
         "method         tiny",
         "target         cpu (opset 18)",
         "source         tiny.onnx",
         "input          x float32 [N, 3]",
         "output         logits float32 [N, 2]",
+        "head           classes, logits, axis 1",
         "batch          4",
         "norm sites     0, 0 trained, 0 inserted",
         "state tensors  2",

@@ -159,6 +159,7 @@ def manifest_of(
         "source": {"file": "tiny.onnx", "sha256": hashlib.sha256(SOURCE.encode()).hexdigest()},
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["N", 3]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["N", outputs]}],
+        "head": {"kind": "classes", "axis": 1, "values": "logits"},
         "batch": {"planned": PLANNED, "smallest": 1},
         "preprocessing": None,
         "state": {

@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from ttac import methods, targets
     from ttac.driver import compile_model as compile
     from ttac.errors import TtacError
+    from ttac.evaluation.study import evaluate
     from ttac.runtime import Adapter, Bundle, InferenceSession, load
 
     __version__: str
 
-__all__ = ["Adapter", "Bundle", "InferenceSession", "TtacError", "__version__", "compile", "load", "methods", "targets"]
+__all__ = [
+    "Adapter",
+    "Bundle",
+    "InferenceSession",
+    "TtacError",
+    "__version__",
+    "compile",
+    "evaluate",
+    "load",
+    "methods",
+    "targets",
+]
 
 _PLACES = {
     "Adapter": ("ttac.runtime.adapter", "Adapter"),
@@ -29,6 +41,7 @@ _PLACES = {
     "InferenceSession": ("ttac.runtime.session", "InferenceSession"),
     "TtacError": ("ttac.errors", "TtacError"),
     "compile": ("ttac.driver", "compile_model"),
+    "evaluate": ("ttac.evaluation.study", "evaluate"),
     "load": ("ttac.runtime", "load"),
     "methods": ("ttac.methods", ""),
     "targets": ("ttac.targets", ""),

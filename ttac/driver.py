@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttac.finish import finish
-from ttac.method import anchor_of, facts_of, method_graphs
-from ttac.packing import Compiled
-from ttac.passes.adapt import Adaptation, adapt_norms
-from ttac.passes.differentiate import Joint, differentiate_loss
-from ttac.passes.feed import feed_pointwise
+from ttac.assemble import Parts, build_graphs, plan_residuals
+from ttac.finish import OverBudget, finish
+from ttac.garbage import uncollected
+from ttac.method import anchor_of, facts_of, head_of, refine
+from ttac.passes.adapt import adapt_norms
+from ttac.passes.differentiate import differentiate_loss, own_logits
 from ttac.passes.load import load
-from ttac.passes.lower import lower
 from ttac.passes.normalise import normalise
-from ttac.passes.partition import partition
-from ttac.passes.plan import plan_activations
-from ttac.passes.stages import split_backward
+from ttac.programs import runs_again
 from ttac.request import Request, request
 from ttac.rooms import Rooms
-from ttac.sites import choose_sites, name_parameters, samples_of
+from ttac.sites import choose_sites, lifted, name_parameters, quantize_frozen, samples_of
+from ttac.sizes import format_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ttac.passes.norms import NormSite
     from ttac.runtime.bundle import Bundle
+    from ttac.sites import Samples
 
-STAGES = 6
-"""Graphs that the backward is cut into at most; each run costs a fraction of a millisecond."""
+TRIES = 6
+"""How often a step is planned for less until it measures within the budget; each is a compile of its last rooms."""
 
 
 def compile_model(
@@ -54,6 +51,7 @@ def compile_model(
     input: str | None = None,
     logits: str | None = None,
     shape: tuple[int, ...] | None = None,
+    head: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Compile the ONNX file `path` for test-time adaptation; returns the bundle, written to the folder `output`.
@@ -65,13 +63,15 @@ def compile_model(
             images.
         norms: "auto" inserts norms only into a file that has none, "insert" after every Conv with a bias, "keep"
             never.
-        train: which sites are adapted: "norms" for all, or comma-separated name patterns.
+        train: which sites are adapted: "norms" for all, or comma-separated selectors (`ttac.passes.selectors`).
+        quantize: "int8" runs the layers in 8 bits; needs `calibration`.
         memory_budget: bytes, or a size such as "64MiB", that a step may use beyond the loaded bundle.
         settings: the method's hyperparameters (`ttac methods NAME`).
         dump: folder that gets the graph after each room.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
         input, logits: names of the graph's input and output where it has several.
         shape: of one sample, where the file leaves it open.
+        head: how the output is read: "classes", "binary" or "dense"; "auto" tells from its shape and last operators.
         say: gets one line per room.
 
     Raises:
@@ -96,74 +96,50 @@ def compile_model(
         input=input,
         logits=logits,
         shape=shape,
+        head=head,
     )
-    return compile_request(asked, say)
+    with uncollected():
+        return compile_request(asked, say)
 
 
 def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
     """The rooms, one after the other."""
     rooms = Rooms(say, asked.dump)
     source = rooms.loaded(load(asked.path, input=asked.input, output=asked.logits, say=rooms.note))
-    samples = samples_of(asked, source, rooms.note)
-    model = rooms.normalised(normalise(source, shape=asked.shape or samples.shape, say=rooms.note))
+    asked, plain = lifted(asked, source, rooms.note)
+    samples = samples_of(asked, plain, rooms.note)
+    model = rooms.normalised(normalise(plain, shape=asked.shape or samples.shape, say=rooms.note))
+    head = rooms.headed(head_of(asked, model))
     sites = rooms.recognised(model, choose_sites(model, asked, samples, rooms.note))
-    asked = asked.settled(facts_of(asked, model, sites))
+    asked = asked.settled(facts_of(asked, head, sites))
+    quantized = rooms.quantized(model, quantize_frozen(asked, model, sites, samples))
+    sites = quantized.sites
     infer = model.clone()
     name_parameters(infer, sites)
     statistics = asked.method.statistics(asked.settings)
-    adaptation = adapt_norms(model, sites, statistics, asked.settings, trains=asked.method.trains)
+    adaptation = adapt_norms(model, sites, statistics, asked.settings, trains=asked.method.trains, batch=asked.batch)
+    refine(asked, model, head)
     rooms.adapted(model, adaptation)
-    anchor = rooms.anchored(anchor_of(asked, model, adaptation, samples))
+    anchor = rooms.anchored(anchor_of(asked, model, adaptation, samples, head))
     logits = model.graph.outputs[0]
-    joint = rooms.differentiated(differentiate_loss(model, logits, asked.method.loss, adaptation.parameters))
-    compiled = build_graphs(asked, infer, sites, adaptation, joint, anchor, rooms)
-    return finish(compiled, source, joint, samples, rooms)
+    joint = differentiate_loss(model, logits, asked.method.loss, adaptation.parameters, head)
+    joint = rooms.differentiated(own_logits(joint) if runs_again(asked.method.program) else joint)
+    parts = Parts(asked, infer, sites, adaptation, joint, anchor, head, quantized)
+    return fit(parts, source, samples, rooms)
 
 
-def build_graphs(
-    asked: Request,
-    infer: ir.Model,
-    sites: list[NormSite],
-    adaptation: Adaptation,
-    joint: Joint,
-    anchor: Mapping[str, np.ndarray],
-    rooms: Rooms,
-) -> Compiled:
-    """Plan, partition, add the method's own graphs, and lower every graph for the target."""
-    graph = joint.model.graph
-    plan = rooms.planned(plan_activations(graph, joint.backward, list(graph.inputs), asked.batch, asked.budget))
-    tracked = [tensor.next for tensor in adaptation.tracked if tensor.next is not None]
-    outputs = joint.loss.outputs if joint.loss else []
-    halves = partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
-    graphs = {"infer": infer, "forward": halves.forward}
-    moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}
-    stats = {"forward": {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}}
-    state = list(adaptation.tracked)
-    if halves.backward is not None:
-        stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
-        steps = method_graphs(asked, joint, anchor)
-        graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
-        moves |= {name: step.moves for name, step in steps.items()}
-        stats |= {name: dict(step.stats) for name, step in steps.items()}
-        state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
-    for model in graphs.values():
-        lower(model, asked.target)
-    fed = feed_pointwise(model for name, model in graphs.items() if name != "infer")
-    rooms.lowered(graphs)
-    return Compiled(
-        asked,
-        graphs,
-        sites=sites,
-        statistics=adaptation.statistics,
-        state=[replace(tensor, next=None) for tensor in state],
-        moves=moves,
-        stats=stats,
-        fed=fed,
-        plan=plan,
-    )
-
-
-def named_stages(stages: list[ir.Model]) -> dict[str, ir.Model]:
-    """The stages of the backward by the names of their files."""
-    names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
-    return dict(zip(names, stages, strict=True))
+def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundle:
+    """Build and finish the bundle; where it measures above the budget, plan for less as long as there is less."""
+    goal = budget = parts.request.budget
+    for _ in range(TRIES):
+        planned = plan_residuals(parts, goal)
+        rooms.planned(planned.plan)
+        compiled = build_graphs(parts, planned, rooms)
+        try:
+            return finish(compiled, source, parts.joint, samples, rooms)
+        except OverBudget as error:
+            if goal is None or budget is None or not planned.more:
+                raise
+            goal = int(goal * min(budget / error.needs, 0.92))
+            rooms.note(f"measured {format_size(error.needs)}: planned again")
+    raise AssertionError("the last try ends the loop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,12 +16,24 @@ import onnx_ir as ir
 from ttac.errors import BudgetError, UsageError
 from ttac.measure import measure
 from ttac.packing import Compiled, manifest, report, write_files
-from ttac.passes.adapt import adapt_norms
+from ttac.passes.adapt import adapt_norms, without_adaptation
+from ttac.passes.autodiff import dims
 from ttac.passes.differentiate import Joint
+from ttac.passes.emit import write_graphs
 from ttac.passes.feed import feed_pointwise
 from ttac.passes.losses import WEIGHTS
 from ttac.passes.lower import lower
-from ttac.passes.verify import Halves, Verified, check_files, compare_halves, logits_off, slope_error
+from ttac.passes.quantize_check import refuse_float_layers
+from ttac.passes.verify import (
+    Halves,
+    Verified,
+    check_files,
+    compare_halves,
+    logits_off,
+    quantization_error,
+    residual_error,
+    slope_error,
+)
 from ttac.programs import Word, programs, stages_of, unguarded
 from ttac.request import Request
 from ttac.rooms import Rooms
@@ -30,8 +43,18 @@ from ttac.sizes import format_size
 
 MARGIN = 1.05
 """By how much the measured peak may differ from one run to the next."""
+SAMPLES = 32
+"""Calibration samples that the logits of an 8-bit bundle are compared on."""
 ELEMENTS = 8
 """Elements of a channel that batch statistics get at least in the verification; it runs on as few samples as it can."""
+
+
+class OverBudget(BudgetError):
+    """A step measured above the budget; `needs` is what it takes, in bytes."""
+
+    def __init__(self, needs: int, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.needs = needs
 
 
 def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, rooms: Rooms) -> Bundle:
@@ -85,23 +108,56 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, folder: Path) -> Verified:
     """The differences that verification found, on real executions of the written graphs."""
     check_files(folder, list(compiled.graphs))
+    if compiled.quantized and compiled.quantized.modules:
+        refuse_float_layers(folder / "forward.onnx", compiled.quantized.modules)
     initial = {tensor.name: tensor.initial for tensor in compiled.state}
     x = compiled.graphs["infer"].graph.inputs[0]
     count = max([2, *(-(-ELEMENTS // site.spatial) for site in compiled.sites)])
-    weights = np.full(count, 1 / count, np.float32)
+    weights = even_weights(joint, count)
     feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(count, x)}
     off, held = turned_off(compiled)
-    difference = logits_off(source, off, {**held, **feeds}, compiled.logits)
+    rounded = rounding(compiled, source, samples)
+    plain = compiled.graphs["infer"] if rounded is not None else source
+    difference = logits_off(plain, off, {**held, **feeds}, compiled.logits)
     if not joint.gradients:
-        return Verified(difference)
-    halves = Halves(folder, stages_of(compiled, "backward"))
+        return Verified(difference, quantized=rounded)
+    written = Halves(folder, stages_of(compiled, "backward"))
     gradients = [str(value.name) for value in joint.gradients]
     whole = joint_graph(joint, compiled)
-    logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
-    assert joint.loss is not None
-    loss = str((joint.loss.samples or joint.loss.scalar).name)
-    slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients, weights)
-    return Verified(difference, logits, slopes, slope)
+    with exact_halves(compiled, written) as halves:
+        logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
+        assert joint.loss is not None
+        loss = str((joint.loss.samples or joint.loss.scalar).name)
+        slope = slope_error(halves, feeds, loss, [p.name for p in joint.parameters], gradients, weights)
+        lost = None if halves is written else residual_error(written, halves, feeds, gradients)
+    return Verified(difference, logits, slopes, slope, rounded, lost)
+
+
+@contextmanager
+def exact_halves(compiled: Compiled, written: Halves) -> Iterator[Halves]:
+    """The halves with every residual kept as it is: those that were `written`, or else copies made for comparison."""
+    if not compiled.exact:
+        yield written
+        return
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), compiled.exact)
+        yield Halves(Path(folder), [name for name in compiled.exact if name != "forward"])
+
+
+def rounding(compiled: Compiled, source: ir.Model, samples: Samples) -> float | None:
+    """How far 8 bits move the logits of calibration or random samples, None where nothing was quantized."""
+    if not (compiled.quantized and compiled.quantized.modules):
+        return None
+    infer = compiled.graphs["infer"]
+    data = samples.few(SAMPLES, infer.graph.inputs[0]) if samples.array is None else samples.array[:SAMPLES]
+    return quantization_error(source, infer, data, compiled.logits)
+
+
+def even_weights(joint: Joint, count: int) -> np.ndarray:
+    """Weights of the loss at every position of `count` samples, all the same and 1 in sum."""
+    each = joint.loss.samples if joint.loss else None
+    shape = [count if isinstance(size, str) else size for size in dims(each)] if each is not None else [count]
+    return np.full(shape, 1 / math.prod(shape), np.float32)
 
 
 def turned_off(compiled: Compiled) -> tuple[ir.Model, dict[str, np.ndarray]]:
@@ -109,7 +165,8 @@ def turned_off(compiled: Compiled) -> tuple[ir.Model, dict[str, np.ndarray]]:
     model = compiled.graphs["infer"].clone()
     nodes = {str(node.name): node for node in model.graph}
     sites = [replace(site, node=nodes[str(site.node.name)]) for site in compiled.sites]
-    made = adapt_norms(model, sites, "source", {}, trains=bool(compiled.request.method.trains))
+    statistics, settings = without_adaptation(compiled.statistics, compiled.request.settings)
+    made = adapt_norms(model, sites, statistics, settings, trains=bool(compiled.request.method.trains))
     return lower(model, compiled.request.target), {tensor.name: tensor.initial for tensor in made.state}
 
 
@@ -166,7 +223,8 @@ def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
         hint += f"; as it is, the least that works is about `{option} {format_size(MARGIN * needs).replace(' ', '')}`"
     if needs <= allowed:
         return
-    raise BudgetError(
+    raise OverBudget(
+        needs,
         f"a step needs {format_size(needs)}, the {option} is {format_size(allowed)}",
         where="\n     ".join(
             f"{row.value}: {format_size(row.bytes)}, {row.how}" for row in (plan.largest() if plan else [])

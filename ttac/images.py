@@ -124,11 +124,11 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
     """The samples of one array, its first axis; raises UsageError when they do not fit the model's input."""
     if array.ndim == 0 or len(array) == 0:
         raise UsageError("the input holds no sample", where=where, hint=FORMS)
-    if labels is not None and labels.shape != array.shape[:1]:
+    if labels is not None and labels.shape[:1] != array.shape[:1]:
         raise UsageError(
             f"there are {len(array)} samples, but `labels` has shape {list(labels.shape)}",
             where=where,
-            hint="give one label a sample, or remove the array `labels`",
+            hint="give labels for each sample, or remove the array `labels`",
         )
     if array.dtype == np.uint8:
         ready = _channels_first(array, how, where)
@@ -199,26 +199,34 @@ def _open_folder(folder: Path, how: Preparation) -> Stream:
     size = how.size
 
     def read(start: int, stop: int) -> np.ndarray:
-        return how.prepare(np.stack([_read_image(file, size) for file in files[start:stop]]))
+        return how.prepare(np.stack([read_image(file, size) for file in files[start:stop]]))
 
     return Stream(len(files), read, prepared=False)
 
 
-def _read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [C, H, W]: the short side resized to fit, the centre cut out."""
+def read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [C, H, W] of `size`; raises UsageError when the file is no image, RuntimeMissingError without Pillow."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise RuntimeMissingError("reading images needs Pillow", hint="pip install pillow") from error
-    channels, height, width = size
     try:
         with Image.open(file) as opened:
-            picture = opened.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-    except KeyError as error:
-        raise UsageError(f"an image cannot have {channels} channels", hint="give the samples as an array") from error
+            return fitted_image(opened, size)
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"cannot read the image: {error}", where=f"`{file}`", hint="remove or repair it") from error
-    pixels = np.asarray(_fitted(picture, height, width), np.uint8)
+
+
+def fitted_image(picture: Image, size: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [C, H, W] of `size`: in its colours, the short side resized to fit, the centre cut out.
+
+    Raises UsageError where an image cannot have that many channels.
+    """
+    channels, height, width = size
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise UsageError(f"an image cannot have {channels} channels", hint="give the samples as an array")
+    pixels = np.asarray(_fitted(picture.convert(modes[channels]), height, width), np.uint8)
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 

@@ -12,11 +12,16 @@ import ttac.passes.gradients  # noqa: F401  (registers the rules)
 from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.passes.autodiff import RULES, nodes_between
+from ttac.passes.heads import decide_head
+from ttac.passes.islands import is_quantized, lift
 from ttac.passes.load import load
 from ttac.passes.normalise import normalise
 from ttac.passes.norms import Candidate, Found, Passed, decide, find_norms
 from ttac.sites import with_statistics
 from ttac.spec import Method
+
+IDLE = {False: "it adapts nothing", True: "it changes predictions only"}
+"""Why a method that adapts no norm fits every model: without and with a refinement of the predictions."""
 
 
 def inspect_model(
@@ -26,6 +31,7 @@ def inspect_model(
     input: str | None = None,
     logits: str | None = None,
     shape: tuple[int, ...] | None = None,
+    head: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """A report of the model that JSON can hold, in the order `ttac inspect` prints it.
@@ -34,22 +40,45 @@ def inspect_model(
     what adaptation lacks is part of the report.
     """
     source = load(path, input=input, output=logits, say=say)
-    model = normalise(source, shape=shape, say=say)
+    plain, grids = lift(source) if is_quantized(source) else (source, 0)
+    model = normalise(plain, shape=shape, say=say)
     found, missing = find_norms(model), without_gradient(model)
+    read, unread = _head(model, head)
     return {
         "model": str(path),
         **_facts(source, model),
+        **({"eight_bit": f"{grids} values are rounded, the layers between them run in 8 bits"} if grids else {}),
+        "head": read or f"none: {unread}",
         "norms": found.summary,
         "norm_sites": [
-            {"name": site.name, "kind": site.kind, "channels": site.channels, "spatial": site.spatial}
-            for site in found.sites
+            {
+                "order": order,
+                "name": site.name,
+                "kind": site.kind,
+                "channels": site.channels,
+                "spatial": site.spatial,
+                "of_all_values": site.channels
+                * site.spatial
+                / max(1, sum(s.channels * s.spatial for s in found.sites)),
+            }
+            for order, site in enumerate(found.sites, start=1)
         ],
         "folded": _listed(found.folded),
         "near_misses": _listed(found.near_misses),
         "left_alone": _listed(found.skipped) if not found.sites else [],
         "without_gradient": missing,
-        "methods": [_fit(methods.find(name), found, norms, missing) for name in methods.names()],
+        "methods": [
+            _fit(methods.find(name), found, norms, missing, unread) if not grids else _fit_in_8_bits(name, found, norms)
+            for name in methods.names()
+        ],
     }
+
+
+def _fit_in_8_bits(name: str, found: Found, norms: str) -> dict[str, str]:
+    method = methods.find(name)
+    if method.trains:
+        return {"method": name, "fits": "no", "because": "it needs gradients, and the file is 8-bit already"}
+    return _fit(method, found, norms, [], "")
 
 
 def without_gradient(model: ir.Model) -> list[dict[str, Any]]:
@@ -82,9 +111,19 @@ def _listed(items: Sequence[Candidate | Passed]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
-def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Whether `method` can adapt the model: yes, with calibration, or no, and why."""
-    fits, because = _norms_fit(found, norms, method) if method.adapts else ("yes", "it adapts nothing")
+def _head(model: ir.Model, asked: str) -> tuple[str, str]:
+    """How the output is read, or else why not."""
+    try:
+        return str(decide_head(model.graph.outputs[0], asked)), ""
+    except UnsupportedError as error:
+        return "", f"{error.what} ({error.hint})"
+
+
+def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, Any]], unread: str) -> dict[str, str]:
+    """Whether `method` can adapt the model: yes, with calibration, or no, and why; `unread`: why it has no head."""
+    fits, because = _norms_fit(found, norms, method) if method.adapts else ("yes", IDLE[bool(method.refine)])
+    if (method.loss or method.refine) and unread and fits != "no":
+        return {"method": method.name, "fits": "no", "because": unread}
     if method.trains and missing and fits != "no":
         operators = ", ".join(row["operator"] for row in missing)
         fits, because = "in part", f"no gradient for {operators}: train the sites behind, `--train SELECTOR`"

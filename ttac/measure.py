@@ -21,15 +21,20 @@ from ttac.errors import RuntimeMissingError
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def measure(bundle: Path, steps: int = 10, threads: int | None = None) -> dict[str, Any] | None:
+def measure(
+    bundle: Path, steps: int = 10, threads: int | None = None, samples: Path | None = None
+) -> dict[str, Any] | None:
     """Bytes `peak` and `loaded` of the bundle in folder `bundle`, and the median `seconds` of a step.
+
+    `samples` is an `.npy` of at least a batch as the model takes them; without, they are random numbers, of which a
+    method that learns from certain samples only may learn nothing, and then needs less.
 
     None where the system does not offer the counters (anything but Linux).  Raises RuntimeMissingError when the
     process fails.
     """
     if not CLEAR.exists():
         return None
-    command = [sys.executable, "-m", "ttac.measure", str(bundle), str(steps), str(threads or 0)]
+    command = [sys.executable, "-m", "ttac.measure", str(bundle), str(steps), str(threads or 0), str(samples or "")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeMissingError(
@@ -56,7 +61,7 @@ def kilobytes(field: str) -> int:
 
 def main() -> None:
     """Print the measurement of the bundle named on the command line as JSON."""
-    folder, steps, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, steps, threads, samples = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     from ttac import runtime
 
     runtime.warm_engine()
@@ -64,6 +69,8 @@ def main() -> None:
     adapter = runtime.load(folder, threads=threads or None)
     shape = [int(size) for size in adapter.input_shape]
     images = np.random.default_rng(0).standard_normal((adapter.batch, *shape), dtype=np.float32)
+    if samples:
+        images = np.load(samples, allow_pickle=False)[: adapter.batch]
     smallest = images[: adapter.smallest_batch]
     for _ in range(2):
         adapter.step(smallest)

@@ -7,36 +7,63 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ttac.errors import UnsupportedError
 from ttac.passes.adapt import Adaptation
 from ttac.passes.differentiate import Joint
-from ttac.passes.fisher import fisher_information
+from ttac.passes.fisher import BATCH, fisher_information
+from ttac.passes.heads import Head, decide_head
+from ttac.passes.laplacian import REFINEMENTS
 from ttac.passes.method_graphs import Context, MethodGraph
 from ttac.passes.norms import NormSite
+from ttac.passes.sparsity import Layer
 from ttac.passes.steps import STEPS
 from ttac.request import Request
 from ttac.sites import Samples
 from ttac.spec import Facts
 
 
-def facts_of(asked: Request, model: ir.Model, sites: Sequence[NormSite]) -> Facts:
+def head_of(asked: Request, model: ir.Model) -> Head | None:
+    """How the output of the normal form is read; None where that is unclear and the method does not ask.
+
+    Raises UnsupportedError where the method, or the user, needs it to be read.
+    """
+    output = model.graph.outputs[0]
+    if asked.method.loss or asked.method.refine or asked.head != "auto":
+        return decide_head(output, asked.head)
+    try:
+        return decide_head(output)
+    except UnsupportedError:
+        return None
+
+
+def refine(asked: Request, model: ir.Model, head: Head | None) -> None:
+    """Put what the method makes of a batch's predictions in their place, in place; most methods leave them."""
+    if asked.method.refine:
+        REFINEMENTS[asked.method.refine](model, head, asked.settings)
+
+
+def facts_of(asked: Request, head: Head | None, sites: Sequence[NormSite]) -> Facts:
     """What the method's defaults may depend on."""
-    return Facts(asked.batch, classes_of(model.graph.outputs[0]), frozenset(site.kind for site in sites))
+    return Facts(asked.batch, head.classes if head else 1, frozenset(site.kind for site in sites))
 
 
-def classes_of(logits: ir.Value) -> int:
-    """The size of the second axis of [N, C, ...]; 1 where there is none."""
-    assert logits.shape is not None
-    return int(logits.shape[1]) if len(logits.shape) > 1 else 1  # type: ignore[arg-type]
+def anchor_of(
+    asked: Request, model: ir.Model, adaptation: Adaptation, samples: Samples, head: Head | None
+) -> dict[str, np.ndarray]:
+    """Fisher information by parameter for a method that holds on to the source; empty without calibration data.
 
-
-def anchor_of(asked: Request, model: ir.Model, adaptation: Adaptation, samples: Samples) -> dict[str, np.ndarray]:
-    """Fisher information by parameter for a method that holds on to the source; empty without calibration data."""
-    if not asked.settings.get("fisher") or samples.array is None:
+    With a dense head the gradients are those of planned batches: a sample has positions enough, and a batch as in the
+    paper would need many times the memory of a step.
+    """
+    if not asked.settings.get("fisher") or samples.array is None or head is None:
         return {}
-    return fisher_information(model, adaptation, samples.array, asked.target)
+    batch = min(asked.batch, BATCH) if head.kind == "dense" else BATCH
+    return fisher_information(model, adaptation, samples.array, asked.target, head, batch)
 
 
-def method_graphs(asked: Request, joint: Joint, anchor: Mapping[str, np.ndarray]) -> dict[str, MethodGraph]:
+def method_graphs(
+    asked: Request, joint: Joint, anchor: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
+) -> dict[str, MethodGraph]:
     """The graphs of the method besides forward and backward, by name."""
     assert joint.loss is not None
     scores = joint.loss.scores or joint.logits
@@ -44,9 +71,10 @@ def method_graphs(asked: Request, joint: Joint, anchor: Mapping[str, np.ndarray]
         joint.parameters,
         [str(value.name) for value in joint.gradients],
         str(scores.name),
-        classes_of(scores),
+        joint.loss.head,
         asked.settings,
         joint.model.opset_imports[""],
         anchor,
+        layers,
     )
     return {name: STEPS[name](context) for name in asked.method.graphs}

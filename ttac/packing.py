@@ -16,8 +16,10 @@ from safetensors.numpy import save_file
 
 from ttac.passes.adapt import StateTensor
 from ttac.passes.emit import write_graphs
+from ttac.passes.heads import Head
 from ttac.passes.norms import NormSite
 from ttac.passes.plan import Plan
+from ttac.passes.quantize import Quantized
 from ttac.programs import Word
 from ttac.request import Request
 from ttac.runtime.bundle import digest_of
@@ -37,6 +39,9 @@ class Compiled:
         state: every state tensor with its initial value; moves: graph -> graph output -> state tensor.
         stats: graph -> graph output -> name in `adapter.stats`.
         fed: weights that are graph inputs, by name.
+        exact: forward and backward with every residual kept as it is, where the bundle's are not; for comparison only.
+        head: how the output is read, None where that is unclear.
+        quantized: the layers as 8-bit modules; no module without `--quantize`.
     """
 
     request: Request
@@ -48,6 +53,9 @@ class Compiled:
     stats: dict[str, dict[str, str]] = field(default_factory=dict)
     fed: dict[str, np.ndarray] = field(default_factory=dict)
     plan: Plan | None = None
+    exact: dict[str, ir.Model] = field(default_factory=dict)
+    head: Head | None = None
+    quantized: Quantized | None = None
 
     @property
     def logits(self) -> str:
@@ -82,6 +90,7 @@ def manifest(
         "files": files,
         "inputs": [_described(infer.inputs[0])],
         "outputs": [_described(infer.outputs[0])],
+        "head": compiled.head.described if compiled.head else None,
         "batch": {"planned": request.batch, "smallest": smallest_batch(compiled)},
         "preprocessing": None,
         "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in compiled.state]},
@@ -103,7 +112,10 @@ def smallest_batch(compiled: Compiled) -> int:
 def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
     """What `ttac inspect` prints of a bundle, as JSON."""
     rows = [asdict(row) for row in compiled.plan.kept] if compiled.plan else []
-    content = {"plan": rows, "rooms": list(rooms), "verified": dict(verified), **memory}
+    modules = compiled.quantized.table() if compiled.quantized else []
+    adapts = [_drift(site) for site in compiled.sites if site.drift is not None]
+    tables = {key: table for key, table in (("adapts", adapts), ("modules", modules)) if table}
+    content = {"plan": rows, **tables, "rooms": list(rooms), "verified": dict(verified), **memory}
     return json.dumps(content, indent=1)
 
 
@@ -150,6 +162,10 @@ def _site(compiled: Compiled, site: NormSite) -> dict[str, Any]:
         "trained": trained,
         "inserted": site.inserted,
     }
+
+
+def _drift(site: NormSite) -> dict[str, Any]:
+    return {"name": site.name, "values": site.channels * site.spatial, "drift": site.drift}
 
 
 def _graphs(compiled: Compiled) -> dict[str, Any]:

@@ -28,6 +28,12 @@ def stages_of(compiled: Compiled, graph: str) -> list[str]:
     return [name for name in compiled.graphs if name == graph or name.startswith(f"{graph}-")]
 
 
+def runs_again(words: Sequence[Word]) -> bool:
+    """Whether a graph runs a second time in one step, without what the first run already gave."""
+    inner = [word[key] for word in words for key in ("then", "otherwise", "do") if key in word]
+    return any(word.get("again") for word in words) or any(runs_again(branch) for branch in inner)
+
+
 def spelled(compiled: Compiled, words: Sequence[Word]) -> list[Word]:
     """Words of a method as words of a bundle (see `ttac.spec.Method.program`)."""
     found: list[Word] = []
@@ -54,8 +60,13 @@ def _runs(compiled: Compiled, word: Word) -> list[Word]:
     for name in names:
         first = {compiled.logits, *compiled.moves.get(name, {}), *compiled.stats.get(name, {})}
         outputs = [str(value.name) for value in compiled.graphs[name].graph.outputs]
-        found.append({"run": name, "only": [output for output in outputs if output not in first]})
+        found.append({"run": name, **_rows(compiled, word), "only": [o for o in outputs if o not in first]})
     return found
+
+
+def _rows(compiled: Compiled, word: Word) -> Word:
+    """`{"rows": k}` for a run on the first k samples, as many as the setting that the word names says."""
+    return {"rows": int(compiled.request.settings[word["rows"]])} if "rows" in word else {}
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:

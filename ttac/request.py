@@ -14,7 +14,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.runtime.bundle import check_replaceable
 from ttac.settings import resolve
 from ttac.sizes import parse_size
-from ttac.spec import Facts, Method, Target
+from ttac.spec import HEADS, Facts, Method, Target
 
 NORMS = ("auto", "keep", "insert")
 
@@ -29,8 +29,10 @@ class Request:
         batch: samples per step that the bundle is planned for.
         calibration: unlabelled source samples, as an array, a file or a folder; None if there are none.
         norms: "auto", "keep" or "insert"; train: which sites are adapted ("norms", "all" or name patterns).
+        quantize: "int8" where the frozen layers run in 8 bits.
         budget: bytes of working memory a step may take, None for the target's.
         shape: shape of one sample where the file leaves it open.
+        head: how the output is read, "auto" or one of `ttac.spec.HEADS`.
     """
 
     path: Path
@@ -42,12 +44,14 @@ class Request:
     calibration: str | Path | np.ndarray | None = None
     norms: str = "auto"
     train: str = "norms"
+    quantize: str | None = None
     budget: int | None = None
     dump: Path | None = None
     dry_run: bool = False
     input: str | None = None
     logits: str | None = None
     shape: tuple[int, ...] | None = None
+    head: str = "auto"
 
     def settled(self, facts: Facts) -> Request:
         """The same request with the defaults that depend on the model."""
@@ -76,9 +80,14 @@ def request(
     already; UnsupportedError for what this version does not do yet.
     """
     path, chosen, device = Path(path), methods.find(method), targets.find(target)
-    if norms not in NORMS:
-        raise UsageError(f"`{norms}` is not one of {', '.join(NORMS)}", where="`--norms`")
-    _refuse_unbuilt(quantize, emit, train)
+    for word, words, option in ((norms, NORMS, "--norms"), (rest.get("head", "auto"), ("auto", *HEADS), "--head")):
+        if word not in words:
+            raise UsageError(f"`{word}` is not one of {', '.join(words)}", where=f"`{option}`")
+    if quantize not in (None, "int8"):
+        raise UsageError(f"`{quantize}` is not `int8`", where="`--quantize`")
+    _refuse_unbuilt(emit, train)
+    if quantize and chosen.trains:
+        raise without_gradient(chosen, f"`--method {chosen.name} --quantize int8`")
     samples = device.batch if batch is None else batch
     if samples < 1:
         raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
@@ -89,21 +98,32 @@ def request(
     return Request(
         path,
         chosen,
-        resolve(chosen, settings),
+        resolve(chosen, settings, quantize),
         device,
         folder,
         samples,
         norms=norms,
         train=train,
+        quantize=quantize,
         budget=budget,
         dump=Path(dump) if dump is not None else None,
         **rest,
     )
 
 
-def _refuse_unbuilt(quantize: str | None, emit: str | None, train: str) -> None:
+def without_gradient(chosen: Method, where: str) -> UnsupportedError:
+    """The error for a method that needs gradients of 8-bit layers."""
+    fitting = ", ".join(f"`{name}`" for name in methods.names() if not methods.find(name).trains)
+    return UnsupportedError(
+        f"`{chosen.name}` needs gradients, and 8-bit layers give none",
+        where=where,
+        hint=f"methods without a backward run on 8-bit layers: {fitting}",
+    )
+
+
+def _refuse_unbuilt(emit: str | None, train: str) -> None:
     """Options of the contract that this version refuses rather than ignores."""
-    asked = {"--quantize": quantize, "--emit": emit, "--train all": train if train == "all" else None}
+    asked = {"--emit": emit, "--train all": train if train == "all" else None}
     for option, value in asked.items():
         if value is not None:
             raise UnsupportedError(f"`{option}` is not available in this version", hint="leave the option out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,10 @@ from ttac.sizes import format_size
 if TYPE_CHECKING:
     from ttac.passes.adapt import Adaptation
     from ttac.passes.differentiate import Joint
+    from ttac.passes.heads import Head
     from ttac.passes.norms import NormSite
     from ttac.passes.plan import Plan
+    from ttac.passes.quantize import Quantized
 
 
 class Rooms:
@@ -63,6 +66,11 @@ class Rooms:
         self.dump("normalise", model=model)
         return model
 
+    def headed(self, head: Head | None) -> Head | None:
+        """How the output is read."""
+        self.line("head", str(head) if head else "none: the output is not read")
+        return head
+
     def recognised(self, model: ir.Model, sites: list[NormSite]) -> list[NormSite]:
         """The sites to adapt."""
         inserted = sum(site.inserted for site in sites)
@@ -70,6 +78,13 @@ class Rooms:
         self.line("norms", f"{len(sites)} sites{added}")
         self.dump("norms", model=model)
         return sites
+
+    def quantized(self, model: ir.Model, quantized: Quantized) -> Quantized:
+        """The layers as 8-bit modules; nothing to tell without `--quantize`."""
+        if quantized.modules:
+            self.line("quantize", quantized.summary)
+            self.dump("quantize", model=model)
+        return quantized
 
     def adapted(self, model: ir.Model, adaptation: Adaptation) -> None:
         """The rewritten norms."""
@@ -93,7 +108,7 @@ class Rooms:
 
     def planned(self, plan: Plan) -> Plan:
         """What the forward keeps."""
-        ways = {how: sum(row.how == how for row in plan.kept) for how in ("dense", "bits", "recompute")}
+        ways = Counter(row.how for row in plan.kept)
         shares = ", ".join(f"{count} {how}" for how, count in ways.items() if count)
         sizes = f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}"
         self.line("plan", f"{sizes}: {shares or 'nothing kept'}")

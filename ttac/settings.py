@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ttac.errors import UsageError
@@ -11,6 +12,20 @@ from ttac.spec import Method, Option
 from ttac.suggest import did_you_mean
 
 Setting = bool | int | float | str
+
+AT = "@"
+"""Between an option and the norms that a value of it is for."""
+
+QUANTIZATION = (
+    Option(
+        "calibration",
+        "minmax",
+        "what the range of an activation is, of all its values on the calibration data",
+        choices=("minmax", "percentile", "entropy"),
+    ),
+    Option("percentile", 99.99, "percent of the values inside a range, with `calibration=percentile`", low=50, high=100),
+)
+"""Options of `--quantize int8`, set with `--set` beside the method's own."""
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -32,19 +47,52 @@ def split_assignments(texts: Iterable[str]) -> dict[str, str]:
     return given
 
 
-def resolve(method: Method, given: Mapping[str, Any] | None = None) -> dict[str, Setting]:
-    """Every option of `method` with its value: the given one, or its default.
+def resolve(
+    method: Method, given: Mapping[str, Any] | None = None, quantize: str | None = None
+) -> dict[str, Setting]:
+    """Every option of `method`, and with `quantize` those of it, with its value: the given one, or its default.
 
     A given value may be text (from the command line) or already typed (from Python).
     Raises UsageError for a name the method does not have, or a value of the wrong type or out of bounds.
     """
     given = dict(given or {})
-    options = {option.name: option for option in method.options}
+    options = {option.name: option for option in (*method.options, *(QUANTIZATION if quantize else ()))}
     for name in given:
-        if name not in options:
+        option = options.get(option_of(name))
+        if option is None or (name != option.name and not option.per_site):
             hint = did_you_mean(name, options) + f" (`ttac methods {method.name}` lists them)"
             raise UsageError(f"method `{method.name}` has no option `{name}`", where="`--set`", hint=hint)
-    return {name: value_of(option, given.get(name, option.default)) for name, option in options.items()}
+    found = {name: value_of(option, given.get(name, option.default)) for name, option in options.items()}
+    return {**found, **{name: value_of(options[option_of(name)], value) for name, value in given.items()}}
+
+
+def option_of(name: str) -> str:
+    """The option that a setting sets: `tau` for `tau` and for `tau@layer1`."""
+    return name.partition(AT)[0]
+
+
+def value_at(settings: Mapping[str, Any], option: str, site: str) -> Any:
+    """The value of `option` at the norm `site`: what the last `option@PATTERN` that fits says, else the option's own.
+
+    A pattern fits a norm's name, with `*` and `?`, or is a module that it is in, as in `--train`.
+    """
+    fitting = [name for name in settings if name.startswith(option + AT) and _fits(site, name)]
+    return settings[fitting[-1] if fitting else option]
+
+
+def refuse_unused(settings: Mapping[str, Any], sites: Iterable[str]) -> None:
+    """Raise UsageError for a setting `option@PATTERN` that fits none of the norms `sites`."""
+    sites = list(sites)
+    for name in settings:
+        if AT in name and not any(_fits(site, name) for site in sites):
+            pattern = name.partition(AT)[2]
+            hint = did_you_mean(pattern, sites) + " (`ttac inspect` lists the norms)"
+            raise UsageError(f"`{pattern}` fits no norm that is adapted", where=f"`--set {name}`", hint=hint)
+
+
+def _fits(site: str, name: str) -> bool:
+    pattern = name.partition(AT)[2]
+    return fnmatchcase(site, pattern) or site.startswith(pattern + ".")
 
 
 def value_of(option: Option, given: Any) -> Setting:

@@ -11,10 +11,16 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.passes import calibration
+from ttac.passes.drift import drifts
 from ttac.passes.insert import insert_norms
+from ttac.passes.islands import grids_of, is_quantized, lift
 from ttac.passes.last_stage import last_stage
-from ttac.passes.norms import NormSite, decide, find_norms, select
-from ttac.request import Request
+from ttac.passes.norms import NormSite, decide, find_norms
+from ttac.passes.per_sample import has_positions
+from ttac.passes.quantize import Quantized, quantize
+from ttac.passes.selectors import chosen, wants_ranking
+from ttac.request import Request, without_gradient
+from ttac.settings import QUANTIZATION, refuse_unused
 from ttac.spec import Method
 
 Say = Callable[[str], None]
@@ -65,6 +71,21 @@ def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...
     return bound
 
 
+def lifted(asked: Request, source: ir.Model, say: Say) -> tuple[Request, ir.Model]:
+    """A file that is 8-bit already as a float model with its grids noted down; then its layers stay 8-bit.
+
+    Raises UnsupportedError for a method that needs gradients, and for 8-bit layers in a form that has no meaning.
+    """
+    if not is_quantized(source):
+        return asked, source
+    if asked.method.trains:
+        raise without_gradient(asked.method, "the file is 8-bit already")
+    model, count = lift(source)
+    say(f"the file is 8-bit already: its {count} grids are kept")
+    defaults = {option.name: option.default for option in QUANTIZATION}
+    return replace(asked, quantize="int8", settings={**defaults, **asked.settings}), model
+
+
 def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) -> list[NormSite]:
     """The sites to adapt, norms inserted in place where that was decided; empty for a method that adapts nothing.
 
@@ -83,17 +104,46 @@ def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) ->
         sites += insert_norms(model, chosen.inserted, statistics)
     if not asked.method.trains:
         sites = with_statistics(sites, asked.method)
-    sites = list(select(sites, asked.train))
+    sites = selected(model, in_graph_order(model, sites), asked.train, samples, say)
     if not sites:
         where = f"`--train {asked.train}`"
         raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
-    sites = in_graph_order(model, sites)
     refuse_single_values(sites, asked)
+    sites = with_own_statistics(sites, asked, say)
     if asked.settings.get("exclude_last_stage") and asked.train == "norms":
         left = last_stage(model, sites)
         say(f"{len(left)} norms of the last stage stay untrained: {', '.join(sorted(left))}")
         sites = [replace(site, trained=site.name not in left) for site in sites]
     return sites
+
+
+def quantize_frozen(asked: Request, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Quantized:
+    """The layers of `model` as 8-bit modules, in place, where `--quantize` asks for it; otherwise nothing changes."""
+    if asked.quantize is None:
+        return Quantized(list(sites))
+    return quantize(model, sites, samples.array, asked.target, asked.settings, grids_of(model))
+
+
+def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples: Samples, say: Say) -> list[NormSite]:
+    """The sites that `--train` names (`ttac.passes.selectors`), with how far each drifts where that was asked.
+
+    Raises UsageError for a selector that fits nothing, UnsupportedError for `auto` without calibration data.
+    """
+    if not wants_ranking(selector):
+        return chosen(sites, selector, lambda sites: [])
+    if samples.array is None:
+        raise UnsupportedError(
+            "`auto` chooses the norms that drift most on disturbed source samples, and there are none",
+            where=f"`--train {selector}`",
+            hint="give unlabelled source samples, `--calibration PATH`, or choose yourself: `--train first:30%`",
+        )
+    found = drifts(model, sites, samples.array)
+    ranked = [replace(site, drift=drift) for site, drift in zip(sites, found, strict=True)]
+    taken = chosen(ranked, selector, lambda sites: found)
+    share = sum(s.channels * s.spatial for s in taken) / max(1, sum(s.channels * s.spatial for s in sites))
+    farthest = ", ".join(f"{s.name} {s.drift:.2g}" for s in sorted(taken, key=lambda s: -(s.drift or 0))[:4])
+    say(f"{len(taken)} of {len(sites)} norms adapt, which see {share:.0%} of the values; drift most: {farthest}")
+    return taken
 
 
 def refuse_single_values(sites: Sequence[NormSite], asked: Request) -> None:
@@ -110,6 +160,25 @@ def refuse_single_values(sites: Sequence[NormSite], asked: Request) -> None:
         where=", ".join(f"`{name}`" for name in single[:5]),
         hint="plan for more, `--batch 2`" + (", or mix in the source, `--set statistics=blend`" if mixed else ""),
     )
+
+
+def with_own_statistics(sites: Sequence[NormSite], asked: Request, say: Say) -> list[NormSite]:
+    """The sites, for statistics of each sample only those where a sample has some: more than one value per channel.
+
+    Raises UnsupportedError if none is left, UsageError for a setting of single sites that fits none of them.
+    """
+    kept = list(sites)
+    if asked.method.statistics(asked.settings) == "sample":
+        kept = [site for site in sites if has_positions(site)]
+        left = [site.name for site in sites if not has_positions(site)]
+        if left:
+            what = "a channel of one sample is a single value there, which has no statistics"
+            if not kept:
+                where = ", ".join(f"`{name}`" for name in left[:5])
+                raise UnsupportedError(what, where=where, hint="`--method tent` adapts them")
+            say(f"{len(left)} norms keep the source's statistics ({', '.join(left[:5])}): {what}")
+    refuse_unused(asked.settings, [site.name for site in kept])
+    return kept
 
 
 def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:

@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+HEADS = ("classes", "binary", "dense")
+"""What an output may predict: a class of each sample, yes-or-no answers, a class at each position."""
+
 
 @dataclass(frozen=True)
 class Option:
     """One hyperparameter of a method, set with `--set name=value`.
 
     `default` fixes the type (bool, int, float or str); `choices` or `low`/`high` (inclusive) bound the value.
+    `per_site`: norms may have values of their own, `--set name@PATTERN=value`.
     """
 
     name: str
@@ -20,6 +24,7 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    per_site: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,21 @@ class Method:
 
     Attributes:
         statistics: which statistics an adapted batch norm normalises with: "source", "batch", "blend" (with a prior of
-            `prior` pseudo-samples) or "ema"; a function of the settings where an option decides.
+            `prior` pseudo-samples), "ema" or "sample" (each sample's own, blended with the source's); a function of
+            the settings where an option decides.
         adapts: whether any norm is adapted; without, the bundle is the plain model.
         trains: whether the scale and bias of the adapted sites get gradients.
         loss: name of the loss in `ttac.passes.losses`, empty if there is none.
+        refine: what happens to the predictions of a batch, by its name in `ttac.passes.laplacian`, empty for nothing.
+        drops: codec (`ttac.passes.codecs`) by which each trained layer keeps a share of its cached input only, by the
+            settings; empty for methods that keep all of it.
         options: hyperparameters, in the order `ttac methods NAME` lists them.
         settle: the settings once the model is known, for defaults that depend on it.
         graphs: graphs of the program besides `forward` and `backward`, by their names in `ttac.passes.steps`.
         program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and three more conveniences:
             `{"return": "logits"}` whatever the model calls them; `{"run": "forward", "again": True}` without logits,
-            reports and tracked state, which stay those of the first run; `{"reset": roles}` for all state of a role.
+            reports and tracked state, which stay those of the first run, where "rows" may name a setting;
+            `{"reset": roles}` for all state of a role.
     """
 
     name: str
@@ -57,6 +67,8 @@ class Method:
     adapts: bool = True
     trains: bool = False
     loss: str = ""
+    refine: str = ""
+    drops: Callable[[Mapping[str, Any]], str] = lambda settings: ""
     options: tuple[Option, ...] = ()
     settle: Callable[[Mapping[str, Any], Facts], Mapping[str, Any]] = lambda settings, facts: settings
     graphs: tuple[str, ...] = ()
@@ -74,6 +86,11 @@ class Target:
         kernels: engine kernels beyond standard ONNX that were measured faster there.
         threads: intra-op threads; 0 leaves it to the engine.
         denied: engine versions known to be bad, with the reason.
+        int8_form: how 8-bit operators are written for it: "qdq".
+        int8_activations: "uint8" or "int8", whichever its 8-bit kernels are fast with.
+        int8_per_channel: whether they take one scale for each output channel of a kernel.
+        int8_reduce_range: kernels in 7 bits, for processors that add two 8-bit products in 16 bits and overflow.
+        int8_operators: what the engine has 8-bit kernels for; nothing else of a graph leaves float32.
     """
 
     name: str
@@ -89,3 +106,8 @@ class Target:
     engine_versions: str = ""
     denied: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    int8_form: str = "qdq"
+    int8_activations: str = "uint8"
+    int8_per_channel: bool = True
+    int8_reduce_range: bool = False
+    int8_operators: tuple[str, ...] = ()

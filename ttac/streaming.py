@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ttac.heads import CLASSES, Tally, fit_labels
 from ttac.images import Stream
+from ttac.runtime.manifest import HeadSpec
 
 
 class Adapter(Protocol):
@@ -31,33 +33,32 @@ class Outcome:
     """What a stream gave.
 
     Attributes:
-        logits: float32 [samples, classes].
+        logits: float32 [samples, ...], the outputs in order; none where they were not kept.
+        samples: how many there were.
         seconds: time inside the adapter, reading the samples not included.
         rejected: steps whose new state was not finite, so that the state stayed.
+        entropy: mean entropy of the predictions in nats, 0 when all are certain; None where the outputs are not read.
         error: share of wrong predictions, None without labels.
     """
 
-    logits: np.ndarray
+    logits: np.ndarray | None
+    samples: int
     seconds: float
     rejected: int
+    entropy: float | None = None
     error: float | None = None
-
-    @property
-    def entropy(self) -> float:
-        """Mean entropy of the predictions in nats; 0 when every sample's class is certain."""
-        return mean_entropy(self.logits)
 
     def summary(self) -> dict[str, Any]:
         """The numbers, by name."""
-        samples = len(self.logits)
         numbers: dict[str, Any] = {
-            "samples": samples,
+            "samples": self.samples,
             "seconds": round(self.seconds, 4),
-            "ms_per_sample": round(1000 * self.seconds / samples, 4),
-            "mean_entropy": round(self.entropy, 6),
+            "ms_per_sample": round(1000 * self.seconds / self.samples, 4),
+            "mean_entropy": self.entropy if self.entropy is None else round(self.entropy, 6),
             "rejected_steps": self.rejected,
+            "error": self.error if self.error is None else round(self.error, 6),
         }
-        return numbers if self.error is None else {**numbers, "error": round(self.error, 6)}
+        return {name: number for name, number in numbers.items() if number is not None}
 
 
 def run_stream(
@@ -67,24 +68,38 @@ def run_stream(
     batch: int,
     smallest: int = 1,
     adapt: bool = True,
+    head: HeadSpec | None = CLASSES,
+    keep: bool = True,
     moved: Callable[[int], object] = lambda samples: None,
 ) -> Outcome:
-    """Feed all samples in order, `batch` at a time and never fewer than `smallest`; tell `moved` each batch's size."""
+    """Feed all samples in order, `batch` at a time and never fewer than `smallest`; tell `moved` each batch's size.
+
+    `head` says how the outputs are read, None that they are not; `keep` whether the outcome holds them all.
+    Raises UsageError for labels that do not fit the predictions.
+    """
     before = int(adapter.stats.get("rejected", 0))
     run = adapter.step if adapt else adapter.predict
-    parts, seconds = [], 0.0
+    tally = Tally(head) if head is not None else None
+    parts: list[np.ndarray] = []
+    seconds, done = 0.0, 0
     for x in stream.batches(batch, smallest):
         start = time.perf_counter()
-        parts.append(np.asarray(run(x)))
+        outputs = np.asarray(run(x))
         seconds += time.perf_counter() - start
+        if tally is not None:
+            tally.add(outputs, _labels(stream, done, outputs, tally.head))
+        if keep:
+            parts.append(outputs)
+        done += len(x)
         moved(len(x))
-    logits = np.concatenate(parts)
-    error = None if stream.labels is None else float(np.mean(logits.argmax(axis=-1) != stream.labels))
-    return Outcome(logits, seconds, int(adapter.stats.get("rejected", 0)) - before, error)
+    logits, rejected = np.concatenate(parts) if keep else None, int(adapter.stats.get("rejected", 0)) - before
+    if tally is None:
+        return Outcome(logits, done, seconds, rejected)
+    return Outcome(logits, done, seconds, rejected, tally.mean_entropy, tally.error)
 
 
-def mean_entropy(logits: np.ndarray) -> float:
-    """Mean over samples of -sum p ln p with p = softmax(logits over the last axis), in nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return float(-(np.exp(log_p) * log_p).sum(axis=-1).mean())
+def _labels(stream: Stream, start: int, outputs: np.ndarray, head: HeadSpec) -> np.ndarray | None:
+    """The labels of the samples from `start` that `outputs` belong to; None if there are none."""
+    if stream.labels is None:
+        return None
+    return fit_labels(stream.labels[start : start + len(outputs)], outputs.shape, head)

@@ -146,6 +146,21 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _word(*words: str) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        if value not in words:
+            raise ValueError
+        return str(value)
+
+    return convert
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
 def _reasons(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError
@@ -165,6 +180,11 @@ SCHEMA: dict[str, tuple[Callable[[Any], Any], str]] = {
     "engine_versions": (_specifier, "a version range like `>=1.18,<2`"),
     "denied": (_reasons, "a table from version to the reason"),
     "notes": (_texts, "a list of texts"),
+    "int8_form": (_word("qdq"), "`qdq`"),
+    "int8_activations": (_word("uint8", "int8"), "`uint8` or `int8`"),
+    "int8_per_channel": (_flag, "true or false"),
+    "int8_reduce_range": (_flag, "true or false"),
+    "int8_operators": (_texts, "a list of ONNX operators"),
 }
 """Key of a target's table -> how its value is checked and converted, and what it must be."""
 

@@ -3,12 +3,14 @@
 from ttac.passes import activations as _activations
 from ttac.passes import channels as _channels
 from ttac.passes import convolution as _convolution
+from ttac.passes import entropies as _entropies
 from ttac.passes import pooling as _pooling
 from ttac.passes.gradients import (
     activations,
     channels,
     convolution,
     elementwise,
+    entropies,
     indexing,
     linear,
     norms,
@@ -23,6 +25,7 @@ __all__ = [
     "channels",
     "convolution",
     "elementwise",
+    "entropies",
     "indexing",
     "linear",
     "norms",
@@ -33,4 +36,4 @@ __all__ = [
 ]
 
 # The rules write in these vocabularies.
-VOCABULARIES = (_activations, _channels, _convolution, _pooling)
+VOCABULARIES = (_activations, _channels, _convolution, _entropies, _pooling)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ttac.passes.autodiff import GradientBuilder, dims, gradient
 from ttac.passes.gradients.facts import rank, refusal
-from ttac.passes.shaping import expand
+from ttac.passes.shaping import expand, transpose
 
 Gradients = tuple[ir.Value | None, ...]
 
@@ -35,7 +35,10 @@ def gemm(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
 
 @gradient("MatMul", broadcasts=True)
 def matmul(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
-    """z = a @ b   ->   da = dz @ b^T,  db = a^T @ dz; a vector is a row on the left, a column on the right."""
+    """z = a @ b   ->   da = dz @ b^T,  db = (dz^T @ a)^T; a vector is a row on the left, a column on the right.
+
+    So `a`, the attention of all tokens to all, is kept as it is, where a^T would be kept beside it.
+    """
     a, b = node.inputs
     assert a is not None and b is not None
     if rank(a) == 1 or rank(b) == 1:
@@ -45,7 +48,7 @@ def matmul(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
         return (da,)
     if rank(b) == 2:
         return da, op.Gemm(_rows(op, a), _rows(op, dz), transA=1)
-    return da, op.MatMul(_swapped(op, a), dz)
+    return da, _swapped(op, op.MatMul(_swapped(op, dz), a))
 
 
 def _with_vector(op: GradientBuilder, a: ir.Value, b: ir.Value, dz: ir.Value) -> Gradients:
@@ -60,7 +63,7 @@ def _with_vector(op: GradientBuilder, a: ir.Value, b: ir.Value, dz: ir.Value) ->
 
 def _swapped(op: GradientBuilder, x: ir.Value) -> ir.Value:
     last = rank(x) - 1
-    return op.Transpose(x, perm=[*range(last - 1), last, last - 1])
+    return transpose(op, x, [*range(last - 1), last, last - 1])
 
 
 def _rows(op: GradientBuilder, x: ir.Value) -> ir.Value:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.autodiff import GradientBuilder, dims, gradient
@@ -34,19 +35,35 @@ def layer_normalization(
     x, scale = node.inputs[:2]
     assert x is not None
     axes = list(range(axis_of(node, -1), rank(x)))
-    xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
-    share = 1.0 / math.prod(int(dims(x)[axis]) for axis in axes)
-    terms = []
+    xhat, r = _layer_standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
+    share, terms, dscale = 1.0 / math.prod(int(dims(x)[axis]) for axis in axes), [], None
     if dy is not None:
-        terms.append(_core(op, op.Mul(dy, scale), xhat, r, axes))
+        dscale = op.Mul(dy, xhat)
+        terms.append(_from_product(op, dy, dscale, scale, xhat, r, axes))
     if dmean is not None:
         terms.append(expand(op, op.Mul(dmean, share), dims(x), x))
     if dr is not None:
         terms.append(op.Mul(xhat, op.Mul(op.Mul(dr, op.Mul(r, r)), -share)))
     dx = terms[0] if len(terms) == 1 else op.Sum(*terms)
-    if dy is None:
-        return (dx,)
-    return (dx, op.Mul(dy, xhat) if op.wants(1) else None, dy)[: len(node.inputs)]
+    return (dx, dscale, dy)[: len(node.inputs)]
+
+
+def _from_product(
+    op: GradientBuilder,
+    dy: ir.Value,
+    product: ir.Value,
+    scale: ir.Value | None,
+    xhat: ir.Value,
+    r: ir.Value,
+    axes: Sequence[int],
+) -> ir.Value:
+    """core(dy*scale), where dy*xhat is there already: over one axis, both means are products with the scale."""
+    if len(axes) > 1 or dims(scale) != [dims(xhat)[-1]]:
+        return _core(op, op.Mul(dy, scale), xhat, r, axes)
+    width = int(dims(xhat)[-1])
+    column = op.Unsqueeze(op.Mul(scale, 1.0 / width), [1])
+    along = op.Mul(xhat, op.MatMul(product, column))
+    return op.Mul(op.Sub(op.Sub(op.Mul(dy, scale), op.MatMul(dy, column)), along), r)
 
 
 @gradient("InstanceNormalization")
@@ -79,6 +96,16 @@ def group_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gra
         dx = reshape_like(op, _core(op, g, xhat, r, [2]), x)
     dscale = op.ChannelDot(dy, reshape(op, xhat, shape)) if op.wants(1) else None
     return dx, dscale, op.ChannelSum(dy) if op.wants(2) else None
+
+
+def _layer_standardized(op: GradientBuilder, x: ir.Value, axes: Sequence[int], eps: float) -> tuple[ir.Value, ir.Value]:
+    """`_standardized` over the last axes by the operator itself, in one pass; it knows r in float32 only."""
+    if x.dtype != ir.DataType.FLOAT:
+        return _standardized(op, x, axes, eps)
+    sizes = [int(dims(x)[axis]) for axis in axes]
+    ones, zeros = np.ones(sizes, np.float32), np.zeros(sizes, np.float32)
+    xhat, _, r = op.LayerNormalization(x, ones, zeros, axis=-len(sizes), epsilon=eps, outputs=3)
+    return xhat, r
 
 
 def _standardized(

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.autodiff import GradientBuilder, dims, gradient
 from ttac.passes.gradients.facts import axis_of, integers, present, rank, refusal, size_along
-from ttac.passes.shaping import Size, along, interleave_zeros, pad_or_crop, reshape, reshape_like, zeros
+from ttac.passes.shaping import Size, along, interleave_zeros, pad_or_crop, reshape, reshape_like, transpose, zeros
 
 Gradients = tuple[ir.Value | None, ...]
 
 
 @gradient("Reshape")
-def reshape_(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
+@gradient("Flatten")
+@gradient("Squeeze")
+@gradient("Unsqueeze")
+def reshaped(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = x in another shape   ->   dx = dz in the shape of x."""
     return reshape_like(op, dz, node.inputs[0])
 
 
-@gradient("Flatten")
-def flatten(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x as a matrix   ->   dx = dz in the shape of x."""
-    return reshape_like(op, dz, node.inputs[0])
-
-
-@gradient("Squeeze")
-def squeeze(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x without axes of size 1   ->   dx = dz in the shape of x."""
-    return reshape_like(op, dz, node.inputs[0])
-
-
-@gradient("Unsqueeze")
-def unsqueeze(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x with more axes of size 1   ->   dx = dz in the shape of x."""
-    return reshape_like(op, dz, node.inputs[0])
-
-
 @gradient("Transpose")
-def transpose(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
+def transposed(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = x with its axes permuted   ->   dx = dz with them permuted back."""
     perm = list(node.attributes.get_ints("perm") or reversed(range(rank(dz))))
-    return op.Transpose(dz, perm=[perm.index(axis) for axis in range(len(perm))])
+    return transpose(op, dz, [perm.index(axis) for axis in range(len(perm))])
 
 
 @gradient("Expand", broadcasts=True)
@@ -149,6 +136,25 @@ def pad(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
         taken = taken[max(0, -low) : len(taken) - max(0, -high)]
         dz = along(op, dz, axis, np.eye(size)[taken])
     return dz
+
+
+@gradient("Col2Im")
+def columns_to_image(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
+    """z = the columns of x [N, C*taps, L] added up where they came from   ->   dx = the columns of dz.
+
+    A convolution reads them off, with one kernel per tap that is 1 there.
+    """
+    sizes, block = integers(node, 1) or [], integers(node, 2) or []
+    strides = node.attributes.get_ints("strides") or [1] * len(block)
+    dilations = node.attributes.get_ints("dilations") or [1] * len(block)
+    pads = node.attributes.get_ints("pads") or [0] * (2 * len(block))
+    channels, taps = int(dims(dz)[1]), math.prod(block)
+    assert dz.dtype is not None and len(sizes) == len(block)
+    kernels = np.tile(
+        np.eye(taps, dtype=dz.dtype.numpy()).reshape(taps, 1, *block), (channels, *[1] * (1 + len(block)))
+    )
+    made = op.Conv(dz, kernels, group=channels, strides=strides, dilations=dilations, pads=pads)
+    return reshape_like(op, made, node.inputs[0])
 
 
 @gradient("DepthToSpace")

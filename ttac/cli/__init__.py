@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 import click
 
-from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, running, viewing
+from ttac.cli import (
+    baking,
+    benching,
+    compiling,
+    demonstrating,
+    diagnosing,
+    evaluating,
+    inspecting,
+    listing,
+    running,
+    viewing,
+)
 from ttac.cli.options import verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
@@ -52,6 +63,8 @@ for command in (
     inspecting.inspect,
     viewing.view,
     running.run,
+    evaluating.evaluate,
+    benching.bench,
     baking.bake,
     listing.methods_command,
     listing.targets_command,

@@ -27,6 +27,7 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "source": manifest["source"]["file"],
         "input": _tensor(manifest["inputs"]),
         "output": _tensor(manifest["outputs"]),
+        "head": _head(manifest.get("head")),
         "batch": manifest["batch"]["planned"],
         "norm_sites": f"{len(sites)}, {trained} trained, {inserted} inserted",
         "state_tensors": len(manifest["state"]["tensors"]),
@@ -44,6 +45,14 @@ def contents(bundle: Bundle) -> dict[str, Any]:
     """A bundle for programs: its path (null for a dry run), its manifest and its report, as they are on disk."""
     path = bundle.path and str(bundle.path)
     return {"bundle": path, "manifest": dict(bundle.manifest), "report": dict(bundle.report)}
+
+
+def _head(head: Mapping[str, Any] | None) -> str:
+    if head is None:
+        return "not read"
+    return f"{head['kind']}, {head['values'].replace('_', ' ')}" + (
+        "" if head["axis"] is None else f", axis {head['axis']}"
+    )
 
 
 def _tensor(tensors: list[Mapping[str, Any]]) -> str:

@@ -50,7 +50,7 @@ def compile_command(
 ) -> None:
     """Compile MODEL.onnx into a bundle and print the bundle's path."""
     given = settings.split_assignments(assignments)
-    settings.resolve(methods.find(choices["method"]), given)
+    settings.resolve(methods.find(choices["method"]), given, choices["quantize"])
     targets.find(choices["target"])
     bundle = _compile(terminal, path, settings=given, **choices)
     if as_json:

@@ -11,6 +11,7 @@ import click
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 from ttac.sizes import parse_size
+from ttac.spec import HEADS
 from ttac.suggest import did_you_mean
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,20 +68,24 @@ def option_name(param: click.Parameter) -> str:
 
 
 def model(command: Command) -> Command:
-    """Add how a model's file is read: `--norms`, `--input` (passed as `input_name`), `--logits`, `--shape`."""
-    words = ("auto", "keep", "insert")
-    check: dict[str, Any] = {"metavar": "|".join(words), "callback": one_of(*words)}
+    """Add how a model's file is read: `--norms`, `--head`, `--input` (as `input_name`), `--logits`, `--shape`."""
     why = "Insert norms where an exporter folded them: if the file has none (auto), never, or after every Conv."
+    read = "What the output predicts: a class a sample, yes or no, or a class a pixel; told from the file (auto)."
     for option in (
         click.option(
             "--shape", metavar="CxHxW", callback=shape, help="One sample's shape, where the file leaves it open."
         ),
         click.option("--logits", metavar="NAME", help="The graph output that holds logits."),
         click.option("--input", "input_name", metavar="NAME", help="The graph input that takes samples."),
-        click.option("--norms", default="auto", show_default=True, help=why, **check),
+        click.option("--head", default="auto", show_default=True, help=read, **_words("auto", *HEADS)),
+        click.option("--norms", default="auto", show_default=True, help=why, **_words("auto", "keep", "insert")),
     ):
         command = option(command)
     return command
+
+
+def _words(*words: str) -> dict[str, Any]:
+    return {"metavar": "|".join(words), "callback": one_of(*words)}
 
 
 def verbose(command: Command) -> Command:

@@ -15,6 +15,7 @@ from ttac.errors import UsageError
 
 if TYPE_CHECKING:
     from ttac.images import Stream
+    from ttac.runtime.manifest import HeadSpec
     from ttac.streaming import Outcome
 
 
@@ -34,14 +35,15 @@ if TYPE_CHECKING:
 def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None, as_json: bool, **choices: Any) -> None:
     """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report what came of it.
 
-    With an array `labels` in the `.npz`, the error is reported too.
+    With an array `labels` in the `.npz`, the error is reported too: labels [n], or [n, H, W] of a dense head.
     """
     for file in (output, choices["save_state"]):
         if file is not None and not file.resolve().parent.is_dir():
             raise UsageError("the folder does not exist", where=f"`{file}`", hint=f"`mkdir -p {file.parent}`")
-    outcome = _stream(terminal, bundle, samples, **choices)
+    outcome = _stream(terminal, bundle, samples, keep=output is not None, **choices)
     summary = outcome.summary()
     if output is not None:
+        assert outcome.logits is not None
         save_arrays(output, logits=outcome.logits)
         summary["output"] = str(output)
     if choices["save_state"]:
@@ -57,6 +59,7 @@ def _stream(
     bundle: Path,
     samples: Path,
     *,
+    keep: bool,
     state: Path | None,
     save_state: Path | None,
     no_adapt: bool,
@@ -69,10 +72,7 @@ def _stream(
     from ttac.streaming import run_stream
 
     manifest = read_manifest(bundle)
-    planned, smallest = int(manifest["batch"]["planned"]), int(manifest["batch"]["smallest"])
-    if batch is not None and batch > planned:
-        hint = f"compile with `--batch {batch}`"
-        raise UsageError(f"the bundle is planned for {planned} samples a step", where=f"`--batch {batch}`", hint=hint)
+    size = _size(manifest, batch)
     stream = _open(terminal, manifest, samples, array)
     adapter = load(bundle, threads=threads)
     if state is not None:
@@ -82,14 +82,25 @@ def _stream(
         outcome = run_stream(
             adapter,
             stream,
-            batch=batch or planned,
-            smallest=smallest,
+            batch=size,
+            smallest=int(manifest["batch"]["smallest"]),
             adapt=not no_adapt,
+            head=_head(terminal, manifest, stream),
+            keep=keep,
             moved=lambda count: progress.advance(task, count),
         )
     if save_state is not None:
         adapter.save(save_state)
     return outcome
+
+
+def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
+    """Samples a step: as asked, or as planned; raises UsageError for more than that."""
+    planned = int(manifest["batch"]["planned"])
+    if batch is not None and batch > planned:
+        hint = f"compile with `--batch {batch}`"
+        raise UsageError(f"the bundle is planned for {planned} samples a step", where=f"`--batch {batch}`", hint=hint)
+    return batch or planned
 
 
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
@@ -100,6 +111,15 @@ def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array:
     if not stream.prepared and not how.known:
         terminal.say("note: the bundle does not say how pixels are prepared; they are scaled to [0, 1]")
     return stream
+
+
+def _head(terminal: Terminal, manifest: Mapping[str, Any], stream: Stream) -> HeadSpec | None:
+    from ttac.runtime.manifest import parse_manifest
+
+    head = parse_manifest(manifest).head
+    if head is None and stream.labels is not None:
+        terminal.say("note: no error: the bundle does not say how its output is read; compile it with `--head`")
+    return head
 
 
 def save_arrays(file: Path, **arrays: Any) -> None:

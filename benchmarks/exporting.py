@@ -1,0 +1,28 @@
+"""Benchmark networks as ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.networks import build
+
+
+def export(name: str, folder: Path) -> Path:
+    """The named network as an ONNX file that keeps its norms, the batch symbolic."""
+    path = folder / f"{name}.onnx"
+    model, side = build(name)
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, side, side),),
+        str(path),
+        dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+        do_constant_folding=False,
+        opset_version=17,
+        input_names=["x"],
+        output_names=["logits"],
+        dynamic_axes={"x": {0: "N"}, "logits": {0: "N"}},
+    )
+    return path

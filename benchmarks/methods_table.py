@@ -1,0 +1,189 @@
+"""All methods on the shipped nets: `python -m benchmarks.methods_table --write docs/methods-table.md`.
+
+Fifteen corruptions in five severities, `continual` and `reset-each-shift`, batch 64 and batch 1.  Finished cells are
+kept (`--keep`), so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ttac
+from ttac import methods
+from ttac.evaluation.bench import about
+from ttac.evaluation.evaluation import Evaluation
+from ttac.evaluation.study import Watch
+
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+NETS = {
+    "fashion_resnet_bn_unfolded": "BatchNorm",
+    "fashion_resnet_gn": "GroupNorm",
+    "fashion_vit": "ViT",
+}
+SAMPLES = {64: 512, 1: 64}
+"""Images of each corruption and severity, by batch."""
+
+PROTOCOLS = ("continual", "reset-each-shift")
+SEVERITIES = (1, 2, 3, 4, 5)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def main() -> None:
+    """Evaluate, print the page, and write it if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods_table", description=__doc__)
+    parser.add_argument("--data", type=Path, default=DEMO / "fashion_stream.npz", help="by default the shipped images")
+    parser.add_argument("--methods", default=",".join(all_methods()), help="with commas between them")
+    parser.add_argument("--samples", type=int, nargs=2, default=tuple(SAMPLES.values()), help="at batch 64 and batch 1")
+    parser.add_argument("--severities", default="1,2,3,4,5", help="with commas between them")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path, default=Path("build/methods-table"), help="folder of finished cells")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here, with FILE.csv and FILE.html")
+    asked = parser.parse_args()
+    start = time.monotonic()
+    found = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
+    whole = Evaluation(
+        [result for each in found for result in each.results],
+        [missing for each in found for missing in each.missing],
+        {key: report for each in found for key, report in each.reports.items()},
+        found[0].data,
+    )
+    text = page(whole, asked.samples, (time.monotonic() - start) / 60)
+    print(text)
+    if asked.write:
+        asked.write.write_text(text, encoding="utf-8")
+        asked.write.with_suffix(".csv").write_text(whole.csv(), encoding="utf-8")
+        whole.write_html(asked.write.with_suffix(".html"))
+
+
+def all_methods() -> list[str]:
+    """Every method there is, `source` first."""
+    return sorted(methods.names(), key=lambda name: (name != "source", name))
+
+
+def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation:
+    """Everything at one batch."""
+    return ttac.evaluate(
+        [DEMO / f"{net}.onnx" for net in NETS],
+        asked.data,
+        methods=asked.methods.split(","),
+        corruptions=["all"],
+        severities=[int(severity) for severity in asked.severities.split(",")],
+        protocols=PROTOCOLS,
+        batch=batch,
+        samples=samples,
+        options={"calibration": DEMO / "fashion_calibration.npz"},
+        output=asked.keep,
+        jobs=asked.jobs,
+        threads=1,
+        watch=Watch(say=lambda line: print(line, file=sys.stderr, flush=True)),
+    )
+
+
+def page(found: Evaluation, samples: Sequence[int], minutes: float) -> str:
+    """The page as Markdown."""
+    facts, rows = about(1), found.rows()
+    used = [(batch, n) for batch, n in zip(SAMPLES, samples, strict=True) if n]
+    counts = " and ".join(f"{n} at batch {batch}" for batch, n in used)
+    errors = " and ".join(f"{50 / n**0.5:.1f} points at batch {batch}" for batch, n in used)
+    lines = [
+        "# All methods on the shipped nets",
+        "",
+        f"Made by `python -m benchmarks.methods_table` on {facts['date']}: {facts['machine']}; {facts['packages']};",
+        f"{minutes:.0f} minutes in this run. Every method with its defaults, the 15 corruptions of",
+        f"`{corruption_package(found)}`, images of `{found.data}`: {counts} for each corruption and severity.",
+        "",
+        "Error in %, severity 5 / mean over severities 1 to 5, of the predictions made before each update. Bold is the",
+        "lowest of a column, † is higher than `source`. The images are the same in every entry: two methods are",
+        "compared on equal terms, but an entry is as uncertain as any figure from so few images (a standard error of",
+        f"up to {errors}).",
+        "",
+    ]
+    for protocol in PROTOCOLS:
+        lines += [f"## {protocol}", "", *table([row for row in rows if row["protocol"] == protocol]), ""]
+    lines += ["## Wins and losses", "", *wins(rows), ""]
+    reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.what for m in found.missing}
+    lines += [f"* `{method}` does not run on `{model}`: {reason}" for (model, method), reason in reasons.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def corruption_package(found: Evaluation) -> str:
+    """Name and version of what made the corruptions."""
+    return str(found.results[0]["cell"]["data"]["corruptions"])
+
+
+def columns(rows: Rows) -> list[tuple[str, int]]:
+    """Model and batch of each column."""
+    return list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
+
+
+def table(rows: Rows) -> list[str]:
+    """Methods down, models and batches across."""
+    heads = columns(rows)
+    named = list(dict.fromkeys(row["method"] for row in rows))
+    hardest = {key: {m: mean_error(rows, *key, m, (max(SEVERITIES),)) for m in named} for key in heads}
+    whole = {key: {m: mean_error(rows, *key, m, SEVERITIES) for m in named} for key in heads}
+    lines = [
+        "| method | " + " | ".join(f"{NETS[model]}, batch {batch}" for model, batch in heads) + " |",
+        "|---|" + "---:|" * len(heads),
+    ]
+    for method in named:
+        cells = [f"{told(hardest[key], method)} / {told(whole[key], method)}" for key in heads]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def told(errors: Mapping[str, float | None], method: str) -> str:
+    """An error as text: bold if it is the lowest, with a dagger if it is above source's."""
+    value = errors[method]
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    if value == min(each for each in errors.values() if each is not None):
+        text = f"**{text}**"
+    source = errors.get("source")
+    return text + ("†" if source is not None and value > source else "")
+
+
+def mean_error(rows: Rows, model: str, batch: int, method: str, severities: Sequence[int]) -> float | None:
+    """Mean over corruptions and severities, in 0..1; None where the method did not run."""
+    values = [row["error"] for row in chosen(rows, model, batch, method) if row["severity"] in severities]
+    return float(np.mean(values)) if values else None
+
+
+def chosen(rows: Rows, model: str, batch: int, method: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of one method on one model at one batch."""
+    for row in rows:
+        if (row["model"], row["batch"], row["method"]) == (model, batch, method):
+            yield row
+
+
+def wins(rows: Rows) -> list[str]:
+    """For each method: on how many streams of one corruption it beats source, and on how many it loses."""
+    lines = ["| method | protocol | better than source | worse | the worst of them |", "|---|---|---:|---:|---|"]
+    source = {stream_of(row): row["error"] for row in rows if row["method"] == "source"}
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "source"):
+        for protocol in PROTOCOLS:
+            own = [row for row in rows if (row["method"], row["protocol"]) == (method, protocol)]
+            differences = [(row["error"] - source[stream_of(row)], row) for row in own]
+            better, worse = (sum(sign * d > 0 for d, _ in differences) for sign in (-1, 1))
+            worst, row = max(differences, key=lambda pair: pair[0])
+            where = f"{row['shift']} {row['severity']}, {NETS[row['model']]}, batch {row['batch']}: +{100 * worst:.1f}"
+            lines.append(f"| `{method}` | {protocol} | {better} | {worse} | {where if worst > 0 else '-'} |")
+    return lines
+
+
+def stream_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two rows share that are compared."""
+    return tuple(row[name] for name in ("model", "protocol", "order", "batch", "seed", "shift", "severity"))
+
+
+if __name__ == "__main__":
+    main()

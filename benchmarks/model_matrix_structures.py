@@ -1,0 +1,39 @@
+"""Write `tests/matrix` anew from what `model_matrix_export DIR` made: `python -m benchmarks.model_matrix_structures DIR`.
+
+The names say which network, exporter and method a test is for; small networks were chosen, and every kind of norm,
+attention and window that the zoo has.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.structures import strip
+
+TARGET = Path(__file__).resolve().parents[1] / "tests" / "matrix"
+CHOSEN = {
+    "bn": "resnet.dynamo-plain resnet50.legacy-15 seresnet.legacy-17 starnet.dynamo densenet.legacy-13 "
+    "res2net.legacy-17 resnext.dynamo vovnet.legacy-15 levit.legacy-17 repvit.dynamo mobilenetv3.legacy-17 "
+    "efficientformer.dynamo-plain",
+    "tent": "mlp_mixer.dynamo vit.legacy-17 swin.dynamo xcit.dynamo convnext.legacy-17 resnetv2_frn.dynamo volo.dynamo "
+    "efficientformerv2.legacy-13 coatnet.dynamo crossvit.dynamo gmlp.dynamo-plain mobilenetv2.legacy-17 vgg_bn.dynamo",
+    "sar": "poolformer.legacy-17 deit_distilled.legacy-15 beit.legacy-13 cait.dynamo convnextv2.dynamo-plain "
+    "resnet_gn.dynamo swinv2.dynamo davit.dynamo focalnet.dynamo mambaout.legacy-17 convformer.legacy-15 pit.dynamo",
+    "eata": "deit3.legacy-13 eva02.dynamo poolformerv2.legacy-15 caformer.dynamo-plain convnext_rms.legacy-17 "
+    "hiera.legacy-13 hieradet.dynamo inception_next.dynamo-plain skresnet.legacy-17 swiftformer.dynamo pvt_v2.dynamo",
+}
+
+
+def main() -> None:
+    TARGET.mkdir(exist_ok=True)
+    for old in TARGET.glob("*.onnx.gz"):
+        old.unlink()
+    for method, names in CHOSEN.items():
+        for name in names.split():
+            network, exporter = name.split(".")
+            strip(Path(sys.argv[1]) / network / f"{exporter}.onnx", TARGET / f"{name}.{method}.onnx.gz")
+
+
+if __name__ == "__main__":
+    main()

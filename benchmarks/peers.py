@@ -1,0 +1,92 @@
+"""The methods in PyTorch eager beside ttac's, for `ttac bench --against pytorch`: same network, settings, batch."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.exporting import export
+from benchmarks.networks import NETWORKS, build
+from benchmarks.pytorch_peers import NORMS, BatchStatistics, Eata, Sar, Source, Surgeon, Tent
+from ttac.errors import UsageError
+from ttac.evaluation.plain import measured_by
+from ttac.suggest import did_you_mean
+
+METHODS = ("source", "bn", "tent", "eata", "sar", "surgeon")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class PyTorch:
+    """Steps and memory of the re-statements in `benchmarks.pytorch_peers`."""
+
+    name = "PyTorch"
+
+    @contextmanager
+    def exported(self, models: Sequence[Path]) -> Iterator[list[Path]]:
+        """The models as files: those that are no file are names of benchmark networks, exported to a folder that goes.
+
+        Raises UsageError for a name that is neither.
+        """
+        with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
+            for model in models:
+                if not model.exists() and str(model) not in NETWORKS:
+                    hint = did_you_mean(str(model), NETWORKS)
+                    raise UsageError("there is no such model or benchmark network", where=f"`{model}`", hint=hint)
+            yield [model if model.exists() else export(str(model), Path(folder)) for model in models]
+
+    def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
+        """The same method's step on the network that the file is named after; None where there is no such network."""
+        method = manifest["method"]
+        if model.stem not in NETWORKS or method["name"] not in METHODS:
+            return None
+        torch.set_num_threads(threads)
+        untrained = [position for position, site in enumerate(manifest["sites"]) if not site.get("trained")]
+        peer = restated(method["name"], build(model.stem)[0], method["settings"], untrained)
+        return lambda x: peer.step(torch.from_numpy(x))
+
+    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
+        """Bytes `peak` and `loaded` of the step in a fresh process."""
+        asked = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads)]
+        return measured_by([sys.executable, "-m", "benchmarks.memory", *asked], ROOT)
+
+
+def restated(
+    method: str,
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    untrained: Sequence[int] = (),
+    calibration: torch.Tensor | None = None,
+) -> Any:
+    """The method on the model with the settings of a bundle.
+
+    `untrained` are the positions of norms that stay; `calibration` are source samples for the anchor of `eata`.
+    """
+    if method == "source":
+        return Source(model)
+    if method == "bn":
+        return BatchStatistics(model)
+    rate = {"lr": float(settings.get("lr", 1e-3))}
+    if method == "tent":
+        return Tent(model, lambda trained: torch.optim.Adam(trained, **rate))
+    if method == "surgeon":
+        return Surgeon(model, probe=int(settings.get("probe_samples", 1)), **rate)
+    rate["margin"] = float(settings.get("margin", 0.4))
+    if method == "eata":
+        anchor = {"fisher": float(settings.get("fisher", 0.0)), "calibration": calibration}
+        return Eata(model, redundancy=float(settings.get("redundancy", 0.4)), **anchor, **rate)
+    names = [name for name, module in model.named_modules() if isinstance(module, NORMS)]
+    return Sar(
+        model,
+        rho=float(settings.get("rho", 0.05)),
+        threshold=float(settings.get("reset_threshold", 0.2)),
+        untrained=[names[position] for position in untrained],
+        **rate,
+    )

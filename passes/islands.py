@@ -1,0 +1,176 @@
+"""Files that are 8-bit already: their layers as float, and the grids their values were rounded to, to round them again.
+
+An exporter writes a layer between DequantizeLinear and QuantizeLinear.  Lifted out of them it is a plain layer, which
+all other rooms understand: a norm that was folded into it can be put back.  The 8-bit room then rounds every value to
+the grid the file had for it; only what is new needs calibration data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.errors import UnsupportedError
+from ttac.passes.load import ORIGINAL
+from ttac.passes.normalise import tidy
+from ttac.passes.quantize_fold import STEPS
+from ttac.passes.quantize_ranges import Range
+
+ROOM = "islands"
+GRIDS = "ttac.grids"
+"""Model metadata: the range of each value that the file rounded, by its name, as JSON."""
+
+INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+"""Operators that compute in integers without saying what they mean in float."""
+
+NONNEGATIVE = frozenset({"Relu", "Clip", "Sigmoid", "MaxPool", "GlobalAveragePool", "AveragePool"})
+QDQ = 'export in the form of QuantizeLinear and DequantizeLinear ("QDQ"), or the float model: `--quantize int8`'
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether the file holds 8-bit layers."""
+    return any(node.op_type in INTEGER | {"QuantizeLinear", "DequantizeLinear"} for node in model.graph)
+
+
+def lift(model: ir.Model) -> tuple[ir.Model, int]:
+    """A float model that computes what the file means, with its grids in `GRIDS`, and how many values it rounded.
+
+    `model` stays as it is.  Raises UnsupportedError for integers that do not come from, or end in, such a pair.
+    """
+    lifted = model.clone()
+    tidy(lifted)
+    found: dict[str, Range] = {}
+    for node in list(lifted.graph):
+        if node.op_type in INTEGER:
+            raise _refused(node, f"`{node.op_type}` computes in integers")
+        if node.op_type == "DequantizeLinear":
+            _lift(lifted.graph, node, found)
+    common.RemoveUnusedNodesPass()(lifted)
+    left = [node for node in lifted.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    if left:
+        raise _refused(left[0], f"`{left[0].op_type}` stands alone")
+    _restore_tails(lifted, found)
+    lifted.metadata_props[GRIDS] = json.dumps(found)
+    lifted.meta[ORIGINAL] = lifted.clone()
+    return lifted, len(found)
+
+
+def grids_of(model: ir.Model) -> dict[str, Range]:
+    """The ranges that `lift` noted down; they are taken off the model."""
+    noted: Mapping[str, list[float]] = json.loads(model.metadata_props.pop(GRIDS, "{}"))
+    return {name: (low, high) for name, (low, high) in noted.items()}
+
+
+def _refused(node: ir.Node, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"8-bit layers in a form that cannot be lifted: {what}", where=f"node `{node.name}`", hint=QDQ
+    )
+
+
+def _lift(graph: ir.Graph, node: ir.Node, found: dict[str, Range]) -> None:
+    """Let the readers of a DequantizeLinear read the float value that was rounded, or the constant."""
+    held = node.inputs[0]
+    maker = held.producer() if held is not None else None
+    if held is None or any(value is not None and value.const_value is None for value in node.inputs[1:]):
+        raise _refused(node, "a scale or zero point is computed")
+    if held.const_value is not None:
+        value = _constant(graph, node, held.const_value.numpy())
+    elif maker is not None and maker.op_type == "QuantizeLinear" and maker.inputs[0] is not None:
+        value = maker.inputs[0]
+        if value.const_value is not None:
+            value = _constant(graph, node, quantized(maker, value.const_value.numpy()))
+        else:
+            found.setdefault(str(value.name), _ends(maker))
+    else:
+        raise _refused(node, "what it reads is not rounded by a QuantizeLinear")
+    _replace(graph, node.outputs[0], value)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Read `new` where `old` was; an output of the graph keeps its name."""
+    if old.is_graph_output():
+        name, old.name = str(old.name), f"{old.name}.lifted"
+        new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _constant(graph: ir.Graph, node: ir.Node, held: np.ndarray) -> ir.Value:
+    """The float constant that a DequantizeLinear makes of `held`, and the grid of an int8 kernel around 0."""
+    array = dequantized(node, held)
+    value = ir.val(str(node.outputs[0].name), const_value=ir.tensor(array, name=str(node.outputs[0].name)))
+    scale, zero = _operands(node, array.ndim)
+    if held.dtype == np.int8 and not zero.any():
+        value.meta[STEPS] = (node.attributes.get_int("axis", 1), scale.reshape(-1) if scale.ndim else scale)
+    node.outputs[0].name = f"{value.name}.lifted"
+    graph.register_initializer(value)
+    return value
+
+
+def _along(node: ir.Node, operand: np.ndarray, rank: int) -> np.ndarray:
+    """Scales or zero points so that they broadcast along the node's axis."""
+    if operand.ndim == 0 or operand.size == 1:
+        return operand.reshape(())
+    axis = node.attributes.get_int("axis", 1) % rank
+    return operand.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _operands(node: ir.Node, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point, in a shape that broadcasts."""
+    held = [value.const_value for value in node.inputs[1:3] if value is not None]
+    parts = [np.asarray(tensor.numpy(), np.float32) for tensor in held if tensor is not None]
+    if not held or len(parts) < len(held):
+        raise _refused(node, "a scale or zero point is computed")
+    scale, zero = parts[0], parts[1] if len(parts) > 1 else np.zeros_like(parts[0])
+    return _along(node, scale, rank), _along(node, zero, rank)
+
+
+def dequantized(node: ir.Node, array: np.ndarray) -> np.ndarray:
+    """What a DequantizeLinear makes of a constant."""
+    scale, zero = _operands(node, array.ndim)
+    return np.asarray((array.astype(np.float32) - zero) * scale, np.float32)
+
+
+def quantized(node: ir.Node, array: np.ndarray) -> np.ndarray:
+    """What a QuantizeLinear makes of a constant."""
+    scale, zero = _operands(node, array.ndim)
+    kind = np.iinfo(_type(node))
+    whole = np.round(array.astype(np.float32) / scale) + zero
+    return np.asarray(np.clip(whole, kind.min, kind.max).astype(kind.dtype))
+
+
+def _type(node: ir.Node) -> np.dtype[Any]:
+    """What a QuantizeLinear rounds to."""
+    zero = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return np.dtype(np.uint8) if zero is None else zero.numpy().dtype
+
+
+def _ends(node: ir.Node) -> Range:
+    """The ends of the grid that a QuantizeLinear rounds to."""
+    scale, zero = _operands(node, 1)
+    kind = _type(node)
+    if scale.size != 1 or kind not in (np.uint8, np.int8):
+        raise _refused(node, f"activations are rounded to {kind}, or to a grid for each channel")
+    smallest = float(np.iinfo(kind).min)
+    return (smallest - float(zero)) * float(scale), (smallest + 255 - float(zero)) * float(scale)
+
+
+def _restore_tails(model: ir.Model, found: dict[str, Range]) -> None:
+    """Put a Relu where the file left cutting off below 0 to the rounding, in place; its output takes the grid."""
+    for value in [value for node in model.graph for value in node.outputs]:
+        low = found.get(str(value.name), (-1.0, 0.0))[0]
+        maker = value.producer()
+        if low != 0.0 or maker is None or maker.op_type in NONNEGATIVE:
+            continue
+        name = str(value.name)
+        relu = ir.node("Relu", [value], name=f"{name}.relu", metadata_props={"ttac.room": ROOM})
+        kept = relu.outputs[0]
+        kept.name, kept.type, kept.shape = f"{name}.relu", value.type, value.shape
+        for user, position in [use for use in value.uses() if use.node is not relu]:
+            user.replace_input_with(position, kept)
+        model.graph.insert_after(maker, relu)
+        found[str(kept.name)] = found.pop(name)

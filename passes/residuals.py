@@ -1,0 +1,144 @@
+"""Write the plan's codecs into both halves: save right behind what it reads, restore right before the first reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ttac.passes.autodiff import dims
+from ttac.passes.build import LAYER, Builder
+from ttac.passes.build import ROOM as ROOM_KEY
+from ttac.passes.codecs import CODECS, Choice, Codec
+from ttac.passes.plan import SAMPLE_BYTES, Kept, Plan
+
+ROOM = "plan"
+
+
+def encode(forward: ir.Model, backward: ir.Model, plan: Plan) -> tuple[str, ...]:
+    """Put the plan's codecs into both halves, in place; returns the names of what crosses then."""
+    crossing: list[str] = []
+    shares = _shares(forward, plan)
+    for row in plan.kept:
+        if row.how == "recompute":
+            continue
+        codec = CODECS[row.how]
+        if codec.name == "dense":
+            crossing.append(row.value)
+            continue
+        saved = _save(forward, row, codec, shares)
+        _name_unknown_sizes(saved)
+        _restore(backward, row, codec, saved)
+        crossing += [str(value.name) for value in saved]
+    for half in (forward, backward):
+        added = [node for node in half.graph if node.metadata_props.get(ROOM_KEY) == ROOM]
+        _name_unknown_sizes([value for node in added for value in node.outputs])
+    return tuple(crossing)
+
+
+def _name_unknown_sizes(values: Sequence[ir.Value]) -> None:
+    """Give sizes that depend on the data a symbol of their own, in place."""
+    for value in values:
+        if value.shape is not None:
+            sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+            value.shape = ir.Shape([f"{value.name}.size" if size is None else size for size in sizes])
+
+
+def _shares(forward: ir.Model, plan: Plan) -> ir.Value | None:
+    """The graph input, or the constant, with the share of its input that each layer keeps."""
+    if plan.shares is None:
+        return None
+    graph = forward.graph
+    if plan.shares.moves:
+        value = ir.val(plan.shares.name, dtype=ir.DataType.FLOAT, shape=[len(plan.shares.initial)])
+        graph.inputs.append(value)
+        return value
+    return Builder(graph, ROOM, forward.opset_imports[""]).constant(plan.shares.initial)
+
+
+def _save(forward: ir.Model, row: Kept, codec: Codec, shares: ir.Value | None) -> list[ir.Value]:
+    graph = forward.graph
+    x = next(v for v in graph.outputs if v.name == row.value)
+    values = ir.convenience.create_value_mapping(graph)
+    variance = values.get(row.variance) if row.variance else None
+    nodes = list(graph)
+    made = [nodes.index(maker) for v in (x, variance) if v is not None and (maker := v.producer()) is not None]
+    op = Builder(graph, ROOM, forward.opset_imports[""])
+    with op.at(row.value, before=(*nodes, None)[max(made, default=-1) + 1]):
+        choice = None
+        if codec.drops:
+            assert shares is not None
+            weight = None if variance is None else op.Reciprocal(op.Add(variance, row.eps))
+            choice = Choice(_largest(op, shares, row.layers), weight)
+        saved = list(codec.save(op, x, choice))
+    for value, part in zip(saved, ("", *codec.parts), strict=True):
+        value.name = ".".join(word for word in (row.value, codec.name, part) if word)
+    _mark_bytes(saved, codec.bytes(x, row.share))
+    position = list(graph.outputs).index(x)
+    graph.outputs[position : position + 1] = saved
+    return saved
+
+
+def _largest(op: Builder, shares: ir.Value, layers: tuple[int, ...]) -> ir.Value:
+    """The share that the most important of the layers asks for, a scalar."""
+    picked = op.Gather(shares, list(layers), axis=0)
+    return op.ReduceMax(picked, keepdims=0) if len(layers) > 1 else op.Squeeze(picked, [0])
+
+
+def _mark_bytes(saved: list[ir.Value], per_sample: float) -> None:
+    """What all tensors of the codec take, noted at the first: their shapes depend on the data."""
+    for position, value in enumerate(saved):
+        value.meta[SAMPLE_BYTES] = per_sample if position == 0 else 0.0
+
+
+def _restore(backward: ir.Model, row: Kept, codec: Codec, saved: list[ir.Value]) -> None:
+    graph = backward.graph
+    x = next(v for v in graph.inputs if v.name == row.value)
+    given = []
+    for value in saved:
+        taken = ir.val(str(value.name), dtype=value.dtype, shape=value.shape)
+        taken.meta.update(value.meta)
+        given.append(taken)
+    position = list(graph.inputs).index(x)
+    graph.inputs[position : position + 1] = given
+    op = Builder(graph, ROOM, backward.opset_imports[""])
+    _read_as_saved(op, x, codec, given)
+    readers = {use.node for use in x.uses()}
+    if not readers:
+        return
+    with op.at(row.value, before=next(node for node in graph if node in readers)):
+        restored = codec.restore(op, given, x)
+    ir.convenience.replace_all_uses_with(x, restored)
+
+
+def _read_as_saved(op: Builder, x: ir.Value, codec: Codec, saved: list[ir.Value]) -> None:
+    """Replace what reads `x` and can be computed from the saved tensors, in place."""
+    for use in list(x.uses()):
+        node, position = use.node, {"ChannelDot": 1, "ChannelAffine": 0}.get(use.node.op_type)
+        reader = codec.readers.get(node.op_type)
+        if reader is None or use.idx != position or list(node.inputs).count(x) > 1:
+            continue
+        others = [value for i, value in enumerate(node.inputs) if i != position]
+        replaced = node
+        if node.op_type == "ChannelAffine":
+            added = _only_added(node)
+            others = [*others, *[None] * (2 - len(others)), added[1] if added else None]
+            replaced = added[0] if added else node
+        with op.at(node.metadata_props.get(LAYER, ""), before=replaced):
+            made = reader(op, saved, x, *others)
+        made.shape = replaced.outputs[0].shape
+        nodes = [node] if replaced is node else [replaced, node]
+        ir.convenience.replace_nodes_and_values(op.graph, replaced, nodes, [], replaced.outputs, [made])
+
+
+def _only_added(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads the node's output, and what it adds in the same shape; None if there is none."""
+    (output,) = node.outputs
+    uses = list(output.uses())
+    if len(uses) != 1 or output.is_graph_output() or uses[0].node.op_type != "Add":
+        return None
+    add = uses[0].node
+    other = add.inputs[1 - uses[0].idx]
+    if other is None or other is output or dims(other) != dims(output):
+        return None
+    return add, other

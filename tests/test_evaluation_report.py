@@ -1,0 +1,208 @@
+"""The report: one file that holds everything, fetches nothing, and that a browser draws, light and dark."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ttac.errors import RuntimeMissingError, UnsupportedError
+from ttac.evaluation.cells import Cell, Subject
+from ttac.evaluation.evaluation import Evaluation, Missing
+from ttac.evaluation.metrics import BINS, packed
+from ttac.evaluation.protocols import Order
+
+HOSTILE = "<script>alert(1)</script> $x^$"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --window-size=1200,3200"
+).split()
+PLAN = [
+    {"value": f"layer{i}.conv", "how": how, "bytes": kept, "dense": 2**20, "because": ""}
+    for i, (how, kept) in enumerate([("dense", 2**20), ("sparse", 2**19), ("recompute", 0), ("wondrous", 2**18)])
+]
+
+
+def result(method: str, protocol: str, error: float, labelled: bool = True) -> dict[str, Any]:
+    """A result with made-up figures: two shifts of 64 samples, two windows each."""
+    shifts = ["fog", HOSTILE]
+    wrong = round(64 * error)
+    bins = [[0, 0.0, 0]] * (BINS - 2) + [[32, 29.0, 32 - wrong // 2], [32, 31.5, 32 - (wrong - wrong // 2)]]
+    stats = {"kept": 0.4, "kept.conv1": 0.2, "kept.conv2": 0.9} if method == "surgeon" else {}
+    window = {"samples": 32, "wrong": wrong // 2 if labelled else None, "entropy": 0.5, "stats": stats}
+    part = {
+        "samples": 64,
+        "wrong": wrong if labelled else None,
+        "entropy": 0.5,
+        "seconds": 0.1,
+        "bins": bins if labelled else None,
+        "predictions": packed(np.zeros(64)),
+    }
+    cell = {"protocol": protocol, "order": "shuffled", "batch": 32, "seed": 0, "shifts": [[name, 5] for name in shifts]}
+    return {
+        "cell": cell,
+        "model": HOSTILE,
+        "method": method,
+        "memory": {"measured": {"peak": 2**20, "loaded": 2**21}, "planned": {"residuals": 2**19}},
+        "parts": [{**part, "shift": name, "severity": 5} for name in shifts],
+        "trace": [{**window, "shift": shift} for shift in (0, 0, 1, 1)],
+    }
+
+
+def evaluation(labelled: bool = True) -> Evaluation:
+    errors = {"source": 0.6, "tent": 0.3, "surgeon": 0.25}
+    results = [
+        result(method, protocol, error, labelled)
+        for protocol in ("continual", "mixed")
+        for method, error in errors.items()
+    ]
+    cell = Cell(Subject(HOSTILE, "bn", 32, {}, Path("none")), "continual", (), Order(), {})
+    report = {"plan": PLAN, "planned": {"residuals": 2**20, "dense": 4 * 2**20}}
+    reports = {(HOSTILE, method, 32): report for method in ("tent", "surgeon")}
+    return Evaluation(results, [Missing(cell, UnsupportedError("no batch norm"))], reports, "made-up images")
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    from ttac.evaluation.report import page
+
+    return page(evaluation())
+
+
+class Parts(HTMLParser):
+    """What a page refers to, its elements, and whether each is closed where it should be."""
+
+    VOID = ("meta", "use", "path", "rect", "image", "line", "stop")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data") and value:
+                self.references.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def parts(text: str) -> Parts:
+    found = Parts()
+    found.feed(text)
+    return found
+
+
+def test_nothing_is_fetched(text: str, parts: Parts) -> None:
+    assert all(reference.startswith(("#", "data:image/")) for reference in parts.references)
+    assert "default-src 'none'" in text and not re.search(r"@import|url\((?!#)", text)
+
+
+def test_the_page_is_whole(parts: Parts) -> None:
+    assert parts.open == [] and "script" not in parts.counts
+    assert parts.counts["svg"] == 2 * (3 + 1 + 1), "bars, stream, calibration, ratios and one shared plan, twice"
+    assert parts.counts["details"] == 2
+
+
+def test_names_are_text_and_nothing_else(text: str) -> None:
+    assert "<script" not in text and "&lt;script&gt;" in text and "$x^$" in text
+
+
+def test_what_is_shown(text: str) -> None:
+    for told in (
+        "fog",
+        "tent, surgeon",
+        "Kept of each layer, surgeon",
+        "conv2",
+        "1.00 MiB of 4.00 MiB",
+        "no batch norm",
+    ):
+        assert told in text
+    assert re.search(r'<td class="best">25\.0</td>', text)
+
+
+def test_every_colour_is_the_page_s(text: str) -> None:
+    variables = set(re.findall(r"var\(--([a-z0-9]+)\)", text))
+    assert {"ink", "muted", "grid", "best", "pale", "dense", "sparse", "other"} <= variables
+    assert all(text.count(f"--{name}:") == 2 for name in variables), "light and dark"
+    from ttac.evaluation.plots import VARIABLES
+
+    assert not [colour for colour in VARIABLES if colour in text]
+
+
+def test_the_same_evaluation_makes_the_same_page(text: str) -> None:
+    from ttac.evaluation.report import page
+
+    assert page(evaluation()) == text
+
+
+def test_without_labels_there_is_entropy(parts: Parts) -> None:
+    from ttac.evaluation.report import page
+
+    bare = page(evaluation(labelled=False))
+    assert "no labels: entropy in nats" in bare and "Calibration" not in bare and "Entropy over the stream" in bare
+
+
+def test_a_package_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ttac.evaluation import report
+
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeMissingError) as caught:
+        evaluation().write_html(tmp_path / "x.html")
+    assert caught.value.hint == "`pip install 'ttac[eval]'`" and not list(tmp_path.iterdir())
+
+
+def screenshot(page: Path, folder: Path, dark: bool) -> np.ndarray:
+    """uint8 [H, W, 3] as Chromium draws it."""
+    from PIL import Image
+
+    assert CHROMIUM is not None
+    scheme = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    target = [f"--user-data-dir={folder / 'profile'}", f"--screenshot={folder / 'x.png'}", page.as_uri()]
+    done = subprocess.run(
+        [CHROMIUM, *FLAGS, *scheme, *target], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (folder / "x.png").is_file(), done.stderr
+    with Image.open(folder / "x.png") as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_chromium_draws_it(dark: bool, text: str, tmp_path: Path) -> None:
+    """The page's background, text that contrasts with it, and the plots in the colours of the scheme."""
+    (tmp_path / "x.html").write_text(text, encoding="utf-8")
+    pixels = screenshot(tmp_path / "x.html", tmp_path, dark).astype(int)
+    background = pixels[5, 5]
+    assert tuple(background) == ((0x19, 0x19, 0x18) if dark else (0xFC, 0xFC, 0xFB))
+    best = np.array((0x6D, 0xB3, 0xF2) if dark else (0x0B, 0x62, 0xA8))
+    bars = (np.abs(pixels - best).max(axis=2) <= 2).sum()
+    assert bars > 3000, "the bars of the best method"
+    ink = np.array((0xEC, 0xEB, 0xE6) if dark else (0x1C, 0x1C, 0x1A))
+    assert (np.abs(pixels - ink).max(axis=2) <= 12).sum() > 500, "text"
+    rows = np.abs(pixels - background).max(axis=(1, 2)) > 8
+    assert rows.sum() > 1500, "the page is drawn far down"
+    assert not (np.abs(pixels[:, -15:] - background).max(axis=2) > 8).any(), "nothing runs out at the right"

@@ -1,0 +1,203 @@
+"""Files that are 8-bit already: what is lifted out of them, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import ttac
+from tests.source_models import run, saved, source
+from ttac import targets
+from ttac.errors import UnsupportedError
+from ttac.inspection import inspect_model
+from ttac.passes.islands import GRIDS, grids_of, is_quantized, lift
+from ttac.passes.load import load
+from ttac.passes.normalise import normalise
+from ttac.passes.quantize import quantize
+from ttac.passes.quantize_check import float_layers
+from ttac.passes.quantize_ranges import _calibrators
+
+MODELS = Path(__file__).parent / "models"
+SETTINGS: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99}
+
+ISLAND = """
+net (float[N,3,6,6] x) => (float[N,4] y) {
+  qx = QuantizeLinear (x, sx, zx)
+  dx = DequantizeLinear (qx, sx, zx)
+  dw = DequantizeLinear <axis = 0> (w, sw, zw)
+  db = DequantizeLinear <axis = 0> (b, sb)
+  c = Conv <pads = [1,1,1,1]> (dx, dw, db)
+  qc = QuantizeLinear (c, sc, zc)
+  dc = DequantizeLinear (qc, sc, zc)
+  p = GlobalAveragePool (dc)
+  y = Flatten (p)
+}
+"""
+
+
+def island(**changed: np.ndarray) -> onnx.ModelProto:
+    """One Conv as quantizers write it: its Relu left to the rounding, one scale for each filter."""
+    random = np.random.default_rng(0)
+    scales = np.array([0.01, 0.02, 0.005, 0.01], np.float32)
+    weights: dict[str, Any] = {
+        "sx": np.float32(0.02),
+        "zx": np.uint8(120),
+        "w": random.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8),
+        "sw": scales,
+        "zw": np.zeros(4, np.int8),
+        "b": random.integers(-900, 900, 4).astype(np.int32),
+        "sb": scales * np.float32(0.02),
+        "sc": np.float32(0.1),
+        "zc": np.uint8(0),
+    }
+    return source(ISLAND, {name: np.asarray(array) for name, array in {**weights, **changed}.items()})
+
+
+def samples(shape: tuple[int, ...] = (48, 3, 6, 6)) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def by_theirs(path: Path, folder: Path, **choices: Any) -> Path:
+    """The file as onnxruntime's own quantizer writes it."""
+    _calibrators()
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    plain = normalise(load(path), simplifier=None)
+    from ttac.passes.quantize_fold import fold_norms
+
+    fold_norms(plain, ())
+    x = samples((48, *[int(str(size)) for size in (plain.graph.inputs[0].shape or [])[1:]]))
+    name = plain.graph.inputs[0].name
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = iter([{name: x}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    ir.save(plain, folder / "plain.onnx")
+    options = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True, **choices}
+    quantization.quantize_static(str(folder / "plain.onnx"), str(folder / "theirs.onnx"), Reader(), **options)
+    return folder / "theirs.onnx"
+
+
+def off(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
+
+
+def test_a_lifted_layer_is_a_plain_one_with_its_grids(tmp_path: Path) -> None:
+    file = load(saved(island(), tmp_path))
+    assert is_quantized(file)
+    model, count = lift(file)
+    assert [node.op_type for node in model.graph] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+    assert count == 2 and is_quantized(file), "the file's own graph stays as it is"
+    noted = json.loads(model.metadata_props[GRIDS])
+    assert noted["x"] == pytest.approx([-120 * 0.02, 135 * 0.02])
+    assert noted["c.relu"] == pytest.approx([0, 255 * 0.1])
+    assert grids_of(model).keys() == {"x", "c.relu"} and GRIDS not in model.metadata_props
+
+
+def test_it_computes_what_the_file_means_but_for_the_rounding(tmp_path: Path) -> None:
+    proto = island()
+    model, _ = lift(load(saved(proto, tmp_path)))
+    x = np.clip(samples(), -2.3, 2.6)
+    assert off(run(model, x), run(proto, x)) < 0.03
+
+
+def test_rounded_again_it_is_the_file(tmp_path: Path) -> None:
+    """No data is needed: every value that the 8-bit room rounds has its grid in the file."""
+    proto = island()
+    lifted, _ = lift(load(saved(proto, tmp_path)))
+    model = normalise(lifted, simplifier=None)
+    quantize(model, [], None, targets.find("cpu"), SETTINGS, grids_of(model))
+    x = samples()
+    np.testing.assert_allclose(run(model, x), run(proto, x), rtol=0, atol=0.1 / 36 * 2)
+
+
+def test_kernels_kept_in_float_before_their_rounding(tmp_path: Path) -> None:
+    """Exporters of fake-quantized PyTorch models write QuantizeLinear behind a float kernel."""
+    kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    text = ISLAND.replace("  dw =", "  q = QuantizeLinear <axis = 0> (w, sw, zw)\n  dw =").replace(
+        "(w, sw", "(q, sw", 2
+    )
+    text = text.replace("QuantizeLinear <axis = 0> (q,", "QuantizeLinear <axis = 0> (w,", 1)
+    proto = island(w=kernel)
+    proto.graph.CopyFrom(source(text, {}).graph)
+    for tensor in island(w=kernel).graph.initializer:
+        proto.graph.initializer.append(tensor)
+    model, _ = lift(load(saved(proto, tmp_path)))
+    x = np.clip(samples(), -2.3, 2.6)
+    assert off(run(model, x), run(proto, x)) < 0.03
+    assert "QuantizeLinear" not in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "said"),
+    [
+        ("qx = QuantizeLinear (x, s, z)\n  qm = MaxPool <kernel_shape = [2,2]> (qx)\n  y = DequantizeLinear (qm, s, z)",
+         {"z": np.uint8(3)}, "not rounded by a QuantizeLinear"),
+        ("qx, t, v = DynamicQuantizeLinear (x)\n  y = DequantizeLinear (qx, t, v)",
+         {}, "`DynamicQuantizeLinear` computes in integers"),
+        ("t = ReduceMax <keepdims = 0> (x)\n  qx = QuantizeLinear (x, t, z)\n  y = DequantizeLinear (qx, t, z)",
+         {"z": np.uint8(3)}, "a scale or zero point is computed"),
+        ("qx = QuantizeLinear <axis = 1> (x, v, w)\n  y = DequantizeLinear <axis = 1> (qx, v, w)",
+         {"v": np.ones(3, np.float32), "w": np.zeros(3, np.uint8)}, "a grid for each channel"),
+    ],
+)  # fmt: skip
+def test_forms_that_cannot_be_lifted(text: str, weights: dict[str, Any], said: str, tmp_path: Path) -> None:
+    graph = f"net (float[N,3,6,6] x) => (float y) {{\n  {text}\n}}"
+    given = {name: np.asarray(array) for name, array in {"s": np.float32(0.1), **weights}.items() if name in text}
+    with pytest.raises(UnsupportedError) as caught:
+        lift(load(saved(source(graph, given), tmp_path)))
+    assert said in caught.value.what and "QDQ" in caught.value.hint and caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_norms_are_put_back_between_8_bit_layers(kind: str, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    type_ = quantization.QuantType.QUInt8 if kind == "uint8" else quantization.QuantType.QInt8
+    path = by_theirs(MODELS / "resnet.onnx", tmp_path, activation_type=type_)
+    x = samples((48, 3, 16, 16))
+    said: list[str] = []
+    bundle = ttac.compile(
+        path, method="bn", calibration=x, batch=8, output=tmp_path / "b.ttac", train="first:2", say=said.append
+    )
+    assert bundle.path is not None
+    assert any("the file is 8-bit already" in line for line in said)
+    assert [site["inserted"] for site in bundle.manifest["sites"]] == [True, True]
+    assert sum(bool(row["adapts"]) for row in bundle.report["modules"]) == 2
+    assert float_layers(bundle.path / "forward.onnx") == []
+    assert bundle.report["verified"]["quantized"] < 0.1
+    shifted = (0.5 * x + 1)[:8]
+    adapter = ttac.load(bundle.path)
+    assert not np.allclose(adapter.step(shifted), run(onnx.load(str(path)), shifted), atol=1e-2)
+
+
+def test_nothing_else_than_the_file_is_needed_where_nothing_adapts(tmp_path: Path) -> None:
+    path = by_theirs(MODELS / "mobilenet_v2.onnx", tmp_path)
+    x = samples((4, 3, 16, 16))
+    bundle = ttac.compile(path, method="source", batch=4, output=tmp_path / "b.ttac")
+    assert bundle.path is not None
+    assert off(ttac.load(bundle.path).step(x), run(onnx.load(str(path)), x)) < 0.05
+
+
+def test_methods_with_gradients_refuse_it(tmp_path: Path) -> None:
+    path = saved(island(), tmp_path)
+    with pytest.raises(UnsupportedError, match="`tent` needs gradients, and 8-bit layers give none") as caught:
+        ttac.compile(path, method="tent")
+    assert caught.value.where == "the file is 8-bit already" and "`source`" in caught.value.hint
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_inspect_tells(tmp_path: Path) -> None:
+    report = inspect_model(saved(island(), tmp_path))
+    assert report["eight_bit"].startswith("2 values are rounded")
+    fits = {row["method"]: (row["fits"], row["because"]) for row in report["methods"]}
+    assert fits["tent"] == ("no", "it needs gradients, and the file is 8-bit already")
+    assert fits["source"][0] == "yes"

@@ -1,0 +1,126 @@
+"""From the joint graph to the graphs of a bundle: plan the residuals, cut, add the method's own graphs, lower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.method import method_graphs
+from ttac.packing import Compiled
+from ttac.passes.adapt import Adaptation
+from ttac.passes.budget import plan_within
+from ttac.passes.differentiate import Joint
+from ttac.passes.feed import feed_pointwise
+from ttac.passes.heads import Head
+from ttac.passes.lower import lower
+from ttac.passes.norms import NormSite
+from ttac.passes.partition import partition
+from ttac.passes.plan import Plan, plan_activations
+from ttac.passes.quantize import Quantized
+from ttac.passes.sparsity import Layer, keep_a_share, keep_shares, layers_of
+from ttac.passes.stages import split_backward
+from ttac.request import Request
+from ttac.rooms import Rooms
+from ttac.spec import Target
+
+STAGES = 6
+"""Graphs that the backward is cut into at most; each run costs a fraction of a millisecond."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the rooms before made: the plain graph, its sites, the joint graph and what the method starts from."""
+
+    request: Request
+    infer: ir.Model
+    sites: list[NormSite]
+    adaptation: Adaptation
+    joint: Joint
+    anchor: Mapping[str, np.ndarray]
+    head: Head | None = None
+    quantized: Quantized | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, the layers that keep a share of their input only, and whether a smaller plan is possible."""
+
+    plan: Plan
+    layers: Sequence[Layer] = ()
+    more: bool = False
+
+
+def plan_residuals(parts: Parts, goal: int | None) -> Planned:
+    """What crosses from the forward to the backward, with a peak of at most `goal` bytes as far as that can be told.
+
+    A method that keeps a share of each layer's input has settled what crosses: it is planned as it is.
+    """
+    asked, joint = parts.request, parts.joint
+    graph, free = joint.model.graph, list(joint.model.graph.inputs)
+    codec = asked.method.drops(asked.settings)
+    layers = layers_of(joint) if codec else []
+    if layers:
+        keep = float(asked.settings["keep"])
+        decide = keep_a_share(joint, layers, codec, keep, asked.batch)
+        shares = keep_shares(layers, keep, moves="importance" in asked.method.graphs)
+        return Planned(plan_activations(graph, joint.backward, free, asked.batch, decide, shares), layers)
+    if goal is None:
+        return Planned(plan_activations(graph, joint.backward, free, asked.batch))
+    plan, more = plan_within(graph, joint.backward, free, asked.batch, goal)
+    return Planned(plan, more=more)
+
+
+def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
+    """Partition, add the method's own graphs, and lower every graph for the target; `parts` stay as they are."""
+    asked, joint, adaptation = parts.request, parts.joint, parts.adaptation
+    plan, infer = planned.plan, parts.infer.clone()
+    tracked = [tensor.next for tensor in adaptation.tracked if tensor.next is not None]
+    outputs = joint.loss.outputs if joint.loss else []
+    halves = partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
+    graphs = {"infer": infer, "forward": halves.forward}
+    exact = {} if plan.is_exact else exact_graphs(joint, outputs, plan, asked.target)
+    moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}
+    stats = {"forward": {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}}
+    state = list(adaptation.tracked)
+    if halves.backward is not None:
+        stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
+        steps = method_graphs(asked, joint, parts.anchor, planned.layers)
+        graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
+        moves |= {name: step.moves for name, step in steps.items()}
+        stats |= {name: dict(step.stats) for name, step in steps.items()}
+        state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
+    for model in graphs.values():
+        lower(model, asked.target)
+    # Without a backward the engine does best with all weights at hand: MobileNetV2 alone takes 1.4 times as long else.
+    fed = feed_pointwise(m for name, m in graphs.items() if name != "infer") if halves.backward is not None else {}
+    rooms.lowered(graphs)
+    return Compiled(
+        asked,
+        graphs,
+        sites=parts.sites,
+        statistics=adaptation.statistics,
+        state=[replace(tensor, next=None) for tensor in state],
+        moves=moves,
+        stats=stats,
+        fed=fed,
+        plan=plan,
+        exact=exact,
+        head=parts.head,
+        quantized=parts.quantized,
+    )
+
+
+def exact_graphs(joint: Joint, outputs: list[ir.Value], plan: Plan, target: Target) -> dict[str, ir.Model]:
+    """Forward and backward with all residuals kept as they are, to compare with."""
+    halves = partition(joint.model, [joint.logits, *outputs], joint.gradients, plan.exactly())
+    assert halves.backward is not None
+    return {"forward": lower(halves.forward, target), "backward": lower(halves.backward, target)}
+
+
+def named_stages(stages: list[ir.Model]) -> dict[str, ir.Model]:
+    """The stages of the backward by the names of their files."""
+    names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
+    return dict(zip(names, stages, strict=True))

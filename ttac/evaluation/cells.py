@@ -1,0 +1,248 @@
+"""A cell: one method on one model over one stream, the unit that is run, kept and never run twice.
+
+Cells are independent of each other.  Where a protocol carries state over from shift to shift, the whole stream is one
+cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttac.errors import UnsupportedError
+from ttac.evaluation.metrics import Predictions, calibration_bins, packed, predictions
+from ttac.evaluation.protocols import Batch, Order, Shift, schedule
+from ttac.images import Preparation, preparation
+from ttac.runtime.manifest import COUNTED
+
+if TYPE_CHECKING:
+    from ttac.runtime.adapter import Adapter
+
+WINDOWS = 400
+"""Points that the course of one cell is told in, about; at least `FEWEST` for each shift."""
+
+FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with a method, as a bundle that exists or is to be compiled.
+
+    Attributes:
+        model, method: what people call them.
+        batch: samples of a step.
+        identity: everything the bundle depends on, as JSON values.
+        bundle: its folder.
+    """
+
+    model: str
+    method: str
+    batch: int
+    identity: Mapping[str, Any]
+    bundle: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One stream for one subject.
+
+    Attributes:
+        shifts: in the order of the stream, for the protocols that have one.
+        data: what identifies the samples: digest, how many, and the package of the corruptions where one is used.
+    """
+
+    subject: Subject
+    protocol: str
+    shifts: tuple[Shift, ...]
+    order: Order
+    data: Mapping[str, Any]
+
+    def described(self) -> dict[str, Any]:
+        """Everything the result depends on, as JSON values."""
+        return {
+            "subject": dict(self.subject.identity),
+            "batch": self.subject.batch,
+            "protocol": self.protocol,
+            "shifts": [[shift.name, shift.severity] for shift in self.shifts],
+            "order": self.order.kind,
+            "concentration": self.order.concentration if self.order.kind == "dirichlet" else None,
+            "seed": self.order.seed,
+            "data": dict(self.data),
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Name of the result: the same for the same description, and only for that."""
+        return digest(self.described())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell with the files it needs, as a worker gets it.
+
+    Attributes:
+        arrays: one `.npy` file for each shift of the cell; labels: such a file, or None.
+        threads: of the engine; 0 leaves it to the engine.
+    """
+
+    cell: Cell
+    arrays: tuple[Path, ...]
+    labels: Path | None
+    threads: int
+
+
+@dataclass
+class Course:
+    """What is recorded of every batch while a cell runs."""
+
+    batches: list[Batch] = field(default_factory=list)
+    predicted: list[Predictions] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    stats: list[dict[str, float]] = field(default_factory=list)
+    rejected: int = 0
+    _rejected: int = 0
+
+    def take(self, batch: Batch, predicted: Predictions, stats: Mapping[str, Any]) -> None:
+        """Remember a step; `stats` are the adapter's after it."""
+        before = 0 if batch.reset else self._rejected
+        self.rejected += int(stats["rejected"]) - before
+        self._rejected = int(stats["rejected"])
+        self.batches.append(batch)
+        self.predicted.append(predicted)
+        self.seconds.append(stats["milliseconds"] / 1e3)
+        self.stats.append({name: float(value) for name, value in stats.items() if _is_scalar(name, value)})
+
+
+def digest(description: Mapping[str, Any]) -> str:
+    """A short name, 24 hexadecimal digits, for a description in JSON values."""
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) -> dict[str, Any]:
+    """Run the cell and return its result in JSON values; `moved` gets the number of samples after each batch.
+
+    Raises what loading and running a bundle raise, and UnsupportedError for a model that does not predict one class of
+    each sample.
+    """
+    adapter = _adapter(job.cell.subject.bundle, job.threads)
+    adapter.reset()
+    manifest = adapter.bundle.manifest
+    read = reader(manifest)
+    how = preparation(["N", *adapter.input_shape], manifest["preprocessing"])
+    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
+    labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)
+    course = Course()
+    for batch in schedule(
+        *(job.cell.protocol, job.cell.shifts, len(arrays[0]), labels, job.cell.order),
+        batch=job.cell.subject.batch,
+        smallest=adapter.smallest_batch,
+    ):
+        if batch.reset:
+            adapter.reset()
+        course.take(batch, predictions(read(adapter.step(gathered(arrays, batch, how)))), adapter.stats)
+        moved(len(batch.rows))
+    return {
+        "key": job.cell.key,
+        "cell": job.cell.described(),
+        "parts": [_part(job.cell.shifts, number, course, labels) for number in range(len(arrays))],
+        "trace": _trace(job.cell, course, labels),
+        "rejected": course.rejected,
+        "threads": job.threads,
+        "memory": dict(manifest["memory"]),
+    }
+
+
+def reader(manifest: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes logits [n, classes] of a bundle's output.
+
+    Raises UnsupportedError where the output is no class of each sample.
+    """
+    head, shape = manifest.get("head"), manifest["outputs"][0]["shape"]
+    if len(shape) != 2 or (head is not None and head["kind"] != "classes"):
+        what = f"evaluation reads one class a sample, the model's output has shape {shape}".replace("'", "")
+        raise UnsupportedError(
+            what, where=f"output `{manifest['outputs'][0]['name']}`", hint="stream it with `ttac run`"
+        )
+    if head is not None and head["values"] == "probabilities":
+        return lambda p: np.log(np.maximum(p, np.finfo(np.float32).tiny))
+    return lambda logits: logits
+
+
+def gathered(arrays: list[np.ndarray], batch: Batch, how: Preparation) -> np.ndarray:
+    """The samples of a batch as the model takes them: float32 [n, *sample]."""
+    samples = np.stack([arrays[shift][row] for shift, row in zip(batch.shifts, batch.rows, strict=True)])
+    return how.prepare(samples) if samples.dtype == np.uint8 else samples
+
+
+def _is_scalar(name: str, value: Any) -> bool:
+    return name not in COUNTED and isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
+def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.ndarray | None) -> dict[str, Any]:
+    """The figures of one shift of the stream."""
+    masks = [batch.shifts == number for batch in course.batches]
+    rows = np.concatenate([batch.rows[mask] for batch, mask in zip(course.batches, masks, strict=True)])
+    classes, confidence, entropy = (
+        np.concatenate([getattr(made, name)[mask] for made, mask in zip(course.predicted, masks, strict=True)])
+        for name in ("classes", "confidence", "entropy")
+    )
+    seconds = [time * mask.mean() for time, mask in zip(course.seconds, masks, strict=True)]
+    in_file_order = np.empty_like(classes)
+    in_file_order[rows] = classes
+    right = None if labels is None else classes == labels[rows]
+    return {
+        "shift": shifts[number].name,
+        "severity": shifts[number].severity,
+        "samples": len(rows),
+        "wrong": None if right is None else int((~right).sum()),
+        "entropy": float(entropy.mean()),
+        "seconds": float(sum(seconds)),
+        "bins": None if right is None else calibration_bins(confidence, right),
+        "predictions": packed(in_file_order),
+    }
+
+
+def _trace(cell: Cell, course: Course, labels: np.ndarray | None) -> list[dict[str, Any]]:
+    """The course of the stream in windows of consecutive batches, none across the border of two shifts."""
+    shift_of = [-1 if cell.protocol == "mixed" else int(batch.shifts[0]) for batch in course.batches]
+    windows = []
+    for number in sorted(set(shift_of)):
+        steps = [step for step, shift in enumerate(shift_of) if shift == number]
+        points = max(FEWEST, WINDOWS // len(set(shift_of)))
+        parts = np.array_split(steps, min(points, len(steps)))
+        windows.extend(_window(course, part.tolist(), number, labels) for part in parts)
+    return windows
+
+
+def _window(course: Course, steps: list[int], shift: int, labels: np.ndarray | None) -> dict[str, Any]:
+    wrong, entropy, samples = 0, 0.0, 0
+    for step in steps:
+        made, rows = course.predicted[step], course.batches[step].rows
+        samples += len(rows)
+        entropy += float(made.entropy.sum())
+        wrong += 0 if labels is None else int((made.classes != labels[rows]).sum())
+    names = sorted({name for step in steps for name in course.stats[step]})
+    told = {name: [course.stats[step][name] for step in steps if name in course.stats[step]] for name in names}
+    return {
+        "shift": shift,
+        "samples": samples,
+        "wrong": None if labels is None else wrong,
+        "entropy": entropy / samples,
+        "stats": {name: float(np.mean(values)) for name, values in told.items()},
+    }
+
+
+@lru_cache(maxsize=1)
+def _adapter(bundle: Path, threads: int) -> Adapter:
+    """The adapter of a bundle; cells of the same one follow each other, and loading costs more than a short cell."""
+    from ttac.runtime import load
+
+    return load(bundle, threads=threads or None)

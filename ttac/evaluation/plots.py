@@ -1,0 +1,307 @@
+"""The plots of the report, as SVG that takes its colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ttac.evaluation.subjects import SOURCE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, ACCENT, BEST, PALE = "#010203", "#020304", "#030405", "#040506", "#050607", "#0c0d0e"
+HOW = {"dense": "#060708", "sparse": "#070809", "int8": "#08090a", "bitmask": "#090a0b", "recompute": "#0a0b0c"}
+OTHER = "#0b0c0d"
+"""Colours that no plot uses otherwise; each becomes a variable of the page."""
+
+VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    ACCENT: "accent",
+    BEST: "best",
+    OTHER: "other",
+    PALE: "pale",
+    **{colour: how for how, colour in HOW.items()},
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "path.simplify": True,
+}
+SLANTED: dict[str, Any] = {
+    "rotation": 30,
+    "rotation_mode": "anchor",
+    "fontsize": 7,
+    "ha": "left",
+    "va": "bottom",
+    "color": MUTED,
+}
+WIDTH = 11.0
+"""Inches of the widest figures."""
+
+NUMBERED = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
+DECLARED = re.compile(r"#0[1-9a-f]0[2-9a-f]0[3-9a-f]")
+
+
+def plain(text: str) -> str:
+    """Text without meaning to matplotlib, whose formulas stand between dollars."""
+    return text.replace("$", r"\$")
+
+
+def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit: str, scale: float) -> str:
+    """One panel for each shift, one bar for each method; the best one stands out, `source` is pale."""
+    columns = 5 if len(errors) > 4 else max(1, len(errors))
+    with _figure(len(errors), columns, 0.62 + 0.21 * len(methods)) as (figure, panels):
+        highest = scale * max((value for row in errors.values() for value in row.values()), default=1.0)
+        for number, (axes, (shift, row)) in enumerate(zip(panels, errors.items(), strict=True)):
+            values = [scale * row.get(method, np.nan) for method in methods]
+            best = np.nanmin([*values, np.inf])
+            colours = [
+                BEST if value == best else PALE if method == SOURCE else ACCENT
+                for method, value in zip(methods, values, strict=True)
+            ]
+            axes.barh(range(len(methods)), values, color=colours, height=0.72)
+            for place, value in enumerate(values):
+                if np.isfinite(value):
+                    told = f"{value:.{1 if scale > 1 else 2}f}"
+                    axes.text(value + 0.012 * highest, place, told, va="center", fontsize=7.5)
+            names = [plain(method) if number % columns == 0 else "" for method in methods]
+            axes.set_yticks(range(len(methods)), names)
+            axes.invert_yaxis()
+            axes.set_xlim(0, 1.17 * highest)
+            axes.set_title(plain(shift.replace("_", " ")))
+            axes.grid(visible=False)
+            axes.spines[["bottom", "left"]].set_visible(False)
+            axes.set_xticks([])
+        return drawn(figure, f"bars {unit} {list(errors)}")
+
+
+def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], labelled: bool) -> str:
+    """One panel for each method: its error (or entropy) along the stream, `source` pale behind it."""
+    baseline = courses.get(SOURCE)
+    shown = [method for method in courses if method != SOURCE] or list(courses)
+    columns = 1 if len(shown) <= 3 else 2
+    with _figure(len(shown), columns, 1.75, top=0.75) as (figure, panels):
+        highest = max(float(line.max()) for course in courses.values() for _, line in _lines(course, labelled))
+        for number, (axes, method) in enumerate(zip(panels, shown, strict=True)):
+            if baseline is not None and method != SOURCE:
+                _draw(axes, baseline, labelled, color=PALE, linewidth=1.3, label=SOURCE)
+            _draw(axes, courses[method], labelled, color=BEST, linewidth=1.5, label=plain(method))
+            _borders(axes, courses[method], names if number < columns else (), 1.05 * highest)
+            axes.set_ylim(0, 1.05 * highest)
+            axes.grid(visible=False, axis="x")
+            axes.set_title(plain(method), pad=38 if number < columns and len(names) > 1 else 6, fontweight="bold")
+            if number % columns == 0:
+                axes.set_ylabel("error, %" if labelled else "entropy, nats")
+            if number >= len(shown) - columns:
+                axes.set_xlabel("samples")
+        return drawn(figure, f"stream {shown}")
+
+
+def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> str:
+    """One panel for each method: how often it is right against how sure it is; `bins` [n, 3]."""
+    with _figure(len(bins), min(5, len(bins)), 2.1, width=WIDTH * min(5, len(bins)) / 5) as (figure, panels):
+        for axes, (method, counted) in zip(panels, bins.items(), strict=True):
+            filled = counted[counted[:, 0] > 0]
+            x, y = 100 * filled[:, 1] / filled[:, 0], 100 * filled[:, 2] / filled[:, 0]
+            axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+            axes.plot(x, y, color=BEST, linewidth=1.3)
+            axes.scatter(x, y, s=8 + 140 * filled[:, 0] / counted[:, 0].sum(), color=BEST, linewidths=0)
+            axes.set(xlim=(0, 103), ylim=(0, 103), aspect="equal", xticks=[0, 50, 100], yticks=[0, 50, 100])
+            axes.set_title(plain(f"{method}  {100 * errors[method]:.1f} %"))
+        panels[0].set_ylabel("right, %")
+        for axes in panels:
+            axes.set_xlabel("confidence, %")
+        return drawn(figure, f"calibration {list(bins)}")
+
+
+def plan(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A column for each value of the forward pass: what is kept of it, by how, and what the plan saves."""
+    largest = max(row["dense"] for row in rows)
+    told = [row for row in rows if row["dense"] >= 0.005 * largest]
+    with _figure(1, 1, 2.3) as (figure, (axes,)):
+        places = np.arange(len(told))
+        kept, dense = (np.array([row[name] for row in told]) / 2**20 for name in ("bytes", "dense"))
+        hows = [str(row["how"]) for row in told]
+        for how in dict.fromkeys(hows):
+            mask = np.array([other == how for other in hows])
+            if kept[mask].any():
+                axes.bar(places[mask], kept[mask], color=HOW.get(how, OTHER), width=0.8, label=plain(how))
+        saved = np.maximum(dense - kept, 0)
+        if saved.any():
+            axes.bar(places, saved, bottom=kept, color="none", edgecolor=MUTED, linewidth=0.7, width=0.8, label="saved")
+        names = [plain(str(row["value"])) for row in told] if len(told) <= 60 else []
+        axes.set_xticks(places[: len(names)], names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+        axes.set_ylabel("MiB")
+        axes.grid(visible=False, axis="x")
+        axes.margins(x=0.01)
+        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, labelcolor=INK, fontsize=8)
+        return drawn(figure, f"plan {key}")
+
+
+def ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) -> str:
+    """A row for each layer, time to the right: the share of it that was kept, dark for all."""
+    with _figure(1, 1, 0.8 + 0.17 * len(courses)) as (figure, (axes,)):
+        values = np.array([[value for _, value in course] for course in courses.values()])
+        end = max(x for course in courses.values() for x, _ in course)
+        how: dict[str, Any] = {"aspect": "auto", "vmin": 0, "vmax": 1, "cmap": "viridis", "interpolation": "nearest"}
+        image = axes.imshow(values, extent=(0, end, len(courses), 0), **how)
+        axes.set_yticks(np.arange(len(courses)) + 0.5, [plain(name) for name in courses], fontsize=7)
+        axes.set_xlabel("samples")
+        axes.grid(visible=False)
+        bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
+        bar.set_label("kept", color=MUTED)
+        bar.outline.set_visible(False)  # type: ignore[operator, unused-ignore]
+        return drawn(figure, f"ratios {key}")
+
+
+def drawn(figure: Figure, salt: str) -> str:
+    """The figure as an `<svg>` element whose colours are the page's variables."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        facts = {"Date": None, "Creator": None}
+        figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata=facts)
+    pyplot.close(figure)
+    element = text.getvalue()
+    element = NUMBERED.sub("", element[element.index("<svg") :])
+    return DECLARED.sub(lambda found: f"var(--{VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], element)
+
+
+@contextmanager
+def _figure(
+    count: int, columns: int, height: float, top: float = 0.0, width: float = WIDTH
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with `count` panels, `height` inches each."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = -(-count // columns)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(width, height * rows + top), layout="constrained", squeeze=False
+        )
+        panels = list(axes.flat)
+        for spare in panels[count:]:
+            spare.set_visible(False)
+        try:
+            yield figure, panels[:count]
+        finally:
+            pyplot.close(figure)
+
+
+def _draw(axes: Axes, course: Sequence[Mapping[str, Any]], labelled: bool, **style: Any) -> None:
+    """The course as lines that break where the shift changes."""
+    for number, (x, y) in enumerate(_lines(course, labelled)):
+        axes.plot(x, y, solid_capstyle="round", **{**style, "label": style["label"] if number == 0 else None})
+
+
+def _lines(course: Sequence[Mapping[str, Any]], labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each shift: samples seen, and the figure averaged over a few windows around each."""
+    start = 0
+    for windows in _shifts(course):
+        sizes = np.array([window["samples"] for window in windows], float)
+        sums = [window["wrong"] if labelled else window["entropy"] * window["samples"] for window in windows]
+        values = np.array(sums, float)
+        reach = np.ones(max(1, len(windows) // 6))
+        smooth = np.convolve(values, reach, "same") / np.convolve(sizes, reach, "same")
+        yield start + np.cumsum(sizes) - sizes / 2, (100 if labelled else 1) * smooth
+        start += int(sizes.sum())
+
+
+def _shifts(course: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Windows of one shift after the other."""
+    part: list[Mapping[str, Any]] = []
+    for window in course:
+        if part and part[-1]["shift"] != window["shift"]:
+            yield part
+            part = []
+        part.append(window)
+    if part:
+        yield part
+
+
+def _borders(axes: Axes, course: Sequence[Mapping[str, Any]], names: Sequence[str], top: float) -> None:
+    """A thin line where the shift changes; the names of the shifts above."""
+    start = 0
+    for number, part in enumerate(_shifts(course)):
+        if number:
+            axes.axvline(start, color=GRID, linewidth=0.7)
+        size = sum(window["samples"] for window in part)
+        if len(names) > 1 and number < len(names):
+            name = plain(names[number].replace("_", " "))
+            axes.text(start + size / 2, 1.01 * top, name, **SLANTED)
+        start += size
+    axes.set_xlim(0, start)
+
+
+def costs(names: Sequence[str], ratios: Sequence[tuple[float, float, float]], peers: Sequence[float | None]) -> str:
+    """A row for each bundle: its ratio to plain inference, from quartile to quartile; a ring for the peer's."""
+    with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
+        places = np.arange(len(names))
+        middle, low, high = (np.array(values) for values in zip(*ratios, strict=True))
+        axes.hlines(places, low, high, color=ACCENT, linewidth=5)
+        axes.scatter(middle, places, color=BEST, s=34, zorder=3, linewidths=0)
+        _rings(axes, peers)
+        for place, value in zip(places, middle, strict=True):
+            axes.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", fontsize=7.5, ha="center")
+        axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        _rows_down(axes, names)
+        axes.set_xlabel("times the time of inference")
+        return drawn(figure, f"costs {names}")
+
+
+def memory(names: Sequence[str], peaks: Sequence[tuple[float, float, float | None]]) -> str:
+    """A row for each bundle: its peak, that of plain inference pale before it; a ring for the peer's; all in bytes."""
+    with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
+        places = np.arange(len(names))
+        axes.barh(places, [peak / 2**20 for peak, _, _ in peaks], color=BEST, height=0.55)
+        axes.barh(places, [plain / 2**20 for _, plain, _ in peaks], color=PALE, height=0.25)
+        _rings(axes, [None if peer is None else peer / 2**20 for _, _, peer in peaks])
+        _rows_down(axes, names)
+        axes.set_xlabel("MiB")
+        return drawn(figure, f"memory {names}")
+
+
+def _rings(axes: Axes, values: Sequence[float | None]) -> None:
+    there = [(value, place) for place, value in enumerate(values) if value is not None]
+    if there:
+        axes.scatter(*zip(*there, strict=True), facecolors="none", edgecolors=INK, s=34, linewidths=1.2, zorder=3)
+
+
+def _rows_down(axes: Axes, names: Sequence[str]) -> None:
+    """Names at the left, the first one on top."""
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")

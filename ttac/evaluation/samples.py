@@ -1,0 +1,252 @@
+"""What is evaluated on: images or prepared samples, with or without labels, in every form that ttac reads.
+
+A *source* is named before any model is known and says how many samples it has and what identifies them; opened for a
+model, it gives arrays in that model's geometry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ttac.errors import UsageError
+from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
+from ttac.images import SUFFIXES, Preparation, fitted_image, read_image
+
+FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
+CLEAN = "clean"
+NO_SHIFT = ("labels", "about")
+"""Arrays of an `.npz` that hold no samples."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples before a model is known.
+
+    Attributes:
+        name: what people call them.
+        digest: SHA-256 of their content.
+        count: how many there are.
+        labels: int64 [count], None where there are none.
+        variants: names of the arrays, all of the same samples; the first is the clean one.
+        read: gives one of them, the samples at some positions, as uint8 [n, C, H, W] or prepared float32.
+    """
+
+    name: str
+    digest: str
+    count: int
+    labels: np.ndarray | None
+    variants: tuple[str, ...]
+    read: Callable[[str, np.ndarray, Preparation], np.ndarray] = field(repr=False)
+
+
+def open_source(data: Any) -> Source:
+    """The samples of a path, of arrays, or of an iterator.
+
+    Args:
+        data: a path (folder of images whose sub-folders are the classes, `.npz`, `.npy`, IDX file or a folder of such);
+            an array; a pair (array, labels); a mapping from shift to array, with `labels` among them; or an iterable of
+            batches, each an array or a pair, which is read once and held in memory.
+
+    Raises UsageError when there is nothing to read or it does not fit together.
+    """
+    if isinstance(data, (str, Path)):
+        return _open_path(Path(data))
+    if isinstance(data, np.ndarray):
+        return _of_arrays("array", {CLEAN: data}, None)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray):
+        return _of_arrays("array", {CLEAN: data[0]}, data[1])
+    if isinstance(data, Mapping):
+        arrays = {str(name): np.asarray(array) for name, array in data.items() if name not in NO_SHIFT}
+        return _of_arrays("arrays", arrays, data.get("labels"))
+    if isinstance(data, Iterable):
+        return _collected(data)
+    raise UsageError(f"samples cannot be read from `{type(data).__name__}`", hint=FORMS)
+
+
+def subset(count: int, wanted: int | None) -> np.ndarray:
+    """Positions of `wanted` of `count` samples, the same ones every time, in rising order; all where None."""
+    if wanted is None or wanted >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
+
+
+def _open_path(path: Path) -> Source:
+    if not path.exists():
+        raise UsageError("there is no such input", where=f"`{path}`", hint=FORMS)
+    if is_idx(path) or (path.is_dir() and any(path.glob("*-idx3-ubyte*"))):
+        return _open_idx(image_file(path))
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix not in (".npy", ".npz"):
+        raise UsageError(f"`{path.suffix or path.name}` is no form of input", where=f"`{path}`", hint=FORMS)
+    try:
+        if path.suffix == ".npy":
+            return _of_arrays(path.name, {CLEAN: np.load(path, mmap_mode="r", allow_pickle=False)}, None)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name not in NO_SHIFT}
+            labels = file["labels"] if "labels" in file.files else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read the arrays: {error}", where=f"`{path}`", hint=FORMS) from error
+    return _of_arrays(path.name, arrays, labels)
+
+
+def _collected(batches: Iterable[Any]) -> Source:
+    """The batches of an iterator as one array."""
+    parts: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for batch in batches:
+        x, y = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+        parts.append(np.asarray(x))
+        if y is not None:
+            labels.append(np.asarray(y).reshape(-1))
+    if not parts:
+        raise UsageError("the iterator gave no batch", hint="an iterator can be read once only: make a new one")
+    if labels and len(labels) != len(parts):
+        raise UsageError("some batches have labels, others have none", hint="give labels with every batch or with none")
+    try:
+        return _of_arrays("iterator", {CLEAN: np.concatenate(parts)}, np.concatenate(labels) if labels else None)
+    except ValueError as error:
+        raise UsageError(f"the batches do not fit together: {error}", hint="give samples of one shape") from error
+
+
+def _of_arrays(name: str, arrays: Mapping[str, np.ndarray], labels: Any) -> Source:
+    """Arrays of the same samples, in the order given, but a clean one first."""
+    if not arrays:
+        raise UsageError("there is no array of samples", where=f"`{name}`", hint=FORMS)
+    count = len(next(iter(arrays.values()))) if next(iter(arrays.values())).ndim else 0
+    for key, array in arrays.items():
+        if array.ndim < 2 or len(array) == 0:
+            raise UsageError(f"array `{key}` holds no sample", where=f"`{name}`", hint=FORMS)
+        if len(array) != count:
+            what = f"array `{key}` has {len(array)} samples, the first one {count}"
+            raise UsageError(what, where=f"`{name}`", hint="give arrays of the same samples, or one file for each")
+        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+            hint = "give uint8 images or prepared float32 samples"
+            raise UsageError(f"array `{key}` is `{array.dtype}`", where=f"`{name}`", hint=hint)
+    order = tuple(sorted(arrays, key=lambda key: key != CLEAN))
+    checked = _checked_labels(labels, count, name)
+    content = hashlib.sha256()
+    for key in order:
+        array = arrays[key]
+        content.update(f"{key} {array.dtype} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    if checked is not None:
+        content.update(checked.tobytes())
+
+    def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
+        return geometry(arrays[variant][rows], how, f"`{name}`")
+
+    return Source(name, content.hexdigest(), count, checked, order, read)
+
+
+def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+    """Samples as the model takes them: bytes channels first, anything else float32 as it is.
+
+    Raises UsageError when they have another shape.
+    """
+    if array.dtype != np.uint8:
+        if array.shape[1:] != how.sample:
+            raise _misfit(array, how, where)
+        return np.ascontiguousarray(array, np.float32)
+    channels, height, width = how.size
+    if array.shape[1:] == (channels, height, width):
+        return np.ascontiguousarray(array)
+    if array.shape[1:] == (height, width, channels):
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    if array.shape[1:] == (height, width) and channels == 1:
+        return np.ascontiguousarray(array[:, None])
+    raise _misfit(array, how, where)
+
+
+def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
+    return UsageError(
+        f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
+        where=where,
+        hint="resize or transpose them, or give a folder of images, which ttac resizes itself",
+    )
+
+
+def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer) or (array < 0).any():
+        what = f"there are {count} samples, but the labels are `{array.dtype}` of shape {list(array.shape)}"
+        hint = "give one class number, from 0, for each sample, or no labels"
+        raise UsageError(what, where=f"`{where}`", hint=hint)
+    return array.astype(np.int64)
+
+
+def _open_idx(path: Path) -> Source:
+    images, beside = read_idx(path), label_file(path)
+    if images.ndim != 3 or not len(images):
+        raise UsageError(f"the file holds shape {list(images.shape)}, not images", where=f"`{path}`", hint=FORMS)
+    labels = None if beside is None else _checked_labels(read_idx(beside), len(images), str(beside))
+    content = hashlib.sha256(images.data)
+    content.update(b"" if labels is None else labels.tobytes())
+
+    def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
+        from PIL import Image
+
+        if how.size == (1, *images.shape[1:]):
+            return geometry(images[rows], how, f"`{path}`")
+        return np.stack([fitted_image(Image.fromarray(images[row]), how.size) for row in rows])
+
+    return Source(path.name, content.hexdigest(), len(images), labels, (CLEAN,), read)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images below a folder; where all of them lie in sub-folders, those are the classes, numbered by their names."""
+
+    path: Path
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All images in the order of their paths; raises UsageError where there is none."""
+        found = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            hint = "known forms: " + ", ".join(SUFFIXES)
+            raise UsageError("the folder holds no image", where=f"`{self.path}`", hint=hint)
+        return found
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Names of the sub-folders that hold images, in order: whole numbers by value, else by name; maybe none."""
+        names = {file.relative_to(self.path).parts[0] for file in self.files if file.parent != self.path}
+        if any(file.parent == self.path for file in self.files):
+            return []
+        return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
+
+    def labels(self) -> np.ndarray | None:
+        """int64 [files]: the number of each image's class; None where images lie in the folder itself."""
+        if not self.classes:
+            return None
+        number = {name: position for position, name in enumerate(self.classes)}
+        return np.array([number[file.relative_to(self.path).parts[0]] for file in self.files], np.int64)
+
+    def digest(self) -> str:
+        """SHA-256 of names and contents."""
+        content = hashlib.sha256()
+        for file in self.files:
+            content.update(f"{file.relative_to(self.path)} {file.stat().st_size}\0".encode())
+            content.update(file.read_bytes())
+        return content.hexdigest()
+
+
+def _open_folder(path: Path) -> Source:
+    folder = Folder(path)
+    files, labels = folder.files, folder.labels()
+
+    def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
+        return np.stack([read_image(files[row], how.size) for row in rows])
+
+    return Source(path.name, folder.digest(), len(files), labels, (CLEAN,), read)

@@ -1,0 +1,31 @@
+"""Entropy minimisation that keeps the same share of every layer's input: static activation sparsity.
+
+Chen et al., "DropIT: dropping intermediate tensors for memory-efficient DNN training", ICLR 2023, as the baseline that
+SURGEON is compared with.
+"""
+
+from __future__ import annotations
+
+from ttac.methods.bn import STATISTICS
+from ttac.methods.surgeon import SELECTIONS, SPARSITY
+from ttac.methods.tent import trained_with
+from ttac.spec import Method, Option
+
+METHOD = Method(
+    name="dropit",
+    title="entropy minimisation with a statically sparse cache of activations",
+    paper="arXiv:2202.13808",
+    needs="norms of any kind, or calibration data where the export folded them; with BatchNorm more than a few samples",
+    statistics=lambda settings: str(settings["statistics"]),
+    trains=True,
+    loss="entropy",
+    drops=lambda settings: SELECTIONS[settings["select"]],
+    options=(
+        *trained_with("adam", 1e-3),
+        Option("keep", 0.3, "share of its input that every layer keeps", low=0.0, high=1.0),
+        *SPARSITY,
+        *STATISTICS,
+    ),
+    graphs=("update",),
+    program=({"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": "logits"}),
+)

@@ -1,0 +1,46 @@
+"""Each sample's own statistics, blended twice with the source's: no gradient, no state, one forward.
+
+Dong et al., "LeanTTA: a backpropagation-free and stateless approach to quantized test-time adaptation on edge devices",
+2025.  The paper's values of tau and lambda, and which norms adapt, are not known here; the defaults come from
+`docs/leantta-study.md`.  Readings of the paper that differ are options.
+"""
+
+from __future__ import annotations
+
+from ttac.spec import Method, Option
+
+METHOD = Method(
+    name="leantta",
+    title="statistics of each sample by itself, held to the source's; no gradient, no state",
+    paper="arXiv:2503.15889",
+    needs="BatchNorm over more than one position, or calibration data where it was folded; single samples will do",
+    statistics=lambda settings: "sample",
+    options=(
+        Option("tau", 0.9, "share of the source in the first blend", low=0.0, high=1.0, per_site=True),
+        Option(
+            "lambda",
+            0.5,
+            "the second blend gives the source d^lambda, d the distance from it: 0 is the source, more adapts more",
+            low=0.0,
+            per_site=True,
+        ),
+        Option(
+            "distance",
+            "sum",
+            "how the distances of a norm's channels become one: wide norms are always far by their sum",
+            choices=("sum", "mean"),
+        ),
+        Option(
+            "metric",
+            "variance",
+            "what a channel's squared distance is divided by: the source's variance, or that squared",
+            choices=("variance", "squared"),
+        ),
+        Option(
+            "variance",
+            "biased",
+            "of a sample's values: divided by their number, or by one less",
+            choices=("biased", "unbiased"),
+        ),
+    ),
+)

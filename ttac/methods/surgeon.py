@@ -1,0 +1,62 @@
+"""Entropy minimisation that keeps of each layer's input only what the layer's importance for this batch warrants.
+
+Ma et al., "SURGEON: memory-adaptive fully test-time adaptation via dynamic activation sparsity", CVPR 2025.  Its
+cache serves the weight gradients alone, and its code keeps every tensor whole besides; here what is dropped is gone.
+So the gradient of a batch norm's input, which reads that input too, is made from what is kept, and a dropped block of
+activations leaves its mean behind.  The probe runs the same two graphs on the first samples of the batch with
+everything kept.  Where the official code errs, this is the paper: gradients of the probe alone decide, layers are
+paired by name, and biases learn like weights.
+"""
+
+from __future__ import annotations
+
+from ttac.methods.bn import STATISTICS
+from ttac.methods.tent import trained_with
+from ttac.spec import Method, Option
+
+SELECTIONS = {"blocks": "blocks", "threshold": "sparse", "topk": "topk"}
+"""Codec by the word of the option `select`."""
+
+SPARSITY = (
+    Option(
+        "select",
+        "blocks",
+        "what of an input is kept: the blocks that vary most, what lies above a sampled threshold, or exactly the "
+        "largest magnitudes (slow)",
+        choices=tuple(SELECTIONS),
+    ),
+)
+
+METHOD = Method(
+    name="surgeon",
+    title="entropy minimisation with a dynamically sparse cache of activations",
+    paper="arXiv:2503.20354",
+    needs="norms of any kind, or calibration data where the export folded them; with BatchNorm more than a few samples",
+    statistics=lambda settings: str(settings["statistics"]),
+    trains=True,
+    loss="weighted_entropy",
+    drops=lambda settings: SELECTIONS[settings["select"]],
+    options=(
+        *trained_with("adam", 1e-3),
+        Option("keep", 1.0, "share of its input that the most important layer keeps", low=0.0, high=1.0),
+        *SPARSITY,
+        Option("probe_samples", 1, "samples of the batch that importance is measured on", low=1),
+        Option("css", False, "learn from certain samples only, weighted (the paper's CSS)"),
+        Option(
+            "margin", 0.4, "with `css`: a sample is certain if its entropy is below this times ln(classes)", low=0.0
+        ),
+        *STATISTICS,
+    ),
+    graphs=("uniform", "importance", "certain", "update"),
+    program=(
+        {"reset": ("sparsity",)},
+        {"run": "forward", "again": True, "rows": "probe_samples"},
+        {"run": "uniform"},
+        {"run": "backward"},
+        {"run": "importance"},
+        {"run": "forward"},
+        {"run": "certain"},
+        {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
+        {"return": "logits"},
+    ),
+)
