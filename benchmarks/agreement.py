@@ -60,6 +60,8 @@ def errors(
             options=options,
             output=folder,
         )
+        for missing in ours.missing:
+            raise missing.reason
         for method in methods:
             (manifest,) = (
                 ttac.Bundle.read(path).manifest for path in (Path(folder) / "bundles").glob(f"{NET.stem}-{method}-*")

@@ -1,4 +1,4 @@
-"""Write `tests/matrix` anew from what `model_matrix_export DIR` made: `python -m benchmarks.model_matrix_structures DIR`.
+"""Write `tests/matrix` anew: `python -m benchmarks.model_matrix_structures DIR`, after `model_matrix_export DIR`.
 
 The names say which network, exporter and method a test is for; small networks were chosen, and every kind of norm,
 attention and window that the zoo has.

@@ -3,6 +3,9 @@
 An engine that finds a weight in the graph moves the tensor into its own layout and back around each Conv.  A 1x1 Conv
 is a matrix product as it stands, and those moves cost as much as it does: 1.1 to 2 times the time on x86.  Fed weights
 also exist once, in the mapped file, however many graphs read them.
+
+Where tensors stay in that layout from one Conv to the next, and norms are folded into the Conv, a weight at hand is
+better: in bundles without a backward that is so wherever nobody takes statistics of the Conv's output.
 """
 
 from __future__ import annotations
@@ -14,16 +17,20 @@ import onnx_ir as ir
 
 from ttac.passes.emit import INLINE
 
+STATISTICS = frozenset({"ReduceMean", "ReduceSumSquare", "Reshape"})
+"""What reads an activation to take its statistics, in the engine's plain layout."""
 
-def feed_pointwise(models: Iterable[ir.Model]) -> dict[str, np.ndarray]:
+
+def feed_pointwise(models: Iterable[ir.Model], *, observed: bool = False) -> dict[str, np.ndarray]:
     """Turn constant weights of 1x1 convolutions in all `models` into graph inputs, in place; returns them by name.
 
+    With `observed`, only of those whose outputs are read for their statistics.
     Graphs cut from one joint graph hold a weight under one name; a name that means two contents is left where it is.
     """
     readers: dict[str, list[tuple[ir.Model, ir.Value]]] = {}
     for model in models:
         for name, value in model.graph.initializers.items():
-            if is_pointwise_weight(value):
+            if is_pointwise_weight(value) and (not observed or is_observed(value)):
                 readers.setdefault(name, []).append((model, value))
     fed: dict[str, np.ndarray] = {}
     for name, places in readers.items():
@@ -46,6 +53,12 @@ def is_pointwise_weight(value: ir.Value) -> bool:
         use.idx == 1 and use.node.op_type in ("Conv", "ConvTranspose") and use.node.attributes.get_int("group", 1) == 1
         for use in value.uses()
     )
+
+
+def is_observed(weight: ir.Value) -> bool:
+    """Whether statistics are taken of what the readers of the weight give."""
+    outputs = [use.node.outputs[0] for use in weight.uses()]
+    return any(use.node.op_type in STATISTICS for output in outputs for use in output.uses())
 
 
 def _to_input(graph: ir.Graph, value: ir.Value) -> None:

@@ -9,6 +9,7 @@ import math
 
 import onnx_ir as ir
 
+import ttac.passes.activations  # noqa: F401  (registers the operator)
 from ttac.passes.build import LAYER, Builder
 from ttac.passes.spellings import array_of, made_by, only_reader
 

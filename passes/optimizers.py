@@ -1,12 +1,14 @@
 """Optimizer steps as graphs: parameters, their gradients and the optimizer's state in, the next ones out.
 
-All parameters are one flat vector inside: an Adam step is fifteen nodes, however many parameters there are.  The
-formulas are those of PyTorch 2 (METHODS 0.3), bias correction and first-step rules included.
+Small parameters are one flat vector inside: an Adam step on a hundred norms is fifteen nodes.  Large ones go one by
+one, so that what a step computes in between is never as large as the model.  The formulas are those of PyTorch 2
+(METHODS 0.3), bias correction and first-step rules included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,21 @@ from ttac.passes.adapt import StateTensor, state_input
 from ttac.passes.build import Builder
 
 ROOM = "update"
-Step = Callable[[Builder, ir.Value, ir.Value, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
+LARGE = 64 * 1024
+"""Elements from which on a parameter is stepped by itself."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What an optimizer steps: a vector, its gradient, a suffix for its memory's names, and the number of this step."""
+
+    flat: ir.Value
+    slope: ir.Value
+    suffix: str = ""
+    count: ir.Value | None = None
+
+
+Step = Callable[[Builder, Stepped, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
 
 
 def update_graph(
@@ -41,18 +57,24 @@ def update_graph(
     values = [state_input(graph, p.name, p.initial) for p in parameters]
     slopes = [state_input(graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
     op = Builder(graph, ROOM, opset)
-    with op.at("update"):
-        flat, slope = flatten(op, values), flatten(op, slopes)
-        if decay := float(settings.get("weight_decay", 0.0)):
-            slope = op.Add(slope, op.Mul(flat, decay))
-        if anchor:
-            slope = op.Add(slope, pull_back(op, flat, parameters, anchor, float(settings["fisher"])))
-        following, state = OPTIMIZERS[settings["optimizer"]](op, flat, slope, settings)
-        moved = unflatten(op, following, parameters)
-    moved_parameters = [
-        StateTensor(p.name, p.role, p.initial, value, after)
-        for p, value, after in zip(parameters, values, moved, strict=True)
-    ]
+    moved_parameters: list[StateTensor] = []
+    state: list[StateTensor] = []
+    count = state_input(graph, "adam.step", np.zeros((), np.float32)) if settings["optimizer"] == "adam" else None
+    after = op.Add(count, 1.0) if count is not None else None
+    for group, suffix in groups(parameters):
+        members = [parameters[i] for i in group]
+        with op.at("update"):
+            flat, slope = flatten(op, [values[i] for i in group]), flatten(op, [slopes[i] for i in group])
+            if decay := float(settings.get("weight_decay", 0.0)):
+                slope = op.Add(slope, op.Mul(flat, decay))
+            if anchor:
+                slope = op.Add(slope, pull_back(op, flat, members, anchor, float(settings["fisher"])))
+            following, memory = OPTIMIZERS[settings["optimizer"]](op, Stepped(flat, slope, suffix, after), settings)
+            moved = unflatten(op, following, members)
+        moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
+        state += memory
+    if count is not None:
+        state.append(StateTensor("adam.step", "counter", np.zeros((), np.float32), count, after))
     for tensor in [*moved_parameters, *state]:
         assert tensor.next is not None
         tensor.next.name = f"{tensor.name}.next"
@@ -69,47 +91,47 @@ def pull_back(
     return op.Mul(op.Sub(flat, source), fisher)
 
 
-def adam(
-    op: Builder, flat: ir.Value, slope: ir.Value, settings: Mapping[str, Any]
-) -> tuple[ir.Value, list[StateTensor]]:
+def groups(parameters: Sequence[StateTensor]) -> list[tuple[list[int], str]]:
+    """Positions of parameters that are stepped together, and what tells their memory apart; large ones are alone."""
+    small = [i for i, p in enumerate(parameters) if p.initial.size < LARGE]
+    alone = [([i], f"/{p.name}") for i, p in enumerate(parameters) if p.initial.size >= LARGE]
+    return [*([(small, "")] if small else []), *alone]
+
+
+def adam(op: Builder, of: Stepped, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
     """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)."""
     first, second = float(settings["beta1"]), float(settings["beta2"])
-    m, v = _memory(op, flat, "adam.m"), _memory(op, flat, "adam.v")
-    t = state_input(op.graph, "adam.step", np.zeros((), np.float32))
-    after_t = op.Add(t, 1.0)
-    after_m = op.Add(op.Mul(m, first), op.Mul(slope, 1.0 - first))
-    after_v = op.Add(op.Mul(v, second), op.Mul(op.Mul(slope, slope), 1.0 - second))
-    step = op.Div(float(settings["lr"]), op.Sub(1.0, op.Pow(op.constant(np.array(first, np.float32)), after_t)))
-    root = op.Sqrt(op.Sub(1.0, op.Pow(op.constant(np.array(second, np.float32)), after_t)))
+    m, v = _memory(op, of, "adam.m"), _memory(op, of, "adam.v")
+    after_m = op.Add(op.Mul(m, first), op.Mul(of.slope, 1.0 - first))
+    after_v = op.Add(op.Mul(v, second), op.Mul(op.Mul(of.slope, of.slope), 1.0 - second))
+    step = op.Div(float(settings["lr"]), op.Sub(1.0, op.Pow(op.constant(np.array(first, np.float32)), of.count)))
+    root = op.Sqrt(op.Sub(1.0, op.Pow(op.constant(np.array(second, np.float32)), of.count)))
     scaled = op.Add(op.Div(op.Sqrt(after_v), root), float(settings["eps"]))
-    following = op.Sub(flat, op.Mul(op.Div(after_m, scaled), step))
-    zeros = np.zeros(_length(flat), np.float32)
-    return following, [
-        StateTensor("adam.m", "optimizer", zeros, m, after_m),
-        StateTensor("adam.v", "optimizer", zeros, v, after_v),
-        StateTensor("adam.step", "counter", np.zeros((), np.float32), t, after_t),
-    ]
+    following = op.Sub(of.flat, op.Mul(op.Div(after_m, scaled), step))
+    return following, [_remembered(of, m, after_m), _remembered(of, v, after_v)]
 
 
-def sgd(
-    op: Builder, flat: ir.Value, slope: ir.Value, settings: Mapping[str, Any]
-) -> tuple[ir.Value, list[StateTensor]]:
+def sgd(op: Builder, of: Stepped, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
     """v <- mu v + g (v = g at the first step, as v starts at 0);  p <- p - lr (g + mu v if nesterov, else v)."""
     momentum = float(settings["momentum"])
     if not momentum:
-        return op.Sub(flat, op.Mul(slope, float(settings["lr"]))), []
-    v = _memory(op, flat, "sgd.v")
-    after_v = op.Add(op.Mul(v, momentum), slope)
-    direction = op.Add(slope, op.Mul(after_v, momentum)) if settings["nesterov"] else after_v
-    following = op.Sub(flat, op.Mul(direction, float(settings["lr"])))
-    return following, [StateTensor("sgd.v", "optimizer", np.zeros(_length(flat), np.float32), v, after_v)]
+        return op.Sub(of.flat, op.Mul(of.slope, float(settings["lr"]))), []
+    v = _memory(op, of, "sgd.v")
+    after_v = op.Add(op.Mul(v, momentum), of.slope)
+    direction = op.Add(of.slope, op.Mul(after_v, momentum)) if settings["nesterov"] else after_v
+    following = op.Sub(of.flat, op.Mul(direction, float(settings["lr"])))
+    return following, [_remembered(of, v, after_v)]
 
 
 OPTIMIZERS: dict[str, Step] = {"adam": adam, "sgd": sgd}
 
 
-def _memory(op: Builder, flat: ir.Value, name: str) -> ir.Value:
-    return state_input(op.graph, name, np.zeros(_length(flat), np.float32))
+def _memory(op: Builder, of: Stepped, name: str) -> ir.Value:
+    return state_input(op.graph, name + of.suffix, np.zeros(_length(of.flat), np.float32))
+
+
+def _remembered(of: Stepped, memory: ir.Value, after: ir.Value) -> StateTensor:
+    return StateTensor(str(memory.name), "optimizer", np.zeros(_length(of.flat), np.float32), memory, after)
 
 
 def _length(flat: ir.Value) -> int:

@@ -56,6 +56,8 @@ def quantize(
     target: Target,
     settings: Mapping[str, Any],
     known: Mapping[str, Range] | None = None,
+    *,
+    trains: bool = False,
 ) -> Quantized:
     """Rewrite `model` in place so that the engine of `target` runs its layers in 8 bits.
 
@@ -63,6 +65,7 @@ def quantize(
         sites: norms that adapt; no other batch norm stays behind a layer.
         samples: calibration data, float32 [n, ...].
         settings: `calibration` ("minmax", "percentile", "entropy") and `percentile`.
+        trains: whether gradients pass through the graph.
         known: ranges by the name of a value that do not come from the data: those of a file that is 8-bit already.
 
     Raises UnsupportedError without calibration data, or if the target lacks an 8-bit kernel that the model needs;
@@ -83,7 +86,7 @@ def quantize(
     except KeyError as error:
         raise _without_data(f"value `{error.args[0]}`, which the file does not round") from error
     listed = modules(model, marked, {site.x: site.name for site in sites})
-    insert(model, marked, target, {site.node for site in sites if site.kind == "batch"})
+    insert(model, marked, target, {site.node for site in sites if site.kind == "batch"}, trains=trains)
     return Quantized([refreshed(site) for site in sites], tuple(listed))
 
 

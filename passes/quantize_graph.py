@@ -42,6 +42,11 @@ class Grid:
     dtype: str
 
     @property
+    def starts_at_zero(self) -> bool:
+        """Whether rounding to it does what a ReLU does."""
+        return self.zero == int(np.iinfo(self.dtype).min)
+
+    @property
     def operands(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zero point as constants of a graph."""
         return np.array(self.scale, np.float32), np.array(self.zero, self.dtype)
@@ -163,12 +168,15 @@ def end_of(node: ir.Node) -> ir.Value:
     return y
 
 
-def insert(model: ir.Model, marked: Marked, target: Target, norms: Collection[ir.Node] = ()) -> None:
+def insert(
+    model: ir.Model, marked: Marked, target: Target, norms: Collection[ir.Node] = (), *, trains: bool = False
+) -> None:
     """Round the marked values to their grids and hold the kernels of marked nodes as int8, in place.
 
     Args:
         norms: batch normalisations that take the 8-bit numbers as they are, without the grid's scale and zero; the
             constant statistics they hold are put in these units.  They would divide the scale out again.
+        trains: gradients will pass: rounding is written as one node that has a gradient, which `lower` writes out.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     for node in [node for node in model.graph if node in marked.nodes and node.op_type in WEIGHTED]:
@@ -177,20 +185,19 @@ def insert(model: ir.Model, marked: Marked, target: Target, norms: Collection[ir
         with op.at(node.metadata_props.get(LAYER, ""), before=node):
             _hold(op, node, marked.grids[first].scale, target)
     for value, step in marked.grids.items():
-        _round(op, value, step, norms)
+        _round(op, value, step, norms, trains)
     common.RemoveUnusedNodesPass()(model)
 
 
-def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node]) -> None:
+def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node], trains: bool) -> None:
     """Let everyone read `value` as its grid has it, and `norms` by the numbers of the grid."""
     maker = value.producer()
     layer = maker.metadata_props.get(LAYER, "") if maker is not None else "input"
     users, name, output = list(value.uses()), str(value.name), value.is_graph_output()
+    source = before_tail(value) if trains and step.starts_at_zero else value
     with op.at(layer, before=_behind(op.graph, maker)):
-        held = op.QuantizeLinear(value, *step.operands, name=f"{name}.int8")
-        back = op.DequantizeLinear(held, *step.operands, name=f"{name}.rounded")
-        counted = op.Cast(held, to=int(ir.DataType.FLOAT), name=f"{name}.counted") if of_norm(users, norms) else back
-    held.shape = back.shape = counted.shape = value.shape
+        back, counted = _differentiable(op, source, step, name) if trains else _pair_of(op, source, step, name)
+    back.shape = counted.shape = value.shape
     for user, position in users:
         user.replace_input_with(position, counted if user in norms else back)
         if user in norms:
@@ -200,9 +207,25 @@ def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node])
         value.name, back.name = f"{name}.float", name
 
 
-def of_norm(users: Collection[tuple[ir.Node, int]], norms: Collection[ir.Node]) -> bool:
-    """Whether a norm is among the users of a value."""
-    return any(node in norms for node, _ in users)
+def _pair_of(op: Builder, value: ir.Value, step: Grid, name: str) -> tuple[ir.Value, ir.Value]:
+    """What the value is rounded to, and the number of that on its grid."""
+    held = op.QuantizeLinear(value, *step.operands, name=f"{name}.int8")
+    held.shape = value.shape
+    back = op.DequantizeLinear(held, *step.operands, name=f"{name}.rounded")
+    return back, op.Cast(held, to=int(ir.DataType.FLOAT), name=f"{name}.counted")
+
+
+def _differentiable(op: Builder, value: ir.Value, step: Grid, name: str) -> tuple[ir.Value, ir.Value]:
+    """The same, of nodes with gradients."""
+    back = op.Rounded(value, *step.operands, name=f"{name}.rounded")
+    return back, op.Counted(value, *step.operands, name=f"{name}.counted")
+
+
+def before_tail(value: ir.Value) -> ir.Value:
+    """What goes into the activation that makes `value`, where rounding to a grid that starts at 0 does the same."""
+    maker = value.producer()
+    x = maker.inputs[0] if maker is not None else None
+    return x if maker is not None and maker.op_type in TAILS and x is not None else value
 
 
 def count_in_steps(op: Builder, norm: ir.Node, step: Grid) -> None:

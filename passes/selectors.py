@@ -2,7 +2,7 @@
 
 A selector is a list with commas of any of these; a site that fits one of them is taken:
 
-    norms                    every norm
+    norms                    every norm; `all` takes them too (`ttac.passes.weights`)
     layer3, layer4.*.bn1     a module's name, or a pattern of norms' names
     first:4, last:30%        so many of them, or that share, from the input's or the output's end
     every:3                  the first one and every third from there
@@ -37,6 +37,7 @@ def chosen(sites: Sequence[NormSite], selector: str, ranking: Ranking) -> list[N
     Raises UsageError for a number that fits nothing and for a name that fits no site.
     """
     taken: set[int] = set()
+    selector = "norms" if selector == "all" else selector
     for part in [part.strip() for part in selector.split(",") if part.strip()] or [selector]:
         words = WORDS.fullmatch(part)
         if words is None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ttac.passes.adapt import StateTensor, state_input
 from ttac.passes.build import Builder
 from ttac.passes.method_graphs import Context, MethodGraph, finished
-from ttac.passes.optimizers import flatten, sgd, unflatten
+from ttac.passes.optimizers import Stepped, flatten, sgd, unflatten
 from ttac.passes.selection import AGAIN
 
 ROOM = "sharpness"
@@ -48,7 +48,7 @@ def descend(context: Context) -> MethodGraph:
     loss = state_input(op.graph, AGAIN, np.zeros((), np.float32))
     average = state_input(op.graph, "sar.ema", np.zeros((), np.float32))
     with op.at("descend"):
-        following, momentum = sgd(op, before, flatten(op, slopes), {**context.settings, "nesterov": False})
+        following, momentum = sgd(op, Stepped(before, flatten(op, slopes)), {**context.settings, "nesterov": False})
         moved = unflatten(op, following, context.parameters)
         blended = op.Add(op.Mul(average, 0.9), op.Mul(loss, 0.1))
         ema = op.Where(op.Greater(average, 0.0), blended, loss)

@@ -20,6 +20,8 @@ from ttac.runtime.manifest import WEIGHTS, GraphSpec, Manifest, TensorSpec
 from ttac.runtime.program import Step, Tensor, World, bind, graphs_of
 from ttac.runtime.tensors import check_tensors, first_not_finite, is_finite, map_tensors, save_tensors
 
+LARGE = 1 << 20
+"""Bytes from which on a new state tensor stays where the engine put it."""
 IDENTITY, BUNDLE_KEY = "ttac-state-1", "bundle"
 
 
@@ -173,8 +175,8 @@ class Adapter:
     def _commit(self, pending: Mapping[str, Tensor]) -> bool:
         """Make the pending tensors the state if all are finite.
 
-        They are copied out of the engine's arena: small tensors that live on between the runs would break up the room
-        the residuals need.
+        Small ones are copied out of the engine's arena: tensors that live on between the runs would break up the room
+        the residuals need.  Of a large one, a copy would cost more than its gap.
         """
         arrays = {name: self._device.array(tensor) for name, tensor in pending.items()}
         for name, array in arrays.items():
@@ -185,8 +187,12 @@ class Adapter:
                 raise VerificationError(what, where=f"`{self.path}`", hint=HINT)
         if not all(is_finite(array) for array in arrays.values()):
             return False
-        self._state = {**self._state, **{name: self._device.tensor(array.copy()) for name, array in arrays.items()}}
+        moved = {name: self._owned(pending[name], array) for name, array in arrays.items()}
+        self._state = {**self._state, **moved}
         return True
+
+    def _owned(self, tensor: Tensor, array: np.ndarray) -> Tensor:
+        return self._device.tensor(array.copy()) if array.nbytes < LARGE else tensor
 
     def _world(self) -> World:
         inputs = frozenset(spec.name for spec in self._manifest.inputs)

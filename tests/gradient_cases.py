@@ -136,6 +136,7 @@ case("Celu", "alpha", apart(*X), alpha=1.7, oracle="onnxruntime", note="ONNX has
 case("HardSigmoid", "plain", apart(*X))
 case("HardSigmoid", "mobilenet", apart(*X), alpha=1 / 6, beta=0.5)
 case("Gelu", "exact", X, opset=20, oracle="onnxruntime", note="onnx.reference rounds Erf to float32")
+case("ExactGelu", "whole range", X, oracle="onnxruntime", note="onnx.reference rounds Erf to float32")
 case("Gelu", "tanh", X, opset=20, approximate="tanh")
 for name in ("Softmax", "LogSoftmax"):
     case(name, "last axis", X)

@@ -94,9 +94,7 @@ def test_methods(run: Run) -> None:
     assert (seen.code, seen.err) == (0, "")
     assert [line.split()[0] for line in seen.out.splitlines()][:1] == ["method"]
     (line,) = [line for line in seen.out.splitlines() if line.startswith("tent ")]
-    assert (
-        line.split("  ")[-1] == "arXiv:2006.10726" and "entropy minimisation over scale and bias of the norms" in line
-    )
+    assert line.split()[-1] == "arXiv:2006.10726" and "entropy minimisation over scale and bias of the norms" in line
     assert all(line == line.rstrip() for line in seen.out.splitlines())
 
 
@@ -111,6 +109,7 @@ def test_one_method_and_its_options(run: Run) -> None:
         "choices": [],
         "low": 0.0,
         "high": None,
+        "per_site": False,
     }
 
 

@@ -293,6 +293,63 @@ def test_independent_inputs_have_no_gradient() -> None:
     assert gradients[0] is not None and gradients[1:] == [None, None]
 
 
+def test_the_gradient_of_attention_sums_over_features_not_tokens() -> None:
+    """sum dp*p over 7 tokens is sum do*o over 3 features; and the 7x7 attention is never transposed."""
+    op, (scores, v, weights) = graph_of((N, 7, 7), (N, 7, 3), (N, 7, 3))
+    loss = total(op, op.Mul(op.MatMul(op.Softmax(scores, axis=-1), v), weights))
+    gradients = differentiate(op.graph, loss, [scores, v])
+    made = [node for node in op.graph if node.metadata_props["ttac.room"] == "autodiff"]
+    (reduced,) = [node for node in made if node.op_type == "ReduceSum"]
+    assert [7, 7] not in [list(node.inputs[0].shape)[1:] for node in made if node.op_type == "Transpose"]
+    assert list(reduced.inputs[0].shape)[1:] == [7, 3]
+    random = np.random.default_rng(0)
+    a, b, w = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 7, 7), (2, 7, 3), (2, 7, 3)))
+    p = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
+    dp = w @ b.transpose(0, 2, 1)
+    expected = p * (dp - (dp * p).sum(-1, keepdims=True)), p.transpose(0, 2, 1) @ w
+    for found, wanted in zip(outputs_of(op, *gradients, a=a, b=b, c=w), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_attention_read_twice_sums_over_tokens() -> None:
+    """Where the probabilities are read elsewhere too, their gradient is not that of the product alone."""
+    op, (scores, v) = graph_of((N, 4, 4), (N, 4, 3))
+    p = op.Softmax(scores, axis=-1)
+    loss = op.Add(total(op, op.MatMul(p, v)), total(op, op.Mul(p, p)))
+    (gradient,) = differentiate(op.graph, loss, [scores])
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 4), (2, 4, 3)))
+    q = np.exp(a) / np.exp(a).sum(-1, keepdims=True)
+    dp = np.ones((2, 4, 3), np.float32) @ b.transpose(0, 2, 1) + 2 * q
+    (found,) = outputs_of(op, gradient, a=a, b=b)
+    np.testing.assert_allclose(found, q * (dp - (dp * q).sum(-1, keepdims=True)), atol=1e-5)
+
+
+def test_masked_attention_has_no_gradient_where_it_is_masked() -> None:
+    """Scores of minus infinity, and a row masked by large negative numbers throughout."""
+    op, (scores,) = graph_of((N, 3, 3))
+    mask = np.array([[0, -np.inf, 0], [-1e9, -1e9, -1e9], [0, 0, 0]], np.float32)
+    weights = np.arange(9, dtype=np.float32).reshape(3, 3)
+    loss = total(op, op.Mul(op.Softmax(op.Add(scores, mask), axis=-1), weights))
+    (gradient,) = differentiate(op.graph, loss, [scores])
+    (found,) = outputs_of(op, gradient, a=np.random.default_rng(0).standard_normal((2, 3, 3)).astype(np.float32))
+    assert np.isfinite(found).all() and not found[:, 0, 1].any() and found[:, 0, 0].all()
+    np.testing.assert_allclose(found.sum(-1), 0, atol=1e-5)
+
+
+def test_two_permutations_in_a_row_become_one_or_none() -> None:
+    op, (a, w) = graph_of((N, 2, 3, 4), (N, 3, 2, 4))
+    loss = total(op, op.Mul(op.Transpose(op.Transpose(a, perm=[0, 3, 1, 2]), perm=[0, 3, 2, 1]), w))
+    (gradient,) = differentiate(op.graph, loss, [a])
+    back = [node for node in op.graph if node.op_type == "Transpose" and node.metadata_props["ttac.room"] == "autodiff"]
+    assert gradient.producer() is back[-1] and back[-1].inputs[0].producer().op_type != "Transpose"
+    x, y = (
+        np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((2, 2, 3, 4), (2, 3, 2, 4))
+    )
+    (found,) = outputs_of(op, gradient, a=x, b=y)
+    np.testing.assert_allclose(found, y.transpose(0, 2, 1, 3), rtol=1e-6)
+
+
 def test_missing_rules_are_listed_together() -> None:
     op, (a,) = graph_of((N, 3))
     middle = op.Relu(op.Acosh(a, name="first"))

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.numpy_helper import to_array
 
 import ttac
 from tests.source_models import Weights, saved, source
@@ -78,6 +79,36 @@ SPELLINGS: dict[str, tuple[str, str, Weights]] = {
         "layer",
         {"ln.weight": (8, 1, 1), "ln.bias": (8, 1, 1)},
     ),
+    "instance, written out": (
+        IMAGE
+        % ("m = ReduceMean (c, space) d = Sub (c, m) q = Mul (d, d) v = ReduceMean (q, space) e = Add (v, eps) "
+           's = Sqrt (e) n = Div (d, s) g = Mul (n, "in.weight") h = Add (g, "in.bias")', TAIL),
+        "instance",
+        {"in.weight": (8, 1, 1), "in.bias": (8, 1, 1), "space": np.array([2, 3])},
+    ),
+    "filter response": (
+        IMAGE
+        % ("q = Mul (c, c) v = ReduceMean (q, space) e = Add (v, eps) s = Sqrt (e) r = Div (unit, s) "
+           "k = Shape (c) w = Expand (r, k) n = Mul (c, w) "
+           'g = Mul (n, "frn.weight") h = Add (g, "frn.bias")', TAIL),
+        "rms",
+        {"frn.weight": (1, 8, 1, 1), "frn.bias": (1, 8, 1, 1), "space": np.array([2, 3])},
+    ),
+    "rms over channels": (
+        IMAGE
+        % ("q = Pow (c, two) v = ReduceMean (q, one) e = Add (v, eps) s = Sqrt (e) r = Reciprocal (s) n = Mul (c, r) "
+           'h = Mul (n, "rms.weight")', TAIL),
+        "rms",
+        {"rms.weight": (1, 8, 1, 1)},
+    ),
+    "group, no bias but zero": (
+        IMAGE
+        % ('a = Reshape (c, apart) n = InstanceNormalization (a, ones, zeros) b = Reshape (n, together) '
+           'g = Mul (b, "gn.weight") h = Add (g, nothing)', TAIL),
+        "group",
+        {"apart": np.array([0, 2, -1]), "together": np.array([0, 8, 4, 4]), "ones": np.ones(2, np.float32),
+         "zeros": np.zeros(2, np.float32), "gn.weight": (8, 1, 1), "nothing": np.zeros((1, 1, 1), np.float32)},
+    ),
     "group, spelled out": (
         IMAGE
         % ('a = Reshape (c, apart) n = InstanceNormalization (a, ones, zeros) b = Reshape (n, together) '
@@ -139,6 +170,10 @@ def test_a_spelling_is_recognised_and_trained(spelling: str, tmp_path: Path) -> 
     site = site_in(normalise(load(path), simplifier=None))
     assert site.kind == SPELLINGS[spelling][1]
     assert ("rms" in spelling) == (site.bias is None) or spelling == "layer, scale only"
+    weights = [name for name in SPELLINGS[spelling][2] if name.endswith(".weight")]
+    for name in weights:
+        array = next(to_array(tensor) for tensor in model_of(spelling).graph.initializer if tensor.name == name)
+        np.testing.assert_array_equal(site.scale.reshape(-1), array.reshape(-1))
     ttac.compile(path, method="tent", batch=4, output=tmp_path / "x.ttac")
 
 

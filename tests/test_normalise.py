@@ -180,6 +180,36 @@ def test_an_indexed_sequence_is_a_split(tmp_path: Path) -> None:
     ]
 
 
+def test_a_sequence_of_a_constant_becomes_its_parts(tmp_path: Path) -> None:
+    """torch's `chunk` of a table of rotary embeddings: both halves are constants, read by name afterwards."""
+    text = """net (float[N,4] x) => (float[N,4] y) {
+      table = Mul (one, angles) parts = SplitToSequence <axis = 0, keepdims = 1> (table, sizes)
+      a = SequenceAt (parts, first) b = SequenceAt (parts, second) m = Mul (x, a) y = Add (m, b)
+    }"""
+    weights: Weights = {
+        "one": np.ones((1, 4), np.float32), "angles": (2, 4), "sizes": np.array([1, 1]),
+        "first": np.array(0), "second": np.array(1),
+    }  # fmt: skip
+    model = source(text, weights)
+    result = normal(model, tmp_path)
+    assert [node.op_type for node in result.graph] == ["Mul", "Add"]
+    x = samples(3, 4)
+    np.testing.assert_allclose(run(result, x), run(model, x), rtol=1e-6)
+
+
+def test_an_expand_that_its_reader_does_anyway_is_dropped(tmp_path: Path) -> None:
+    """torch's `expand_as`; it stays where the reader needs the whole shape."""
+    text = """net (float[N,3,4] x) => (float[N,3,4] y) {
+      m = ReduceMean (x, last) s = Shape (x) e = Expand (m, s) d = Sub (x, e) f = Expand (m, s) g = Relu (f)
+      y = Add (d, g)
+    }"""
+    model = source(text, {"last": np.array([-1])})
+    result = normal(model, tmp_path)
+    assert [node.op_type for node in result.graph if node.op_type in ("Expand", "Sub")] == ["Sub", "Expand"]
+    x = samples(2, 3, 4)
+    np.testing.assert_allclose(run(result, x), run(model, x), rtol=1e-6)
+
+
 def test_counting_through_a_flat_tensor_is_a_reshape(tmp_path: Path) -> None:
     """torch writes `as_strided` like this, behind a pooling in channels-last networks."""
     text = """

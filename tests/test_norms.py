@@ -75,6 +75,16 @@ def test_any_number_of_spatial_axes(tmp_path: Path, shape: str, spatial: int) ->
     assert site.spatial == spatial and site.eps == 0.5
 
 
+def test_a_batch_norm_of_tokens_side_by_side_sees_them_all(tmp_path: Path) -> None:
+    """LeViT: a norm of [N*tokens, C] between two Reshapes has as many elements a sample and channel as tokens."""
+    text = """net (float[1,6,4] x) => (float[1,24] y) {
+      a = Reshape (x, rows) b = BatchNormalization (a, s, b0, b0, s) c = Reshape (b, back) y = Flatten (c)
+    }"""
+    weights: Weights = {"s": (4,), "b0": (4,), "rows": np.array([6, 4]), "back": np.array([1, 6, 4])}
+    (site,) = found(text, weights, tmp_path).sites
+    assert (site.channels, site.spatial) == (4, 6)
+
+
 NEAR_MISSES = [
     (
         "g = ReduceMean <keepdims = 0> (x, axes) y = BatchNormalization (x, g, b, b, s)",
@@ -205,12 +215,15 @@ def test_both_ways_out_are_told(tmp_path: Path, norms: str, calibrated: bool, wh
     assert "training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False" in text
 
 
-def test_a_partly_folded_file_is_left_to_the_user(tmp_path: Path) -> None:
+def test_a_partly_folded_file_is_repaired_where_there_are_samples(tmp_path: Path) -> None:
+    """The exporter folds norms behind convolutions only: those behind linear layers stay, one of forty in LeViT."""
     text = FOLDED.replace(
         "q = GlobalAveragePool (w)", "b = BatchNormalization (w, gain, shift, shift, gain) q = GlobalAveragePool (b)"
     )
     mixed = found(text, {**FOLDED_WEIGHTS, "gain": (4,), "shift": (4,)}, tmp_path)
-    decision = decide(mixed, "auto", has_calibration=True)
+    repaired = decide(mixed, "auto", has_calibration=True)
+    assert len(repaired.sites) == 1 and [candidate.name for candidate in repaired.inserted] == ["conv"]
+    decision = decide(mixed, "auto")
     assert len(decision.sites) == 1 and not decision.inserted
     assert decision.because == (
         "the file has 1 batch norm; 1 more were folded by the exporter (`--norms insert` restores them)"

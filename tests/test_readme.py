@@ -29,7 +29,7 @@ FILES = {
 def test_the_blocks_in_their_order(run: Run, tmp_path: Path) -> None:
     for name, shipped in FILES.items():
         shutil.copy(demo.file(shipped), tmp_path / name)
-    assert [language for language, _ in BLOCKS] == ["console", "python", "console"]
+    assert [language for language, _ in BLOCKS] == ["console", "python", "console", "console"]
     for language, text in BLOCKS:
         if language == "python":
             python(text, tmp_path)

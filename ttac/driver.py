@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from ttac.passes.adapt import adapt_norms
 from ttac.passes.differentiate import differentiate_loss, own_logits
 from ttac.passes.load import load
 from ttac.passes.normalise import normalise
+from ttac.passes.weights import own_weights, train_weights
 from ttac.programs import runs_again
-from ttac.request import Request, request
+from ttac.request import ALL, Request, request
 from ttac.rooms import Rooms
 from ttac.sites import choose_sites, lifted, name_parameters, quantize_frozen, samples_of
 from ttac.sizes import format_size
@@ -114,11 +116,13 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
     asked = asked.settled(facts_of(asked, head, sites))
     quantized = rooms.quantized(model, quantize_frozen(asked, model, sites, samples))
     sites = quantized.sites
+    owned = own_weights(model) if asked.train == ALL else []
     infer = model.clone()
     name_parameters(infer, sites)
     statistics = asked.method.statistics(asked.settings)
     adaptation = adapt_norms(model, sites, statistics, asked.settings, trains=asked.method.trains, batch=asked.batch)
     refine(asked, model, head)
+    adaptation = replace(adaptation, parameters=(*adaptation.parameters, *train_weights(model, owned)))
     rooms.adapted(model, adaptation)
     anchor = rooms.anchored(anchor_of(asked, model, adaptation, samples, head))
     logits = model.graph.outputs[0]

@@ -16,6 +16,8 @@ from ttac.settings import resolve
 from ttac.sizes import parse_size
 from ttac.spec import HEADS, Facts, Method, Target
 
+ALL = "all"
+"""The selector for every norm, and all other weights besides."""
 NORMS = ("auto", "keep", "insert")
 
 
@@ -85,9 +87,13 @@ def request(
             raise UsageError(f"`{word}` is not one of {', '.join(words)}", where=f"`{option}`")
     if quantize not in (None, "int8"):
         raise UsageError(f"`{quantize}` is not `int8`", where="`--quantize`")
-    _refuse_unbuilt(emit, train)
-    if quantize and chosen.trains:
-        raise without_gradient(chosen, f"`--method {chosen.name} --quantize int8`")
+    _refuse_unbuilt(chosen, emit, train)
+    if quantize and train == ALL:
+        raise UnsupportedError(
+            "kernels of 8 bits cannot be trained",
+            where="`--train all --quantize int8`",
+            hint="train the norms: leave out `--train all`",
+        )
     samples = device.batch if batch is None else batch
     if samples < 1:
         raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
@@ -121,9 +127,11 @@ def without_gradient(chosen: Method, where: str) -> UnsupportedError:
     )
 
 
-def _refuse_unbuilt(emit: str | None, train: str) -> None:
-    """Options of the contract that this version refuses rather than ignores."""
-    asked = {"--emit": emit, "--train all": train if train == "all" else None}
-    for option, value in asked.items():
-        if value is not None:
-            raise UnsupportedError(f"`{option}` is not available in this version", hint="leave the option out")
+def _refuse_unbuilt(method: Method, emit: str | None, train: str) -> None:
+    """What this version, or the method, does not do is refused rather than ignored."""
+    if emit is not None:
+        raise UnsupportedError("`--emit` is not available in this version", hint="leave the option out")
+    if train == ALL and not method.trains:
+        raise UnsupportedError(
+            f"`{method.name}` trains nothing", where="`--train all`", hint="leave it out, or use `--method tent`"
+        )

@@ -121,7 +121,8 @@ def quantize_frozen(asked: Request, model: ir.Model, sites: Sequence[NormSite], 
     """The layers of `model` as 8-bit modules, in place, where `--quantize` asks for it; otherwise nothing changes."""
     if asked.quantize is None:
         return Quantized(list(sites))
-    return quantize(model, sites, samples.array, asked.target, asked.settings, grids_of(model))
+    trains = asked.method.trains
+    return quantize(model, sites, samples.array, asked.target, asked.settings, grids_of(model), trains=trains)
 
 
 def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples: Samples, say: Say) -> list[NormSite]:

@@ -17,6 +17,7 @@ from ttac.passes.gradients import (
     pooling,
     reductions,
     resize,
+    rounding,
     shapes,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "pooling",
     "reductions",
     "resize",
+    "rounding",
     "shapes",
 ]
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import click
 
-from ttac.cli import (
-    baking,
-    benching,
-    compiling,
-    demonstrating,
-    diagnosing,
-    evaluating,
-    inspecting,
-    listing,
-    running,
-    viewing,
-)
+from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, running, viewing
 from ttac.cli.options import verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
@@ -44,6 +35,21 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class Deferred(click.Command):
+    """A command whose module, with its many options, is imported when it is called: the others start without it."""
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self.module = module
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of the command itself."""
+        command: click.Command = import_module(self.module).COMMAND
+        return command.make_context(info_name, args, parent, **extra)
+
+
 @click.group(cls=Commands, invoke_without_command=True, context_settings=CONTEXT)
 @click.version_option(package_name="ttac", prog_name="ttac", message="%(prog)s %(version)s")
 @verbose
@@ -63,8 +69,8 @@ for command in (
     inspecting.inspect,
     viewing.view,
     running.run,
-    evaluating.evaluate,
-    benching.bench,
+    Deferred("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
+    Deferred("bench", "ttac.cli.benching", "Measure what a step costs in time and memory."),
     baking.bake,
     listing.methods_command,
     listing.targets_command,

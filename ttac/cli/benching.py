@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ttac.evaluation.bench import Benchmark
 
 
-@click.command("bench", short_help="Measure what a step costs in time and memory.")
+@click.command("bench")
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
 @several("--methods", metavar="M,...", default="tent", help="Names; `tent:lr=0.01` for a setting.")
 @several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 8, or the bundle's]")
@@ -113,8 +114,12 @@ def _peers() -> Any:
         raise RuntimeMissingError(what, where="`--against pytorch`", hint="run it from a checkout: `pip install -e .`")
     sys.path.insert(0, str(root))
     try:
-        from benchmarks.peers import PyTorch
+        peers = import_module("benchmarks.peers")
     except ImportError as error:
         hint = "`pip install torch onnxscript`"
         raise RuntimeMissingError(f"`--against pytorch` needs PyTorch: {error}", hint=hint) from error
-    return PyTorch()
+    return peers.PyTorch()
+
+
+COMMAND = bench
+"""What `ttac.cli` calls."""

@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     "--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples: .npz, .npy or images' folder."
 )
 @model
-@click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
+@click.option(
+    "--train",
+    metavar="norms|all|SELECTOR",
+    default="norms",
+    show_default=True,
+    help="Which norms adapt: names, `first:4`, `last:30%`, `every:3`, `auto:6@20%`.",
+)
 @click.option("--quantize", metavar="int8", callback=one_of("int8"), help="Run the frozen layers in 8 bits.")
 @click.option("--memory-budget", metavar="SIZE", callback=size, help="Refuse a bundle that needs more, as `64MiB`.")
 @click.option(

@@ -52,7 +52,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
     return click.option(*names, multiple=True, callback=check, **more)
 
 
-@click.command("eval", short_help="Compare methods on streams of shifted samples.")
+@click.command("eval")
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
 @click.option("--data", metavar="PATH", type=PATH, required=True, help="Images' folder, .npz, .npy or IDX file.")
 @several("--methods", metavar="M,...", default="source,bn,tent", help="`all`, or names; `tent:lr=0.01` for a setting.")
@@ -221,3 +221,7 @@ def _verdict(terminal: Terminal, found: Evaluation) -> int:
     if internal:
         return internal[0].exit_code
     return 0 if found.results or not reasons else next(iter(reasons.values())).exit_code
+
+
+COMMAND = evaluate
+"""What `ttac.cli` calls."""

@@ -215,7 +215,8 @@ class Bench:
             what = f"there are {source.count} samples, a step takes {subject.batch}"
             raise UsageError(what, where="`--data`", hint="give more samples, or a smaller `--batch`")
         x = source.read(source.variants[-1], np.arange(subject.batch), how)
-        return how.prepare(x) if x.dtype == np.uint8 else x
+        prepared: np.ndarray = how.prepare(x) if x.dtype == np.uint8 else x
+        return prepared
 
     def _figures(
         self,
@@ -284,7 +285,8 @@ class Times:
     @property
     def ratios(self) -> np.ndarray:
         """Step over inference, turn by turn."""
-        return self.step / self.plain
+        ratios: np.ndarray = self.step / self.plain
+        return ratios
 
 
 def paired(plain: Callable[[], object], step: Callable[[], object], pairs: int = PAIRS) -> Times:

@@ -47,7 +47,7 @@ def page(found: Benchmark) -> str:
     check_installed()
     names = [f"{each.model}, {each.method}, batch {each.batch}" for each in found.figures]
     ratios = [(each.ratio, *each.spread) for each in found.figures]
-    elsewhere = [each.peer and each.peer["ratio"] for each in found.figures]
+    elsewhere = [_peer(each, "ratio") for each in found.figures]
     told = [i for i, each in enumerate(found.figures) if each.memory and each.inference]
     return rendered(
         "bench.html.jinja",
@@ -72,7 +72,11 @@ def markdown(found: Benchmark) -> str:
 def _bytes(figures: Figures) -> tuple[float, float, float | None]:
     """Peak of the step, of plain inference and of the peer."""
     assert figures.memory is not None and figures.inference is not None
-    return figures.memory["peak"], figures.inference["peak"], figures.peer and figures.peer["peak"]
+    return figures.memory["peak"], figures.inference["peak"], _peer(figures, "peak")
+
+
+def _peer(figures: Figures, name: str) -> float | None:
+    return None if figures.peer is None else figures.peer[name]
 
 
 def _row(each: Figures, cache: bool, peers: bool) -> list[str]:

@@ -213,7 +213,7 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
 def _trace(cell: Cell, course: Course, labels: np.ndarray | None) -> list[dict[str, Any]]:
     """The course of the stream in windows of consecutive batches, none across the border of two shifts."""
     shift_of = [-1 if cell.protocol == "mixed" else int(batch.shifts[0]) for batch in course.batches]
-    windows = []
+    windows: list[dict[str, Any]] = []
     for number in sorted(set(shift_of)):
         steps = [step for step, shift in enumerate(shift_of) if shift == number]
         points = max(FEWEST, WINDOWS // len(set(shift_of)))

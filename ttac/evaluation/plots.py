@@ -296,7 +296,8 @@ def memory(names: Sequence[str], peaks: Sequence[tuple[float, float, float | Non
 def _rings(axes: Axes, values: Sequence[float | None]) -> None:
     there = [(value, place) for place, value in enumerate(values) if value is not None]
     if there:
-        axes.scatter(*zip(*there, strict=True), facecolors="none", edgecolors=INK, s=34, linewidths=1.2, zorder=3)
+        x, y = zip(*there, strict=True)
+        axes.scatter(x, y, facecolors="none", edgecolors=INK, s=34, linewidths=1.2, zorder=3)
 
 
 def _rows_down(axes: Axes, names: Sequence[str]) -> None:
