@@ -1,4 +1,4 @@
-"""Export the zoo as every exporter spells it, and PyTorch's own answers: `python -m benchmarks.model_matrix_export DIR`.
+"""Export the zoo as every exporter spells it, and PyTorch's answers: `python -m benchmarks.model_matrix_export DIR`.
 
 Each network goes to `DIR/NAME/EXPORTER.onnx`, or, where the exporter refuses, its reason to `EXPORTER.error`.  Beside
 them, `peers.npz` has images and what PyTorch computes in float64: logits as they are and with batch statistics, and the

@@ -1,7 +1,8 @@
 """Architectures the benchmarks time, as small torch definitions with random weights.
 
 Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
-(arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and memory do not depend on the weights.
+(arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and
+memory do not depend on the weights.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, tokens, width = x.shape
-        q, k, v = self.qkv(x).reshape(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        shape = (count, tokens, 3, self.heads, width // self.heads)
+        q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(count, tokens, width))
 

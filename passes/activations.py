@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
@@ -54,13 +52,3 @@ def masked(op: Builder, node: ir.Node) -> ir.Value:
         shape = list(source.attributes.get_ints("shape"))
         return op.Mul(g, op.UnpackBits(source.inputs[0], shape=shape, to=int(g.dtype)))
     return op.Mul(g, op.Cast(mask, to=int(g.dtype)))
-
-
-@composite("ExactGelu", like(0))
-def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
-    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its gradient: they run once for both.
-
-    HardSigmoid halves and shifts in one pass; erf never leaves the range that it clips to.
-    """
-    x = node.inputs[0]
-    return op.Mul(x, op.HardSigmoid(op.Erf(op.Mul(x, math.sqrt(0.5))), alpha=0.5, beta=0.5))

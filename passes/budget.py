@@ -41,7 +41,7 @@ def plan_within(
     floats = [values[row.value] for row in rows if values[row.value].dtype == ir.DataType.FLOAT]
     chosen = choose_smaller(spans, floats, alive, batch, goal)
     again = plan_activations(joint, backward, free, batch, _as_chosen(chosen, batch))
-    return again, len(chosen) < len(floats)
+    return again, any(str(value.name) not in chosen and spans.of(value) for value in floats)
 
 
 class Spans:

@@ -9,11 +9,21 @@ import math
 
 import onnx_ir as ir
 
-import ttac.passes.activations  # noqa: F401  (registers the operator)
 from ttac.passes.build import LAYER, Builder
 from ttac.passes.spellings import array_of, made_by, only_reader
+from ttac.passes.vocabulary import composite, like
 
 ROOM = "autodiff"
+
+
+@composite("ExactGelu", like(0))
+def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
+    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its gradient: they run once for both.
+
+    HardSigmoid halves and shifts in one pass; erf never leaves the range that it clips to.
+    """
+    x = node.inputs[0]
+    return op.Mul(x, op.HardSigmoid(op.Erf(op.Mul(x, math.sqrt(0.5))), alpha=0.5, beta=0.5))
 
 
 def gather_gelus(model: ir.Model) -> int:

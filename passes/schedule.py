@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ttac.passes.batch import sample_size
 from ttac.passes.plan import downstream_of_gradient
 
 Rank = tuple[int, int]
@@ -30,8 +31,21 @@ def recompute_late(graph: ir.Graph, room: str = "autodiff") -> None:
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
         readers = [rank[use.node] for value in node.outputs for use in value.uses()]
-        rank[node] = (index if node in late else min(readers, default=(index, index))[0], index)
+        waits = node not in late or _grows(node)
+        rank[node] = (min(readers, default=(index, index))[0] if waits else index, index)
     _sort(graph, rank)
+
+
+def _grows(node: ir.Node) -> bool:
+    """Whether it is better to hold what the node reads than what it writes, until that is wanted.
+
+    The gradient of a strided shortcut is larger than the one it is made from, and waits for all of the other branch.
+    """
+    if node.op_type != "ConvInputGrad" or len(node.outputs[0].uses()) != 1:
+        return False
+    dy = node.inputs[0]
+    assert dy is not None and dy.shape is not None and node.outputs[0].shape is not None
+    return len(dy.uses()) == 1 and sample_size(node.outputs[0].shape) > sample_size(dy.shape)
 
 
 def _sort(graph: ir.Graph, rank: dict[ir.Node, Rank]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -33,7 +34,8 @@ OTHERS = {
 def model_of(body: str) -> ir.Model:
     words = set(body.replace(",", " ").replace("(", " ").replace(")", " ").split())
     used = {name: value for name, value in NUMBERS.items() if name in words}
-    return ir.from_proto(source(f"net (float[N,6] x) => (float[N,6] y) {{ h = Tanh (x) {body} }}", used))
+    model = source(f"net (float[N,6] x) => (float[N,6] y) {{ h = Tanh (x) {body} }}", used)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
 @pytest.mark.parametrize("body", SPELLINGS.values(), ids=SPELLINGS)

@@ -247,8 +247,12 @@ def torch_forward(case: Case, x: Any, w: Any = None, b: Any = None, *_: Any) -> 
     return F.interpolate(x, scale_factor=2, mode=mode)
 
 
+STRAIGHT = {"Rounded", "Counted"}
+"""Rules that are no derivative but stand for one: `test_quantize_gradients.py` has them."""
+
+
 def test_every_rule_has_a_case() -> None:
-    assert sorted(set(RULES) - {case.op for case in CASES}) == []
+    assert sorted(set(RULES) - {case.op for case in CASES} - STRAIGHT) == []
 
 
 def test_the_cases_use_every_composite_of_the_rules() -> None:

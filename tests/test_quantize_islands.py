@@ -187,17 +187,29 @@ def test_nothing_else_than_the_file_is_needed_where_nothing_adapts(tmp_path: Pat
     assert off(ttac.load(bundle.path).step(x), run(onnx.load(str(path)), x)) < 0.05
 
 
-def test_methods_with_gradients_refuse_it(tmp_path: Path) -> None:
+def test_its_kernels_cannot_be_trained(tmp_path: Path) -> None:
     path = saved(island(), tmp_path)
-    with pytest.raises(UnsupportedError, match="`tent` needs gradients, and 8-bit layers give none") as caught:
-        ttac.compile(path, method="tent")
-    assert caught.value.where == "the file is 8-bit already" and "`source`" in caught.value.hint
+    with pytest.raises(UnsupportedError, match="kernels of 8 bits cannot be trained") as caught:
+        ttac.compile(path, method="tent", train="all")
+    assert "8-bit already" in caught.value.where and "--train all" in caught.value.hint
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_its_norms_can(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime.quantization")
+    path = by_theirs(MODELS / "resnet.onnx", tmp_path)
+    x = samples((48, 3, 16, 16))
+    bundle = ttac.compile(path, method="tent", calibration=x, batch=8, output=tmp_path / "b.ttac", train="first:2")
+    assert bundle.path is not None
+    adapter = ttac.load(bundle.path)
+    before = adapter.predict(x[:8])
+    adapter.step(x[:8])
+    assert not np.array_equal(adapter.predict(x[:8]), before)
+    assert float_layers(bundle.path / "forward.onnx") == []
 
 
 def test_inspect_tells(tmp_path: Path) -> None:
     report = inspect_model(saved(island(), tmp_path))
     assert report["eight_bit"].startswith("2 values are rounded")
     fits = {row["method"]: (row["fits"], row["because"]) for row in report["methods"]}
-    assert fits["tent"] == ("no", "it needs gradients, and the file is 8-bit already")
-    assert fits["source"][0] == "yes"
+    assert fits["source"][0] == "yes" and fits["tent"][0] != "yes", "it has no norm, and a Conv with a bias"

@@ -80,7 +80,7 @@ def test_every_method_has_valid_defaults_and_says_what_it_is(name: str) -> None:
     assert method.name == name and method.title and method.needs
     assert settings.resolve(method) == {option.name: option.default for option in method.options}
     assert all(option.help and settings.describe(option) for option in method.options)
-    assert method.statistics(settings.resolve(method)) in ("source", "batch", "blend", "ema")
+    assert method.statistics(settings.resolve(method)) in ("source", "batch", "blend", "ema", "sample")
     assert method.program[-1] == {"return": "logits"}
 
 

@@ -135,15 +135,16 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
 def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundle:
     """Build and finish the bundle; where it measures above the budget, plan for less as long as there is less."""
     goal = budget = parts.request.budget
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         planned = plan_residuals(parts, goal)
         rooms.planned(planned.plan)
         compiled = build_graphs(parts, planned, rooms)
         try:
             return finish(compiled, source, parts.joint, samples, rooms)
         except OverBudget as error:
-            if goal is None or budget is None or not planned.more:
+            if goal is None or budget is None or not planned.more or not left:
                 raise
-            goal = int(goal * min(budget / error.needs, 0.92))
+            # The last try is for the least there is.
+            goal = int(goal * min(budget / error.needs, 0.92)) if left > 1 else 0
             rooms.note(f"measured {format_size(error.needs)}: planned again")
     raise AssertionError("the last try ends the loop")

@@ -67,18 +67,8 @@ def inspect_model(
         "near_misses": _listed(found.near_misses),
         "left_alone": _listed(found.skipped) if not found.sites else [],
         "without_gradient": missing,
-        "methods": [
-            _fit(methods.find(name), found, norms, missing, unread) if not grids else _fit_in_8_bits(name, found, norms)
-            for name in methods.names()
-        ],
+        "methods": [_fit(methods.find(name), found, norms, missing, unread) for name in methods.names()],
     }
-
-
-def _fit_in_8_bits(name: str, found: Found, norms: str) -> dict[str, str]:
-    method = methods.find(name)
-    if method.trains:
-        return {"method": name, "fits": "no", "because": "it needs gradients, and the file is 8-bit already"}
-    return _fit(method, found, norms, [], "")
 
 
 def without_gradient(model: ir.Model) -> list[dict[str, Any]]:

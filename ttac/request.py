@@ -89,11 +89,7 @@ def request(
         raise UsageError(f"`{quantize}` is not `int8`", where="`--quantize`")
     _refuse_unbuilt(chosen, emit, train)
     if quantize and train == ALL:
-        raise UnsupportedError(
-            "kernels of 8 bits cannot be trained",
-            where="`--train all --quantize int8`",
-            hint="train the norms: leave out `--train all`",
-        )
+        raise untrainable("`--train all --quantize int8`")
     samples = device.batch if batch is None else batch
     if samples < 1:
         raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
@@ -117,13 +113,10 @@ def request(
     )
 
 
-def without_gradient(chosen: Method, where: str) -> UnsupportedError:
-    """The error for a method that needs gradients of 8-bit layers."""
-    fitting = ", ".join(f"`{name}`" for name in methods.names() if not methods.find(name).trains)
+def untrainable(where: str) -> UnsupportedError:
+    """The error for weights that are to be trained and to be 8-bit."""
     return UnsupportedError(
-        f"`{chosen.name}` needs gradients, and 8-bit layers give none",
-        where=where,
-        hint=f"methods without a backward run on 8-bit layers: {fitting}",
+        "kernels of 8 bits cannot be trained", where=where, hint="train the norms: leave out `--train all`"
     )
 
 

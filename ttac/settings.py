@@ -23,7 +23,9 @@ QUANTIZATION = (
         "what the range of an activation is, of all its values on the calibration data",
         choices=("minmax", "percentile", "entropy"),
     ),
-    Option("percentile", 99.99, "percent of the values inside a range, with `calibration=percentile`", low=50, high=100),
+    Option(
+        "percentile", 99.99, "percent of the values inside a range, with `calibration=percentile`", low=50, high=100
+    ),
 )
 """Options of `--quantize int8`, set with `--set` beside the method's own."""
 
@@ -47,9 +49,7 @@ def split_assignments(texts: Iterable[str]) -> dict[str, str]:
     return given
 
 
-def resolve(
-    method: Method, given: Mapping[str, Any] | None = None, quantize: str | None = None
-) -> dict[str, Setting]:
+def resolve(method: Method, given: Mapping[str, Any] | None = None, quantize: str | None = None) -> dict[str, Setting]:
     """Every option of `method`, and with `quantize` those of it, with its value: the given one, or its default.
 
     A given value may be text (from the command line) or already typed (from Python).

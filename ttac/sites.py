@@ -19,7 +19,7 @@ from ttac.passes.norms import NormSite, decide, find_norms
 from ttac.passes.per_sample import has_positions
 from ttac.passes.quantize import Quantized, quantize
 from ttac.passes.selectors import chosen, wants_ranking
-from ttac.request import Request, without_gradient
+from ttac.request import ALL, Request, untrainable
 from ttac.settings import QUANTIZATION, refuse_unused
 from ttac.spec import Method
 
@@ -74,12 +74,12 @@ def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...
 def lifted(asked: Request, source: ir.Model, say: Say) -> tuple[Request, ir.Model]:
     """A file that is 8-bit already as a float model with its grids noted down; then its layers stay 8-bit.
 
-    Raises UnsupportedError for a method that needs gradients, and for 8-bit layers in a form that has no meaning.
+    Raises UnsupportedError for weights that are to be trained, and for 8-bit layers in a form that has no meaning.
     """
     if not is_quantized(source):
         return asked, source
-    if asked.method.trains:
-        raise without_gradient(asked.method, "the file is 8-bit already")
+    if asked.train == ALL:
+        raise untrainable("`--train all`, on a file that is 8-bit already")
     model, count = lift(source)
     say(f"the file is 8-bit already: its {count} grids are kept")
     defaults = {option.name: option.default for option in QUANTIZATION}

@@ -4,6 +4,7 @@ from ttac.passes import activations as _activations
 from ttac.passes import channels as _channels
 from ttac.passes import convolution as _convolution
 from ttac.passes import entropies as _entropies
+from ttac.passes import gelus as _gelus  # noqa: F401  (registers its operator)
 from ttac.passes import pooling as _pooling
 from ttac.passes.gradients import (
     activations,

@@ -1,4 +1,4 @@
-"""Gradients of rounding: straight through, and none where the grid ends (Bengio et al., arXiv:1308.3432)."""
+"""Gradients of rounding: straight through (Bengio et al., arXiv:1308.3432), past the grid's ends too."""
 
 from __future__ import annotations
 

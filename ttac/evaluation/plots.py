@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, ACCENT, BEST, PALE = "#010203", "#020304", "#030405", "#040506", "#050607", "#0c0d0e"
-HOW = {"dense": "#060708", "sparse": "#070809", "int8": "#08090a", "bitmask": "#090a0b", "recompute": "#0a0b0c"}
-OTHER = "#0b0c0d"
+DENSE, SPARSE, INT8, BITS, HALF, OTHER = "#060708", "#070809", "#08090a", "#090a0b", "#0a0b0c", "#0b0c0d"
 """Colours that no plot uses otherwise; each becomes a variable of the page."""
+
+HOW = {
+    "dense": DENSE,
+    "blocks": SPARSE,
+    "sparse": SPARSE,
+    "topk": SPARSE,
+    "int8": INT8,
+    "bits": BITS,
+    "half": HALF,
+}
+"""Colours of the codecs of a plan, by their names in `ttac.passes.codecs`."""
 
 VARIABLES = {
     INK: "ink",
@@ -27,9 +37,13 @@ VARIABLES = {
     GRID: "grid",
     ACCENT: "accent",
     BEST: "best",
-    OTHER: "other",
     PALE: "pale",
-    **{colour: how for how, colour in HOW.items()},
+    DENSE: "dense",
+    SPARSE: "sparse",
+    INT8: "int8",
+    BITS: "bits",
+    HALF: "half",
+    OTHER: "other",
 }
 STYLE: Any = {
     "svg.fonttype": "none",

@@ -16,11 +16,19 @@ METHOD = Method(
     needs="BatchNorm over more than one position, or calibration data where it was folded; single samples will do",
     statistics=lambda settings: "sample",
     options=(
-        Option("tau", 0.9, "share of the source in the first blend", low=0.0, high=1.0, per_site=True),
+        Option(
+            "tau",
+            0.9,
+            "share of the source in the first blend; of single norms `tau@PATTERN=...`",
+            low=0.0,
+            high=1.0,
+            per_site=True,
+        ),
         Option(
             "lambda",
             0.5,
-            "the second blend gives the source d^lambda, d the distance from it: 0 is the source, more adapts more",
+            "the second blend gives the source d^lambda, d the distance from it: 0 is the source, more adapts more; "
+            "of single norms `lambda@PATTERN=...`",
             low=0.0,
             per_site=True,
         ),
