@@ -45,7 +45,9 @@ def main() -> None:
     parser.add_argument("--severities", default="1,2,3,4,5", help="with commas between them")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path, default=Path("build/methods-table"), help="folder of finished cells")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here, with FILE.csv and FILE.html")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every row here")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots here")
     asked = parser.parse_args()
     start = time.monotonic()
     found = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
@@ -59,8 +61,10 @@ def main() -> None:
     print(text)
     if asked.write:
         asked.write.write_text(text, encoding="utf-8")
-        asked.write.with_suffix(".csv").write_text(whole.csv(), encoding="utf-8")
-        whole.write_html(asked.write.with_suffix(".html"))
+    if asked.csv:
+        asked.csv.write_text(whole.csv(), encoding="utf-8")
+    if asked.html:
+        whole.write_html(asked.html)
 
 
 def all_methods() -> list[str]:

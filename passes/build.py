@@ -23,7 +23,7 @@ Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
 ROOM, LAYER = "ttac.room", "ttac.layer"
 
-SHOWN, REMEMBERED = 1024, 1 << 14
+SHOWN, REMEMBERED = 1 << 14, 1 << 14
 """Elements up to which the inference sees what a constant holds; answers of it that are remembered."""
 
 _KINDS = ir.AttributeType

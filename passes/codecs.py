@@ -18,7 +18,7 @@ from ttac.passes.autodiff import dims
 from ttac.passes.batch import sample_size
 from ttac.passes.build import Builder
 
-FLOAT, INT64, INT8, UINT8 = (int(getattr(ir.DataType, name)) for name in ("FLOAT", "INT64", "INT8", "UINT8"))
+FLOAT, INT32, INT64, UINT8 = (int(getattr(ir.DataType, name)) for name in ("FLOAT", "INT32", "INT64", "UINT8"))
 LARGEST_HALF = 65504.0
 TINY = 1e-30
 """Added to scales, so that what is zero throughout divides by more than zero."""
@@ -26,8 +26,10 @@ BLOCK = 64
 """Elements of a block, about: below, choosing blocks costs more than moving them; above, they fit the data worse."""
 SMALLEST_BLOCK = 8
 SAMPLED = 16
-"""One element in so many decides on the threshold of `sparse`; at least LEAST_SAMPLED of them."""
+"""One element in so many, at least LEAST_SAMPLED, bounds the threshold of `sparse`."""
 LEAST_SAMPLED = 4096
+CERTAIN = 4.0
+"""Standard deviations of the sample's count that the bounds are apart, to either side."""
 
 Saved = Sequence[ir.Value]
 Reader = Callable[..., ir.Value]
@@ -87,8 +89,9 @@ def _dense_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
 
 
 def _half_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
-    """Clipped to what float16 can hold: an infinite residual would spoil the whole step."""
-    return (op.Cast(op.Clip(x, -LARGEST_HALF, LARGEST_HALF), to=int(ir.DataType.FLOAT16)),)
+    """Clipped to what float16 can hold; what was infinite before becomes NaN, for it must not pass for a number."""
+    clipped = op.Add(op.Clip(x, -LARGEST_HALF, LARGEST_HALF), op.Mul(x, 0.0))
+    return (op.Cast(clipped, to=int(ir.DataType.FLOAT16)),)
 
 
 def _half_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
@@ -113,9 +116,14 @@ def _int8_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
     """Each row in 255 steps from its least to its largest value; 0 is one of the steps, so zeros stay zeros."""
     rows = _matrix(op, x, row_of(x))
     low, high = op.Min(op.ReduceMin(rows, [1], keepdims=0), 0.0), op.Max(op.ReduceMax(rows, [1], keepdims=0), 0.0)
-    scale = op.Add(op.Mul(op.Sub(high, low), 1 / 255), TINY)
+    scale = _unless_finite(op, op.Add(op.Mul(op.Sub(high, low), 1 / 255), TINY), op.ReduceSum(rows, [1], keepdims=0))
     zero = op.Cast(op.Round(op.Div(op.Neg(low), scale)), to=UINT8)
     return op.QuantizeLinear(rows, scale, zero, axis=0), scale, zero
+
+
+def _unless_finite(op: Builder, scale: ir.Value, witness: ir.Value) -> ir.Value:
+    """`scale`, or NaN where `witness` is not finite: minimum, maximum and the bytes themselves do not tell."""
+    return op.Add(scale, op.Mul(witness, 0.0), like=scale)
 
 
 def _int8_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
@@ -125,8 +133,10 @@ def _int8_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
 def block_of(x: ir.Value) -> int:
     """Elements of a block of `x`, at most about BLOCK: whole lines of a map where they fit, never over a row's end.
 
-    0 where rows are too short to have blocks.
+    0 where rows are too short to have blocks, and for [N, F], whose rows are not of one channel.
     """
+    if len(dims(x)) < 3:
+        return 0
     row, line = row_of(x), int(dims(x)[-1])
     fitting = [size for size in range(SMALLEST_BLOCK, 2 * BLOCK + 1) if row % size == 0]
     whole = [size for size in fitting if size % line == 0]
@@ -141,16 +151,28 @@ def _blocks_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
     assert choice is not None
     blocks = _matrix(op, x, block_of(x))
     mean = op.ReduceMean(blocks, [1], keepdims=0)
-    squares = op.ReduceSumSquare(blocks, [1], keepdims=0)
+    squares = _squares(op, x, blocks)
     spread = op.Sub(squares, op.Mul(op.Mul(mean, mean), float(block_of(x))))
     if choice.weight is not None:
         spread = op.Reshape(op.Mul(_by_channel(op, spread, x), op.Unsqueeze(choice.weight, [1])), [-1], like=mean)
     count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(mean), to=FLOAT), choice.keep)), to=INT64)
     _, places = op.TopK(spread, count, sorted=0)
     kept = _sized(op.Gather(blocks, places, axis=0), block_of(x))
-    scale = op.Add(op.Mul(op.ReduceMax(op.Abs(kept), [1], keepdims=0), 1 / 127), TINY)
+    largest = op.ReduceMax(op.Abs(kept), [1], keepdims=0)
+    scale = _unless_finite(op, op.Add(op.Mul(largest, 1 / 127), TINY), op.Gather(mean, places, axis=0))
     values = op.QuantizeLinear(kept, scale, _zeros(op, scale, np.int8), axis=0)
     return values, scale, op.Unsqueeze(places, [1]), mean
+
+
+def _squares(op: Builder, x: ir.Value, blocks: ir.Value) -> ir.Value:
+    """The sum of squares of each block; of whole lines where there are, which batch statistics have summed already."""
+    line, size = int(dims(x)[-1]), block_of(x)
+    if len(dims(x)) < 3 or size % line or line < SMALLEST_BLOCK:
+        return op.ReduceSumSquare(blocks, [1], keepdims=0)
+    lines = op.ReduceSumSquare(x, [len(dims(x)) - 1], keepdims=0)
+    if size == line:
+        return op.Reshape(lines, [-1])
+    return op.ReduceSum(_matrix(op, lines, size // line), [1], keepdims=0)
 
 
 def _blocks_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
@@ -214,7 +236,9 @@ def _topk_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
     flat = op.Reshape(x, [-1])
     count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), choice.keep)), to=INT64)
     _, places = op.TopK(op.Abs(flat), count, sorted=0)
-    return op.Gather(flat, places, axis=0), op.Unsqueeze(places, [1]), op.Shape(x)
+    # Where it puts what is not a number is open; added to all, that cannot get lost.
+    kept = _unless_finite(op, op.Gather(flat, places, axis=0), op.ReduceSum(flat, keepdims=0))
+    return kept, op.Unsqueeze(places, [1]), op.Shape(x)
 
 
 def _topk_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
@@ -226,20 +250,46 @@ def _topk_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
 
 
 def _sparse_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
-    """What lies above a threshold in magnitude, which a sample of the elements decides; the rest is zero."""
+    """The floor(keep * elements) largest magnitudes but for ties, which go: what lies above a threshold.
+
+    In a large tensor a sample of the elements tells two bounds that the threshold almost surely lies between, and the
+    few elements between them decide.
+    """
     assert choice is not None
     flat = op.Abs(op.Reshape(x, [-1]))
-    every = SAMPLED if math.prod(int(size) for size in dims(x)[1:]) >= SAMPLED * LEAST_SAMPLED else 1
-    some = flat if every == 1 else op.Slice(flat, [0], [2**62], [0], [_coprime(every, row_of(x))])
-    size = op.Cast(op.Shape(some), to=FLOAT)
-    wanted = op.Min(op.Add(op.Floor(op.Mul(size, choice.keep)), 1.0), size)
-    largest, _ = op.TopK(some, op.Cast(wanted, to=INT64))
-    last = op.Slice(largest, [-1], [2**62], [0])
-    # Everything is asked for where the sample has no element left below the threshold.
-    threshold = op.Where(op.Less(choice.keep, 1.0), last, -1.0)
-    mask = op.Greater(op.Abs(x), threshold)
+    if math.prod(int(size) for size in dims(x)[1:]) >= SAMPLED * LEAST_SAMPLED:
+        threshold = _between_bounds(op, flat, _coprime(SAMPLED, row_of(x)), choice.keep)
+    else:
+        threshold = _first_dropped(op, flat, op.Mul(op.Cast(op.Shape(flat), to=FLOAT), choice.keep))
+    # Everything is asked for where no element is left below the threshold.
+    threshold = op.Where(op.Less(choice.keep, 1.0), threshold, -1.0)
+    # What is not a number is not below either.
+    mask = op.Not(op.LessOrEqual(op.Abs(x), threshold))
     kept = op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0)
     return kept, op.PackBits(mask)
+
+
+def _first_dropped(op: Builder, flat: ir.Value, count: ir.Value) -> ir.Value:
+    """The largest of `flat` behind the floor(count) largest, a scalar; the least if that are all."""
+    size = op.Cast(op.Shape(flat), to=FLOAT)
+    wanted = op.Min(op.Add(op.Floor(op.Max(count, 0.0)), 1.0), size)
+    largest, _ = op.TopK(flat, op.Cast(wanted, to=INT64))
+    return op.Squeeze(op.Slice(largest, [-1], [2**62], [0]), [0])
+
+
+def _between_bounds(op: Builder, flat: ir.Value, every: int, keep: ir.Value) -> ir.Value:
+    """The threshold above which `keep` of `flat` lie, a scalar, from one element in `every` and those nearby."""
+    some = op.Slice(flat, [0], [2**62], [0], [every])
+    size = op.Cast(op.Shape(some), to=FLOAT)
+    spread = op.Mul(op.Sqrt(op.Mul(op.Mul(keep, op.Sub(1.0, keep)), size)), CERTAIN)
+    middle = op.Mul(size, keep)
+    low = _first_dropped(op, some, op.Add(middle, op.Add(spread, 1.0)))
+    high = _first_dropped(op, some, op.Sub(middle, op.Add(spread, 1.0)))
+    above = op.Greater(flat, high)
+    near = op.Compress(flat, op.And(op.GreaterOrEqual(flat, low), op.Not(above)), axis=0)
+    count = op.Cast(op.ReduceSum(op.Cast(above, to=INT32), [0], keepdims=1), to=FLOAT)
+    wanted = op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), keep))
+    return _first_dropped(op, near, op.Sub(wanted, count))
 
 
 def _sparse_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:

@@ -50,6 +50,8 @@ def lift(model: ir.Model) -> tuple[ir.Model, int]:
             raise _refused(node, f"`{node.op_type}` computes in integers")
         if node.op_type == "DequantizeLinear":
             _lift(lifted.graph, node, found)
+        elif node.op_type == "Cast":
+            _lift_norms(lifted.graph, node, found)
     common.RemoveUnusedNodesPass()(lifted)
     left = [node for node in lifted.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if left:
@@ -89,6 +91,33 @@ def _lift(graph: ir.Graph, node: ir.Node, found: dict[str, Range]) -> None:
     else:
         raise _refused(node, "what it reads is not rounded by a QuantizeLinear")
     _replace(graph, node.outputs[0], value)
+
+
+def _lift_norms(graph: ir.Graph, cast: ir.Node, found: dict[str, Range]) -> None:
+    """Let norms that read the numbers of a grid, as ttac's own 8-bit models do, read the values themselves."""
+    held = cast.inputs[0]
+    maker = held.producer() if held is not None else None
+    norms = [use.node for use in cast.outputs[0].uses()]
+    if maker is None or maker.op_type != "QuantizeLinear" or maker.inputs[0] is None:
+        return
+    if any(norm.op_type != "BatchNormalization" for norm in norms):
+        raise _refused(maker, "its numbers are read as they are")
+    value = maker.inputs[0]
+    found.setdefault(str(value.name), _ends(maker))
+    scale, zero = (float(part) for part in _operands(maker, 1))
+    for norm in norms:
+        mean, var = (held.const_value for held in norm.inputs[3:5] if held is not None)
+        if mean is None or var is None:
+            raise _refused(maker, f"the statistics of `{norm.name}` are computed")
+        real = {3: (mean.numpy() - zero) * scale, 4: var.numpy() * scale**2}
+        for position, array in real.items():
+            name = f"{norm.name}.{'mean' if position == 3 else 'var'}.lifted"
+            constant = ir.val(name, const_value=ir.tensor(array.astype(np.float32), name=name))
+            graph.register_initializer(constant)
+            norm.replace_input_with(position, constant)
+        eps = norm.attributes.get_float("epsilon", 1e-5) * scale**2
+        norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
+    _replace(graph, cast.outputs[0], value)
 
 
 def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

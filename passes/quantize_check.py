@@ -12,15 +12,18 @@ from ttac.errors import TtacError, UnsupportedError
 from ttac.passes.quantize_graph import Module
 from ttac.runtime.engine import QUIET, engine
 
-FLOAT = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm"})
-"""What engines call the operators of layers in float32; a MatMul may also be the method's."""
+FLOAT = frozenset({"Conv", "FusedConv", "FusedGemm"})
+"""What engines call layers in float32."""
+
+PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
+"""Operators that may also be the method's; the engine adds to the name of one that it fuses."""
 
 
 def float_layers(path: Path, products: Collection[str] = ()) -> list[str]:
     """The names of layers that this machine's engine computes in float32 when it loads the graph at `path`.
 
     Args:
-        products: the names of MatMul nodes that are layers.
+        products: the names of nodes that are layers, to tell their products from those of a method.
 
     Raises UnsupportedError if it lacks an operator of the graph.
     """
@@ -44,13 +47,13 @@ def float_layers(path: Path, products: Collection[str] = ()) -> list[str]:
     return [
         str(node.name)
         for node in graph.node
-        if node.op_type in FLOAT or (node.op_type in ("MatMul", "FusedMatMul") and node.name in products)
+        if node.op_type in FLOAT or (node.op_type in PRODUCTS and node.name.split("/MatMulAddFusion")[0] in products)
     ]
 
 
 def refuse_float_layers(path: Path, modules: tuple[Module, ...]) -> None:
     """Raise UnsupportedError if more layers run in float32 than the modules say."""
-    stated = sum(module.runs == "float32" and module.operators in FLOAT for module in modules)
+    stated = sum(module.runs == "float32" and module.operators == "Conv" for module in modules)
     found = float_layers(path, {module.node for module in modules if module.runs == "int8"})
     if len(found) <= stated:
         return

@@ -280,7 +280,7 @@ def _steps(node: ir.Node, axis: int, target: Target) -> np.ndarray | None:
     """The scales [C] of a kernel that is 8-bit already, None where they are not known or do not fit the target."""
     kernel = node.inputs[1]
     noted = kernel.meta.get(STEPS) if kernel is not None else None
-    if noted is None or target.int8_reduce_range or not target.int8_per_channel:
+    if noted is None or not target.int8_per_channel:
         return None
     return np.asarray(noted[1]) if noted[1].ndim == 0 or noted[0] == axis else None
 
@@ -315,7 +315,7 @@ def int8_kernel(
     (`int8_reduce_range`); or the one in `steps`, of a kernel that is 8-bit already.  A channel of nearly nothing but
     bias gets one coarse enough for that bias to fit 32 bits.
     """
-    most = 63 if target.int8_reduce_range else 127
+    most = 63 if target.int8_reduce_range and steps is None else 127
     others = tuple(i for i in range(kernel.ndim) if i != axis)
     largest = np.abs(kernel).max(axis=others).astype(np.float64)
     least = np.abs(bias.astype(np.float64)) / (step * LARGEST_BIAS) if bias is not None else np.zeros_like(largest)

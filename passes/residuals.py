@@ -71,12 +71,21 @@ def _save(forward: ir.Model, row: Kept, codec: Codec, shares: ir.Value | None) -
             weight = None if variance is None else op.Reciprocal(op.Add(variance, row.eps))
             choice = Choice(_largest(op, shares, row.layers), weight)
         saved = list(codec.save(op, x, choice))
-    for value, part in zip(saved, ("", *codec.parts), strict=True):
-        value.name = ".".join(word for word in (row.value, codec.name, part) if word)
+    _name(
+        graph, saved, [".".join(word for word in (row.value, codec.name, part) if word) for part in ("", *codec.parts)]
+    )
     _mark_bytes(saved, codec.bytes(x, row.share))
     position = list(graph.outputs).index(x)
     graph.outputs[position : position + 1] = saved
     return saved
+
+
+def _name(graph: ir.Graph, saved: Sequence[ir.Value], names: Sequence[str]) -> None:
+    """Name what crosses; an intermediate that has such a name already, as a TopK may, gets another."""
+    for value in [v for node in graph for v in node.outputs if v.name in names]:
+        value.name = f"{value.name}.all"
+    for value, name in zip(saved, names, strict=True):
+        value.name = name
 
 
 def _largest(op: Builder, shares: ir.Value, layers: tuple[int, ...]) -> ir.Value:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from tests.whole_models import SINGLE, Arrays, spelled
+from tests.source_models import Weights, norm, saved, source
+from tests.whole_models import SINGLE, Arrays, normal, samples, sites_of, spelled
+from ttac.passes.adapt import adapt_norms
 from ttac.passes.build import Builder
 from ttac.passes.codecs import CODECS, Choice, Codec, block_of, row_of
+from ttac.passes.differentiate import differentiate_loss
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable, run
+from ttac.passes.partition import partition
+from ttac.passes.plan import Kept, Shares, keep_as, nbytes, plan_activations
 from ttac.passes.vocabulary import DOMAIN, expand_all
 
 PLANNED = 8
@@ -77,8 +83,6 @@ class Built:
 @cache
 def built(name: str, shape: tuple[int, ...], weighed: bool = False) -> Built:
     """The round trip of the codec `name`."""
-    import tempfile
-
     codec = CODECS[name]
     x = ir.val("x", ir.DataType.BOOL if name == "bits" else SINGLE, ["N", *shape])
     keep, weight = ir.val("keep", SINGLE, []), ir.val("weight", SINGLE, [shape[0]])
@@ -218,23 +222,29 @@ def test_rows_too_short_for_blocks() -> None:
         assert block_of(ir.val("x", SINGLE, ["N", *shape])) == size, shape
 
 
+def distributed(kind: str, size: tuple[int, ...]) -> np.ndarray:
+    """float32 of `size` by a law."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=size)
+    laws: dict[str, Callable[[], np.ndarray]] = {
+        "normal": lambda: x,
+        "relu": lambda: np.maximum(x + 0.5, 0),
+        "uniform": lambda: random.uniform(-1, 1, size),
+        "heavy tails": lambda: random.standard_cauchy(size),
+        "uneven": lambda: x * 10.0 ** random.uniform(-2, 2, (1, size[1], 1, 1)),
+        "few distinct": lambda: x.round(3),
+        # Every column of a map has its own scale: samples must not all fall on one.
+        "lines": lambda: x * (1 + np.arange(size[-1])),
+    }
+    return laws[kind]().astype(np.float32)
+
+
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["normal", "relu", "uniform", "heavy tails", "uneven", "few distinct", "lines"])
 def test_a_sampled_threshold_keeps_what_is_asked_for(kind: str, keep: float) -> None:
     """Within 2 % of the asked count on tensors of 64k elements and more, however they are distributed."""
-    random = np.random.default_rng(0)
     for n, shape in ((2, (32, 64, 64)), (1, (16, 64, 64)), (4, (65, 33, 31))):
-        size = (n, *shape)
-        x = {
-            "normal": lambda: random.normal(size=size),
-            "relu": lambda: np.maximum(random.normal(0.5, 1.0, size), 0),
-            "uniform": lambda: random.uniform(-1, 1, size),
-            "heavy tails": lambda: random.standard_cauchy(size),
-            "uneven": lambda: random.normal(size=size) * 10.0 ** random.uniform(-2, 2, (1, shape[0], 1, 1)),
-            "few distinct": lambda: random.normal(size=size).round(3),
-            # Every column of a map has its own scale: samples must not all fall on one.
-            "lines": lambda: random.normal(size=size) * (1 + np.arange(shape[-1])),
-        }[kind]().astype(np.float32)
+        x = distributed(kind, (n, *shape))
         found = built("sparse", shape)(x, keep)
         wanted = min(keep * x.size, np.count_nonzero(x))
         assert abs(len(found["saved.0"]) - wanted) <= 0.02 * wanted, (n, shape, len(found["saved.0"]) / wanted)
@@ -267,3 +277,156 @@ def test_what_is_not_finite_is_not_hidden(name: str, bad: float) -> None:
         x.reshape(-1)[place] = bad
         for keep in (0.25, 1.0) if trip.codec.drops else (1.0,):
             assert not np.isfinite(trip(x, keep)["restored"]).all(), (place, keep)
+
+
+# --- what reads a value as it was saved -------------------------------------------------------------------------------
+
+READ_SHAPES = {"maps": (6, 8, 8), "odd maps": (3, 5, 7), "long rows": (2, 40, 40), "sequence": (3, 30)}
+
+
+def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> Arrays:
+    """What the reader of a codec gives, and what the operator gives of the restored value, in float64."""
+    codec, n = CODECS[name], 3
+    channels = shape[0]
+    feeds: Arrays = {
+        "x": values("normal", (n, *shape)), "g": values("uneven", (n, *shape)), "plus": values("relu", (n, *shape)),
+        "slope": values("normal", (channels,)), "offset": values("relu", (channels,)) + 1,
+    }  # fmt: skip
+    per_channel = ("slope", "offset")
+    inputs = {key: ir.val(key, SINGLE, [channels] if key in per_channel else ["N", *shape]) for key in feeds}
+    keep = ir.val("keep", SINGLE, [])
+    graph = ir.Graph([*inputs.values(), keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
+    op = Builder(graph, "test")
+    x = inputs["x"]
+    saved = codec.save(op, x, Choice(keep))
+    if operator == "ChannelDot":
+        others = [inputs["g"]]
+    else:
+        chosen = [inputs[key] if given.get(key) else None for key in ("offset", "plus")]
+        others = [inputs["slope"], *chosen]  # type: ignore[list-item]
+    read = codec.readers[operator](op, saved, x, *others)
+    assert read.dtype == SINGLE
+    for title, value in (("read", read), ("restored", codec.restore(op, saved, x))):
+        graph.outputs.append(op.Identity(value, name=title))
+    model = spelled(ir.Model(graph, ir_version=8))
+    onnx.checker.check_model(ir.to_proto(model))
+    found = {}
+    for keep_now in KEEPS:
+        result = run(model, {**feeds, "keep": np.array(keep_now, np.float32)})
+        back = result["restored"].astype(np.float64)
+        column = (slice(None), *[None] * (len(shape) - 1))
+        if operator == "ChannelDot":
+            expected = (feeds["g"] * back).sum((0, *range(2, back.ndim)))
+        else:
+            expected = back * feeds["slope"][column]
+            expected = expected + feeds["offset"][column] if given.get("offset") else expected
+            expected = expected + feeds["plus"] if given.get("plus") else expected
+        scale = float(np.abs(expected).max())
+        found[str(keep_now)] = np.abs(result["read"] - expected).max() / scale
+    return found
+
+
+READERS = [(name, operator) for name, codec in CODECS.items() for operator in codec.readers]
+
+
+@pytest.mark.parametrize("shape", list(READ_SHAPES))
+@pytest.mark.parametrize(("name", "operator"), READERS)
+def test_a_reader_gives_what_the_operator_gives_of_the_restored_value(name: str, operator: str, shape: str) -> None:
+    """ChannelDot, and ChannelAffine with and without an offset and what is added behind it."""
+    choices: list[dict[str, bool]] = [{}]
+    if operator == "ChannelAffine":
+        choices = [{"offset": offset, "plus": plus} for offset in (False, True) for plus in (False, True)]
+    for given in choices:
+        errors = reading(name, operator, READ_SHAPES[shape], **given)
+        assert max(errors.values()) <= 2e-5, (given, errors)
+
+
+def test_the_readers_are_tested() -> None:
+    assert {operator for _, operator in READERS} == {"ChannelDot", "ChannelAffine"}
+
+
+# --- in the halves of a net -------------------------------------------------------------------------------------------
+
+NET = """
+net (float[N,6,8,8] x) => (float[N,5] y) {
+  c = Conv <pads = [1,1,1,1]> (x, "conv.weight")
+  b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+  r = Relu (b)
+  d = Conv <pads = [1,1,1,1]> (r, "next.weight")
+  e = BatchNormalization (d, "last.weight", "last.bias", "last.running_mean", "last.running_var")
+  a = Add (e, r)
+  s = Relu (a)
+  p = GlobalAveragePool (s)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, "fc.weight", "fc.bias")
+}
+"""
+NET_WEIGHTS: Weights = {
+    "conv.weight": (6, 6, 3, 3), "next.weight": (6, 6, 3, 3), **norm("bn", 6), **norm("last", 6), "fc.weight": (5, 6),
+    "fc.bias": (5,),
+}  # fmt: skip
+LOSSY = [name for name, codec in CODECS.items() if not codec.is_exact]
+
+
+@pytest.mark.parametrize("keep", [0.25, 1.0])
+@pytest.mark.parametrize("name", LOSSY)
+def test_the_backward_sees_what_the_codec_gives_back(name: str, keep: float, tmp_path: Path) -> None:
+    """Its gradients are those of the exact backward, were it given the restored values; the logits do not change."""
+    model = normal(saved(source(NET, NET_WEIGHTS), tmp_path))
+    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
+    batch, n = 64, 5
+
+    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
+        if value.dtype == ir.DataType.BOOL:
+            return keep_as(value, "bits", batch)
+        large = value.dtype == SINGLE and nbytes(value, batch) > 16384
+        row = keep_as(value, name if large else "dense", batch, "", keep)
+        return replace(row, layers=(0,)) if large and CODECS[name].drops else row
+
+    shares = Shares("shares", np.array([keep], np.float32), False)
+    plan = plan_activations(joint.model.graph, joint.backward, list(joint.model.graph.inputs), batch, decide, shares)
+    halves, exact = (partition(joint.model, [joint.logits], joint.gradients, p) for p in (plan, plan.exactly()))
+    assert halves.backward is not None and exact.backward is not None
+    lossy = [row for row in plan.kept if row.how == name]
+    assert len(lossy) == 2 and sum(row.how == "bits" for row in plan.kept) == 2
+    feeds = {"x": samples((6, 8, 8), n), **{tensor.name: tensor.initial for tensor in made.state}}
+    forward, plain = (run(spelled(half.forward), feeds) for half in (halves, exact))
+    np.testing.assert_allclose(forward["y"], plain["y"], rtol=1e-5, atol=1e-6)
+    given = dict(plain)
+    for row in lossy:
+        given[row.value] = built(name, (6, 8, 8))(plain[row.value], keep)["restored"]
+        assert np.abs(given[row.value] - plain[row.value]).max() > 0 or name in ("topk", "sparse")
+    found = run(spelled(halves.backward), {**feeds, **forward})
+    expected = run(spelled(exact.backward), {**feeds, **given})
+    length = np.sqrt(sum(float((expected[str(g.name)] ** 2).sum()) for g in joint.gradients))
+    for gradient in joint.gradients:
+        apart = np.linalg.norm(found[str(gradient.name)] - expected[str(gradient.name)])
+        assert apart <= 2e-5 * length, gradient.name
+
+
+# --- bits -------------------------------------------------------------------------------------------------------------
+
+
+def test_bits_survive_any_size() -> None:
+    for shape in (["N", 3, 5, 7], ["N", 64], ["N", 1], ["N", 24], [3, 5], [9], ["N", 8, 8, 8]):
+        mask = ir.val("mask", ir.DataType.BOOL, shape)
+        graph = ir.Graph([mask], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="bits")
+        op = Builder(graph, "test")
+        packed = op.PackBits(mask, name="packed")
+        restored = op.UnpackBits(
+            packed, shape=[size if isinstance(size, int) else -1 for size in shape], name="restored"
+        )
+        graph.outputs.extend([packed, restored])
+        assert [str(size) for size in restored.shape] == [str(size) for size in shape]
+        model = expand_all(ir.Model(graph, ir_version=8))
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        for batch in (1, 2, 11):
+            given = [size if isinstance(size, int) else batch for size in shape]
+            for fill in (0.0, 0.5, 1.0):
+                x = np.random.default_rng(batch).random(given) < fill
+                found = run(model, {"mask": x})
+                np.testing.assert_array_equal(found["restored"], x)
+                rows = batch if shape[0] == "N" else 1
+                expected = np.packbits(x.reshape(rows, -1), axis=1, bitorder="little")
+                np.testing.assert_array_equal(found["packed"], expected)

@@ -142,10 +142,11 @@ def test_what_is_damaged_is_run_again(bundle: Path, tmp_path: Path, monkeypatch:
     kept = tmp_path / "kept"
     evaluated(bundle, output=kept)
     (file,) = (kept / "cells").iterdir()
-    file.write_text(file.read_text()[:-9])
     ran = counted(monkeypatch)
-    evaluated(bundle, output=kept)
-    assert ran == [file.stem] and json.loads(file.read_text())["key"] == file.stem
+    for damaged in (file.read_text()[:-9], "[]", json.dumps({"key": file.stem}), ""):
+        file.write_text(damaged)
+        evaluated(bundle, output=kept)
+        assert ran == [file.stem] and json.loads(file.read_text())["key"] == ran.pop()
 
 
 @pytest.mark.parametrize(
@@ -263,6 +264,34 @@ def test_probabilities_are_read_as_logits() -> None:
 
 
 # --- results --------------------------------------------------------------------------------------------------------
+
+
+def test_the_spread_over_seeds_is_that_of_their_means(bundle: Path) -> None:
+    found = evaluated(bundle, seeds=[0, 1, 2])
+    rows = found.rows()
+    means = [np.mean([row["error"] for row in rows if row["seed"] == seed]) for seed in (0, 1, 2)]
+    (table,) = found.tables()
+    assert table.spread == {"tiny": pytest.approx(np.std(means, ddof=1))} and table.spread["tiny"] > 0
+    assert evaluated(bundle).tables()[0].spread == {}
+
+
+def test_bytes_without_a_known_preparation_are_told(tmp_path: Path) -> None:
+    cells._adapter.cache_clear()
+    said = list[str]()
+    folder = ema(tmp_path / "image.ttac")
+    manifest = read(folder)
+    manifest["inputs"][0]["shape"] = ["N", 1, 1, 3]
+    reseal(folder, manifest)
+    from ttac.evaluation.arrays import Arrays
+    from ttac.evaluation.cells import Cell, Subject
+    from ttac.evaluation.results import Folder
+    from ttac.evaluation.samples import open_source
+
+    source = open_source(np.zeros((2, 1, 1, 3), np.uint8))
+    cell = Cell(Subject("m", "tiny", 2, {}, folder), "continual", (Shift("clean"),), Order(), {})
+    made = Arrays(Folder(tmp_path / "kept"), source, None).prepare([cell], 1, Watch(say=said.append))
+    assert len(said) == 1 and "scaled to [0, 1]" in said[0]
+    assert np.load(made.of(cell)[0]).dtype == np.uint8 and made.count == 2
 
 
 def test_rows_as_csv_and_json(bundle: Path) -> None:

@@ -19,6 +19,7 @@ from ttac.inspection import inspect_model
 from ttac.passes.islands import GRIDS, grids_of, is_quantized, lift
 from ttac.passes.load import load
 from ttac.passes.normalise import normalise
+from ttac.passes.norms import find_norms
 from ttac.passes.quantize import quantize
 from ttac.passes.quantize_check import float_layers
 from ttac.passes.quantize_ranges import _calibrators
@@ -206,6 +207,24 @@ def test_its_norms_can(tmp_path: Path) -> None:
     adapter.step(x[:8])
     assert not np.array_equal(adapter.predict(x[:8]), before)
     assert float_layers(bundle.path / "forward.onnx") == []
+
+
+def test_an_8_bit_model_of_ttac_can_be_compiled_again(tmp_path: Path) -> None:
+    """Its adapted norms, which read the numbers of a grid, get back their own units."""
+    plain = normalise(load(MODELS / "resnet.onnx"), simplifier=None)
+    x = samples((48, 3, 16, 16))
+    model = plain.clone()
+    sites = [site for site in find_norms(model).sites][::2]
+    quantize(model, sites, x, targets.find("cpu"), SETTINGS)
+    ir.save(model, tmp_path / "int8.onnx")
+    lifted, _ = lift(load(tmp_path / "int8.onnx"))
+    assert off(run(lifted, x), run(plain, x)) < 0.02
+    norms = [node for node in lifted.graph if node.op_type == "BatchNormalization"]
+    for norm in norms:
+        mean, var = (value.const_value.numpy() for value in norm.inputs[3:5])  # type: ignore[union-attr]
+        np.testing.assert_allclose(mean, 0, atol=1e-3)
+        np.testing.assert_allclose(var, 1, atol=1e-3)
+    assert len(norms) == len(sites)
 
 
 def test_inspect_tells(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from ttac.passes.autodiff import dims
 from ttac.passes.differentiate import Joint
 from ttac.passes.emit import write_graphs
 from ttac.passes.feed import feed_pointwise
+from ttac.passes.liveness import peak
 from ttac.passes.losses import WEIGHTS
 from ttac.passes.lower import lower
+from ttac.passes.published_cache import published_cache
 from ttac.passes.quantize_check import refuse_float_layers
 from ttac.passes.verify import (
     Halves,
@@ -65,8 +67,9 @@ def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples,
         verified = check(compiled, source, joint, samples, staged)
         rooms.verified(verified.as_dict())
         verified.refuse()
-        seal(compiled, staged, verified, planned(compiled), rooms, unguarded(compiled))
-        memory = {**planned(compiled), **measured(compiled, staged, rooms)}
+        expected = planned(compiled)
+        seal(compiled, staged, verified, expected, rooms, unguarded(compiled))
+        memory = {**expected, **measured(compiled, staged, rooms, expected["planned"].get("peak"))}
         refuse_over_budget(compiled, memory)
         seal(compiled, staged, verified, memory, rooms, programs(compiled))
         if asked.dry_run:
@@ -198,15 +201,24 @@ def seal(
 
 
 def planned(compiled: Compiled) -> dict[str, Any]:
-    """Bytes of the residuals as planned, and had all been kept dense."""
+    """Bytes of the residuals as planned, had all been kept dense, and alive at the highest moment of a step.
+
+    Where a share of a layer's input is kept, these are the most it can be.  Beside them, the cache as papers count it.
+    """
     plan = compiled.plan
-    return {"planned": {"residuals": plan.bytes, "dense": plan.dense, "batch": plan.batch} if plan else {}}
+    counted = published_cache(compiled.graphs["infer"].graph, compiled.sites).as_dict(compiled.request.batch)
+    if plan is None:
+        return {"planned": {}, "published_cache": counted}
+    order = ["forward", *stages_of(compiled, "backward")]
+    highest = peak(compiled.graphs, order, plan.batch)
+    sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
+    return {"planned": sizes, "published_cache": counted}
 
 
-def measured(compiled: Compiled, folder: Path, rooms: Rooms) -> dict[str, Any]:
-    """Peak and loaded bytes of the bundle in a fresh process; a few steps suffice to reach the peak."""
+def measured(compiled: Compiled, folder: Path, rooms: Rooms, expected: int | None) -> dict[str, Any]:
+    """Peak and loaded bytes of the bundle in a fresh process; a few steps suffice to reach the peak `expected`."""
     found = measure(folder, steps=3, threads=compiled.request.target.threads or None)
-    rooms.measured(found["peak"] if found else None, found["seconds"] if found else None)
+    rooms.measured(found["peak"] if found else None, found["seconds"] if found else None, expected)
     return {"measured": found or {}}
 
 
@@ -216,12 +228,12 @@ def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
     Where memory cannot be measured, the planned residuals stand for the peak: a step needs at least those.
     """
     asked, plan = compiled.request, compiled.plan
-    peak = memory["measured"].get("peak", plan.bytes if plan else 0)
-    needs, allowed, option = peak, asked.budget, "--memory-budget"
+    taken = memory["measured"].get("peak", plan.bytes if plan else 0)
+    needs, allowed, option = taken, asked.budget, "--memory-budget"
     hint = f"lower `--batch` (now {asked.batch}), or adapt fewer sites with `--train`"
     if allowed is None:
         loaded = memory["measured"].get("loaded", 0)
-        needs, allowed, option = peak + loaded, asked.target.memory, f"memory of target `{asked.target.name}`"
+        needs, allowed, option = taken + loaded, asked.target.memory, f"memory of target `{asked.target.name}`"
     else:
         hint += f"; as it is, the least that works is about `{option} {format_size(MARGIN * needs).replace(' ', '')}`"
     if needs <= allowed:

@@ -126,9 +126,10 @@ class Rooms:
         found = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
         self.line("verify", ", ".join(found) or "executed")
 
-    def measured(self, peak: int | None, seconds: float | None) -> None:
-        """Peak bytes and seconds of a step, None where they cannot be measured."""
+    def measured(self, peak: int | None, seconds: float | None, planned: int | None = None) -> None:
+        """Peak bytes and seconds of a step, None where they cannot be measured; and the peak that was planned."""
         if peak is None or seconds is None:
             self.line("measure", "not measured: the counters are on Linux only")
         else:
-            self.line("measure", f"peak {format_size(peak)}, {seconds * 1e3:.1f} ms a step")
+            expected = f" (planned {format_size(planned)})" if planned else ""
+            self.line("measure", f"peak {format_size(peak)}{expected}, {seconds * 1e3:.1f} ms a step")

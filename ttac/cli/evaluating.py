@@ -204,6 +204,8 @@ def _rows(table: Table) -> list[list[str]]:
         shown += [("calibration error, %", "ece", 100, 1), ("entropy, nats", "entropy", 1, 3)]
     shown += [("drift from source, %", "drift", 100, 1), ("ms per sample", "ms_per_sample", 1, 3)]
     rows += [[title, *(told(totals[key][m], by, places) for m in table.methods)] for title, key, by, places in shown]
+    if table.spread:
+        rows.append(["deviation over seeds", *(told(table.spread.get(m), scale, digits + 1) for m in table.methods)])
     peaks = [totals["peak_bytes"][method] for method in table.methods]
     return [*rows, ["peak memory", *("-" if peak is None else format_size(int(peak)) for peak in peaks)]]
 

@@ -66,6 +66,8 @@ class Arrays:
         if corrupted:
             clean = {shape: self._plain(Shift(self.source.variants[0]), shapes[shape]) for shape, _ in corrupted}
             files |= self._corrupted([(shape, shift, clean[shape]) for shape, shift in corrupted], jobs, watch)
+        if not all(each.known for each in how.values()) and any(map(_holds_bytes, files.values())):
+            watch.say("note: not every model says how pixels are prepared; they are scaled to [0, 1] for those")
         return Made(files, geometry, self._labels(), len(self.rows))
 
     def _labels(self) -> Path | None:
@@ -117,6 +119,10 @@ class Arrays:
         """A name that says what the array is made of."""
         rows = [len(self.rows), self.source.count]
         return digest({"data": self.source.digest, "rows": rows, "facts": [str(fact) for fact in facts]})
+
+
+def _holds_bytes(path: Path) -> bool:
+    return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
 
 
 def corrupt_piece(piece: Piece) -> np.ndarray:

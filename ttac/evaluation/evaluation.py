@@ -57,6 +57,7 @@ class Table:
         setting: model, protocol, order and batch.
         errors: shift -> method -> error in 0..1; entropy in nats where `labelled` is false.
         totals: name of a figure -> method -> its mean over the shifts; None where it does not exist.
+        spread: method -> standard deviation over the seeds of that mean error (or entropy); empty for a single seed.
     """
 
     setting: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Table:
     errors: Mapping[str, Mapping[str, float]]
     totals: Mapping[str, Mapping[str, float | None]]
     labelled: bool
+    spread: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,15 @@ def _table(setting: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Tab
     errors = {shift: {m: value for m, value in row.items() if value is not None} for shift, row in cells.items()}
     names = ("error", "ece", "entropy", "drift", "ms_per_sample", "peak_bytes")
     totals = {name: {method: _mean(rows, name, method=method) for method in methods} for name in names}
-    return Table(setting, methods, errors, totals, labelled)
+    return Table(setting, methods, errors, totals, labelled, _spread(rows, figure, methods))
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], figure: str, methods: Sequence[str]) -> dict[str, float]:
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    if len(seeds) < 2:
+        return {}
+    means = {m: [_mean(rows, figure, method=m, seed=seed) for seed in seeds] for m in methods}
+    return {m: float(np.std([v for v in each if v is not None], ddof=1)) for m, each in means.items()}
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], figure: str, **where: Any) -> float | None:

@@ -146,16 +146,14 @@ def _totals(table: Table) -> list[tuple[str, list[str]]]:
         return ["–" if value is None else f"{scale * value:.{digits}f}" for value in values]
 
     peaks = [table.totals["peak_bytes"][method] for method in table.methods]
-    return [
-        *(
-            [("calibration error, %", told("ece", 100, 1)), ("entropy, nats", told("entropy", 1, 3))]
-            if table.labelled
-            else []
-        ),
-        ("drift from source, %", told("drift", 100, 1)),
-        ("ms per sample", told("ms_per_sample", 1, 3)),
-        ("peak memory", ["–" if peak is None else format_size(int(peak)) for peak in peaks]),
-    ]
+    lines = [("drift from source, %", told("drift", 100, 1)), ("ms per sample", told("ms_per_sample", 1, 3))]
+    lines.append(("peak memory", ["–" if peak is None else format_size(int(peak)) for peak in peaks]))
+    if table.labelled:
+        lines[:0] = [("calibration error, %", told("ece", 100, 1)), ("entropy, nats", told("entropy", 1, 3))]
+    if table.spread:
+        scale, digits = (100, 2) if table.labelled else (1, 4)
+        lines.insert(0, ("deviation over seeds", [f"{scale * table.spread[m]:.{digits}f}" for m in table.methods]))
+    return lines
 
 
 def _courses(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Mapping[str, Any]]], list[str], str]:

@@ -20,6 +20,8 @@ import numpy as np
 from ttac.errors import UsageError
 
 FORMAT = "ttac-evaluation-1"
+HOLDS = {"key", "cell", "parts", "trace", "memory"}
+"""What every result has."""
 
 
 class Folder:
@@ -52,7 +54,8 @@ class Folder:
             result = json.loads((self.cells / f"{key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return result if isinstance(result, dict) and result.get("key") == key else None
+        whole = isinstance(result, dict) and HOLDS <= set(result) and result["key"] == key
+        return result if whole else None
 
     def keep(self, result: Mapping[str, Any]) -> None:
         """Land a result; one that is there already stays as it is."""

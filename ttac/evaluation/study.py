@@ -292,7 +292,7 @@ class _folder:
 
     def __enter__(self) -> Folder:
         if self.path is not None:
-            return Folder(Path(self.path))
+            return Folder(Path(self.path).absolute())
         self.temporary = tempfile.TemporaryDirectory(prefix="ttac-eval-")
         return Folder(Path(self.temporary.name))
 

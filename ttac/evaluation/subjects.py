@@ -144,7 +144,7 @@ def _given(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> list[
     same = [other for other in bundles if _named(other) == _named(path)]
     model, method = _named(path) if len(same) == 1 else (_named(path)[0], path.name.removesuffix(".ttac"))
     identity = {"ttac": ttac.__version__, "bundle": digest_of(path / "manifest.json")}
-    return [Subject(model, method, batch, identity, path) for batch in batches or [planned]]
+    return [Subject(model, method, batch, identity, path.absolute()) for batch in batches or [planned]]
 
 
 def _named(bundle: Path) -> tuple[str, str]:
