@@ -22,7 +22,7 @@ from ttac.passes.normalise import normalise
 from ttac.passes.norms import NormSite, find_norms
 from ttac.passes.quantize import Quantized, quantize
 from ttac.passes.quantize_check import float_layers, refuse_float_layers
-from ttac.passes.quantize_fold import fold_norms, standardise
+from ttac.passes.quantize_fold import fold_norms, pool_first, standardise
 from ttac.passes.quantize_graph import Grid, Module, grid, int8_kernel
 from ttac.passes.quantize_ranges import ranges
 
@@ -331,3 +331,71 @@ def test_a_tied_kernel_and_an_unused_bias(tmp_path: Path) -> None:
     plain, model, _ = in_8_bits(saved(source(text, CONV_NORM_WEIGHTS), tmp_path), 0)
     x = samples(plain)
     assert off(run(model, x), run(plain, x)) < 0.05
+
+
+STEM = """
+net (float[batch,3,8,8] x) => (float[batch,4] y) {
+  c = Conv <pads = [1,1,1,1]> (x, "conv.weight")
+  b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+  r = Relu (b)
+  m = MaxPool <kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]> (r)
+  d = Conv (m, "next.weight")
+  p = GlobalAveragePool (d)
+  y = Flatten (p)
+}
+"""
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_pooling_behind_a_norm_that_adapts_stays_float_and_comes_first(every: int, tmp_path: Path) -> None:
+    weights = {**{k: v for k, v in CONV_NORM_WEIGHTS.items() if not k.startswith("fc")}, "next.weight": (4, 4, 3, 3)}
+    plain, model, _ = in_8_bits(saved(source(STEM, weights), tmp_path), every)
+    order = [node.op_type for node in model.graph if node.op_type in ("Relu", "MaxPool", "QuantizeLinear")]
+    if every:
+        assert order == ["QuantizeLinear", "QuantizeLinear", "MaxPool", "Relu", "QuantizeLinear", "QuantizeLinear"]
+    else:
+        assert order == ["QuantizeLinear", "Relu", "QuantizeLinear", "MaxPool", *["QuantizeLinear"] * 3]
+    x = samples(plain)
+    assert off(run(model, x), run(plain, x)) < 0.05
+
+
+def test_pooling_first_changes_no_number(tmp_path: Path) -> None:
+    weights = {**{k: v for k, v in CONV_NORM_WEIGHTS.items() if not k.startswith("fc")}, "next.weight": (4, 4, 3, 3)}
+    plain = normalise(load(saved(source(STEM, weights), tmp_path)), simplifier=None)
+    model = plain.clone()
+    pool_first(model, find_norms(model).sites[0].node)
+    assert [node.op_type for node in model.graph][2:4] == ["MaxPool", "Relu"]
+    x = samples(plain)
+    np.testing.assert_array_equal(run(model, x), run(plain, x))
+
+
+def test_a_method_with_products_of_its_own_is_not_taken_for_a_layer(tmp_path: Path) -> None:
+    assert compiled(tmp_path, method="lame").path
+
+
+def test_the_built_in_target_runs_on_processors_that_add_in_16_bits(tmp_path: Path) -> None:
+    """The largest sum of two products is 2 * 255 * 63, below 2^15."""
+    target = targets.find("cpu")
+    kernel = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    rounded, _ = int8_kernel(kernel, 0, None, 0.1, target)
+    assert target.int8_activations == "uint8" and 2 * 255 * int(np.abs(rounded.astype(int)).max()) < 2**15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--quantize", "int8"], 3, "hint: give a few hundred unlabelled source samples: `--calibration PATH`"),
+        (["--quantize", "int4"], 2, "`int4` is no choice"),
+        (["--quantize", "int8", "--set", "calibration=mean"], 2, "`mean` is not a choice of `calibration`"),
+        (["--set", "calibration=entropy"], 2, "has no option `calibration`"),
+        (["--train", "first:0"], 2, "`0` is not a count of norms"),
+        (["--train", "auto:1"], 3, "or choose yourself: `--train first:30%`"),
+    ],
+)
+def test_what_the_command_line_says(
+    arguments: list[str], code: int, said: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = saved(source(), tmp_path)
+    found = request.getfixturevalue("run")("compile", str(model), "--method", "bn", *arguments)
+    assert found.code == code and said in found.err, found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

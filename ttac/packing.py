@@ -15,6 +15,7 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from ttac.passes.adapt import StateTensor
+from ttac.passes.build import LAYER
 from ttac.passes.emit import write_graphs
 from ttac.passes.heads import Head
 from ttac.passes.norms import NormSite
@@ -111,12 +112,19 @@ def smallest_batch(compiled: Compiled) -> int:
 
 def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
     """What `ttac inspect` prints of a bundle, as JSON."""
-    rows = [asdict(row) for row in compiled.plan.kept] if compiled.plan else []
+    layers = _layers(compiled)
+    rows = [{"layer": layers.get(row.value, ""), **asdict(row)} for row in compiled.plan.kept] if compiled.plan else []
     modules = compiled.quantized.table() if compiled.quantized else []
     adapts = [_drift(site) for site in compiled.sites if site.drift is not None]
     tables = {key: table for key, table in (("adapts", adapts), ("modules", modules)) if table}
     content = {"plan": rows, **tables, "rooms": list(rooms), "verified": dict(verified), **memory}
     return json.dumps(content, indent=1)
+
+
+def _layers(compiled: Compiled) -> dict[str, str]:
+    """Value -> the layer of the source network whose node makes it, where one is noted."""
+    nodes = [node for model in compiled.graphs.values() for node in model.graph]
+    return {str(value.name): node.metadata_props.get(LAYER, "") for node in nodes for value in node.outputs}
 
 
 def engine() -> dict[str, str]:

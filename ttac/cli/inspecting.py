@@ -1,11 +1,11 @@
-"""`ttac inspect`: what a model offers to adaptation, or what a bundle does and needs."""
+"""`ttac inspect`: what a model offers to adaptation, what a bundle does and needs, or what became of a graph."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,28 +15,72 @@ from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
+if TYPE_CHECKING:
+    from ttac.runtime.bundle import Bundle
+
 
 @click.command("inspect", short_help="Show what a model offers to adaptation, or a bundle's plan.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
+@click.argument("other", metavar="[OTHER]", type=PATH, required=False)
+@click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, a bar for each layer.")
 @model
 @as_json
 @verbose
 @terminal
-def inspect(terminal: Terminal, /, path: Path, as_json: bool, **choices: Any) -> None:
-    """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers."""
-    if not path.exists():
-        raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
-    if is_bundle(path):
-        from ttac.runtime.bundle import Bundle
+def inspect(
+    terminal: Terminal, /, path: Path, other: Path | None, svg: Path | None, as_json: bool, **choices: Any
+) -> None:
+    """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers.
 
-        bundle = Bundle.read(path)
-        report = contents(bundle) if as_json else summary(bundle)
-    else:
-        report = _model(terminal, path, **choices)
+    With OTHER, show which nodes it has that the first has not, and the reverse, by the room of the compile that made
+    them: for two files or folders that `ttac compile --dump` wrote, or for a model and a bundle.
+    """
+    for given in (path, *([other] if other else [])):
+        if not given.exists():
+            hint = "give an `.onnx` file or a bundle"
+            raise UsageError("there is no such model or bundle", where=f"`{given}`", hint=hint)
+    if svg is not None and (other is not None or not is_bundle(path)):
+        raise UsageError("only a bundle has a plan to draw", where="`--svg`", hint="give one bundle's folder")
+    report = _compared(path, other, as_json) if other else _told(terminal, path, svg, as_json, choices)
     if as_json:
         terminal.json(report)
     else:
         render(terminal, report)
+
+
+def _compared(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
+    from ttac.comparison import compare_graphs
+
+    report = compare_graphs(path, other)
+    if not as_json:
+        report["changes"] = [{name: row[name] for name in row if name != "nodes"} for row in report["changes"]]
+    return report
+
+
+def _told(
+    terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choices: dict[str, Any]
+) -> dict[str, Any]:
+    if not is_bundle(path):
+        return _model(terminal, path, **choices)
+    from ttac.runtime.bundle import Bundle
+
+    bundle = Bundle.read(path)
+    if svg is not None:
+        _draw(bundle, svg)
+        terminal.say(f"plan drawn: {svg}")
+    return contents(bundle) if as_json else summary(bundle)
+
+
+def _draw(bundle: Bundle, svg: Path) -> None:
+    """Write the picture of the plan; raises UsageError if there is none, as the method has no backward."""
+    from ttac.plan_picture import plan_picture
+
+    plan, method = bundle.report.get("plan"), bundle.manifest["method"]["name"]
+    if not plan:
+        what = f"`{method}` keeps nothing for a backward, so there is no plan to draw"
+        raise UsageError(what, where=f"`{bundle.path}`", hint="draw the bundle of a method that trains, such as `tent`")
+    title = f"{bundle.manifest['source']['file']}, {method}, batch {bundle.manifest['batch']['planned']}"
+    svg.write_text(plan_picture(plan, title), encoding="utf-8")
 
 
 def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:

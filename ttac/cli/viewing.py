@@ -14,6 +14,8 @@ from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.suggest import did_you_mean
 
+DEFAULT = "forward"
+
 
 @click.command("view", short_help="Open a model, or one graph of a bundle, in Netron.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
@@ -23,7 +25,10 @@ from ttac.suggest import did_you_mean
 @verbose
 @terminal
 def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, port: int | None) -> None:
-    """Open a model, or GRAPH of a bundle (default `forward`), in Netron; stop with Ctrl-C."""
+    """Open a model, or GRAPH of a bundle (default `forward`), in Netron; stop with Ctrl-C.
+
+    Of a folder that `ttac compile --dump` wrote, GRAPH is a room: `adapt`, `autodiff`, `lower/forward`.
+    """
     file = graph_file(path, graph)
     try:
         import netron
@@ -40,13 +45,30 @@ def graph_file(path: Path, graph: str | None) -> Path:
     """The `.onnx` file to open; raises UsageError when there is none of that name."""
     if not path.exists():
         raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
-    if not is_bundle(path):
-        if path.is_dir() or graph is not None:
+    if not path.is_dir():
+        if graph is not None:
             hint = "give an `.onnx` file alone, or a bundle's folder and a graph"
             raise UsageError("only a bundle holds several graphs", where=f"`{path}`", hint=hint)
         return path
-    known = sorted(file.stem for file in path.glob("*.onnx"))
-    wanted = (graph or "forward").removesuffix(".onnx")
+    known = graphs_of(path)
+    if not known:
+        hint = "give an `.onnx` file, a bundle, or the folder of `--dump`"
+        raise UsageError("the folder holds no graph", where=f"`{path}`", hint=hint)
+    if graph is None:
+        return known.get(DEFAULT) or list(known.values())[-1]
+    wanted = graph.removesuffix(".onnx")
     if wanted not in known:
-        raise UsageError(f"the bundle has no graph `{wanted}`", where=f"`{path}`", hint=did_you_mean(wanted, known))
-    return path / f"{wanted}.onnx"
+        kind = "bundle" if is_bundle(path) else "folder"
+        hint = did_you_mean(wanted, known)
+        raise UsageError(f"the {kind} has no graph `{wanted}`", where=f"`{path}`", hint=hint)
+    return known[wanted]
+
+
+def graphs_of(folder: Path) -> dict[str, Path]:
+    """The graphs of a bundle or of a `--dump` by name: `forward`, or for a room `autodiff`, `lower/forward`."""
+    known = {file.stem: file for file in sorted(folder.glob("*.onnx"))}
+    for room in sorted(folder.glob("[0-9][0-9]-*")):
+        files = sorted(room.glob("*.onnx"))
+        name = room.name.partition("-")[2]
+        known |= {name if len(files) == 1 else f"{name}/{file.stem}": file for file in files}
+    return known

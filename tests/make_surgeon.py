@@ -1,0 +1,209 @@
+"""Writes `tests/golden/surgeon_*.onnx` and `.safetensors`: four steps of SURGEON and DropIT in plain PyTorch, float64.
+
+    python -m tests.make_surgeon
+
+As ttac has it (METHODS 6): only norms learn; the gradients of a norm, that of its input among them, are made from the
+kept elements of its input, with the statistics of the whole and zeros in the other places; the probe is the first samples
+of the batch with everything kept; what takes less than 16 KiB is kept whole.  The input of a batch norm counts from the
+source's mean, which ttac subtracts in the convolution before.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from benchmarks.pytorch_peers import entropy
+from tests.surgeon import BATCH, CLASSES, GOLDEN, KINDS, LEAST, SETTINGS, SIDE, STEPS, inputs, method
+
+
+class Pruned(torch.autograd.Function):
+    """(x - mean)/sqrt(var + eps)*scale + bias over some axes, whose backward sees the pruned x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, axes: tuple[int, ...], eps: float, kept: Tensor) -> Tensor:  # fmt: skip
+        mean = x.mean(axes, keepdim=True)
+        r = (x.var(axes, unbiased=False, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward((kept - mean) * r, r, scale)
+        ctx.axes = axes
+        return (x - mean) * r * scale + bias
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        xhat, r, scale = ctx.saved_tensors
+        h, axes = g * scale, ctx.axes
+        dx = r * (h - h.mean(axes, keepdim=True) - xhat * (h * xhat).mean(axes, keepdim=True))
+        return dx, (g * xhat).sum_to_size(scale.shape), g.sum_to_size(scale.shape), None, None, None
+
+
+class Norm(nn.Module):
+    """A batch, group or layer norm with a share of its input that the backward sees."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain, self.share, self.elements = plain, 1.0, 0
+        self.weight, self.bias = plain.weight, plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.elements = x[0].numel()
+        shape, plain = x.shape, self.plain
+        shift = plain.running_mean[:, None, None] if isinstance(plain, nn.BatchNorm2d) else torch.zeros(())
+        kept = self.prune(x - shift) + shift
+        if isinstance(plain, nn.LayerNorm):
+            return Pruned.apply(x, self.weight, self.bias, (2,), plain.eps, kept)
+        scale, bias = (tensor[None, :, None, None] for tensor in (self.weight, self.bias))
+        if isinstance(plain, nn.BatchNorm2d):
+            return Pruned.apply(x, scale, bias, (0, 2, 3), plain.eps, kept)
+        grouped = (len(x), plain.num_groups, -1, *shape[2:])
+        scale, bias = (t.expand(1, shape[1], 1, 1).reshape(1, plain.num_groups, -1, 1, 1) for t in (scale, bias))
+        return Pruned.apply(x.view(grouped), scale, bias, (2, 3, 4), plain.eps, kept.view(grouped)).view(shape)
+
+    def prune(self, x: Tensor) -> Tensor:
+        """The floor(share * elements) largest magnitudes, zeros elsewhere."""
+        count = math.floor(np.float32(self.share) * np.float32(x.numel()))
+        if self.elements * BATCH * 4 < LEAST or count >= x.numel():
+            return x
+        kept = torch.zeros_like(x).flatten()
+        places = x.abs().flatten().topk(count).indices
+        kept[places] = x.flatten()[places]
+        return kept.view(x.shape)
+
+
+class Residual(nn.Module):
+    """relu(norm2(conv2(relu(norm1(conv1(x))))) + skip(x))."""
+
+    def __init__(self, kind: str, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False), norm(kind, cout)
+        self.conv2, self.norm2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False), norm(kind, cout)
+        self.skip = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), norm(kind, cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))) + self.skip(x))
+
+
+def norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(2, channels)
+
+
+def network(kind: str) -> nn.Module:
+    if kind == "layer":
+        from tests.make_adapted import Transformer
+
+        return Transformer()
+    first = [nn.Conv2d(3, 8, 3, 1, 1, bias=False), norm(kind, 8), nn.ReLU()]
+    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)]
+    return nn.Sequential(*first, Residual(kind, 8, 8, 1), Residual(kind, 8, 16, 2), *last)
+
+
+def built(kind: str) -> nn.Module:
+    """Uneven norms, statistics as of the net's own inputs, logits that are neither certain nor even."""
+    torch.manual_seed(3)
+    net = network(kind)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    with torch.no_grad():
+        x = torch.from_numpy(inputs(1)[0])
+        for _ in range(60):
+            net.train()(x)
+        last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        logits = net.eval()(x)
+        last.weight *= (factor := 2.0 / logits.std(0).mean())
+        last.bias.copy_(-factor * (logits - last.bias).mean(0))
+    return net.eval()
+
+
+def norms_of(net: nn.Module) -> dict[str, Norm]:
+    """Every norm replaced by one that prunes, by the name it had."""
+    found = {}
+    for name, plain in list(net.named_modules()):
+        if isinstance(plain, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            parent, _, last = name.rpartition(".")
+            found[name] = Norm(plain)
+            setattr(net.get_submodule(parent), last, found[name])
+    return found
+
+
+def learn(net: nn.Module, x: Tensor, settings: dict[str, Any]) -> Tensor:
+    """The logits, with the gradients of the loss on the parameters."""
+    logits: Tensor = net(x)
+    entropies = entropy(logits)
+    if settings.get("css"):
+        bound = float(settings["margin"]) * math.log(CLASSES)
+        certain = entropies < bound
+        weights = (certain * torch.exp(bound - entropies)).detach()
+        loss = (weights * entropies).sum() / certain.sum()
+    else:
+        loss = entropies.mean()
+    loss.backward()
+    return logits.detach()
+
+
+def ratios(net: nn.Module, norms: dict[str, Norm], x: Tensor, keep: float) -> None:
+    """Let each norm keep the share that its importance on `x` warrants."""
+    for each in norms.values():
+        each.share = 1.0
+    learn(net, x, {})
+    sizes = np.array([each.elements for each in norms.values()], float)
+    slopes = [float(each.weight.grad.square().mean().sqrt()) for each in norms.values()]  # type: ignore[union-attr]
+    importance = np.array(slopes) * -np.log(sizes / sizes.sum())
+    for each, value in zip(norms.values(), importance / importance.max() * keep, strict=True):
+        each.share = float(value)
+        each.weight.grad = each.bias.grad = None
+
+
+def trajectory(kind: str, run: str) -> Iterator[tuple[str, np.ndarray]]:
+    net, settings = built(kind).double(), SETTINGS[run]
+    norms = norms_of(net)
+    tensors = [tensor for each in norms.values() for tensor in (each.weight, each.bias)]
+    lr = float(settings["lr"])
+    optimizer: Any = torch.optim.SGD(tensors, lr, 0.9) if settings["optimizer"] == "sgd" else torch.optim.Adam(tensors, lr)
+    logits, shares = [], []
+    for batch in inputs():
+        x = torch.from_numpy(batch).double()
+        if method(run) == "surgeon":
+            ratios(net, norms, x[: int(settings["probe_samples"])], float(settings.get("keep", 1.0)))
+        else:
+            for each in norms.values():
+                each.share = float(settings["keep"])
+        optimizer.zero_grad()
+        logits.append(learn(net, x, settings).numpy())
+        optimizer.step()
+        shares.append([each.share for each in norms.values()])
+    yield "logits", np.stack(logits)
+    for name, history in zip(norms, np.array(shares).T, strict=True):
+        yield f"shares/{name}", history
+    for name, each in norms.items():
+        yield f"after/{name}.scale", each.weight.detach().numpy()
+        yield f"after/{name}.bias", each.bias.detach().numpy()
+
+
+def main() -> None:
+    """Write both files of each kind."""
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                built(kind), (torch.randn(2, 3, SIDE, SIDE),), str(GOLDEN / f"surgeon_{kind}.onnx"), dynamo=False,
+                training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, opset_version=17,
+                input_names=["x"], output_names=["logits"], dynamic_axes={"x": {0: "N"}, "logits": {0: "N"}},
+            )  # fmt: skip
+        found = {f"{run}/{name}": value for run in SETTINGS for name, value in trajectory(kind, run)}
+        assert all(np.isfinite(value).all() for value in found.values()) and len(found["surgeon/logits"]) == STEPS
+        made = {"made_by": f"tests/make_surgeon.py, torch {torch.__version__}"}
+        save_file({name: np.ascontiguousarray(v, np.float32) for name, v in found.items()},
+                  GOLDEN / f"surgeon_{kind}.safetensors", made)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
