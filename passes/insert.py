@@ -55,14 +55,14 @@ def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
 
     Returns those lengths, float64 [C].
     """
-    kernel, bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
+    kernel, *bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
     groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
     by_filter = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
     by_filter = np.moveaxis(by_filter, 1 if node.op_type == "Conv" else 2, 1)
     length: np.ndarray = np.sqrt((by_filter**2).sum(axis=tuple(range(2, by_filter.ndim)))).reshape(-1)
     length[length == 0] = 1.0
     by_filter /= length.reshape(groups, -1, *[1] * (by_filter.ndim - 2))
-    for position, array in ((1, kernel), (2, bias / length)):
+    for position, array in enumerate((kernel, *(each / length for each in bias)), start=1):
         node.replace_input_with(position, op.constant(array.astype(np.float32)))
     return length
 

@@ -289,9 +289,9 @@ def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if id(y) in normed:
         return f"followed by `{normed[id(y)]}`"
-    if bias is None:
+    if bias is None and not node.metadata_props.get(FOLDED):  # exporters drop a bias of zeros, an untrained net's
         return "it has no bias, which a folded norm always leaves behind"
-    if bias.const_value is None or node.inputs[1] is None or node.inputs[1].const_value is None:
+    if (bias is not None and bias.const_value is None) or node.inputs[1] is None or node.inputs[1].const_value is None:
         return "its kernel or bias is computed"
     if y.is_graph_output():
         return "it gives the output"

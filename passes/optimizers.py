@@ -60,7 +60,8 @@ def update_graph(
     moved_parameters: list[StateTensor] = []
     state: list[StateTensor] = []
     count = state_input(graph, "adam.step", np.zeros((), np.float32)) if settings["optimizer"] == "adam" else None
-    after = op.Add(count, 1.0) if count is not None else None
+    with op.at("update"):
+        after = op.Add(count, 1.0) if count is not None else None
     for group, suffix in groups(parameters):
         members = [parameters[i] for i in group]
         with op.at("update"):

@@ -5,7 +5,7 @@ source, what the gradients read hangs on the sink (the construction of PyTorch's
 one large input may be computed again in the backward instead of kept.
 
 A value kept with an error takes nothing with it that a step of a function decides: masks that would be computed from it
-again are kept as bits.
+again are kept as bits.  Nor a statistic: what is small and read by the gradients is kept beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ttac.passes.batch import sample_size
 from ttac.passes.codecs import CODECS
 
 SMALL = 64 * 1024
+STATISTIC = 4 * 1024
+"""Bytes up to which a value is kept rather than computed again from one that is kept with an error."""
 SAMPLE_BYTES = "ttac.sample_bytes"
 """Value metadata: bytes a sample takes where the shape does not tell."""
 # Operators cheap enough to run twice: about the price of reading and writing their tensor once.
@@ -133,9 +135,11 @@ def plan_activations(
     rows = [decide(value, half) for value in cut]
     lossy = {id(v) for v, row in zip(cut, rows, strict=True) if not CODECS[row.how].is_exact}
     if lossy:
-        masks = frozenset(id(v) for v in wanted if v.dtype == ir.DataType.BOOL and _follows(v, lossy, half))
-        cut = _minimum_cut(joint, late, given, batch, masks)
+        small = [v for v in wanted if v.dtype == ir.DataType.BOOL or nbytes(v, batch) <= STATISTIC]
+        pinned = frozenset(id(v) for v in small if _follows(v, lossy, half))
+        cut = _minimum_cut(joint, late, given, batch, pinned)
         half = backward_half(late, cut, given)
+        masks = {id(v) for v in cut if id(v) in pinned and v.dtype == ir.DataType.BOOL}
         rows = [keep_as(v, "bits", batch) if id(v) in masks else decide(v, half) for v in cut]
     chosen = {row.value for row in rows}
     again = [value for value in wanted if value.name not in chosen and id(value) not in given]
@@ -187,9 +191,9 @@ def _read_by(late: set[ir.Node], backward: Sequence[ir.Node]) -> list[ir.Value]:
 
 
 def _minimum_cut(
-    joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int, masks: frozenset[int]
+    joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int, pinned: frozenset[int]
 ) -> list[ir.Value]:
-    """The values to keep; `masks` are not computed again, and count as bits."""
+    """The values to keep; those `pinned` are not computed again, and masks among them count as bits."""
     flow = nx.DiGraph()
     values: dict[str, ir.Value] = {}
     needed = _ancestors(late, free)
@@ -199,9 +203,9 @@ def _minimum_cut(
         for value in node.outputs:
             name = str(value.name)
             values[name] = value
-            size = nbytes(value, batch)
-            flow.add_edge((name, "in"), (name, "out"), capacity=-(-size // 8) if id(value) in masks else size)
-            if node not in again or id(value) in masks:
+            size, packs = nbytes(value, batch), id(value) in pinned and value.dtype == ir.DataType.BOOL
+            flow.add_edge((name, "in"), (name, "out"), capacity=-(-size // 8) if packs else size)
+            if node not in again or id(value) in pinned:
                 flow.add_edge("source", (name, "in"))
             for source in _sources(node, free):
                 flow.add_edge((str(source.name), "out"), (name, "in"))

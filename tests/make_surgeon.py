@@ -5,7 +5,7 @@
 As ttac has it (METHODS 6): only norms learn; the gradients of a norm, that of its input among them, are made from the
 kept elements of its input, with the statistics of the whole and zeros in the other places; the probe is the first samples
 of the batch with everything kept; what takes less than 16 KiB is kept whole.  The input of a batch norm counts from the
-source's mean, which ttac subtracts in the convolution before.
+source's mean, which ttac subtracts in the convolution before; of the other norms it is the standardized input that is kept.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from tests.surgeon import BATCH, CLASSES, GOLDEN, KINDS, LEAST, SETTINGS, SIDE, 
 
 
 class Pruned(torch.autograd.Function):
-    """(x - mean)/sqrt(var + eps)*scale + bias over some axes, whose backward sees the pruned x."""
+    """xhat*scale + bias with xhat = (x - mean)*r over some axes, whose backward sees `kept` instead of xhat."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, axes: tuple[int, ...], eps: float, kept: Tensor) -> Tensor:  # fmt: skip
-        mean = x.mean(axes, keepdim=True)
-        r = (x.var(axes, unbiased=False, keepdim=True) + eps).rsqrt()
-        ctx.save_for_backward((kept - mean) * r, r, scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, axes: tuple[int, ...], r: Tensor, kept: Tensor) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(kept, r, scale)
         ctx.axes = axes
-        return (x - mean) * r * scale + bias
+        return (x - x.mean(axes, keepdim=True)) * r * scale + bias
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -53,17 +51,21 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.elements = x[0].numel()
-        shape, plain = x.shape, self.plain
-        shift = plain.running_mean[:, None, None] if isinstance(plain, nn.BatchNorm2d) else torch.zeros(())
-        kept = self.prune(x - shift) + shift
-        if isinstance(plain, nn.LayerNorm):
-            return Pruned.apply(x, self.weight, self.bias, (2,), plain.eps, kept)
-        scale, bias = (tensor[None, :, None, None] for tensor in (self.weight, self.bias))
+        shape, plain, scale, bias = x.shape, self.plain, self.weight, self.bias
+        axes: tuple[int, ...] = (2,)
+        if not isinstance(plain, nn.LayerNorm):
+            groups = shape[1] if isinstance(plain, nn.BatchNorm2d) else plain.num_groups
+            axes = (0, 2, 3, 4) if isinstance(plain, nn.BatchNorm2d) else (2, 3, 4)
+            x = x.view(len(x), groups, -1, *shape[2:])
+            scale, bias = (t.view(1, groups, -1, 1, 1) for t in (scale, bias))
+        mean = x.mean(axes, keepdim=True)
+        r = (x.var(axes, unbiased=False, keepdim=True) + plain.eps).rsqrt()
         if isinstance(plain, nn.BatchNorm2d):
-            return Pruned.apply(x, scale, bias, (0, 2, 3), plain.eps, kept)
-        grouped = (len(x), plain.num_groups, -1, *shape[2:])
-        scale, bias = (t.expand(1, shape[1], 1, 1).reshape(1, plain.num_groups, -1, 1, 1) for t in (scale, bias))
-        return Pruned.apply(x.view(grouped), scale, bias, (2, 3, 4), plain.eps, kept.view(grouped)).view(shape)
+            shift = plain.running_mean.view_as(scale)
+            kept = (self.prune(x - shift) + shift - mean) * r
+        else:
+            kept = self.prune((x - mean) * r)
+        return Pruned.apply(x, scale, bias, axes, r, kept).view(shape)
 
     def prune(self, x: Tensor) -> Tensor:
         """The floor(share * elements) largest magnitudes, zeros elsewhere."""
@@ -151,14 +153,13 @@ def learn(net: nn.Module, x: Tensor, settings: dict[str, Any]) -> Tensor:
 def ratios(net: nn.Module, norms: dict[str, Norm], x: Tensor, keep: float) -> None:
     """Let each norm keep the share that its importance on `x` warrants."""
     for each in norms.values():
-        each.share = 1.0
+        each.share, each.weight.grad, each.bias.grad = 1.0, None, None
     learn(net, x, {})
     sizes = np.array([each.elements for each in norms.values()], float)
     slopes = [float(each.weight.grad.square().mean().sqrt()) for each in norms.values()]  # type: ignore[union-attr]
     importance = np.array(slopes) * -np.log(sizes / sizes.sum())
     for each, value in zip(norms.values(), importance / importance.max() * keep, strict=True):
         each.share = float(value)
-        each.weight.grad = each.bias.grad = None
 
 
 def trajectory(kind: str, run: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,16 +9,16 @@ from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 KINDS = ("batch", "group", "layer")
-CLASSES, STEPS, BATCH, SIDE = 6, 4, 16, 16
+CLASSES, STEPS, BATCH, SIDE = 6, 4, 32, 16
 LEAST = 16 * 1024
 """Bytes of a batch below which an input is kept whole."""
 SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False}
 SETTINGS: dict[str, dict[str, float | str | bool]] = {
-    "surgeon": {**SGD, "lr": 0.02, "probe_samples": 4, "select": "topk"},
-    "half": {**SGD, "lr": 0.02, "probe_samples": 1, "select": "topk", "keep": 0.5},
-    "certain": {**SGD, "lr": 0.02, "probe_samples": 4, "select": "topk", "css": True, "margin": 0.7},
+    "surgeon": {**SGD, "lr": 0.01, "probe_samples": 4, "select": "topk"},
+    "half": {**SGD, "lr": 0.01, "probe_samples": 1, "select": "topk", "keep": 0.5},
+    "certain": {**SGD, "lr": 0.01, "probe_samples": 4, "select": "topk", "css": True, "margin": 0.7},
     "adam": {"optimizer": "adam", "lr": 1e-3, "probe_samples": 4, "select": "topk"},
-    "dropit": {**SGD, "lr": 0.02, "select": "topk", "keep": 0.2},
+    "dropit": {**SGD, "lr": 0.01, "select": "topk", "keep": 0.2},
 }
 """What each run sets; all but `dropit` are the method `surgeon`."""
 
@@ -30,7 +30,7 @@ def method(run: str) -> str:
 
 
 def inputs(seed: int = 7) -> np.ndarray:
-    """[4, 16, 3, 16, 16]; RandomState's stream never changes."""
+    """[4, 32, 3, 16, 16]; RandomState's stream never changes."""
     random = np.random.RandomState(seed)
     return random.standard_normal((STEPS, BATCH, 3, SIDE, SIDE)).astype(np.float32)
 
@@ -40,6 +40,6 @@ def model(kind: str) -> Path:
 
 
 def golden(kind: str, run: str) -> Arrays:
-    """`logits` [4, 16, 6], `shares/NAME` [4] of each norm, `after/NAME` of each parameter, names as ttac has them."""
+    """`logits` [4, 32, 6], `shares/NAME` [4] of each norm, `after/NAME` of each parameter, names as ttac has them."""
     found = load_file(GOLDEN / f"surgeon_{kind}.safetensors")
     return {key.removeprefix(f"{run}/"): value for key, value in found.items() if key.startswith(f"{run}/")}

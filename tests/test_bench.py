@@ -233,3 +233,19 @@ def test_a_bundle_for_another_batch_has_no_memory(bundle: Path) -> None:
 
     ((small,), _), ((whole,), _) = (subjects([bundle], [], [batch], {}, bundle) for batch in (4, 8))
     assert bench_module._memory(small, 1, bundle / "none.npy") is None and small.batch == 4 and whole.batch == 8
+
+
+def test_the_peak_is_never_told_as_less_than_the_compile_measured(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random numbers may not make a method learn; the compile takes every branch."""
+    from ttac.evaluation.subjects import subjects
+
+    manifest = read(bundle)
+    reseal(bundle, {**manifest, "memory": {"measured": {"peak": 500}}})
+    ((subject,), _) = subjects([bundle], [], [], {}, bundle)
+    for found, told in ((400, 500), (600, 600)):
+        monkeypatch.setattr(bench_module, "measure", lambda *args, peak=found, **more: {"peak": peak, "loaded": 1})
+        assert bench_module._memory(subject, 1, bundle / "x.npy") == {"peak": told, "loaded": 1}
+    monkeypatch.setattr(bench_module, "measure", lambda *args, **more: None)
+    assert bench_module._memory(subject, 1, bundle / "x.npy") is None

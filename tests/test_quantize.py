@@ -140,7 +140,7 @@ def test_another_quantizer_is_as_far_off_and_no_nearer(tmp_path: Path) -> None:
         ({"int8_reduce_range": True}, 0.09),
     ],
 )
-def test_a_target_says_how(choice: dict[str, Any], bound: float) -> None:
+def test_a_target_says_how(choice: dict[str, Any], bound: float, tmp_path: Path) -> None:
     plain, model, found = in_8_bits(MODELS / "resnet.onnx", 3, target=replace(CPU, **choice))
     x = samples(plain)
     assert off(run(model, x), run(plain, x)) < bound
@@ -154,7 +154,7 @@ def test_a_target_says_how(choice: dict[str, Any], bound: float) -> None:
         if node.inputs and node.inputs[0].name in model.graph.initializers and node.op_type == "DequantizeLinear"
     ]  # type: ignore[union-attr]
     assert set(scales) == ({0} if "int8_per_channel" in choice else {1})
-    assert found.modules
+    assert found.modules and float_layers(written(model, tmp_path)) == []
 
 
 @pytest.mark.parametrize("every", [0, 1])
@@ -352,7 +352,7 @@ def test_pooling_behind_a_norm_that_adapts_stays_float_and_comes_first(every: in
     plain, model, _ = in_8_bits(saved(source(STEM, weights), tmp_path), every)
     order = [node.op_type for node in model.graph if node.op_type in ("Relu", "MaxPool", "QuantizeLinear")]
     if every:
-        assert order == ["QuantizeLinear", "QuantizeLinear", "MaxPool", "Relu", "QuantizeLinear", "QuantizeLinear"]
+        assert order == ["QuantizeLinear", "QuantizeLinear", "MaxPool", "Relu", *["QuantizeLinear"] * 3]
     else:
         assert order == ["QuantizeLinear", "Relu", "QuantizeLinear", "MaxPool", *["QuantizeLinear"] * 3]
     x = samples(plain)
@@ -399,3 +399,16 @@ def test_what_the_command_line_says(
     found = request.getfixturevalue("run")("compile", str(model), "--method", "bn", *arguments)
     assert found.code == code and said in found.err, found.err
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_channel_without_variance(every: int, tmp_path: Path) -> None:
+    """A dead filter behind a norm whose running variance is 0: it gives its bias, in 8 bits as in float."""
+    kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    kernel[0] = 0
+    variance = np.array([0, 1, 2, 0.5], np.float32)
+    mean = np.array([0, 0.1, 0, -0.2], np.float32)
+    weights = {**CONV_NORM_WEIGHTS, "conv.weight": kernel, "bn.running_var": variance, "bn.running_mean": mean}
+    plain, model, _ = in_8_bits(saved(source(weights=weights), tmp_path), every)
+    x = samples(plain)
+    assert off(run(model, x), run(plain, x)) < 0.05

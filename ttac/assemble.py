@@ -30,6 +30,10 @@ STAGES = 6
 """Graphs that the backward is cut into at most; each run costs a fraction of a millisecond."""
 
 
+LEAST_KEPT = 0.05
+"""A share of each layer's input below which a budget is not worth meeting: little would be learned from it."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the rooms before made: the plain graph, its sites, the joint graph and what the method starts from."""
@@ -42,6 +46,12 @@ class Parts:
     anchor: Mapping[str, np.ndarray]
     head: Head | None = None
     quantized: Quantized | None = None
+
+    def keeping(self, factor: float) -> Parts:
+        """The same for a method that keeps a share of each layer's input, and `factor` of that share."""
+        settings = self.request.settings
+        less = {**settings, "keep": round(float(settings["keep"]) * factor, 4)}
+        return replace(self, request=replace(self.request, settings=less))
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Planned:
 def plan_residuals(parts: Parts, goal: int | None) -> Planned:
     """What crosses from the forward to the backward, with a peak of at most `goal` bytes as far as that can be told.
 
-    A method that keeps a share of each layer's input has settled what crosses: it is planned as it is.
+    For a method that keeps a share of each layer's input, that share is what can be made smaller (`Parts.keeping`).
     """
     asked, joint = parts.request, parts.joint
     graph, free = joint.model.graph, list(joint.model.graph.inputs)
@@ -66,7 +76,8 @@ def plan_residuals(parts: Parts, goal: int | None) -> Planned:
         keep = float(asked.settings["keep"])
         decide = keep_a_share(joint, layers, codec, keep, asked.batch)
         shares = keep_shares(layers, keep, moves="importance" in asked.method.graphs)
-        return Planned(plan_activations(graph, joint.backward, free, asked.batch, decide, shares), layers)
+        plan = plan_activations(graph, joint.backward, free, asked.batch, decide, shares)
+        return Planned(plan, layers, more=keep > LEAST_KEPT)
     if goal is None:
         return Planned(plan_activations(graph, joint.backward, free, asked.batch))
     plan, more = plan_within(graph, joint.backward, free, asked.batch, goal)

@@ -135,6 +135,7 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
 def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundle:
     """Build and finish the bundle; where it measures above the budget, plan for less as long as there is less."""
     goal = budget = parts.request.budget
+    refused: list[OverBudget] = []
     for left in reversed(range(TRIES)):
         planned = plan_residuals(parts, goal)
         rooms.planned(planned.plan)
@@ -142,9 +143,12 @@ def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundl
         try:
             return finish(compiled, source, parts.joint, samples, rooms)
         except OverBudget as error:
+            refused.append(error)
             if goal is None or budget is None or not planned.more or not left:
-                raise
+                break
             # The last try is for the least there is.
             goal = int(goal * min(budget / error.needs, 0.92)) if left > 1 else 0
-            rooms.note(f"measured {format_size(error.needs)}: planned again")
-    raise AssertionError("the last try ends the loop")
+            if planned.layers:
+                parts = parts.keeping(min(budget / error.needs, 0.8) if left > 1 else 0.0)
+            rooms.note(f"needs {format_size(error.needs)}: planned again")
+    raise min(refused, key=lambda error: error.needs)

@@ -225,10 +225,13 @@ def measured(compiled: Compiled, folder: Path, rooms: Rooms, expected: int | Non
 def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
     """Raise BudgetError if the measured peak is above `--memory-budget`, or all memory above the target's.
 
-    Where memory cannot be measured, the planned residuals stand for the peak: a step needs at least those.
+    Where memory cannot be measured, the planned residuals stand for the peak: a step needs at least those.  Where the
+    data decides how much is kept, a budget must also hold for the most that can be.
     """
     asked, plan = compiled.request, compiled.plan
     taken = memory["measured"].get("peak", plan.bytes if plan else 0)
+    if asked.budget is not None and asked.method.drops(asked.settings):
+        taken = max(taken, memory["planned"].get("peak", 0))
     needs, allowed, option = taken, asked.budget, "--memory-budget"
     hint = f"lower `--batch` (now {asked.batch}), or adapt fewer sites with `--train`"
     if allowed is None:

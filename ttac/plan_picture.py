@@ -25,6 +25,8 @@ COLOURS = {
 """By codec, on a light page and on a dark one."""
 INK, SAVED = ("#24292f", "#e6edf3"), ("#8c959f", "#6e7681")
 LABELS, BAR, ROW, TOP, WIDTH = 210, 420, 18, 44, 780
+LONGEST = 34
+"""Letters of a layer's name, of which the last are shown."""
 SMALLEST = 0.005
 """A layer below this share of the largest is not drawn by itself."""
 
@@ -107,7 +109,9 @@ def _legend(root: ElementTree.Element, hows: Sequence[str]) -> None:
 
 def _bar(root: ElementTree.Element, layer: Layer, y: float, scale: float) -> None:
     """The layer's name, its parts side by side, the outline of what it would take dense, and the figures."""
-    _text(root, LABELS - 8, y + 11, layer.name if len(layer.name) <= 34 else f"…{layer.name[-33:]}", "ink", anchor="end")
+    _text(
+        root, LABELS - 8, y + 11, layer.name if len(layer.name) <= 34 else f"…{layer.name[-33:]}", "ink", anchor="end"
+    )
     x = float(LABELS)
     for how, size in layer.kept.items():
         _rectangle(root, x, y + 2, size * scale, f"how-{how}")

@@ -55,7 +55,7 @@ def spelled(compiled: Compiled, words: Sequence[Word]) -> list[Word]:
 def _runs(compiled: Compiled, word: Word) -> list[Word]:
     names = stages_of(compiled, word["run"])
     if not word.get("again"):
-        return [{"run": name} for name in names]
+        return [{"run": name, **_rows(compiled, word)} for name in names]
     found: list[Word] = []
     for name in names:
         first = {compiled.logits, *compiled.moves.get(name, {}), *compiled.stats.get(name, {})}

@@ -68,12 +68,22 @@ def _from_product(
 
 @gradient("InstanceNormalization")
 def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = xhat*scale + bias per sample and channel   ->   dx = core(dy*scale), and sums of dy*xhat and of dy."""
-    x, scale, _ = node.inputs
+    """y = xhat*scale + bias per sample and channel   ->   dx = core(dy*scale), and sums of dy*xhat and of dy.
+
+    xhat is y where scale is one and bias zero, as in a group norm of separate operators: nothing else is kept then.
+    """
+    x, scale, bias = node.inputs
     axes = list(range(2, rank(x)))
     xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
+    if _holds(scale, 1.0) and _holds(bias, 0.0):
+        xhat = node.outputs[0]
     dx = _core(op, op.ChannelAffine(dy, scale), xhat, r, axes) if op.wants(0) else None
     return dx, op.ChannelDot(dy, xhat) if op.wants(1) else None, op.ChannelSum(dy) if op.wants(2) else None
+
+
+def _holds(value: ir.Value | None, number: float) -> bool:
+    """Whether `value` is a constant of that number throughout."""
+    return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())
 
 
 @gradient("GroupNormalization")

@@ -57,9 +57,7 @@ def _compared(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
     return report
 
 
-def _told(
-    terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choices: dict[str, Any]
-) -> dict[str, Any]:
+def _told(terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choices: dict[str, Any]) -> dict[str, Any]:
     if not is_bundle(path):
         return _model(terminal, path, **choices)
     from ttac.runtime.bundle import Bundle

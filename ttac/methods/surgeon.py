@@ -52,7 +52,7 @@ METHOD = Method(
         {"reset": ("sparsity",)},
         {"run": "forward", "again": True, "rows": "probe_samples"},
         {"run": "uniform"},
-        {"run": "backward"},
+        {"run": "backward", "rows": "probe_samples"},
         {"run": "importance"},
         {"run": "forward"},
         {"run": "certain"},
