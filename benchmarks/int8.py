@@ -34,6 +34,11 @@ SHARES = {"all": "norms", "first 30 %": "first:30%", "last 30 %": "last:30%", "a
 METHOD = "leantta"
 SAMPLES = 16
 WARM_UP, TURNS = 3, 25
+READING = f"""\
+Batch 1, random weights, method `{METHOD}`. Ratios are medians of {TURNS} paired runs in one process; on cores that do
+other work too, read those and not the milliseconds. `auto 30 %` is `--train auto:30%@20%`: at most 30 % of the norms,
+seeing at most 20 % of the values. `loaded MB` is what loading and two steps add to the process, `peak MB` what ten
+further steps add."""
 DEMO = Path(ttac.__file__).parent / "demo"
 
 
@@ -211,7 +216,7 @@ def page(rows: list[dict[str, Any]], wrong: list[dict[str, Any]]) -> str:
         f"Made by `python -m benchmarks.int8 --write docs/int8.md` on {facts['date']}: {facts['machine']};",
         f"{facts['packages']}.",
         "",
-        f"Batch 1, random weights, method `{METHOD}`. Ratios are medians over paired runs in one process.",
+        *READING.splitlines(),
         "",
         "| network | threads | runs | norms adapted | ms | of static int8 | of float32 |",
         "|---|---|---|---|---|---|---|",

@@ -52,7 +52,7 @@ def cell(path: Path, method: str, folder: Path) -> dict[str, Any]:
         row["seconds"] = time.perf_counter() - start
         row["verified"] = made.report["verified"]
         row["inserted"] = any("get a norm from calibration data" in line for line in said)
-        row |= steps(bundle, x, path)
+        row |= steps(bundle, peers, path)
         row |= compared(bundle, x, peers) if method != "bn" else {}
         row["outcome"] = "ran"
     except TtacError as error:
@@ -68,19 +68,19 @@ def calibration(x: np.ndarray) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((CALIBRATION, *x.shape[1:]), dtype=np.float32)
 
 
-def steps(bundle: Path, x: np.ndarray, source: Path) -> dict[str, Any]:
-    """Two steps, one of a smaller batch, and the time of a step against inference of the source file."""
+def steps(bundle: Path, peers: Arrays, source: Path) -> dict[str, Any]:
+    """Two steps, one of a smaller batch, and the time of a step against inference of the source file.
+
+    Also how far that file, run as it is, and the first step are from what PyTorch computes.
+    """
+    x = peers["x"]
     adapter = ttac.load(bundle, threads=THREADS)
     logits = [adapter.step(x), adapter.step(x), adapter.step(x[:3])]
     if not all(np.isfinite(values).all() for values in logits):
         raise AssertionError("a step gave numbers that are not finite")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.log_severity_level = 4
-    faulty = ["MatMul_BatchNormalization_Fusion"]  # onnxruntime 1.19 does not load LeViT with it
-    plain = ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=faulty)
-    fixed = plain.get_inputs()[0].shape[0]
-    parts = [x] if not isinstance(fixed, int) else [x[i : i + fixed] for i in range(0, len(x), fixed)]
+    plain, parts = engine(source), batches(source, x)
+    found = np.concatenate([plain.run(None, {"x": part})[0] for part in parts])
+    file = float(np.abs(found - peers["logits"]).max() / np.abs(peers["logits"]).max())
     ratios = []
     for _ in range(PAIRS):
         start = time.perf_counter()
@@ -89,7 +89,23 @@ def steps(bundle: Path, x: np.ndarray, source: Path) -> dict[str, Any]:
         middle = time.perf_counter()
         adapter.step(x)
         ratios.append((time.perf_counter() - middle) / (middle - start))
-    return {"ratio": float(np.median(ratios))}
+    adapted = float(np.abs(logits[0] - peers["adapted"]).max() / np.abs(peers["adapted"]).max())
+    return {"ratio": float(np.median(ratios)), "file": file, "adapted": adapted}
+
+
+def engine(source: Path) -> ort.InferenceSession:
+    """The source file on the plain engine."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 4
+    faulty = ["MatMul_BatchNormalization_Fusion"]  # onnxruntime 1.19 does not load LeViT with it
+    return ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=faulty)
+
+
+def batches(source: Path, x: np.ndarray) -> list[np.ndarray]:
+    """The samples as many at a time as the file takes."""
+    fixed = engine(source).get_inputs()[0].shape[0]
+    return [x] if not isinstance(fixed, int) else [x[i : i + fixed] for i in range(0, len(x), fixed)]
 
 
 def compared(bundle: Path, x: np.ndarray, peers: Arrays) -> dict[str, Any]:

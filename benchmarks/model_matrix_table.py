@@ -18,18 +18,24 @@ EXPORTERS = {
     "dynamo-plain": "the same with `optimize=False` and a symbolic batch",
 }
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-training-cpu", "numpy")
+SAME = 1e-3
+"""Relative distance to PyTorch's logits, as they are and with batch statistics, from which on gradients may differ."""
+
 INTRODUCTION = """# The model matrix
 
 Architectures of timm, in small variants with random weights, as PyTorch's exporters write them, compiled with each
-method for target `cpu` and batch 4. A cell says how far the gradient is from PyTorch's in float64 (relative length of
-the difference, over all norms that carry PyTorch's names), or how far it is from finite differences of the loss where
-norms were put back (`fd`), and what a step costs in plain inferences of the same file on the same engine, one thread.
-For `bn`, which has no gradient, only the latter. Everything in a cell ran: compiled, verified, two steps at the full
-batch and one of three samples. `+` means that the exporter had folded norms away and they were put back from
-calibration data. A letter is a refusal with exit code 3 (its reason is below the table); `–` means that the exporter
-itself refuses the network, and `·` that the cell was not run.
+method for target `cpu` and batch 4. A cell says two things. First, how far the gradient is from PyTorch's in float64:
+relative length of the difference, over all norms that carry PyTorch's names. Where norms were folded away, or the file
+does not compute what PyTorch does, it is the distance to finite differences of the loss, beyond their own
+uncertainty (`fd`). Second, what a step costs in plain inferences of the same file on the same engine, one thread; not
+everywhere was that timed. For `bn`, which has no gradient, there is only the latter.
 
+Everything in a cell ran: compiled, verified, two steps at the full batch and one of three samples. `+` means that the
+exporter had folded norms away and they were put back from calibration data. A letter is a refusal with exit code 3 (its
+reason is below the tables); `–` means that the exporter itself refuses the network, and `·` that the cell was not run.
 Times were taken while the machine was busy: read the ratios as rough.
+
+`python -m benchmarks.model_matrix_export DIR`, then `python -m benchmarks.model_matrix DIR`, makes this page.
 """
 
 
@@ -74,13 +80,12 @@ def text(cell: dict[str, Any] | None, file: Path, reasons: dict[str, str]) -> st
         first = cell["reason"].strip().splitlines()[-1 if cell["outcome"] == "crashed" else 0]
         return reasons.setdefault(f"{cell['outcome']}: {first}", letters(len(reasons)))
     mark = " +" if cell.get("inserted") else ""
-    ratio = f"{cell['ratio']:.1f}x{mark}"
-    if cell["method"] == "bn":
-        return ratio
+    ratio = f"{cell['ratio']:.1f}x" if "ratio" in cell else ""
     slope = (cell["verified"] or {}).get("slope")
-    if cell.get("gradient") is not None and not cell.get("inserted"):
-        return f"{cell['gradient']:.0e}, {ratio}"
-    return f"fd {slope:.0e}, {ratio}" if slope is not None else ratio
+    apart = max(cell.get("file", 0.0), cell.get("adapted", 0.0))
+    same = cell.get("gradient") is not None and not cell.get("inserted") and apart < SAME
+    error = f"{cell['gradient']:.0e}" if same else "" if slope is None else f"fd {slope:.0e}"
+    return ", ".join(part for part in (error, ratio) if part) + mark
 
 
 def letters(count: int) -> str:

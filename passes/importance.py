@@ -32,8 +32,8 @@ def importance(context: Context) -> MethodGraph:
         squares = [_mean_square(op, state_input(op.graph, g, shapes[g])) for g in _gradients(context)]
         found = op.Mul(op.Sqrt(op.Concat(*squares, axis=0)), memory)
         largest = op.ReduceMax(found, [0], keepdims=1)
-        # False for 0, for infinity and, as every comparison, for what is not a number.
-        sees = op.And(op.Greater(largest, 0.0), op.Less(largest, math.inf))
+        # False for 0, for infinity and, as every comparison, for what is not a number; a maximum may pass over that.
+        sees = op.And(op.Greater(largest, 0.0), op.Less(op.ReduceSum(found, [0], keepdims=1), math.inf))
         ratio = op.Mul(op.Div(found, largest), float(context.settings["keep"]))
         shares = op.Where(sees, ratio, op.Add(op.Mul(op.Cast(sees, to=int(ir.DataType.FLOAT)), 0.0), 1.0))
         kept = op.ReduceSum(op.Mul(shares, (sizes / sizes.sum()).astype(np.float32)), keepdims=0)

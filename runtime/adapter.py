@@ -216,6 +216,8 @@ class Adapter:
 
     def _sessions(self, settings: EngineSettings) -> dict[str, LoadedGraph]:
         needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
+        # One graph has nobody to share an arena with, and that would keep what loading needed: 17 to 47 MB in all.
+        settings = replace(settings, shared_arena=settings.shared_arena and len(needed) > 1)
         return {
             name: LoadedGraph(self.path, spec, self._manifest, settings)
             for name, spec in self._manifest.graphs.items()

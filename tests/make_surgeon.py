@@ -1,4 +1,4 @@
-"""Writes `tests/golden/surgeon_*.onnx` and `.safetensors`: four steps of SURGEON and DropIT in plain PyTorch, float64.
+"""Writes `tests/golden/surgeon_*.onnx` and `.safetensors`: three steps of SURGEON and DropIT in plain PyTorch, float64.
 
     python -m tests.make_surgeon
 
@@ -167,7 +167,9 @@ def trajectory(kind: str, run: str) -> Iterator[tuple[str, np.ndarray]]:
     norms = norms_of(net)
     tensors = [tensor for each in norms.values() for tensor in (each.weight, each.bias)]
     lr = float(settings["lr"])
-    optimizer: Any = torch.optim.SGD(tensors, lr, 0.9) if settings["optimizer"] == "sgd" else torch.optim.Adam(tensors, lr)
+    optimizer: Any = (
+        torch.optim.SGD(tensors, lr, 0.9) if settings["optimizer"] == "sgd" else torch.optim.Adam(tensors, lr)
+    )
     logits, shares = [], []
     for batch in inputs():
         x = torch.from_numpy(batch).double()

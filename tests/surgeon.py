@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 KINDS = ("batch", "group", "layer")
-CLASSES, STEPS, BATCH, SIDE = 6, 4, 32, 16
+CLASSES, STEPS, BATCH, SIDE = 6, 3, 32, 16
 LEAST = 16 * 1024
 """Bytes of a batch below which an input is kept whole."""
 SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False}
@@ -30,7 +30,7 @@ def method(run: str) -> str:
 
 
 def inputs(seed: int = 7) -> np.ndarray:
-    """[4, 32, 3, 16, 16]; RandomState's stream never changes."""
+    """[3, 32, 3, 16, 16]; RandomState's stream never changes."""
     random = np.random.RandomState(seed)
     return random.standard_normal((STEPS, BATCH, 3, SIDE, SIDE)).astype(np.float32)
 
@@ -40,6 +40,6 @@ def model(kind: str) -> Path:
 
 
 def golden(kind: str, run: str) -> Arrays:
-    """`logits` [4, 32, 6], `shares/NAME` [4] of each norm, `after/NAME` of each parameter, names as ttac has them."""
+    """`logits` [3, 32, 6], `shares/NAME` [3] of each norm, `after/NAME` of each parameter, names as ttac has them."""
     found = load_file(GOLDEN / f"surgeon_{kind}.safetensors")
     return {key.removeprefix(f"{run}/"): value for key, value in found.items() if key.startswith(f"{run}/")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,22 @@ def test_a_graph_may_name_its_own_level(tmp_path: Path, monkeypatch: pytest.Monk
     tiny.reseal(folder, manifest)
     ttac.load(folder)
     assert set(levels) == {"all", "extended"}
+
+
+@pytest.mark.parametrize(("bundle", "shared"), [(tiny.ema, False), (tiny.trained, True)])
+def test_only_graphs_of_one_bundle_share_an_arena(
+    bundle: Callable[[Path], Path], shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bool] = set()
+    options_of = engine._options
+
+    def spy(settings: EngineSettings) -> Any:
+        seen.add(settings.shared_arena)
+        return options_of(settings)
+
+    monkeypatch.setattr(engine, "_options", spy)
+    ttac.load(bundle(tmp_path / "b"))
+    assert seen == {shared}
 
 
 @pytest.mark.parametrize("threads", [-1, 1.5, "two"])

@@ -96,7 +96,7 @@ def request(
     folder = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}-{device.name}.ttac")
     if not rest.get("dry_run"):
         check_replaceable(folder)
-    budget = parse_size(memory_budget, "`--memory-budget`") if isinstance(memory_budget, str) else memory_budget
+    budget = None if memory_budget is None else parse_size(str(memory_budget), "`--memory-budget`")
     return Request(
         path,
         chosen,

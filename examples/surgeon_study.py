@@ -1,0 +1,188 @@
+"""What a sparse cache of activations costs in error, and what a memory budget costs in time and error.
+
+    python examples/surgeon_study.py shares     # `surgeon` against `tent`, and against the same share for every layer
+    python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
+
+Prints Markdown; `docs/surgeon.md` keeps what it printed.  Errors are those of the shipped Fashion-MNIST images under
+seven corruptions in turn, without a reset between them; the second part exports ResNeXt-29 and needs PyTorch for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ttac
+from ttac.errors import BudgetError
+from ttac.sizes import format_size
+
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
+BATCHES = (64, 16)
+KEEPS = (1.0, 0.5, 0.2, 0.1, 0.05)
+SELECTIONS = ("blocks", "threshold", "topk")
+SELECTED_AT = (1.0, 0.1)
+"""Values of `keep` that the selections are compared at."""
+BUDGETS = (0.85, 0.7, 0.6, 0.5, 0.4)
+"""Shares of the dense peak that are asked for; the least follows from the first refusal."""
+PAIRS = 15
+COLUMNS = (
+    "`keep`", "kept", "counted cache", "`surgeon`", "`dropit`, as much kept", "peak `surgeon`", "peak `dropit`",
+)  # fmt: skip
+
+Stream = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Error in per cent over a stream, the mean share of the inputs kept, and bytes: peak measured, cache counted."""
+
+    error: float
+    kept: float
+    peak: int
+    counted: float
+
+
+def stream() -> Stream:
+    """Images [n, 1, 28, 28] in [0, 1] with labels, one pair for each corruption."""
+    with np.load(DEMO / "fashion_stream.npz") as file:
+        names = [name for name in file.files if name not in ("labels", "about", "clean")]
+        return [(file[name].astype(np.float32) / np.float32(255), file["labels"]) for name in names]
+
+
+def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: Any) -> Outcome:
+    """Compile the shipped net and run the stream through it."""
+    path = folder / f"{len(list(folder.iterdir()))}.ttac"
+    bundle = ttac.compile(NET, method=method, batch=batch, output=path, **choices)
+    adapter = ttac.load(path, threads=1)
+    wrong, total, kept = 0, 0, []
+    for pictures, labels in images:
+        for start in range(0, len(labels), batch):
+            rows = slice(start, start + batch)
+            wrong += int((adapter.step(pictures[rows]).argmax(1) != labels[rows]).sum())
+            total += len(labels[rows])
+            kept.append(float(adapter.stats.get("kept", 1.0)))
+    assert adapter.stats["rejected"] == 0
+    share = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else statistics.mean(kept)
+    memory = bundle.manifest["memory"]
+    counted = share * memory["published_cache"]["norm_inputs_bytes"]
+    return Outcome(100 * wrong / total, share, memory["measured"].get("peak", 0), counted)
+
+
+def shares(folder: Path) -> Iterator[str]:
+    """Tables: shares per layer and batch against one share, then the ways to select."""
+    images = stream()
+    for batch in BATCHES:
+        tent = outcome(folder, images, "tent", batch)
+        source = outcome(folder, images, "source", batch)
+        yield f"\nBatch {batch}: `source` {source.error:.1f} %, `tent` {tent.error:.2f} %.\n"
+        yield from table(COLUMNS)
+        for keep in KEEPS:
+            mine = outcome(folder, images, "surgeon", batch, settings={"keep": keep})
+            static = outcome(folder, images, "dropit", batch, settings={"keep": mine.kept})
+            yield row(keep, f"{mine.kept:.3f}", format_size(mine.counted), f"{mine.error:.2f} %",
+                      f"{static.error:.2f} %", format_size(mine.peak), format_size(static.peak))  # fmt: skip
+        yield from selected(folder, images, batch)
+
+
+def selected(folder: Path, images: Stream, batch: int) -> Iterator[str]:
+    """What of an input is kept, at the same `keep`."""
+    yield ""
+    yield from table(["`select`", *(f"`keep={keep}`" for keep in SELECTED_AT)])
+    for select in SELECTIONS:
+        found = [outcome(folder, images, "surgeon", batch, settings={"select": select, "keep": k}) for k in SELECTED_AT]
+        yield row(f"`{select}`", *(f"{each.error:.2f} % (kept {each.kept:.2f})" for each in found))
+
+
+def budgets(folder: Path) -> Iterator[str]:
+    """`tent` on ResNeXt-29 at batch 8 and on the shipped net at batch 64, with less and less memory."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.exporting import export
+
+    yield from curve(folder, export("resnext29", folder), 8)
+    images = stream()
+    yield from curve(folder, NET, 64, lambda **choices: f"{outcome(folder, images, 'tent', 64, **choices).error:.2f} %")
+
+
+def curve(folder: Path, model: Path, batch: int, error: Callable[..., str] | None = None) -> Iterator[str]:
+    """One network: budget, measured peak, how many residuals are kept in which way, and the time of a step."""
+    bundles = dict(within(folder, model, batch))
+    times = paired({asked: ttac.load(path, threads=1) for asked, path in bundles.items()})
+    yield f"\n`{model.stem}`, batch {batch}:\n"
+    columns = ["`--memory-budget`", "measured peak", "ways", "gradients off by", "step"]
+    yield from table([*columns, "error"] if error else columns)
+    first = next(iter(times.values()))
+    for asked, path in bundles.items():
+        bundle = ttac.Bundle.read(path)
+        peak = bundle.manifest["memory"]["measured"]["peak"]
+        assert not asked or peak <= asked, "a bundle is only written within its budget"
+        ways = [entry["how"] for entry in bundle.report["plan"]]
+        counts = ", ".join(f"{ways.count(how)} {how}" for how in sorted({*ways} - {"recompute"}))
+        lost = bundle.manifest["verified"]["residuals"]
+        shown = [format_size(asked) if asked else "none", format_size(peak), counts, f"{lost or 0:.2g}",
+                 f"{times[asked] * 1e3:.1f} ms ({times[asked] / first:.2f}x)"]  # fmt: skip
+        yield row(*shown, *([error(memory_budget=asked or None)] if error else []))
+
+
+def within(folder: Path, model: Path, batch: int) -> Iterator[tuple[int, Path]]:
+    """Budget in bytes and bundle, from none (0) to the least that works."""
+    path = folder / f"{model.stem}-dense.ttac"
+    dense = ttac.compile(model, method="tent", batch=batch, output=path).manifest["memory"]["measured"]["peak"]
+    yield 0, path
+    for share in BUDGETS:
+        asked = int(share * dense)
+        path = folder / f"{model.stem}-{share}.ttac"
+        try:
+            ttac.compile(model, method="tent", batch=batch, output=path, memory_budget=asked)
+        except BudgetError as error:
+            least = int(getattr(error, "needs", 0) * 1.05)
+            if least:
+                path = folder / f"{model.stem}-least.ttac"
+                ttac.compile(model, method="tent", batch=batch, output=path, memory_budget=least)
+                yield least, path
+            return
+        yield asked, path
+
+
+def paired(adapters: Mapping[int, ttac.Adapter]) -> dict[int, float]:
+    """Median seconds of a step, all adapters in turn."""
+    shape = next(iter(adapters.values())).input_shape
+    found: dict[int, list[float]] = {asked: [] for asked in adapters}
+    for number in range(PAIRS + 2):
+        for asked, adapter in adapters.items():
+            x = np.random.default_rng(number).normal(size=(adapter.batch, *shape)).astype(np.float32)
+            start = time.perf_counter()
+            adapter.step(x)
+            found[asked].append(time.perf_counter() - start)
+    return {asked: statistics.median(seconds[2:]) for asked, seconds in found.items()}
+
+
+def table(columns: Sequence[str]) -> list[str]:
+    return [row(*columns), row(*("---" for _ in columns))]
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main() -> None:
+    """Print the part that the command line names."""
+    parts = {"shares": shares, "budgets": budgets}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("part", choices=list(parts))
+    with tempfile.TemporaryDirectory() as folder:
+        for line in parts[parser.parse_args().part](Path(folder)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
