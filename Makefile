@@ -13,7 +13,7 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2
 CANDIDATES := python3 python3.12 python3.11 python3.10
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -35,6 +35,10 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# The site, in build/site; builds without a network, and its pages fetch nothing.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -48,6 +52,10 @@ $(READY): pyproject.toml
 	echo "error: no Python 3.10, 3.11 or 3.12 with the venv module was found" >&2; \
 	echo "hint: install one, and name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 5
 	$(PIP) install --editable '.[dev,view]'
+	@touch $@
+
+$(VENV)/.ready-docs: $(READY)
+	$(PIP) install --editable '.[docs]'
 	@touch $@
 
 $(STOCK)/.ready-$(STOCK_VERSION): $(READY)

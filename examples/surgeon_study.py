@@ -1,6 +1,7 @@
 """What a sparse cache of activations costs in error, and what a memory budget costs in time and error.
 
-    python examples/surgeon_study.py shares     # `surgeon` against `tent`, and against the same share for every layer
+    python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one share for all
+    python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
 Prints Markdown; `docs/surgeon.md` keeps what it printed.  Errors are those of the shipped Fashion-MNIST images under
@@ -27,12 +28,11 @@ from ttac.sizes import format_size
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
-BATCHES = (64, 16)
 KEEPS = (1.0, 0.5, 0.2, 0.1, 0.05)
 SELECTIONS = ("blocks", "threshold", "topk")
 SELECTED_AT = (1.0, 0.1)
 """Values of `keep` that the selections are compared at."""
-BUDGETS = (0.85, 0.7, 0.6, 0.5, 0.4)
+BUDGETS = (0.8, 0.6, 0.4)
 """Shares of the dense peak that are asked for; the least follows from the first refusal."""
 PAIRS = 15
 COLUMNS = (
@@ -78,20 +78,19 @@ def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: An
     return Outcome(100 * wrong / total, share, memory["measured"].get("peak", 0), counted)
 
 
-def shares(folder: Path) -> Iterator[str]:
+def shares(folder: Path, batch: int, keeps: Sequence[float]) -> Iterator[str]:
     """Tables: shares per layer and batch against one share, then the ways to select."""
     images = stream()
-    for batch in BATCHES:
-        tent = outcome(folder, images, "tent", batch)
-        source = outcome(folder, images, "source", batch)
-        yield f"\nBatch {batch}: `source` {source.error:.1f} %, `tent` {tent.error:.2f} %.\n"
-        yield from table(COLUMNS)
-        for keep in KEEPS:
-            mine = outcome(folder, images, "surgeon", batch, settings={"keep": keep})
-            static = outcome(folder, images, "dropit", batch, settings={"keep": mine.kept})
-            yield row(keep, f"{mine.kept:.3f}", format_size(mine.counted), f"{mine.error:.2f} %",
-                      f"{static.error:.2f} %", format_size(mine.peak), format_size(static.peak))  # fmt: skip
-        yield from selected(folder, images, batch)
+    tent = outcome(folder, images, "tent", batch)
+    source = outcome(folder, images, "source", batch)
+    yield f"\nBatch {batch}: `source` {source.error:.1f} %, `tent` {tent.error:.2f} % at {format_size(tent.peak)}.\n"
+    yield from table(COLUMNS)
+    for keep in keeps:
+        mine = outcome(folder, images, "surgeon", batch, settings={"keep": keep})
+        static = outcome(folder, images, "dropit", batch, settings={"keep": mine.kept})
+        yield row(keep, f"{mine.kept:.3f}", format_size(mine.counted), f"{mine.error:.2f} %",
+                  f"{static.error:.2f} %", format_size(mine.peak), format_size(static.peak))  # fmt: skip
+    yield from selected(folder, images, batch)
 
 
 def selected(folder: Path, images: Stream, batch: int) -> Iterator[str]:
@@ -176,11 +175,15 @@ def row(*cells: object) -> str:
 
 def main() -> None:
     """Print the part that the command line names."""
-    parts = {"shares": shares, "budgets": budgets}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("part", choices=list(parts))
-    with tempfile.TemporaryDirectory() as folder:
-        for line in parts[parser.parse_args().part](Path(folder)):
+    parser.add_argument("part", choices=["shares", "budgets"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = budgets(folder) if asked.part == "budgets" else shares(folder, asked.batch, asked.keep)
+        for line in lines:
             print(line, flush=True)
 
 

@@ -38,7 +38,9 @@ def plan_within(
     if alive.max(initial=0) <= goal:
         return plan, True
     rows = [row for row in plan.kept if row.how == "dense" and row.bytes >= SMALL]
-    floats = [values[row.value] for row in rows if values[row.value].dtype == ir.DataType.FLOAT]
+    floats = [
+        v for v in (values[row.value] for row in rows) if v.dtype == ir.DataType.FLOAT and not v.is_graph_output()
+    ]
     chosen = choose_smaller(spans, floats, alive, batch, goal)
     again = plan_activations(joint, backward, free, batch, _as_chosen(chosen, batch))
     return again, any(str(value.name) not in chosen and spans.of(value) for value in floats)

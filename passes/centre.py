@@ -37,8 +37,10 @@ def centre(op: Builder, site: NormSite) -> tuple[ir.Value, np.ndarray]:
 
 def is_counted(x: ir.Value) -> bool:
     """Whether x holds the whole numbers of an 8-bit grid: their squares, and sums of those, are exact in float32."""
-    cast = x.producer()
-    held = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    maker = x.producer()
+    if maker is None or maker.op_type == "Counted":
+        return maker is not None
+    held = maker.inputs[0] if maker.op_type == "Cast" else None
     return held is not None and held.dtype in (ir.DataType.UINT8, ir.DataType.INT8)
 
 

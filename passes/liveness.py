@@ -26,12 +26,11 @@ IN_PLACE = frozenset(
 
 @dataclass(frozen=True)
 class Moment:
-    """When most is alive: the graph and node, the bytes, and the largest values with theirs."""
+    """When most is alive: the graph, the node that runs, and the bytes."""
 
     graph: str = ""
     node: str = ""
     bytes: int = 0
-    alive: tuple[tuple[str, int], ...] = ()
 
 
 def peak(graphs: Mapping[str, ir.Model], order: Sequence[str], batch: int) -> Moment:
@@ -54,7 +53,7 @@ def bytes_over_time(graph: ir.Graph, batch: int) -> np.ndarray:
     found = []
     for node in graph:
         walk.allocate(node)
-        found.append(sum(walk.alive.values()))
+        found.append(walk.total)
         walk.free(node)
     return np.array(found, np.int64)
 
@@ -67,17 +66,14 @@ class _Walk:
         self.root: dict[ir.Value, ir.Value] = {}
         self.readers: dict[ir.Value, int] = {}
         self.alive: dict[ir.Value, int] = {}
+        self.total = 0
 
     def through(self, graph: ir.Graph) -> Moment:
         """The highest moment of the run."""
         outside, highest = sum(self.held.values()), Moment(self.name)
         for node in graph:
             self.allocate(node)
-            total = outside + sum(self.alive.values())
-            if total > highest.bytes:
-                live = {**self.held, **{str(v.name): size for v, size in self.alive.items()}}
-                most = sorted(live.items(), key=lambda entry: -entry[1])[:8]
-                highest = Moment(self.name, str(node.name), total, tuple(most))
+            highest = max(highest, Moment(self.name, str(node.name), outside + self.total), key=lambda m: m.bytes)
             self.free(node)
         return highest
 
@@ -101,6 +97,7 @@ class _Walk:
             self.readers[root] = self.readers.get(root, 0) + len(value.uses()) + value.is_graph_output()
             if root is value:
                 self.alive[value] = self.size(value)
+                self.total += self.alive[value]
 
     def _shared(self, node: ir.Node, inputs: list[ir.Value], value: ir.Value) -> ir.Value:
         """The value whose memory the output takes: its own, or an input's."""
@@ -115,12 +112,13 @@ class _Walk:
 
     def free(self, node: ir.Node) -> None:
         """Drop what the node was the last to read."""
-        for value in node.inputs:
-            root = self.root.get(value) if value is not None else None
+        roots = [self.root.get(value) for value in node.inputs if value is not None]
+        for root in roots:
             if root is not None:
                 self.readers[root] -= 1
-        for root in [v for v in self.alive if self.readers[v] <= 0]:
-            del self.alive[root]
+        for root in {*roots, *(self.root.get(value) for value in node.outputs)}:
+            if root is not None and root in self.alive and self.readers[root] <= 0:
+                self.total -= self.alive.pop(root)
 
 
 def _sizes(shape: ir.Shape) -> list[int | str | None]:

@@ -71,7 +71,7 @@ def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float
     late = downstream_of_gradient(joint.backward)
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
-        if nbytes(value, batch) < SMALL:
+        if nbytes(value, batch) < SMALL or value.is_graph_output():  # an output is handed out as it is in any case
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)

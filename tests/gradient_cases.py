@@ -310,19 +310,11 @@ case("Pad", "axes", (N, 2, 4), ints(1, 2), np.array(0.5), ints(-1))
 case("Pad", "reflect", (N, 2, 4, 5), ints(0, 0, 1, 2, 0, 0, 3, 1), mode="reflect")
 case("Pad", "edge", (N, 2, 4, 5), ints(0, 1, 1, 2, 0, 0, 3, 1), mode="edge")
 case("Pad", "wrap", (N, 4, 5), ints(0, 1, 2, 0, 0, 1), mode="wrap", opset=19)
-for mode in ("DCR", "CRD"):
-    case(
-        "Col2Im",
-        "overlapping",
-        (N, 2 * 9, 4),
-        np.array([5, 7]),
-        np.array([3, 3]),
-        strides=[2, 2],
-        pads=[1, 1, 0, 0],
-        dilations=[1, 2],
-    )
+UNEVEN: dict[str, Any] = {"strides": [2, 2], "pads": [1, 1, 0, 0], "dilations": [1, 2]}
+case("Col2Im", "overlapping", (N, 2 * 9, 4), np.array([5, 7]), np.array([3, 3]), **UNEVEN)
 case("Col2Im", "side by side", (N, 3 * 4, 6), np.array([4, 6]), np.array([2, 2]), strides=[2, 2])
-case("DepthToSpace", mode, (N, 8, 2, 3), blocksize=2, mode=mode)
+for mode in ("DCR", "CRD"):
+    case("DepthToSpace", mode, (N, 8, 2, 3), blocksize=2, mode=mode)
 case("SpaceToDepth", "plain", (N, 2, 4, 6), blocksize=2)
 case("Trilu", "upper", (N, 4, 5))
 case("Trilu", "lower", (N, 4, 5), np.array(-1, np.int64), upper=0)

@@ -53,6 +53,13 @@ def planned_peak(joint: Joint, plan: Plan) -> int:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_output_is_handed_out_as_it_is(joint: Joint) -> None:
+    graph = joint.model.graph
+    plan, _ = plan_within(graph, joint.backward, list(graph.inputs), 64 * BATCH, 0)
+    how = {row.value: row.how for row in plan.kept}
+    assert how[str(joint.logits.name)] == "dense" and "int8" in how.values()
+
+
 def test_enough_memory_changes_nothing(joint: Joint) -> None:
     plan, more = within(joint, 1 << 40)
     assert more and plan.is_exact and set(ways(plan)) <= {"dense", "recompute"}

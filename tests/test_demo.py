@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Run
 from ttac import demo
 from ttac.cli import demonstrating, main
 from ttac.cli.terminal import Terminal
@@ -96,3 +97,14 @@ def test_adaptation_lowers_the_error(monkeypatch: pytest.MonkeyPatch, capsys: py
 def first(stream: Stream, count: int) -> Stream:
     assert stream.labels is not None
     return replace(stream, count=count, labels=stream.labels[:count])
+
+
+def test_the_files_to_try_with(run: Run, tmp_path: Path) -> None:
+    seen = run("demo", "--files", "here")
+    assert (seen.code, seen.out) == (0, "here/model.onnx\nhere/calibration.npz\nhere/stream.npz\n")
+    assert (tmp_path / "here" / "model.onnx").read_bytes() == demo.file("fashion_resnet_bn.onnx").read_bytes()
+    assert run("demo", "--files", "here").code == 0
+    (tmp_path / "here" / "stream.npz").write_text("mine")
+    seen = run("demo", "--files", "here")
+    assert (seen.code, seen.err.splitlines()[0]) == (2, "error: another file has this name")
+    assert (tmp_path / "here" / "stream.npz").read_text() == "mine"

@@ -11,7 +11,6 @@ import ast
 import importlib.util
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from tests.test_readme import FILES, console
-from ttac import demo, methods
+from tests.test_readme import console
+from ttac import methods
 from ttac.cli import commands
+from ttac.cli.demonstrating import copied
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -50,8 +50,7 @@ def test_these_pages_have_blocks_to_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", EXECUTED)
 def test_the_blocks_of_a_page_in_their_order(page: str, run: Run, tmp_path: Path) -> None:
-    for name, shipped in FILES.items():
-        shutil.copy(demo.file(shipped), tmp_path / name)
+    copied(tmp_path)
     for mark, language, text in BLOCK.findall(PAGES[page]):
         kind, _, value = mark.partition(": ")
         if kind == "file":

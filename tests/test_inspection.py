@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 
+import ttac
 from tests.conftest import Run
 from ttac import demo, methods
 from ttac.inspection import inspect_model
@@ -55,6 +57,31 @@ def test_a_file_whose_norms_were_folded() -> None:
     }
     assert fits(report) == expected("with --calibration", "with --calibration")
     assert fits(inspect_model(demo.file(FOLDED), norms="keep")) == expected("no", "no")
+
+
+@pytest.fixture
+def without_bias(tmp_path: Path) -> Path:
+    """An untrained net as torch exports it: folding gave biases of zeros, and those were dropped."""
+    model = onnx.load(demo.file(FOLDED))
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            del node.input[2:]
+    onnx.save(model, tmp_path / "untrained.onnx")
+    return tmp_path / "untrained.onnx"
+
+
+def test_a_folded_norm_without_a_bias_is_known_by_the_exporters_note(without_bias: Path) -> None:
+    report = inspect_model(without_bias)
+    assert len(report["folded"]) == 13 and fits(report) == expected("with --calibration", "with --calibration")
+
+
+@pytest.mark.slow
+def test_it_comes_back_as_the_identity_all_the_same(without_bias: Path, tmp_path: Path) -> None:
+    bundle = ttac.compile(
+        without_bias, method="tent", calibration=demo.file("fashion_calibration.npz"), output=tmp_path / "b.ttac"
+    )
+    assert bundle.manifest["verified"]["logits_off"] < 1e-5
+    assert sum(site["inserted"] for site in bundle.manifest["sites"]) == 13
 
 
 def test_a_file_without_batch_norms() -> None:

@@ -79,7 +79,6 @@ def test_what_is_handed_on_lives_to_its_last_reader() -> None:
     moment = peak(models, ["first", "second", "third"], 3)
     # While the second runs, `r` and `s` are held and two tensors of its own; nobody reads its output.
     assert (moment.graph, moment.bytes) == ("second", 4 * 3 * SIZE)
-    assert {name for name, _ in moment.alive} >= {"r", "s"}
     assert peak(models, ["first"], 3).bytes == 2 * 3 * SIZE and peak({}, [], 3).bytes == 0
 
 

@@ -136,19 +136,24 @@ def gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     if approximate not in ("none", "tanh"):
         raise refusal(node, f"unknown `approximate` {approximate!r}")
     if approximate == "none":
-        return exact_gelu(op, node, dz)
+        return _exact(op, x, dz)
     c, slope = _nearly_normal(op, x)
     return op.Mul(dz, op.Add(c, op.Mul(x, slope)))
 
 
 @gradient("ExactGelu")
 def exact_gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x*c with c = (1 + erf u)/2, u = x/sqrt 2   ->   dx = dz*(c + u*e^(-u^2)/sqrt(pi)).
+    """z = x*c with c = (1 + erf u)/2, u = x/sqrt 2   ->   dx = dz*(c + u*e^(-u^2)/sqrt(pi))."""
+    return _exact(op, node.inputs[0], dz)
+
+
+def _exact(op: GradientBuilder, x: ir.Value | None, dz: ir.Value) -> ir.Value:
+    """The gradient of an exact GELU.
 
     Nine passes over x instead of fourteen: HardSigmoid halves and shifts at once, a quotient needs no negative power.
     Where e^(u^2) overflows, the quotient is 0, as it should be.
     """
-    u = op.Mul(node.inputs[0], math.sqrt(0.5))
+    u = op.Mul(x, math.sqrt(0.5))
     c = op.HardSigmoid(op.Erf(u), alpha=0.5, beta=0.5)
     density = op.Mul(op.Div(u, op.Exp(op.Mul(u, u))), 1.0 / math.sqrt(math.pi))
     return op.Mul(dz, op.Add(c, density))
@@ -168,9 +173,8 @@ def softmax(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = e^x / sum e^x along the axis   ->   dx = z*(dz - sum dz*z)."""
     z = node.outputs[0]
     axis = axis_of(node, -1)
-    total = _of_attention(z, dz) if axis == rank(z) - 1 else None
-    total = op.Mul(*total) if total is not None else op.Mul(dz, z)
-    return op.Mul(z, op.Sub(dz, op.ReduceSum(total, [axis], keepdims=1)))
+    factors = (_of_attention(z, dz) if axis == rank(z) - 1 else None) or (dz, z)
+    return op.Mul(z, op.Sub(dz, op.ReduceSum(op.Mul(*factors), [axis], keepdims=1)))
 
 
 def _of_attention(z: ir.Value, dz: ir.Value) -> tuple[ir.Value, ir.Value] | None:
@@ -179,7 +183,8 @@ def _of_attention(z: ir.Value, dz: ir.Value) -> tuple[ir.Value, ir.Value] | None
     As in FlashAttention (arXiv:2205.14135, appendix B.4).
     """
     product = dz.producer()
-    swapped = product.inputs[1].producer() if product is not None and product.op_type == "MatMul" else None
+    other = product.inputs[1] if product is not None and product.op_type == "MatMul" else None
+    swapped = other.producer() if other is not None else None
     if product is None or swapped is None or swapped.op_type != "Transpose":
         return None
     for node in {use.node for use in z.uses()}:

@@ -7,6 +7,7 @@ import string
 import onnx_ir as ir
 
 from ttac.passes.autodiff import GradientBuilder, dims, gradient
+from ttac.passes.batch import sample_size
 from ttac.passes.gradients.facts import rank, refusal
 from ttac.passes.shaping import expand, transpose
 
@@ -67,7 +68,14 @@ def _swapped(op: GradientBuilder, x: ir.Value) -> ir.Value:
 
 
 def _rows(op: GradientBuilder, x: ir.Value) -> ir.Value:
-    return x if rank(x) == 2 else op.Reshape(x, [-1, int(dims(x)[-1])])
+    if rank(x) == 2:
+        return x
+    width = int(dims(x)[-1])
+    flat = op.Reshape(x, [-1, width])
+    if any(isinstance(size, str) for size in dims(x)):
+        assert x.shape is not None
+        flat.shape = ir.Shape([f"{sample_size(x.shape) // width}*N", width])
+    return flat
 
 
 @gradient("Einsum", broadcasts=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
 @click.option("--target", metavar="T", default="cpu", show_default=True, help="See `ttac targets`.")
 @click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
-@click.option("--train", metavar="norms|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
+@click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
 @model
 @click.option("--html", metavar="FILE", type=PATH, help="Write the figures with plots, for a browser.")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the figures as a Markdown table.")

@@ -13,23 +13,34 @@ from rich.text import Text
 
 from ttac.cli.options import PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
-from ttac.errors import RuntimeMissingError
+from ttac.errors import RuntimeMissingError, UsageError
 
 if TYPE_CHECKING:
     from ttac.demo.show import Comparison
 
 COLOURS = {"source": "red", "bn": "yellow", "tent": "green"}
+FILES = {
+    "model.onnx": "fashion_resnet_bn.onnx",
+    "calibration.npz": "fashion_calibration.npz",
+    "stream.npz": "fashion_stream.npz",
+}
+"""What `--files` copies, by the names it gives them."""
 WIDTH = 40
 """Columns of the longest bar."""
 
 
 @click.command("demo", short_help="Show what adaptation does, on a model and data that ship with ttac.")
 @click.option("--png", metavar="FILE", type=PATH, help="Also write the comparison as a bar chart.")
+@click.option("--files", metavar="DIR", type=PATH, help="Only copy model, calibration and stream there, to try with.")
 @as_json
 @verbose
 @terminal
-def demo(terminal: Terminal, png: Path | None, as_json: bool) -> None:
+def demo(terminal: Terminal, png: Path | None, files: Path | None, as_json: bool) -> None:
     """Compile a shipped classifier with `source`, `bn` and `tent`, and compare them on corrupted images."""
+    if files is not None:
+        for path in copied(files):
+            terminal.data(str(path))
+        return
     if png is not None and find_spec("matplotlib") is None:
         raise RuntimeMissingError("`--png` needs matplotlib", hint="`pip install matplotlib`")
     from ttac.demo import show
@@ -49,6 +60,20 @@ def demo(terminal: Terminal, png: Path | None, as_json: bool) -> None:
     if png is not None:
         show.plot(comparison, png)
         terminal.say(f"wrote `{png}`")
+
+
+def copied(folder: Path) -> list[Path]:
+    """The shipped files, copied into `folder` under plain names; raises UsageError if others have these names there."""
+    from ttac.demo import file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {folder / name: file(shipped).read_bytes() for name, shipped in FILES.items()}
+    for path, content in contents.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != content):
+            raise UsageError("another file has this name", where=f"`{path}`", hint="give an empty folder")
+    for path, content in contents.items():
+        path.write_bytes(content)
+    return list(contents)
 
 
 def report(terminal: Terminal, comparison: Comparison) -> None:

@@ -70,7 +70,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
 @click.option("--target", metavar="T", default="cpu", show_default=True, help="See `ttac targets`.")
 @click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
-@click.option("--train", metavar="norms|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
+@click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
 @model
 @click.option("-o", "--output", metavar="DIR", type=PATH, default=OUTPUT, show_default=True, help="Keeps the results.")
 @click.option("--jobs", metavar="N", default="1", show_default=True, callback=count(), help="Processes at a time.")
@@ -84,7 +84,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
 def evaluate(
     terminal: Terminal, /, models: tuple[Path, ...], html: Path | None, csv: Path | None, as_json: bool, **choices: Any
 ) -> int:
-    r"""Compare methods on MODEL_OR_BUNDLE..., over streams of shifted samples.
+    """Compare methods on MODEL_OR_BUNDLE..., over streams of shifted samples.
 
     Models are compiled with every method, bundles are taken as they are. Finished results are kept in the folder of
     `--output`: the same command goes on where it stopped, and runs nothing twice.
@@ -98,7 +98,7 @@ def evaluate(
     orders     shuffled, file (as stored), by-label, dirichlet
 
     Without labels there are entropy, drift from the source model, time and memory.
-    """
+    """  # noqa: D301  (click takes the character)
     for file in (html, csv):
         if file is not None and not file.resolve().parent.is_dir():
             raise UsageError("the folder does not exist", where=f"`{file}`", hint=f"`mkdir -p {file.parent}`")
