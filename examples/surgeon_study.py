@@ -94,12 +94,16 @@ def shares(folder: Path, batch: int, keeps: Sequence[float]) -> Iterator[str]:
 
 
 def selected(folder: Path, images: Stream, batch: int) -> Iterator[str]:
-    """What of an input is kept, at the same `keep`."""
+    """What of an input is kept, at the same `keep`; in each cell `surgeon`, the share, and `dropit` with that share."""
     yield ""
     yield from table(["`select`", *(f"`keep={keep}`" for keep in SELECTED_AT)])
     for select in SELECTIONS:
-        found = [outcome(folder, images, "surgeon", batch, settings={"select": select, "keep": k}) for k in SELECTED_AT]
-        yield row(f"`{select}`", *(f"{each.error:.2f} % (kept {each.kept:.2f})" for each in found))
+        cells = []
+        for keep in SELECTED_AT:
+            mine = outcome(folder, images, "surgeon", batch, settings={"select": select, "keep": keep})
+            static = outcome(folder, images, "dropit", batch, settings={"select": select, "keep": mine.kept})
+            cells.append(f"{mine.error:.2f} % (kept {mine.kept:.2f}; `dropit` {static.error:.2f} %)")
+        yield row(f"`{select}`", *cells)
 
 
 def budgets(folder: Path) -> Iterator[str]:

@@ -233,6 +233,15 @@ def test_more_samples_than_planned(tmp_path: Path) -> None:
     assert all(np.array_equal(after[name], before[name]) for name in before) and subject.stats == stats
 
 
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_one_tensor_of_each_norm_is_kept(kind: str, tmp_path: Path) -> None:
+    """Not its input and again what follows from that; and its statistics as they are."""
+    report = ttac.Bundle.read(bundle(kind, "surgeon", tmp_path, select="blocks")).report
+    ways = [row["how"] for row in report["plan"]]
+    assert ways.count("blocks") == 7 and set(ways) <= {"blocks", "bits", "dense", "recompute"}
+    assert all(row["bytes"] <= 4096 for row in report["plan"] if row["how"] == "dense")
+
+
 # --- every kind of net and selection ----------------------------------------------------------------------------------
 
 
