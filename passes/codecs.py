@@ -22,8 +22,10 @@ FLOAT, INT32, INT64, UINT8 = (int(getattr(ir.DataType, name)) for name in ("FLOA
 LARGEST_HALF = 65504.0
 TINY = 1e-30
 """Added to scales, so that what is zero throughout divides by more than zero."""
+GOLDEN, PERIOD = 40503, 65536
+"""Their ratio is the golden one: its multiples fill an interval more evenly than random numbers do."""
 BLOCK = 64
-"""Elements of a block, about: below, choosing blocks costs more than moving them; above, they fit the data worse."""
+"""Elements of a block, about: below, moving blocks costs more than what is in them; above, they fit the data worse."""
 SMALLEST_BLOCK = 8
 SAMPLED = 16
 """One element in so many, at least LEAST_SAMPLED, bounds the threshold of `sparse`."""
@@ -37,15 +39,9 @@ Reader = Callable[..., ir.Value]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a codec that drops elements goes by.
-
-    Attributes:
-        keep: the share of elements kept, a float scalar of the graph.
-        weight: [C], how much an error in a channel counts; None for equally.
-    """
+    """What a codec that drops elements goes by: `keep`, the share of elements kept, a float scalar of the graph."""
 
     keep: ir.Value
-    weight: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -144,19 +140,15 @@ def block_of(x: ir.Value) -> int:
 
 
 def _blocks_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
-    """The blocks that vary most, as int8 with a scale each and their places; of the others, of all, the mean.
+    """So many blocks, spread over the tensor, as int8 with a scale each and their places; of all blocks the mean.
 
-    What dropping a block costs is its variance about its mean, times the channel's weight.
+    Which blocks they are must not depend on what is in them: the liveliest ones tell of a share of the data only, and a
+    gradient made from them drifts (docs/decisions/sparse-residuals.md).
     """
     assert choice is not None
     blocks = _matrix(op, x, block_of(x))
     mean = op.ReduceMean(blocks, [1], keepdims=0)
-    squares = _squares(op, x, blocks)
-    spread = op.Sub(squares, op.Mul(op.Mul(mean, mean), float(block_of(x))))
-    if choice.weight is not None:
-        spread = op.Reshape(op.Mul(_by_channel(op, spread, x), op.Unsqueeze(choice.weight, [1])), [-1], like=mean)
-    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(mean), to=FLOAT), choice.keep)), to=INT64)
-    _, places = op.TopK(spread, count, sorted=0)
+    places = _spread(op, op.Squeeze(op.Shape(mean), [0]), choice.keep)
     kept = _sized(op.Gather(blocks, places, axis=0), block_of(x))
     largest = op.ReduceMax(op.Abs(kept), [1], keepdims=0)
     scale = _unless_finite(op, op.Add(op.Mul(largest, 1 / 127), TINY), op.Gather(mean, places, axis=0))
@@ -164,15 +156,18 @@ def _blocks_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
     return values, scale, op.Unsqueeze(places, [1]), mean
 
 
-def _squares(op: Builder, x: ir.Value, blocks: ir.Value) -> ir.Value:
-    """The sum of squares of each block; of whole lines where there are, which batch statistics have summed already."""
-    line, size = int(dims(x)[-1]), block_of(x)
-    if len(dims(x)) < 3 or size % line or line < SMALLEST_BLOCK:
-        return op.ReduceSumSquare(blocks, [1], keepdims=0)
-    lines = op.ReduceSumSquare(x, [len(dims(x)) - 1], keepdims=0)
-    if size == line:
-        return op.Reshape(lines, [-1])
-    return op.ReduceSum(_matrix(op, lines, size // line), [1], keepdims=0)
+def _spread(op: Builder, size: ir.Value, keep: ir.Value) -> ir.Value:
+    """floor(keep*size) different numbers below `size`, in order: one somewhere in each of as many equal stretches.
+
+    Where in its stretch, multiples of the golden ratio say, so that no period of the tensor's layout is met.
+    """
+    count = op.Cast(op.Floor(op.Mul(op.Cast(size, to=FLOAT), keep)), to=INT64)
+    number = op.Range(np.array(0), count, np.array(1))
+    some = op.Max(count, np.array(1))
+    first = op.Div(op.Mul(number, size), some)
+    width = op.Sub(op.Div(op.Mul(op.Add(number, np.array(1)), size), some), first)
+    within = op.Mod(op.Mul(number, np.array(GOLDEN)), np.array(PERIOD))
+    return op.Add(first, op.Div(op.Mul(within, width), np.array(PERIOD)))
 
 
 def _blocks_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:

@@ -45,7 +45,6 @@ class Kept:
         how: name of a codec, or "recompute".
         share: of its elements that the bytes count as kept, where the codec drops some.
         layers: positions of the layers whose share is asked for at run time; the largest counts.
-        variance, eps: the value [C] that an error in a channel is relative to, where there is one.
     """
 
     value: str
@@ -55,8 +54,6 @@ class Kept:
     because: str
     share: float = 1.0
     layers: tuple[int, ...] = ()
-    variance: str = ""
-    eps: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,15 @@ def _shares(forward: ir.Model, plan: Plan) -> ir.Value | None:
 def _save(forward: ir.Model, row: Kept, codec: Codec, shares: ir.Value | None) -> list[ir.Value]:
     graph = forward.graph
     x = next(v for v in graph.outputs if v.name == row.value)
-    values = ir.convenience.create_value_mapping(graph)
-    variance = values.get(row.variance) if row.variance else None
     nodes = list(graph)
-    made = [nodes.index(maker) for v in (x, variance) if v is not None and (maker := v.producer()) is not None]
+    maker = x.producer()
+    assert maker is not None, "a residual is computed"
     op = Builder(graph, ROOM, forward.opset_imports[""])
-    with op.at(row.value, before=(*nodes, None)[max(made, default=-1) + 1]):
+    with op.at(row.value, before=(*nodes, None)[nodes.index(maker) + 1]):
         choice = None
         if codec.drops:
             assert shares is not None
-            weight = None if variance is None else op.Reciprocal(op.Add(variance, row.eps))
-            choice = Choice(_largest(op, shares, row.layers), weight)
+            choice = Choice(_largest(op, shares, row.layers))
         saved = list(codec.save(op, x, choice))
     _name(
         graph, saved, [".".join(word for word in (row.value, codec.name, part) if word) for part in ("", *codec.parts)]

@@ -82,9 +82,8 @@ def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
         if not polynomial or not governed or (codec == "blocks" and not block_of(value)):
             return keep_as(value, "int8", batch, "" if polynomial else "a slope is computed from it")
-        variance, eps = _variance_of(value)
         row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", share)
-        return replace(row, layers=governed, variance=variance, eps=eps)
+        return replace(row, layers=governed)
 
     return decide
 
@@ -104,13 +103,3 @@ def _readers(value: ir.Value, half: Set[ir.Node], late: Set[ir.Node]) -> tuple[s
                 if use.node not in late:
                     pending += use.node.outputs
     return found & late, polynomial
-
-
-def _variance_of(value: ir.Value) -> tuple[str, float]:
-    """The statistics that a batch norm computes of `value` in the forward, and its epsilon."""
-    for use in value.uses():
-        if use.node.op_type == "BatchNormalization" and use.idx == 0 and use.node.inputs[4] is not None:
-            variance = use.node.inputs[4]
-            if variance.producer() is not None:
-                return str(variance.name), use.node.attributes.get_float("epsilon", 1e-5)
-    return "", 0.0
