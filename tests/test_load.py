@@ -315,7 +315,12 @@ def test_inputs_of_other_types_are_refused(tmp_path: Path, kind: str, parts: tup
 
 def test_labels_instead_of_logits_are_refused(tmp_path: Path) -> None:
     text = "net (float[N,4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
-    refusal(UnsupportedError, lambda: load(saved(source(text, {}), tmp_path)), "the output `y` is int64", "export the scores")
+    refusal(
+        UnsupportedError,
+        lambda: load(saved(source(text, {}), tmp_path)),
+        "the output `y` is int64",
+        "export the scores",
+    )
 
 
 def test_half_precision_weights_are_refused(tmp_path: Path) -> None:

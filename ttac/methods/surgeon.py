@@ -21,8 +21,8 @@ SPARSITY = (
     Option(
         "select",
         "blocks",
-        "what of an input is kept: the blocks that vary most, what lies above a sampled threshold, or exactly the "
-        "largest magnitudes (slow)",
+        "what of an input is kept: blocks spread evenly, and the mean of the others; what lies above a sampled "
+        "threshold; or exactly the largest magnitudes (both slow)",
         choices=tuple(SELECTIONS),
     ),
 )
