@@ -9,14 +9,13 @@ from typing import Any
 import click
 
 from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, running, viewing
-from ttac.cli.options import verbose
+from ttac.cli.options import CONTEXT, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
 from ttac.suggest import did_you_mean
 
 INTERRUPTED = 130
 CRASH_HINT = "run again with `-v` for the traceback, and report it"
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Commands(click.Group):

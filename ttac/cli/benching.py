@@ -11,7 +11,7 @@ import click
 
 import ttac
 from ttac.cli.evaluating import COMPILING, numbers, several
-from ttac.cli.options import PATH, as_json, count, model, one_of, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ttac.evaluation.bench import Benchmark
 
 
-@click.command("bench")
+@click.command("bench", context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
 @several("--methods", metavar="M,...", default="tent", help="Names; `tent:lr=0.01` for a setting.")
 @several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 8, or the bundle's]")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac import methods
-from ttac.cli.options import PATH, as_json, count, model, option_name, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, option_name, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import TtacError, UsageError
 from ttac.sizes import format_size
@@ -52,7 +52,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
     return click.option(*names, multiple=True, callback=check, **more)
 
 
-@click.command("eval")
+@click.command("eval", context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
 @click.option("--data", metavar="PATH", type=PATH, required=True, help="Images' folder, .npz, .npy or IDX file.")
 @several("--methods", metavar="M,...", default="source,bn,tent", help="`all`, or names; `tent:lr=0.01` for a setting.")

@@ -19,6 +19,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Check = Callable[[click.Context, click.Parameter, Any], Any]
 """A click callback: gives the value back, converted, or raises UsageError."""
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Of every command, also one that is called by itself."""
 PATH = click.Path(path_type=Path)
 
 

@@ -31,6 +31,7 @@ def page(found: Evaluation) -> str:
     """The page; raises RuntimeMissingError without the extra `eval`."""
     import ttac
 
+    check_installed()
     tables = found.tables()
     return rendered(
         "report.html.jinja",
