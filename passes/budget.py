@@ -13,10 +13,7 @@ import onnx_ir as ir
 
 from ttac.passes.codecs import CODECS
 from ttac.passes.liveness import bytes_over_time
-from ttac.passes.plan import Decide, Kept, Plan, keep_as, nbytes, plan_activations
-
-SMALL = 16 * 1024
-"""Bytes below which a residual is not worth the nodes that encode it."""
+from ttac.passes.plan import WORTH_ENCODING, Decide, Kept, Plan, keep_as, nbytes, plan_activations
 
 
 def plan_within(
@@ -37,7 +34,7 @@ def plan_within(
             alive[slice(*span)] -= nbytes(value, batch)  # computed again, so it need not wait
     if alive.max(initial=0) <= goal:
         return plan, True
-    rows = [row for row in plan.kept if row.how == "dense" and row.bytes >= SMALL]
+    rows = [row for row in plan.kept if row.how == "dense" and row.bytes >= WORTH_ENCODING]
     floats = [
         v for v in (values[row.value] for row in rows) if v.dtype == ir.DataType.FLOAT and not v.is_graph_output()
     ]
@@ -87,7 +84,7 @@ def _int8_bytes(value: ir.Value, batch: int) -> int:
 
 def _as_chosen(names: Set[str], batch: int) -> Decide:
     def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
-        if value.dtype == ir.DataType.BOOL and nbytes(value, batch) >= SMALL // 4:
+        if value.dtype == ir.DataType.BOOL and nbytes(value, batch) >= WORTH_ENCODING // 4:
             return keep_as(value, "bits", batch)
         if str(value.name) in names:
             return keep_as(value, "int8", batch, "the budget asks for less at the peak")

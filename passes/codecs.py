@@ -38,18 +38,11 @@ Reader = Callable[..., ir.Value]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a codec that drops elements goes by: `keep`, the share of elements kept, a float scalar of the graph."""
-
-    keep: ir.Value
-
-
-@dataclass(frozen=True)
 class Codec:
     """One way to keep a value x for the backward.
 
     Attributes:
-        save: the tensors the forward hands over, built from x (and a Choice where `drops`).
+        save: the tensors the forward hands over, built from x and, where `drops`, the share of it to keep, a scalar.
         restore: x, or what stands for it, from those tensors; `like` has x's type and shape.
         bytes: of one sample of x, with the share `keep` of its elements kept.
         error: how far the restored value may be off; exact_for: the gradients that stay what they were.
@@ -60,7 +53,7 @@ class Codec:
     """
 
     name: str
-    save: Callable[[Builder, ir.Value, Choice | None], Saved]
+    save: Callable[[Builder, ir.Value, ir.Value | None], Saved]
     restore: Callable[[Builder, Saved, ir.Value], ir.Value]
     bytes: Callable[[ir.Value, float], float]
     error: str
@@ -76,7 +69,7 @@ class Codec:
         return self.error == "none"
 
 
-def _dense_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _dense_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     return (x,)
 
 
@@ -84,7 +77,7 @@ def _dense_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return saved[0]
 
 
-def _half_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _half_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """Clipped to what float16 can hold; what was infinite before becomes NaN, for it must not pass for a number."""
     clipped = op.Add(op.Clip(x, -LARGEST_HALF, LARGEST_HALF), op.Mul(x, 0.0))
     return (op.Cast(clipped, to=int(ir.DataType.FLOAT16)),)
@@ -94,12 +87,12 @@ def _half_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return op.Cast(saved[0], to=FLOAT)
 
 
-def _bits_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _bits_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     return (op.PackBits(x),)
 
 
 def _bits_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
-    return op.UnpackBits(saved[0], shape=[size if isinstance(size, int) else -1 for size in dims(like)])
+    return op.UnpackBits(saved[0], shape=_open_shape(like))
 
 
 def row_of(x: ir.Value) -> int:
@@ -108,7 +101,7 @@ def row_of(x: ir.Value) -> int:
     return math.prod(sizes[1:]) if len(sizes) > 1 else math.prod(sizes)
 
 
-def _int8_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _int8_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """Each row in 255 steps from its least to its largest value; 0 is one of the steps, so zeros stay zeros."""
     rows = _matrix(op, x, row_of(x))
     low, high = op.Min(op.ReduceMin(rows, [1], keepdims=0), 0.0), op.Max(op.ReduceMax(rows, [1], keepdims=0), 0.0)
@@ -139,16 +132,16 @@ def block_of(x: ir.Value) -> int:
     return min(whole or fitting, key=lambda size: abs(size - BLOCK), default=0)
 
 
-def _blocks_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _blocks_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """So many blocks, spread over the tensor, as int8 with a scale each and their places; of all blocks the mean.
 
     Which blocks they are must not depend on what is in them: the liveliest ones tell of a share of the data only, and a
     gradient made from them drifts (docs/decisions/sparse-residuals.md).
     """
-    assert choice is not None
+    assert keep is not None
     blocks = _matrix(op, x, block_of(x))
     mean = op.ReduceMean(blocks, [1], keepdims=0)
-    places = _spread(op, op.Squeeze(op.Shape(mean), [0]), choice.keep)
+    places = _spread(op, op.Squeeze(op.Shape(mean), [0]), keep)
     kept = _sized(op.Gather(blocks, places, axis=0), block_of(x))
     largest = op.ReduceMax(op.Abs(kept), [1], keepdims=0)
     scale = _unless_finite(op, op.Add(op.Mul(largest, 1 / 127), TINY), op.Gather(mean, places, axis=0))
@@ -170,9 +163,14 @@ def _spread(op: Builder, size: ir.Value, keep: ir.Value) -> ir.Value:
     return op.Add(first, op.Div(op.Mul(within, width), np.array(PERIOD)))
 
 
+def _blocks_of(op: Builder, values: ir.Value, scale: ir.Value) -> ir.Value:
+    """The kept blocks as floats."""
+    return op.DequantizeLinear(values, scale, _zeros(op, scale, np.int8), axis=0)
+
+
 def _blocks_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     values, scale, places, mean = saved
-    kept = op.DequantizeLinear(values, scale, _zeros(op, scale, np.int8), axis=0)
+    kept = _blocks_of(op, values, scale)
     return _placed(op, mean, places, kept, like)
 
 
@@ -188,7 +186,7 @@ def _blocks_dot(op: Builder, saved: Saved, like: ir.Value, g: ir.Value) -> ir.Va
     """sum over all axes but the channel of g*x, [C], without x: sums of g's blocks, and products where x was kept."""
     values, scale, places, mean = saved
     blocks = _matrix(op, g, block_of(like))
-    kept = op.DequantizeLinear(values, scale, _zeros(op, scale, np.int8), axis=0)
+    kept = _blocks_of(op, values, scale)
     there = _sized(op.GatherND(blocks, places), block_of(like))
     dots = op.ReduceSum(op.Mul(there, kept, like=there), [1], keepdims=0)
     each = op.ScatterND(op.Mul(op.ReduceSum(blocks, [1], keepdims=0), mean), places, dots)
@@ -204,7 +202,7 @@ def _blocks_affine(
     per_channel = op.Mul(_by_channel(op, mean, like), op.Unsqueeze(slope, [1]))
     channel = op.Mod(op.Div(op.Squeeze(places, [1]), blocks), channels)
     scaled = op.Mul(scale, op.Gather(slope, channel, axis=0), like=scale)
-    kept = op.DequantizeLinear(values, scaled, _zeros(op, scale, np.int8), axis=0)
+    kept = _blocks_of(op, values, scaled)
     if offset is not None:
         per_channel = op.Add(per_channel, op.Unsqueeze(offset, [1]))
         kept = op.Add(kept, op.Unsqueeze(op.Gather(offset, channel, axis=0), [1]), like=kept)
@@ -225,11 +223,11 @@ def _by_channel(op: Builder, each: ir.Value, like: ir.Value) -> ir.Value:
     return split
 
 
-def _topk_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _topk_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """The floor(keep * elements) largest magnitudes of the whole tensor, exactly (METHODS 6, 15)."""
-    assert choice is not None
+    assert keep is not None
     flat = op.Reshape(x, [-1])
-    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), choice.keep)), to=INT64)
+    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), keep)), to=INT64)
     _, places = op.TopK(op.Abs(flat), count, sorted=0)
     # Where it puts what is not a number is open; added to all, that cannot get lost.
     kept = _unless_finite(op, op.Gather(flat, places, axis=0), op.ReduceSum(flat, keepdims=0))
@@ -244,20 +242,20 @@ def _topk_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return _like(op, op.ScatterND(blank, places, values), like)
 
 
-def _sparse_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _sparse_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """The floor(keep * elements) largest magnitudes but for ties, which go: what lies above a threshold.
 
     In a large tensor a sample of the elements tells two bounds that the threshold almost surely lies between, and the
     few elements between them decide.
     """
-    assert choice is not None
+    assert keep is not None
     flat = op.Abs(op.Reshape(x, [-1]))
     if math.prod(int(size) for size in dims(x)[1:]) >= SAMPLED * LEAST_SAMPLED:
-        threshold = _between_bounds(op, flat, _coprime(SAMPLED, row_of(x)), choice.keep)
+        threshold = _between_bounds(op, flat, _coprime(SAMPLED, row_of(x)), keep)
     else:
-        threshold = _first_dropped(op, flat, op.Mul(op.Cast(op.Shape(flat), to=FLOAT), choice.keep))
+        threshold = _first_dropped(op, flat, op.Mul(op.Cast(op.Shape(flat), to=FLOAT), keep))
     # Everything is asked for where no element is left below the threshold.
-    threshold = op.Where(op.Less(choice.keep, 1.0), threshold, -1.0)
+    threshold = op.Where(op.Less(keep, 1.0), threshold, -1.0)
     # What is not a number is not below either.
     mask = op.Not(op.LessOrEqual(op.Abs(x), threshold))
     kept = op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0)
@@ -289,13 +287,12 @@ def _between_bounds(op: Builder, flat: ir.Value, every: int, keep: ir.Value) -> 
 
 def _sparse_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     values, bits = saved
-    mask = op.UnpackBits(bits, shape=[size if isinstance(size, int) else -1 for size in dims(like)])
-    flat = op.Reshape(mask, [-1])
+    flat = op.Reshape(op.UnpackBits(bits, shape=_open_shape(like)), [-1])
     places = op.Transpose(op.NonZero(flat), perm=[1, 0])
     return _like(op, op.ScatterND(_zeros(op, flat, np.float32), places, values), like)
 
 
-def _nonzero_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
+def _nonzero_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
     """Behind a Relu: what is not zero, and where."""
     mask = op.Not(op.Equal(x, 0.0))
     return op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0), op.PackBits(mask)
@@ -303,7 +300,12 @@ def _nonzero_save(op: Builder, x: ir.Value, choice: Choice | None) -> Saved:
 
 def _like(op: Builder, flat: ir.Value, like: ir.Value) -> ir.Value:
     """`flat` in the shape of `like`, whose batch the engine computes."""
-    return op.Reshape(flat, [size if isinstance(size, int) else -1 for size in dims(like)], like=like)
+    return op.Reshape(flat, _open_shape(like), like=like)
+
+
+def _open_shape(x: ir.Value) -> list[int]:
+    """The shape of `x`, -1 for its batch."""
+    return [size if isinstance(size, int) else -1 for size in dims(x)]
 
 
 def _matrix(op: Builder, x: ir.Value, columns: int) -> ir.Value:

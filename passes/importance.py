@@ -25,17 +25,18 @@ def importance(context: Context) -> MethodGraph:
     """
     op = Builder(ir.Graph([], [], nodes=[], opset_imports={"": context.opset}, name="importance"), ROOM, context.opset)
     shapes = {g: p.initial for p, g in zip(context.parameters, context.gradients, strict=True)}
+    gradients = [layer.gradient for layer in context.layers]
     sizes = np.array([layer.elements for layer in context.layers], np.float64)
     memory = (-np.log(sizes / sizes.sum())).astype(np.float32)
     before = state_input(op.graph, KEEP, np.ones(len(sizes), np.float32))
     with op.at("importance"):
-        squares = [_mean_square(op, state_input(op.graph, g, shapes[g])) for g in _gradients(context)]
+        squares = [_mean_square(op, state_input(op.graph, g, shapes[g])) for g in gradients]
         found = op.Mul(op.Sqrt(op.Concat(*squares, axis=0)), memory)
         largest = op.ReduceMax(found, [0], keepdims=1)
         # False for 0, for infinity and, as every comparison, for what is not a number; a maximum may pass over that.
         sees = op.And(op.Greater(largest, 0.0), op.Less(op.ReduceSum(found, [0], keepdims=1), math.inf))
         ratio = op.Mul(op.Div(found, largest), float(context.settings["keep"]))
-        shares = op.Where(sees, ratio, op.Add(op.Mul(op.Cast(sees, to=int(ir.DataType.FLOAT)), 0.0), 1.0))
+        shares = op.Where(sees, ratio, 1.0)
         kept = op.ReduceSum(op.Mul(shares, (sizes / sizes.sum()).astype(np.float32)), keepdims=0)
         blind = op.Squeeze(op.Cast(op.Not(sees), to=int(ir.DataType.FLOAT)), [0])
         each = op.Split(shares, [1] * len(sizes), axis=0, outputs=len(sizes)) if len(sizes) > 1 else [shares]
@@ -43,10 +44,6 @@ def importance(context: Context) -> MethodGraph:
     named = {f"kept.{layer.parameter}": value for layer, value in zip(context.layers, each, strict=True)}
     outputs = {"kept": kept, "probe.blind": blind, **named}
     return finished(op, outputs, [state], {name: name for name in outputs})
-
-
-def _gradients(context: Context) -> list[str]:
-    return [layer.gradient for layer in context.layers]
 
 
 def _mean_square(op: Builder, slope: ir.Value) -> ir.Value:

@@ -25,6 +25,8 @@ from ttac.passes.codecs import CODECS
 SMALL = 64 * 1024
 STATISTIC = 4 * 1024
 """Bytes up to which a value is kept rather than computed again from one that is kept with an error."""
+WORTH_ENCODING = 16 * 1024
+"""Bytes below which a residual is not worth the nodes that encode it."""
 SAMPLE_BYTES = "ttac.sample_bytes"
 """Value metadata: bytes a sample takes where the shape does not tell."""
 # Operators cheap enough to run twice: about the price of reading and writing their tensor once.

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from ttac.passes.autodiff import dims
 from ttac.passes.build import LAYER, Builder
 from ttac.passes.build import ROOM as ROOM_KEY
-from ttac.passes.codecs import CODECS, Choice, Codec
+from ttac.passes.codecs import CODECS, Codec
 from ttac.passes.plan import SAMPLE_BYTES, Kept, Plan
 
 ROOM = "plan"
@@ -64,11 +64,11 @@ def _save(forward: ir.Model, row: Kept, codec: Codec, shares: ir.Value | None) -
     assert maker is not None, "a residual is computed"
     op = Builder(graph, ROOM, forward.opset_imports[""])
     with op.at(row.value, before=(*nodes, None)[nodes.index(maker) + 1]):
-        choice = None
+        keep = None
         if codec.drops:
             assert shares is not None
-            choice = Choice(_largest(op, shares, row.layers))
-        saved = list(codec.save(op, x, choice))
+            keep = _largest(op, shares, row.layers)
+        saved = list(codec.save(op, x, keep))
     _name(
         graph, saved, [".".join(word for word in (row.value, codec.name, part) if word) for part in ("", *codec.parts)]
     )

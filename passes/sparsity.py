@@ -16,12 +16,10 @@ from ttac.passes.batch import sample_size
 from ttac.passes.build import LAYER
 from ttac.passes.codecs import block_of
 from ttac.passes.differentiate import Joint
-from ttac.passes.plan import Decide, Kept, Shares, downstream_of_gradient, keep_as, nbytes
+from ttac.passes.plan import WORTH_ENCODING, Decide, Kept, Shares, downstream_of_gradient, keep_as, nbytes
 
 KEEP = "surgeon.keep"
 """State: the share that each layer keeps."""
-SMALL = 16 * 1024
-"""Bytes below which a residual is not worth the nodes that encode it."""
 # Operators whose outputs are sums of products of their inputs.
 POLYNOMIAL = frozenset(
     "Add Sub Mul Neg Sum Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Pad Concat Split Gather Expand "
@@ -71,7 +69,9 @@ def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float
     late = downstream_of_gradient(joint.backward)
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
-        if nbytes(value, batch) < SMALL or value.is_graph_output():  # an output is handed out as it is in any case
+        if (
+            nbytes(value, batch) < WORTH_ENCODING or value.is_graph_output()
+        ):  # an output is handed out as it is in any case
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)

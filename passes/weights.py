@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.adapt import StateTensor, state_input
+from ttac.passes.layers import unique
 
-WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1}
-"""Where these take their kernel or matrix; a bias follows it."""
+WEIGHTED = frozenset("Conv ConvTranspose Gemm".split())
+"""They take a kernel or matrix as their second input, and a bias as their third."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def own_weights(model: ir.Model) -> list[Owned]:
         assert old is not None and old.const_value is not None
         name = str(old.name)
         if len(old.uses()) > 1 or "::" in name or "[" in name:
-            name = _fresh(f"{node.name}.{role}", taken)
+            name = unique(f"{node.name}.{role}", taken)
+            taken.add(name)
             own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))
             node.replace_input_with(position, own)
             if not old.uses():
@@ -74,9 +76,8 @@ def train_weights(model: ir.Model, owned: Sequence[Owned]) -> tuple[StateTensor,
 def _trainable(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, str]]:
     """Node, position of the constant input, and what it is."""
     for node in graph:
-        first = WEIGHTED.get(node.op_type)
-        if first is not None:
-            positions = [(first, "weight"), (first + 1, "bias")]
+        if node.op_type in WEIGHTED:
+            positions = [(1, "weight"), (2, "bias")]
         elif node.op_type == "MatMul":
             positions = [(0, "weight"), (1, "weight")]
         elif node.op_type == "Add" and any(_made_by(v, "MatMul") for v in node.inputs):
@@ -106,12 +107,3 @@ def _is_normalised(node: ir.Node) -> bool:
     return any(norm.inputs[3].producer() is not None for norm in norms if norm.inputs[3] is not None) and all(
         reader in norms or reader.op_type == "Moments" for reader in readers
     )
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    candidate, count = name, 1
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}.{count}"
-    taken.add(candidate)
-    return candidate

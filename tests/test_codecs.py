@@ -18,7 +18,7 @@ from tests.source_models import Weights, norm, saved, source
 from tests.whole_models import SINGLE, Arrays, normal, samples, sites_of, spelled
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.build import Builder
-from ttac.passes.codecs import CODECS, Choice, Codec, block_of, row_of
+from ttac.passes.codecs import CODECS, Codec, block_of, row_of
 from ttac.passes.differentiate import differentiate_loss
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable, run
@@ -87,7 +87,7 @@ def built(name: str, shape: tuple[int, ...]) -> Built:
     keep = ir.val("keep", SINGLE, [])
     graph = ir.Graph([x, keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="trip")
     op = Builder(graph, "test")
-    saved = list(codec.save(op, x, Choice(keep) if codec.drops else None))
+    saved = list(codec.save(op, x, keep if codec.drops else None))
     assert len(saved) == 1 + len(codec.parts)
     restored = codec.restore(op, saved, x)
     assert restored.dtype == x.dtype and str(restored.shape) == str(x.shape), "what reads the value sees its type"
@@ -294,7 +294,7 @@ def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> 
     graph = ir.Graph([*inputs.values(), keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
     op = Builder(graph, "test")
     x = inputs["x"]
-    saved = codec.save(op, x, Choice(keep))
+    saved = codec.save(op, x, keep)
     if operator == "ChannelDot":
         others = [inputs["g"]]
     else:

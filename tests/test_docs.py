@@ -33,11 +33,11 @@ TORCHVISION = """\
 # because two names are missing; nothing here calls them.
 import contextlib, warnings
 with contextlib.suppress(ImportError):
-    import torch
+    from torch import library
     try:
         import torchvision
     except RuntimeError:
-        missing = torch.library.Library("torchvision", "DEF")
+        missing = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             missing.define(name + "(Tensor x) -> Tensor")
 """

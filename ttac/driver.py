@@ -65,7 +65,8 @@ def compile_model(
             images.
         norms: "auto" inserts norms only into a file that has none, "insert" after every Conv with a bias, "keep"
             never.
-        train: which sites are adapted: "norms" for all, or comma-separated selectors (`ttac.passes.selectors`).
+        train: which sites are adapted: "norms" for all, "all" with all other weights besides, or comma-separated
+            selectors (`ttac.passes.selectors`).
         quantize: "int8" runs the layers in 8 bits; needs `calibration`.
         memory_budget: bytes, or a size such as "64MiB", that a step may use beyond the loaded bundle.
         settings: the method's hyperparameters (`ttac methods NAME`).
