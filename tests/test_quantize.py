@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import ttac
 from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, run, saved, source
+from tests.static_quantization import quantized_by_the_engine
 from ttac import targets
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.emit import write_graphs
@@ -101,34 +102,14 @@ def test_the_batch_stays_open() -> None:
 
 
 def test_another_quantizer_is_as_far_off_and_no_nearer(tmp_path: Path) -> None:
-    from ttac.passes.quantize_ranges import _calibrators
-
-    _calibrators()
     quantization = pytest.importorskip("onnxruntime.quantization")
     plain, ours, _ = in_8_bits(MODELS / "resnet.onnx", 0)
     fold_norms(plain, ())
     x = samples(plain)
-    name = plain.graph.inputs[0].name
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.feeds = iter([{name: x}])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
-    ir.save(plain, tmp_path / "plain.onnx")
-    quantization.quantize_static(
-        str(tmp_path / "plain.onnx"),
-        str(tmp_path / "theirs.onnx"),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-    )
+    types = quantization.QuantType
+    file = quantized_by_the_engine(plain, x, tmp_path, activation_type=types.QUInt8, weight_type=types.QInt8)
     expected = run(plain, x)
-    theirs = run(onnx.load(str(tmp_path / "theirs.onnx")), x)
+    theirs = run(onnx.load(str(file)), x)
     assert off(run(ours, x), expected) < 1.5 * off(theirs, expected) < 0.15
 
 

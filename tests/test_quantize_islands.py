@@ -13,6 +13,7 @@ import pytest
 
 import ttac
 from tests.source_models import run, saved, source
+from tests.static_quantization import quantized_by_the_engine
 from ttac import targets
 from ttac.errors import UnsupportedError
 from ttac.inspection import inspect_model
@@ -22,7 +23,7 @@ from ttac.passes.normalise import normalise
 from ttac.passes.norms import find_norms
 from ttac.passes.quantize import quantize
 from ttac.passes.quantize_check import float_layers
-from ttac.passes.quantize_ranges import _calibrators
+from ttac.passes.quantize_fold import fold_norms
 
 MODELS = Path(__file__).parent / "models"
 SETTINGS: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99}
@@ -66,26 +67,10 @@ def samples(shape: tuple[int, ...] = (48, 3, 6, 6)) -> np.ndarray:
 
 def by_theirs(path: Path, folder: Path, **choices: Any) -> Path:
     """The file as onnxruntime's own quantizer writes it."""
-    _calibrators()
-    quantization = pytest.importorskip("onnxruntime.quantization")
     plain = normalise(load(path), simplifier=None)
-    from ttac.passes.quantize_fold import fold_norms
-
     fold_norms(plain, ())
     x = samples((48, *[int(str(size)) for size in (plain.graph.inputs[0].shape or [])[1:]]))
-    name = plain.graph.inputs[0].name
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.feeds = iter([{name: x}])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
-    ir.save(plain, folder / "plain.onnx")
-    options = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True, **choices}
-    quantization.quantize_static(str(folder / "plain.onnx"), str(folder / "theirs.onnx"), Reader(), **options)
-    return folder / "theirs.onnx"
+    return quantized_by_the_engine(plain, x, folder, **choices)
 
 
 def off(found: np.ndarray, expected: np.ndarray) -> float:

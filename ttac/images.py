@@ -169,7 +169,7 @@ def _channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarr
         return array.transpose(0, 3, 1, 2)
     if sample == (height, width) and channels == 1:
         return array[:, None]
-    raise _misfit(array, how, where)
+    raise misfit(array, how, where)
 
 
 def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
@@ -181,10 +181,11 @@ def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
         return array
     if len(how.sample) == 3 and how.size[0] == 1 and array.shape[1:] == how.size[1:]:
         return array.reshape(len(array), *how.sample)
-    raise _misfit(array, how, where)
+    raise misfit(array, how, where)
 
 
-def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
+def misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
+    """What is said of samples in another shape than the model takes."""
     return UsageError(
         f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
         where=where,

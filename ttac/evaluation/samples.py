@@ -18,7 +18,7 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
-from ttac.images import SUFFIXES, Preparation, fitted_image, read_image
+from ttac.images import SUFFIXES, Preparation, fitted_image, misfit, read_image
 
 FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
 CLEAN = "clean"
@@ -154,7 +154,7 @@ def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
     """
     if array.dtype != np.uint8:
         if array.shape[1:] != how.sample:
-            raise _misfit(array, how, where)
+            raise misfit(array, how, where)
         return np.ascontiguousarray(array, np.float32)
     channels, height, width = how.size
     if array.shape[1:] == (channels, height, width):
@@ -163,15 +163,7 @@ def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     if array.shape[1:] == (height, width) and channels == 1:
         return np.ascontiguousarray(array[:, None])
-    raise _misfit(array, how, where)
-
-
-def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
-    return UsageError(
-        f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
-        where=where,
-        hint="resize or transpose them, or give a folder of images, which ttac resizes itself",
-    )
+    raise misfit(array, how, where)
 
 
 def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
