@@ -62,7 +62,8 @@ def rendered(name: str, **facts: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = lambda text: markupsafe.Markup(text)
-    return environment.get_template(name).render(**facts)
+    page: str = environment.get_template(name).render(**facts)
+    return page
 
 
 def section(found: Evaluation, table: Table) -> dict[str, Any]:
