@@ -1,11 +1,15 @@
 """What a sparse cache of activations costs in error, and what a memory budget costs in time and error.
 
     python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one share for all
-    python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1
+    python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1 --select blocks threshold topk
+    python examples/surgeon_study.py shares --half tuning    # on the images that choices are made on
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
 Prints Markdown; `docs/surgeon.md` keeps what it printed.  Errors are those of the shipped Fashion-MNIST images under
-seven corruptions in turn, without a reset between them; the second part exports ResNeXt-29 and needs PyTorch for that.
+seven corruptions in turn, without a reset between them.  The first part runs every method on the same few orders of the
+images, and prints means with standard deviations over the orders; a difference is taken order by order.  What was
+chosen (how blocks are read) was chosen on the images of even number, `--half tuning`; by default the other half is
+reported.  The second part exports ResNeXt-29 and needs PyTorch for that.
 """
 
 from __future__ import annotations
@@ -28,15 +32,17 @@ from ttac.sizes import format_size
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
-KEEPS = (1.0, 0.5, 0.2, 0.1, 0.05)
+KEEPS = (1.0, 0.5, 0.2, 0.05)
 SELECTIONS = ("blocks", "threshold", "topk")
-SELECTED_AT = (1.0, 0.1)
-"""Values of `keep` that the selections are compared at."""
+HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "both": slice(None)}
+"""Images by the word of `--half`."""
+SEEDS = 3
 BUDGETS = (0.8, 0.6, 0.4)
 """Shares of the dense peak that are asked for; the least follows from the first refusal."""
 PAIRS = 15
 COLUMNS = (
-    "`keep`", "kept", "counted cache", "`surgeon`", "`dropit`, as much kept", "peak `surgeon`", "peak `dropit`",
+    "`select`", "`keep`", "kept", "counted cache", "`surgeon`", "- `tent`", "`dropit`, as much kept",
+    "`surgeon` - `dropit`", "peak `surgeon`", "peak `dropit`",
 )  # fmt: skip
 
 Stream = list[tuple[np.ndarray, np.ndarray]]
@@ -59,51 +65,78 @@ def stream() -> Stream:
         return [(file[name].astype(np.float32) / np.float32(255), file["labels"]) for name in names]
 
 
+def in_orders(images: Stream, half: str, seeds: int) -> list[Stream]:
+    """That half of the images, each corruption's in an order of its own, once for each seed."""
+    found = []
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        orders = [random.permutation(np.arange(len(labels))[HALVES[half]]) for _, labels in images]
+        found.append([(x[order], labels[order]) for (x, labels), order in zip(images, orders, strict=True)])
+    return found
+
+
 def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: Any) -> Outcome:
     """Compile the shipped net and run the stream through it."""
+    return outcomes(folder, [images], method, batch, **choices)[0]
+
+
+def outcomes(folder: Path, streams: Sequence[Stream], method: str, batch: int, **choices: Any) -> list[Outcome]:
+    """Compile the shipped net once and run each of the streams through it, from the shipped weights."""
     path = folder / f"{len(list(folder.iterdir()))}.ttac"
     bundle = ttac.compile(NET, method=method, batch=batch, output=path, **choices)
     adapter = ttac.load(path, threads=1)
+    memory = bundle.manifest["memory"]
+    found = []
+    for images in streams:
+        adapter.reset()
+        error, share = along(adapter, images)
+        share = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else share
+        counted = share * memory["published_cache"]["norm_inputs_bytes"]
+        found.append(Outcome(error, share, memory["measured"].get("peak", 0), counted))
+    return found
+
+
+def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
+    """Error in per cent over a stream, and the mean share of the inputs kept."""
     wrong, total, kept = 0, 0, []
     for pictures, labels in images:
-        for start in range(0, len(labels), batch):
-            rows = slice(start, start + batch)
+        for start in range(0, len(labels), adapter.batch):
+            rows = slice(start, start + adapter.batch)
             wrong += int((adapter.step(pictures[rows]).argmax(1) != labels[rows]).sum())
             total += len(labels[rows])
             kept.append(float(adapter.stats.get("kept", 1.0)))
     assert adapter.stats["rejected"] == 0
-    share = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else statistics.mean(kept)
-    memory = bundle.manifest["memory"]
-    counted = share * memory["published_cache"]["norm_inputs_bytes"]
-    return Outcome(100 * wrong / total, share, memory["measured"].get("peak", 0), counted)
+    return 100 * wrong / total, statistics.mean(kept)
 
 
-def shares(folder: Path, batch: int, keeps: Sequence[float]) -> Iterator[str]:
-    """Tables: shares per layer and batch against one share, then the ways to select."""
-    images = stream()
-    tent = outcome(folder, images, "tent", batch)
-    source = outcome(folder, images, "source", batch)
-    yield f"\nBatch {batch}: `source` {source.error:.1f} %, `tent` {tent.error:.2f} % at {format_size(tent.peak)}.\n"
+def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
+    """Shares per layer and batch against `tent` and against one share for all, by what is kept of an input."""
+    streams = in_orders(stream(), asked.half, asked.seeds)
+    tent = outcomes(folder, streams, "tent", asked.batch)
+    source = outcomes(folder, streams[:1], "source", asked.batch)[0]
+    yield (
+        f"\nBatch {asked.batch}, {asked.half}, {asked.seeds} orders: `source` {source.error:.1f} %, "
+        f"`tent` {spread(tent)} % at {format_size(tent[0].peak)}.\n"
+    )
     yield from table(COLUMNS)
-    for keep in keeps:
-        mine = outcome(folder, images, "surgeon", batch, settings={"keep": keep})
-        static = outcome(folder, images, "dropit", batch, settings={"keep": mine.kept})
-        yield row(keep, f"{mine.kept:.3f}", format_size(mine.counted), f"{mine.error:.2f} %",
-                  f"{static.error:.2f} %", format_size(mine.peak), format_size(static.peak))  # fmt: skip
-    yield from selected(folder, images, batch)
+    for select in asked.select:
+        for keep in asked.keep:
+            mine = outcomes(folder, streams, "surgeon", asked.batch, settings={"select": select, "keep": keep})
+            share = statistics.mean(each.kept for each in mine)
+            static = outcomes(folder, streams, "dropit", asked.batch, settings={"select": select, "keep": share})
+            counted = statistics.mean(each.counted for each in mine)
+            yield row(f"`{select}`", keep, f"{share:.3f}", format_size(round(counted)), f"{spread(mine)} %",
+                      spread(mine, tent), f"{spread(static)} %", spread(mine, static), format_size(mine[0].peak),
+                      format_size(static[0].peak))  # fmt: skip
 
 
-def selected(folder: Path, images: Stream, batch: int) -> Iterator[str]:
-    """What of an input is kept, at the same `keep`; in each cell `surgeon`, the share, and `dropit` with that share."""
-    yield ""
-    yield from table(["`select`", *(f"`keep={keep}`" for keep in SELECTED_AT)])
-    for select in SELECTIONS:
-        cells = []
-        for keep in SELECTED_AT:
-            mine = outcome(folder, images, "surgeon", batch, settings={"select": select, "keep": keep})
-            static = outcome(folder, images, "dropit", batch, settings={"select": select, "keep": mine.kept})
-            cells.append(f"{mine.error:.2f} % (kept {mine.kept:.2f}; `dropit` {static.error:.2f} %)")
-        yield row(f"`{select}`", *cells)
+def spread(some: Sequence[Outcome], others: Sequence[Outcome] = ()) -> str:
+    """Mean error and its standard deviation over the orders; with `others`, of what it is above theirs."""
+    errors = [each.error for each in some]
+    if others:
+        errors = [error - other.error for error, other in zip(errors, others, strict=True)]
+    deviation = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{statistics.mean(errors):{'+' if others else ''}.2f}{deviation}"
 
 
 def budgets(folder: Path) -> Iterator[str]:
@@ -183,10 +216,13 @@ def main() -> None:
     parser.add_argument("part", choices=["shares", "budgets"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
+    parser.add_argument("--select", nargs="+", choices=SELECTIONS, default=SELECTIONS[:1])
+    parser.add_argument("--half", choices=tuple(HALVES), default="reporting")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="orders of the images")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lines = budgets(folder) if asked.part == "budgets" else shares(folder, asked.batch, asked.keep)
+        lines = budgets(folder) if asked.part == "budgets" else shares(folder, asked)
         for line in lines:
             print(line, flush=True)
 

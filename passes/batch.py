@@ -77,6 +77,11 @@ def sample_size(shape: ir.Shape) -> int:
     return math.prod(size if isinstance(size, int) else _multiple(str(size)) for size in shape)
 
 
+def is_batch(symbol: str) -> bool:
+    """Whether the symbol is that of the batch or of a multiple of it."""
+    return symbol.rpartition("*")[2] == BATCH
+
+
 def _multiple(symbol: str) -> int:
     """4 of `4*N`, 1 of `N`."""
     times, star, _ = symbol.partition("*")

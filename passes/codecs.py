@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -37,23 +38,34 @@ Saved = Sequence[ir.Value]
 Reader = Callable[..., ir.Value]
 
 
+class Wanted(NamedTuple):
+    """What a codec that drops elements is asked for: the share of this value to keep, and the least share of any.
+
+    Both are scalars in [0, 1]; where the least is 1, nothing of the whole net is dropped.
+    """
+
+    share: ir.Value
+    least: ir.Value
+
+
 @dataclass(frozen=True)
 class Codec:
     """One way to keep a value x for the backward.
 
     Attributes:
-        save: the tensors the forward hands over, built from x and, where `drops`, the share of it to keep, a scalar.
+        save: the tensors the forward hands over, built from x and, where `drops`, what is wanted of it.
         restore: x, or what stands for it, from those tensors; `like` has x's type and shape.
         bytes: of one sample of x, with the share `keep` of its elements kept.
         error: how far the restored value may be off; exact_for: the gradients that stay what they were.
         cost: time of both, as a multiple of a float Relu on as many elements.
         drops: whether it keeps a share of the elements only.
         parts: what the tensors behind the first are.
-        readers: functions of x that need no x restored: by operator, (op, saved, like, other inputs...) -> its output.
+        readers: functions of x that need no x restored: by operator, (op, saved, like, other inputs...) -> its output
+            or, where something is dropped, what stands for it.
     """
 
     name: str
-    save: Callable[[Builder, ir.Value, ir.Value | None], Saved]
+    save: Callable[[Builder, ir.Value, Wanted | None], Saved]
     restore: Callable[[Builder, Saved, ir.Value], ir.Value]
     bytes: Callable[[ir.Value, float], float]
     error: str
@@ -69,7 +81,7 @@ class Codec:
         return self.error == "none"
 
 
-def _dense_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _dense_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     return (x,)
 
 
@@ -77,7 +89,7 @@ def _dense_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return saved[0]
 
 
-def _half_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _half_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """Clipped to what float16 can hold; what was infinite before becomes NaN, for it must not pass for a number."""
     clipped = op.Add(op.Clip(x, -LARGEST_HALF, LARGEST_HALF), op.Mul(x, 0.0))
     return (op.Cast(clipped, to=int(ir.DataType.FLOAT16)),)
@@ -87,7 +99,7 @@ def _half_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return op.Cast(saved[0], to=FLOAT)
 
 
-def _bits_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _bits_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     return (op.PackBits(x),)
 
 
@@ -101,7 +113,7 @@ def row_of(x: ir.Value) -> int:
     return math.prod(sizes[1:]) if len(sizes) > 1 else math.prod(sizes)
 
 
-def _int8_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _int8_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """Each row in 255 steps from its least to its largest value; 0 is one of the steps, so zeros stay zeros."""
     rows = _matrix(op, x, row_of(x))
     low, high = op.Min(op.ReduceMin(rows, [1], keepdims=0), 0.0), op.Max(op.ReduceMax(rows, [1], keepdims=0), 0.0)
@@ -132,21 +144,23 @@ def block_of(x: ir.Value) -> int:
     return min(whole or fitting, key=lambda size: abs(size - BLOCK), default=0)
 
 
-def _blocks_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _blocks_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """So many blocks, spread over the tensor, as int8 with a scale each and their places; of all blocks the mean.
 
+    And how many of them are read element by element (`_blocks_affine`): all if nothing is dropped anywhere, else none.
     Which blocks they are must not depend on what is in them: the liveliest ones tell of a share of the data only, and a
     gradient made from them drifts (docs/decisions/sparse-residuals.md).
     """
-    assert keep is not None
+    assert wanted is not None
     blocks = _matrix(op, x, block_of(x))
     mean = op.ReduceMean(blocks, [1], keepdims=0)
-    places = _spread(op, op.Squeeze(op.Shape(mean), [0]), keep)
+    places = _spread(op, op.Squeeze(op.Shape(mean), [0]), wanted.share)
     kept = _sized(op.Gather(blocks, places, axis=0), block_of(x))
     largest = op.ReduceMax(op.Abs(kept), [1], keepdims=0)
     scale = _unless_finite(op, op.Add(op.Mul(largest, 1 / 127), TINY), op.Gather(mean, places, axis=0))
     values = op.QuantizeLinear(kept, scale, _zeros(op, scale, np.int8), axis=0)
-    return values, scale, op.Unsqueeze(places, [1]), mean
+    single = op.Mul(op.Shape(places), op.Cast(op.GreaterOrEqual(wanted.least, 1.0), to=INT64))
+    return values, scale, op.Unsqueeze(places, [1]), mean, single
 
 
 def _spread(op: Builder, size: ir.Value, keep: ir.Value) -> ir.Value:
@@ -169,7 +183,7 @@ def _blocks_of(op: Builder, values: ir.Value, scale: ir.Value) -> ir.Value:
 
 
 def _blocks_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
-    values, scale, places, mean = saved
+    values, scale, places, mean, _ = saved
     kept = _blocks_of(op, values, scale)
     return _placed(op, mean, places, kept, like)
 
@@ -184,7 +198,7 @@ def _placed(op: Builder, mean: ir.Value, places: ir.Value, kept: ir.Value, like:
 
 def _blocks_dot(op: Builder, saved: Saved, like: ir.Value, g: ir.Value) -> ir.Value:
     """sum over all axes but the channel of g*x, [C], without x: sums of g's blocks, and products where x was kept."""
-    values, scale, places, mean = saved
+    values, scale, places, mean, _ = saved
     blocks = _matrix(op, g, block_of(like))
     kept = _blocks_of(op, values, scale)
     there = _sized(op.GatherND(blocks, places), block_of(like))
@@ -196,8 +210,14 @@ def _blocks_dot(op: Builder, saved: Saved, like: ir.Value, g: ir.Value) -> ir.Va
 def _blocks_affine(
     op: Builder, saved: Saved, like: ir.Value, slope: ir.Value, offset: ir.Value | None, plus: ir.Value | None = None
 ) -> ir.Value:
-    """x*slope + offset per channel (+ `plus`), without x: the map is taken of means and scales before they spread."""
-    values, scale, places, mean = saved
+    """x*slope + offset per channel (+ `plus`), each block of x being its mean, whether it was kept or not.
+
+    In a norm's gradient this map multiplies x with a sum (`_blocks_dot`) that is off by what was dropped.  Through kept
+    blocks that error reaches all layers before; through means, hardly (docs/decisions/sparse-residuals.md).  If nothing
+    is dropped anywhere, x is x.  The map is taken of means and scales before they spread.
+    """
+    values, scale, places, mean, single = saved
+    values, scale, places = (op.Slice(part, [0], single, [0]) for part in (values, scale, places))
     channels, blocks = int(dims(like)[1]), row_of(like) // block_of(like)
     per_channel = op.Mul(_by_channel(op, mean, like), op.Unsqueeze(slope, [1]))
     channel = op.Mod(op.Div(op.Squeeze(places, [1]), blocks), channels)
@@ -223,11 +243,11 @@ def _by_channel(op: Builder, each: ir.Value, like: ir.Value) -> ir.Value:
     return split
 
 
-def _topk_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _topk_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """The floor(keep * elements) largest magnitudes of the whole tensor, exactly (METHODS 6, 15)."""
-    assert keep is not None
+    assert wanted is not None
     flat = op.Reshape(x, [-1])
-    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), keep)), to=INT64)
+    count = op.Cast(op.Floor(op.Mul(op.Cast(op.Shape(flat), to=FLOAT), wanted.share)), to=INT64)
     _, places = op.TopK(op.Abs(flat), count, sorted=0)
     # Where it puts what is not a number is open; added to all, that cannot get lost.
     kept = _unless_finite(op, op.Gather(flat, places, axis=0), op.ReduceSum(flat, keepdims=0))
@@ -242,20 +262,20 @@ def _topk_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return _like(op, op.ScatterND(blank, places, values), like)
 
 
-def _sparse_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _sparse_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """The floor(keep * elements) largest magnitudes but for ties, which go: what lies above a threshold.
 
     In a large tensor a sample of the elements tells two bounds that the threshold almost surely lies between, and the
     few elements between them decide.
     """
-    assert keep is not None
+    assert wanted is not None
     flat = op.Abs(op.Reshape(x, [-1]))
     if math.prod(int(size) for size in dims(x)[1:]) >= SAMPLED * LEAST_SAMPLED:
-        threshold = _between_bounds(op, flat, _coprime(SAMPLED, row_of(x)), keep)
+        threshold = _between_bounds(op, flat, _coprime(SAMPLED, row_of(x)), wanted.share)
     else:
-        threshold = _first_dropped(op, flat, op.Mul(op.Cast(op.Shape(flat), to=FLOAT), keep))
+        threshold = _first_dropped(op, flat, op.Mul(op.Cast(op.Shape(flat), to=FLOAT), wanted.share))
     # Everything is asked for where no element is left below the threshold.
-    threshold = op.Where(op.Less(keep, 1.0), threshold, -1.0)
+    threshold = op.Where(op.Less(wanted.share, 1.0), threshold, -1.0)
     # What is not a number is not below either.
     mask = op.Not(op.LessOrEqual(op.Abs(x), threshold))
     kept = op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0)
@@ -292,7 +312,7 @@ def _sparse_restore(op: Builder, saved: Saved, like: ir.Value) -> ir.Value:
     return _like(op, op.ScatterND(_zeros(op, flat, np.float32), places, values), like)
 
 
-def _nonzero_save(op: Builder, x: ir.Value, keep: ir.Value | None) -> Saved:
+def _nonzero_save(op: Builder, x: ir.Value, wanted: Wanted | None) -> Saved:
     """Behind a Relu: what is not zero, and where."""
     mask = op.Not(op.Equal(x, 0.0))
     return op.Compress(op.Reshape(x, [-1]), op.Reshape(mask, [-1]), axis=0), op.PackBits(mask)
@@ -336,9 +356,9 @@ def _elements(x: ir.Value) -> int:
 
 
 def _block_bytes(x: ir.Value, keep: float) -> float:
-    """A byte for each kept element, scale and place for each kept block, a mean for each block."""
+    """A byte for each kept element, scale and place for each kept block, a mean for each block; and a number."""
     blocks = _elements(x) / block_of(x)
-    return blocks * (keep * (block_of(x) + 4 + 8) + 4)
+    return blocks * (keep * (block_of(x) + 4 + 8) + 4) + 8
 
 
 CODECS = {
@@ -370,11 +390,11 @@ CODECS = {
             _blocks_save,
             _blocks_restore,
             _block_bytes,
-            "kept blocks 1/254 of their largest magnitude; dropped ones all but their mean",
+            "kept blocks 1/254 of their largest magnitude; dropped ones, and in an affine map all, but their mean",
             "what does not read the value",
             6.5,
             drops=True,
-            parts=("scale", "places", "mean"),
+            parts=("scale", "places", "mean", "single"),
             readers={"ChannelDot": _blocks_dot, "ChannelAffine": _blocks_affine},
         ),
         Codec(

@@ -91,13 +91,13 @@ def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
 def _weighing(loss: Loss) -> set[ir.Node]:
     """The nodes that read the samples' weights, and what they lead to: known only when the forward is done."""
     found: set[ir.Node] = set()
-    pending = [loss.weights] if loss.weights is not None else []
+    pending = list(loss.given)
     while pending:
         value = pending.pop()
         readers = {use.node for use in value.uses()} - found
         found |= readers
         pending += [output for node in readers for output in node.outputs]
-    for value in [loss.weights] if loss.weights is not None else []:
+    for value in loss.given:
         value.metadata_props[SEED] = "true"
     return found
 

@@ -13,17 +13,31 @@ from ttac.passes.build import LAYER, Builder
 from ttac.passes.spellings import array_of, made_by, only_reader
 from ttac.passes.vocabulary import composite, like
 
-ROOM = "autodiff"
+ROOM = "gelus"
 
 
 @composite("ExactGelu", like(0))
 def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
-    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its gradient: they run once for both.
-
-    HardSigmoid halves and shifts in one pass; erf never leaves the range that it clips to.
-    """
+    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its slope: they run once for both."""
     x = node.inputs[0]
-    return op.Mul(x, op.HardSigmoid(op.Erf(op.Mul(x, math.sqrt(0.5))), alpha=0.5, beta=0.5))
+    return op.Mul(x, _normal(op, op.Mul(x, math.sqrt(0.5))))
+
+
+@composite("GeluSlope", like(0))
+def gelu_slope(op: Builder, node: ir.Node) -> ir.Value:
+    """x -> c + u*e^(-u^2)/sqrt(pi), the derivative of x*c, with u = x/sqrt 2 and c = (1 + erf u)/2.
+
+    One operator, so that it can stand between x and x*c: with the density first, four tensors of x's size are alive at
+    most.  A quotient needs no negative power; where e^(u^2) overflows it is 0, as it should be.
+    """
+    u = op.Mul(node.inputs[0], math.sqrt(0.5))
+    density = op.Mul(op.Div(u, op.Exp(op.Mul(u, u))), 1.0 / math.sqrt(math.pi))
+    return op.Add(_normal(op, u), density)
+
+
+def _normal(op: Builder, u: ir.Value) -> ir.Value:
+    """(1 + erf u)/2: HardSigmoid halves and shifts in one pass, and erf never leaves the range that it clips to."""
+    return op.HardSigmoid(op.Erf(u), alpha=0.5, beta=0.5)
 
 
 def gather_gelus(model: ir.Model) -> int:

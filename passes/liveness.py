@@ -1,12 +1,12 @@
 """How many bytes a step holds at once: allocate and free in the order of the graphs and of their nodes.
 
 The engine's rules, as measured (docs/decisions/engine-memory.md): a tensor lives from its node to its last reader, what
-enters a run lives until the run ends, and an elementwise operator writes into an input that nobody else reads.
+enters a run lives until the run ends, and an activation function writes into an input that nobody else reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,10 @@ from ttac.passes.plan import SAMPLE_BYTES
 
 # Their output is their first input, seen otherwise.
 VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze Identity".split())
-# They may write into an input of the same size.
+# They may write into an input of the same size, in 1.18, 1.19 and 1.31 alike; arithmetic (Add, Mul, Exp) never does.
 IN_PLACE = frozenset(
-    "Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg Pow "
-    "Reciprocal Relu Round Sigmoid Softmax Softplus Sqrt Sub Sum Tanh Where".split()
+    "Celu Clip Elu HardSigmoid LeakyRelu LogSoftmax Relu ScatterElements Selu Sigmoid Softmax Softplus Softsign Tanh "
+    "ThresholdedRelu".split()
 )
 
 
@@ -42,27 +42,42 @@ def peak(graphs: Mapping[str, ir.Model], order: Sequence[str], batch: int) -> Mo
         walk = _Walk(name, batch, held)
         found = walk.through(graphs[name].graph)
         highest = max(highest, found, key=lambda moment: moment.bytes)
-        made = {str(v.name): walk.size(v) for v in graphs[name].graph.outputs}
+        made = {str(v.name): bytes_of(v, batch) for v in graphs[name].graph.outputs}
         held = {v: size for v, size in {**held, **made}.items() if last.get(v, -1) > position}
     return highest
 
 
-def bytes_over_time(graph: ir.Graph, batch: int) -> np.ndarray:
-    """Bytes alive while each node runs, int64 [nodes], at `batch` samples; inputs and state do not count."""
-    walk = _Walk("", batch, {})
+def bytes_over_time(nodes: Iterable[ir.Node], batch: int, sizes: str = SAMPLE_BYTES) -> np.ndarray:
+    """Bytes alive while each of `nodes` runs, int64 [nodes], at `batch` samples, of what they make themselves.
+
+    Where `sizes` depend on the data, they are the largest or, with LIKELY_BYTES, the usual ones.
+    """
+    walk = _Walk("", batch, {}, sizes)
     found = []
-    for node in graph:
+    for node in nodes:
         walk.allocate(node)
         found.append(walk.total)
         walk.free(node)
     return np.array(found, np.int64)
 
 
+def bytes_of(value: ir.Value, batch: int, sizes: str = SAMPLE_BYTES) -> int:
+    """Bytes of `value` at `batch` samples; 0 where its shape is not known, which only small ones have."""
+    if sizes in value.meta:
+        return int(batch * value.meta[sizes])
+    if value.shape is None or value.dtype is None or any(s is None for s in _sizes(value.shape)):
+        maker = value.producer()
+        seen = maker.inputs[0] if maker is not None and maker.op_type in VIEWS else None
+        return bytes_of(seen, batch, sizes) if seen is not None else 0
+    symbolic = any(isinstance(size, str) for size in _sizes(value.shape))
+    return (batch if symbolic else 1) * sample_size(value.shape) * value.dtype.bitwidth // 8
+
+
 class _Walk:
     """One run: `held` are the residuals that are alive throughout, by name."""
 
-    def __init__(self, name: str, batch: int, held: Mapping[str, int]) -> None:
-        self.name, self.batch, self.held = name, batch, held
+    def __init__(self, name: str, batch: int, held: Mapping[str, int], sizes: str = SAMPLE_BYTES) -> None:
+        self.name, self.batch, self.held, self.sizes = name, batch, held, sizes
         self.root: dict[ir.Value, ir.Value] = {}
         self.readers: dict[ir.Value, int] = {}
         self.alive: dict[ir.Value, int] = {}
@@ -78,13 +93,8 @@ class _Walk:
         return highest
 
     def size(self, value: ir.Value) -> int:
-        """Bytes of `value`; 0 where its shape is not known, which only small ones have."""
-        if SAMPLE_BYTES in value.meta:
-            return int(self.batch * value.meta[SAMPLE_BYTES])
-        if value.shape is None or value.dtype is None or any(s is None for s in _sizes(value.shape)):
-            return 0
-        symbolic = any(isinstance(size, str) for size in _sizes(value.shape))
-        return (self.batch if symbolic else 1) * sample_size(value.shape) * value.dtype.bitwidth // 8
+        """Bytes of `value`."""
+        return bytes_of(value, self.batch, self.sizes)
 
     def allocate(self, node: ir.Node) -> None:
         """Count what the node writes."""
@@ -106,7 +116,8 @@ class _Walk:
         if node.op_type in IN_PLACE:
             for source in inputs:
                 root = self.root.get(source)
-                if root in self.alive and self.readers[root] == 1 and self.size(source) == self.size(value):
+                same = self.size(source) == self.size(value)
+                if same and root in self.alive and self.readers[root] == 1:
                     return root
         return value
 

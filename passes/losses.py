@@ -6,7 +6,7 @@ A position is what has a prediction of its own: a sample, or with a dense head a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -16,6 +16,7 @@ from ttac.passes.heads import Head, decide_head, scores_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
+OTHER, AS_TARGET, AS_PREDICTION = "other.scores", "consistency.as_target", "consistency.as_prediction"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Loss:
         head: how the model's output is read.
         samples: the loss of each position [N, ...], where the graph input `weights` [N, ...] says how much each counts.
         scores: what it is computed from, in the shape of the output.
+        fed: graph inputs besides `weights` that are known only when the forward is done.
     """
 
     scalar: ir.Value
@@ -36,6 +38,12 @@ class Loss:
     samples: ir.Value | None = None
     weights: ir.Value | None = None
     scores: ir.Value | None = None
+    fed: tuple[ir.Value, ...] = ()
+
+    @property
+    def given(self) -> tuple[ir.Value, ...]:
+        """All graph inputs that are known only when the forward is done."""
+        return self.fed if self.weights is None else (self.weights, *self.fed)
 
     @property
     def outputs(self) -> list[ir.Value]:
@@ -58,6 +66,22 @@ def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     op.graph.inputs.append(weights)
     scalar = total(op, op.Mul(each, weights), "entropy.weighted")
     return Loss(scalar, {"entropy": mean(op, each, "entropy")}, head, each, weights, scores)
+
+
+def consistent_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
+    """sum_i w_i H(p_i) + u*sum_i CE(p_i, q_i) + v*sum_i CE(q_i, p_i) with q of the fed scores of another view.
+
+    With u for one view and v for the other, the gradients add up to that of u*sum_i CE(p_i, q_i) through both, and the
+    two views' activations are never there at once.  `weighted_entropy` is the case u = v = 0.
+    """
+    found = weighted_entropy(op, scores, head)
+    other = ir.val(OTHER, dtype=scores.dtype, shape=scores.shape)
+    scalars = [ir.val(name, dtype=scores.dtype, shape=ir.Shape([])) for name in (AS_TARGET, AS_PREDICTION)]
+    op.graph.inputs.extend([other, *scalars])
+    pairs = ((scores, other), (other, scores))
+    terms = [op.Mul(total(op, surprises(op, *pair, head)), by) for pair, by in zip(pairs, scalars, strict=True)]
+    scalar = op.Add(found.scalar, op.Add(*terms), name="entropy.consistent")
+    return replace(found, scalar=scalar, fed=(other, *scalars))
 
 
 def pseudo_label(op: Builder, scores: ir.Value, head: Head) -> Loss:
@@ -84,6 +108,18 @@ def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
     return op.ReduceMean(each, [head.axis], keepdims=0, name=SAMPLES)
 
 
+def surprises(op: Builder, scores: ir.Value, other: ir.Value, head: Head) -> ir.Value:
+    """CE(p, q) = -sum_c p_c ln q_c at each position, [N, ...], p and q of `scores` and `other`; the mean over answers.
+
+    With a binary head, of an answer with scores x and y: softplus(y) - sigmoid(x)*y.
+    """
+    if head.binary:
+        each = op.Sub(op.Softplus(other), op.Mul(op.Sigmoid(scores), other))
+        return each if head.axis is None else op.ReduceMean(each, [head.axis], keepdims=0)
+    likely = op.Mul(op.Softmax(scores, axis=head.axis), op.LogSoftmax(other, axis=head.axis))
+    return op.Neg(op.ReduceSum(likely, [head.axis or 0], keepdims=0))
+
+
 def mean(op: Builder, value: ir.Value, name: str) -> ir.Value:
     """The mean over all axes, one after the other from the last.
 
@@ -104,6 +140,7 @@ def total(op: Builder, value: ir.Value, name: str = "") -> ir.Value:
 LOSSES: dict[str, Callable[[Builder, ir.Value, Head], Loss]] = {
     "entropy": entropy,
     "weighted_entropy": weighted_entropy,
+    "consistent_entropy": consistent_entropy,
     "pseudo_label": pseudo_label,
 }
 

@@ -24,6 +24,7 @@ class Context:
         logits: name of the value with the scores, before any Softmax or Sigmoid; head: how they are read.
         anchor: Fisher information of each parameter by name, empty without one.
         layers: the trained weights whose inputs are kept in part, for methods that do so.
+        x: the model's input; batch: the most samples a step may have.
     """
 
     parameters: Sequence[StateTensor]
@@ -34,6 +35,8 @@ class Context:
     opset: int
     anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
     layers: Sequence[Layer] = ()
+    x: ir.Value | None = None
+    batch: int = 1
 
     @property
     def classes(self) -> int:
@@ -43,11 +46,15 @@ class Context:
 
 @dataclass(frozen=True)
 class MethodGraph:
-    """A graph, the state it moves (`next` are graph outputs), and the outputs it reports with their names."""
+    """A graph, the state it moves (`next` are graph outputs), and the outputs it reports with their names.
+
+    `more` are graphs that run behind it, and give nothing but state that nothing later reads.
+    """
 
     model: ir.Model
     state: tuple[StateTensor, ...] = ()
     stats: Mapping[str, str] = field(default_factory=dict)
+    more: tuple[MethodGraph, ...] = ()
 
     @property
     def moves(self) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Optimizer steps as graphs: parameters, their gradients and the optimizer's state in, the next ones out.
 
 Small parameters are one flat vector inside: an Adam step on a hundred norms is fifteen nodes.  Large ones go one by
-one, so that what a step computes in between is never as large as the model.  The formulas are those of PyTorch 2
-(METHODS 0.3), bias correction and first-step rules included.
+one, so that what a step computes in between is never as large as the model; and where they are many, in graphs of
+their own, so that their next state need not exist as a whole either (`late` in `docs/bundle.md`).  The formulas are
+those of PyTorch 2 (METHODS 0.3), bias correction and first-step rules included.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from ttac.passes.build import Builder
 ROOM = "update"
 LARGE = 64 * 1024
 """Elements from which on a parameter is stepped by itself."""
+WORTH = 1024 * 1024
+"""Elements of all large parameters from which on they get graphs of their own."""
+COUNT = "adam.step"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,46 @@ class Stepped:
 Step = Callable[[Builder, Stepped, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
 
 
+Update = tuple[ir.Model, list[StateTensor]]
+"""A graph, and all state it moves, initial values included."""
+
+
+def update_graphs(
+    parameters: Sequence[StateTensor],
+    gradients: Sequence[str],
+    settings: Mapping[str, Any],
+    opset: int,
+    *,
+    anchor: Mapping[str, np.ndarray] | None = None,
+) -> list[Update]:
+    """One optimizer step as graphs that run in turn: all small parameters, then large ones, the largest alone.
+
+    The first counts the step, and the others read its number; see `update_graph`.
+    """
+    paired = list(zip(parameters, gradients, strict=True))
+    parts = [[pair for pair in paired if pair[0].initial.size < LARGE]]
+    large = [pair for pair in paired if pair[0].initial.size >= LARGE]
+    if sum(p.initial.size for p, _ in large) < WORTH:
+        parts = [paired]
+    else:
+        parts = [part for part in [*parts, *_batches(large)] if part]
+    return [
+        update_graph([p for p, _ in part], [g for _, g in part], settings, opset, anchor=anchor, first=number == 0)
+        for number, part in enumerate(parts)
+    ]
+
+
+def _batches(pairs: Sequence[tuple[StateTensor, str]]) -> list[list[tuple[StateTensor, str]]]:
+    """The pairs in as few batches as their order allows, none of more elements than the largest parameter."""
+    room = max(p.initial.size for p, _ in pairs)
+    batches: list[list[tuple[StateTensor, str]]] = [[]]
+    for pair in pairs:
+        if sum(p.initial.size for p, _ in batches[-1]) + pair[0].initial.size > room:
+            batches.append([])
+        batches[-1].append(pair)
+    return batches
+
+
 def update_graph(
     parameters: Sequence[StateTensor],
     gradients: Sequence[str],
@@ -42,7 +86,8 @@ def update_graph(
     opset: int,
     *,
     anchor: Mapping[str, np.ndarray] | None = None,
-) -> tuple[ir.Model, list[StateTensor]]:
+    first: bool = True,
+) -> Update:
     """The graph of one optimizer step.
 
     Its inputs are `<parameter>` and the value names `gradients`, in pairs, then the optimizer's state; its outputs
@@ -52,6 +97,7 @@ def update_graph(
         anchor: Fisher information by parameter, for settings["fisher"] * sum F (p - p0)^2 in the loss.
         settings: "optimizer" ("adam" or "sgd") and what it reads: lr, beta1, beta2, eps; momentum, nesterov;
             weight_decay.
+        first: whether it counts Adam's steps; else it reads the number as `adam.step.next`, which another graph made.
     """
     graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="update")
     values = [state_input(graph, p.name, p.initial) for p in parameters]
@@ -59,9 +105,12 @@ def update_graph(
     op = Builder(graph, ROOM, opset)
     moved_parameters: list[StateTensor] = []
     state: list[StateTensor] = []
-    count = state_input(graph, "adam.step", np.zeros((), np.float32)) if settings["optimizer"] == "adam" else None
-    with op.at("update"):
-        after = op.Add(count, 1.0) if count is not None else None
+    zero = np.zeros((), np.float32)
+    count = after = None
+    if settings["optimizer"] == "adam":
+        count = state_input(graph, COUNT if first else f"{COUNT}.next", zero)
+        with op.at("update"):
+            after = op.Add(count, 1.0) if first else count
     for group, suffix in groups(parameters):
         members = [parameters[i] for i in group]
         with op.at("update"):
@@ -74,8 +123,8 @@ def update_graph(
             moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += memory
-    if count is not None:
-        state.append(StateTensor("adam.step", "counter", np.zeros((), np.float32), count, after))
+    if first and count is not None:
+        state.append(StateTensor(COUNT, "counter", zero, count, after))
     for tensor in [*moved_parameters, *state]:
         assert tensor.next is not None
         tensor.next.name = f"{tensor.name}.next"

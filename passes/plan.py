@@ -2,7 +2,8 @@
 
 Every value that both halves could share is an edge of capacity bytes; what must be computed in the forward hangs on the
 source, what the gradients read hangs on the sink (the construction of PyTorch's min-cut partitioner).  Cheap nodes with
-one large input may be computed again in the backward instead of kept.
+one large input may be computed again in the backward instead of kept; where memory is tight also products of few terms,
+such as the scores of attention.
 
 A value kept with an error takes nothing with it that a step of a function decides: masks that would be computed from it
 again are kept as bits.  Nor a statistic: what is small and read by the gradients is kept beside it.
@@ -28,14 +29,20 @@ STATISTIC = 4 * 1024
 WORTH_ENCODING = 16 * 1024
 """Bytes below which a residual is not worth the nodes that encode it."""
 SAMPLE_BYTES = "ttac.sample_bytes"
-"""Value metadata: bytes a sample takes where the shape does not tell."""
+"""Value metadata: bytes a sample takes, at most, where the shape does not tell."""
+LIKELY_BYTES = "ttac.likely_bytes"
+"""Value metadata: bytes a sample takes as a rule."""
 # Operators cheap enough to run twice: about the price of reading and writing their tensor once.
 CHEAP = frozenset(
     "Abs Add BatchNormalization Cast ChannelAffine Clip Div Elu Equal Exp Greater GreaterOrEqual HardSigmoid HardSwish "
     "LeakyRelu Less LessOrEqual Masked Max Min Mul Neg Not PRelu Positive Reciprocal Relu Reshape Sigmoid Sqrt Squeeze "
     "Sub Tanh Unsqueeze Flatten Identity Softplus Where And Or Between".split()
 )
-# Operators that are not, even where their output is small.
+# Dearer: they run twice only where memory is tight.
+AFFORDABLE = frozenset("Softmax Transpose".split())
+TERMS = 128
+"""Longest sum of products whose products may run twice where memory is tight: features of a head of attention."""
+# Operators that are not cheap, even where their output is small.
 COSTLY = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN".split())
 
 
@@ -116,6 +123,8 @@ def plan_activations(
     batch: int,
     decide: Decide | None = None,
     shares: Shares | None = None,
+    *,
+    tight: bool = False,
 ) -> Plan:
     """The residuals of `joint`, whose nodes `backward` were made by autodiff.
 
@@ -124,19 +133,20 @@ def plan_activations(
         batch: samples per step that the bytes are counted for.
         decide: how to keep a value; without it all are kept as they are.
         shares: what residuals that drop elements go by.
+        tight: run products of few terms, and what follows from them, twice: a few per cent of time for less memory.
     """
     late = downstream_of_gradient(backward)
     wanted = _read_by(late, backward)
     given = {id(value) for value in free}
     decide = decide or (lambda value, _: keep_as(value, "dense", batch))
-    cut = _minimum_cut(joint, late, given, batch, frozenset())
+    cut = _minimum_cut(joint, late, given, batch, tight=tight)
     half = backward_half(late, cut, given)
     rows = [decide(value, half) for value in cut]
     lossy = {id(v) for v, row in zip(cut, rows, strict=True) if not CODECS[row.how].is_exact}
     if lossy:
         small = [v for v in wanted if v.dtype == ir.DataType.BOOL or nbytes(v, batch) <= STATISTIC]
         pinned = frozenset(id(v) for v in small if _follows(v, lossy, half))
-        cut = _minimum_cut(joint, late, given, batch, pinned)
+        cut = _minimum_cut(joint, late, given, batch, pinned, tight=tight)
         half = backward_half(late, cut, given)
         masks = {id(v) for v in cut if id(v) in pinned and v.dtype == ir.DataType.BOOL}
         rows = [keep_as(v, "bits", batch) if id(v) in masks else decide(v, half) for v in cut]
@@ -190,14 +200,20 @@ def _read_by(late: set[ir.Node], backward: Sequence[ir.Node]) -> list[ir.Value]:
 
 
 def _minimum_cut(
-    joint: ir.Graph, late: set[ir.Node], free: set[int], batch: int, pinned: frozenset[int]
+    joint: ir.Graph,
+    late: set[ir.Node],
+    free: set[int],
+    batch: int,
+    pinned: frozenset[int] = frozenset(),
+    *,
+    tight: bool,
 ) -> list[ir.Value]:
     """The values to keep; those `pinned` are not computed again, and masks among them count as bits."""
     flow = nx.DiGraph()
     values: dict[str, ir.Value] = {}
     needed = _ancestors(late, free)
     nodes = [node for node in joint if node in needed and node not in late]
-    again = recomputable(nodes, batch)
+    again = recomputable(nodes, batch, tight=tight)
     for node in nodes:
         for value in node.outputs:
             name = str(value.name)
@@ -233,22 +249,36 @@ def _sources(node: ir.Node, free: Set[int]) -> list[ir.Value]:
     return [v for v in node.inputs if v is not None and v.producer() is not None and id(v) not in free]
 
 
-def recomputable(nodes: Iterable[ir.Node], batch: int) -> set[ir.Node]:
+def recomputable(nodes: Iterable[ir.Node], batch: int, *, tight: bool = False) -> set[ir.Node]:
     """Those of `nodes`, in order, that are cheap and need one large tensor at most, however many values follow from it.
 
-    Recomputing a join of two branches would keep both alive at once; `s*(1 - s)` is none.
+    Recomputing a join of two branches would keep both alive at once; `s*(1 - s)` is none.  Where memory is `tight`, a
+    product of few terms counts as one tensor: its gradients need both factors in any case.
     """
     found: set[ir.Node] = set()
     roots: dict[ir.Value, frozenset[ir.Value]] = {}
     for node in nodes:
         large = [v for v in node.inputs if v is not None and v.producer() is not None and nbytes(v, batch) > SMALL]
+        if tight and _has_few_terms(node, large):
+            found.add(node)
+            continue
         needed = frozenset[ir.Value]().union(*(roots.get(value, frozenset({value})) for value in large))
         small = all(nbytes(value, batch) <= SMALL for value in node.outputs)
         cheap = node.op_type in CHEAP or (small and node.op_type not in COSTLY)
+        cheap = cheap or (tight and node.op_type in AFFORDABLE)
         if cheap and len(needed) <= 1 and not (small and large):
             found.add(node)
             roots.update(dict.fromkeys(node.outputs, needed))
     return found
+
+
+def _has_few_terms(node: ir.Node, large: Sequence[ir.Value]) -> bool:
+    """Whether `node` is a product of two computed tensors at a price per element near that of keeping it in 8 bits.
+
+    That of all tokens with each other is one; a layer, which has weights as a factor, costs too much.
+    """
+    terms = dims(node.inputs[0])[-1] if node.op_type == "MatMul" else None
+    return isinstance(terms, int) and terms <= TERMS and len(set(large)) == 2
 
 
 def nbytes(value: ir.Value, batch: int) -> int:

@@ -9,13 +9,15 @@ The byte per output that `MaxPoolTaps` keeps is an eighth of Indices.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.autodiff import dims
 from ttac.passes.build import Builder
-from ttac.passes.shaping import pad_or_crop, reshape, zeros
+from ttac.passes.shaping import after, pad_or_crop, reshape, zeros
 from ttac.passes.vocabulary import Types, composite
 from ttac.passes.windows import Window
 
@@ -36,9 +38,8 @@ def max_pool_taps(op: Builder, node: ir.Node) -> ir.Value:
     x, y = node.inputs
     assert x is not None and y is not None and y.dtype is not None
     window = Window.read(node)
-    taps = list(_read_by_taps(op, x, window))
     alive = count = None
-    for tap in taps[:-1]:
+    for tap in islice(_read_by_taps(op, after(op, x, y), window), math.prod(window.kernel) - 1):
         less = op.Less(tap, y)
         alive = less if alive is None else op.And(alive, less)
         one = op.Cast(alive, to=int(y.dtype))
@@ -50,11 +51,11 @@ def _code(window: Window) -> ir.DataType:
     return ir.DataType.UINT8 if math.prod(window.kernel) <= 256 else ir.DataType.INT32
 
 
-def _read_by_taps(op: Builder, x: ir.Value, window: Window) -> list[ir.Value]:
+def _read_by_taps(op: Builder, x: ir.Value, window: Window) -> Iterator[ir.Value]:
     """What each tap reads at all output positions, [N, C, *outs] each; the lowest number outside of `x`.
 
     A strided Slice of the last axis copies single elements, so one Transpose first puts elements with the same
-    remainder side by side; then each tap is a Slice of whole rows.
+    remainder side by side; then each tap is a Slice of whole rows, made when it is asked for.
     """
     assert x.dtype is not None
     stride, batch, channels = window.strides[-1], *dims(x)[:2]
@@ -65,15 +66,13 @@ def _read_by_taps(op: Builder, x: ir.Value, window: Window) -> list[ir.Value]:
         rows = reshape(op, padded, [batch, channels, math.prod(sizes) // stride, stride])
         by_remainder = op.Transpose(rows, perm=[0, 1, 3, 2])
         padded = reshape(op, by_remainder, [batch, channels * stride, *sizes[:-1], sizes[-1] // stride])
-    reads: list[ir.Value] = []
     for tap in window.taps():
         starts = [position * dilation for position, dilation in zip(tap, window.dilations, strict=True)]
         remainder, starts[-1] = starts[-1] % stride, starts[-1] // stride
         steps = [stride, *window.strides[:-1], 1]
         stops = [a + (o - 1) * s + 1 for a, o, s in zip(starts, window.outs, steps[1:], strict=True)]
         axes = [1, *window.axes]
-        reads.append(op.Slice(padded, [remainder, *starts], [channels * stride, *stops], axes, steps))
-    return reads
+        yield op.Slice(padded, [remainder, *starts], [channels * stride, *stops], axes, steps)
 
 
 def _scatter_types(node: ir.Node) -> Types:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from ttac.passes.autodiff import dims
+from ttac.passes.batch import is_batch, sample_size
 from ttac.passes.build import LAYER, Builder
 from ttac.passes.build import ROOM as ROOM_KEY
-from ttac.passes.codecs import CODECS, Codec
-from ttac.passes.plan import SAMPLE_BYTES, Kept, Plan
+from ttac.passes.codecs import CODECS, Codec, Wanted
+from ttac.passes.plan import LIKELY_BYTES, SAMPLE_BYTES, Kept, Plan
 
 ROOM = "plan"
+LIKELY = 1 / 3
+"""Part of the share that its most important layer keeps which the layers of a net keep on the whole, as measured."""
 
 
 def encode(forward: ir.Model, backward: ir.Model, plan: Plan) -> tuple[str, ...]:
@@ -26,22 +30,42 @@ def encode(forward: ir.Model, backward: ir.Model, plan: Plan) -> tuple[str, ...]
         if codec.name == "dense":
             crossing.append(row.value)
             continue
-        saved = _save(forward, row, codec, shares)
-        _name_unknown_sizes(saved)
+        x = next(v for v in forward.graph.outputs if v.name == row.value)
+        saved = _save(forward, x, row, codec, shares)
         _restore(backward, row, codec, saved)
+        if codec.drops:
+            assert x.shape is not None
+            pieces = row.share * sample_size(x.shape) / math.prod(_known(saved[0]))
+            _mark_pieces([*_added(forward.graph), *_added(backward.graph)], pieces)
         crossing += [str(value.name) for value in saved]
-    for half in (forward, backward):
-        added = [node for node in half.graph if node.metadata_props.get(ROOM_KEY) == ROOM]
-        _name_unknown_sizes([value for node in added for value in node.outputs])
+    for value in [*_added(forward.graph), *_added(backward.graph), *backward.graph.inputs]:
+        if value.shape is not None:
+            sizes = [f"{value.name}.size" if size is None else size for size in _sizes(value)]
+            value.shape = ir.Shape(sizes)
     return tuple(crossing)
 
 
-def _name_unknown_sizes(values: Sequence[ir.Value]) -> None:
-    """Give sizes that depend on the data a symbol of their own, in place."""
+def _added(graph: ir.Graph) -> list[ir.Value]:
+    return [value for node in graph if node.metadata_props.get(ROOM_KEY) == ROOM for value in node.outputs]
+
+
+def _sizes(value: ir.Value) -> list[int | str | None]:
+    assert value.shape is not None
+    return [size if isinstance(size, int) else size.value for size in value.shape]
+
+
+def _known(value: ir.Value) -> list[int]:
+    return [size for size in _sizes(value) if isinstance(size, int)]
+
+
+def _mark_pieces(values: Sequence[ir.Value], pieces: float) -> None:
+    """Note what the `values` whose size depends on the data take, where at most `pieces` of a sample are kept."""
     for value in values:
-        if value.shape is not None:
-            sizes = [size if isinstance(size, int) else size.value for size in value.shape]
-            value.shape = ir.Shape([f"{value.name}.size" if size is None else size for size in sizes])
+        if value.shape is None or value.dtype is None or SAMPLE_BYTES in value.meta:
+            continue
+        if any(size is None or (isinstance(size, str) and not is_batch(size)) for size in _sizes(value)):
+            most = pieces * math.prod(_known(value)) * value.dtype.bitwidth / 8
+            _mark_bytes([value], most, most * LIKELY)
 
 
 def _shares(forward: ir.Model, plan: Plan) -> ir.Value | None:
@@ -56,23 +80,22 @@ def _shares(forward: ir.Model, plan: Plan) -> ir.Value | None:
     return Builder(graph, ROOM, forward.opset_imports[""]).constant(plan.shares.initial)
 
 
-def _save(forward: ir.Model, row: Kept, codec: Codec, shares: ir.Value | None) -> list[ir.Value]:
+def _save(forward: ir.Model, x: ir.Value, row: Kept, codec: Codec, shares: ir.Value | None) -> list[ir.Value]:
     graph = forward.graph
-    x = next(v for v in graph.outputs if v.name == row.value)
     nodes = list(graph)
     maker = x.producer()
     assert maker is not None, "a residual is computed"
     op = Builder(graph, ROOM, forward.opset_imports[""])
     with op.at(row.value, before=(*nodes, None)[nodes.index(maker) + 1]):
-        keep = None
+        wanted = None
         if codec.drops:
             assert shares is not None
-            keep = _largest(op, shares, row.layers)
-        saved = list(codec.save(op, x, keep))
+            wanted = Wanted(_largest(op, shares, row.layers), op.ReduceMin(shares, keepdims=0))
+        saved = list(codec.save(op, x, wanted))
     _name(
         graph, saved, [".".join(word for word in (row.value, codec.name, part) if word) for part in ("", *codec.parts)]
     )
-    _mark_bytes(saved, codec.bytes(x, row.share))
+    _mark_bytes(saved, codec.bytes(x, row.share), codec.bytes(x, row.share * (LIKELY if codec.drops else 1.0)))
     position = list(graph.outputs).index(x)
     graph.outputs[position : position + 1] = saved
     return saved
@@ -92,10 +115,11 @@ def _largest(op: Builder, shares: ir.Value, layers: tuple[int, ...]) -> ir.Value
     return op.ReduceMax(picked, keepdims=0) if len(layers) > 1 else op.Squeeze(picked, [0])
 
 
-def _mark_bytes(saved: list[ir.Value], per_sample: float) -> None:
-    """What all tensors of the codec take, noted at the first: their shapes depend on the data."""
+def _mark_bytes(saved: Sequence[ir.Value], most: float, likely: float) -> None:
+    """What all tensors of the codec take at most and as a rule, noted at the first: their shapes depend on the data."""
     for position, value in enumerate(saved):
-        value.meta[SAMPLE_BYTES] = per_sample if position == 0 else 0.0
+        value.meta[SAMPLE_BYTES] = most if position == 0 else 0.0
+        value.meta[LIKELY_BYTES] = likely if position == 0 else 0.0
 
 
 def _restore(backward: ir.Model, row: Kept, codec: Codec, saved: list[ir.Value]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
+
 import onnx_ir as ir
 
 from ttac.passes.batch import sample_size
@@ -12,27 +14,38 @@ Rank = tuple[int, int]
 
 def save_early(graph: ir.Graph, room: str = "autodiff") -> None:
     """Move what `room` added to a forward graph (masks, saves) right behind the last value it reads, in place."""
+    ordered = early_order(graph, room)
+    graph.remove(ordered)
+    graph.extend(ordered)
+
+
+def early_order(nodes: Iterable[ir.Node], room: str = "autodiff") -> list[ir.Node]:
+    """`nodes` of a forward, with what `room` added right behind the last value it reads."""
     rank: dict[ir.Node, Rank] = {}
-    for index, node in enumerate(graph):
+    for index, node in enumerate(nodes):
         made = [rank[p] for v in node.inputs if v is not None and (p := v.producer()) in rank and p is not None]
         added = node.metadata_props.get("ttac.room") == room
         rank[node] = (max(made, default=(0, 0))[0], index) if added else (index, index)
-    _sort(graph, rank)
+    return sorted(rank, key=lambda node: rank[node])
 
 
 def recompute_late(graph: ir.Graph, room: str = "autodiff") -> None:
     """Move what a backward graph computes again right before its first reader, in place.
 
-    The gradient itself, what depends on it, keeps its order.
+    The gradient itself, what depends on it, keeps its order; but of the gradients of a kernel and of its input, both
+    made from the same one, each waits if it is better to hold that.
     """
     nodes = list(graph)
     late = downstream_of_gradient(nodes)
     rank: dict[ir.Node, Rank] = {}
     for index in range(len(nodes) - 1, -1, -1):
         node = nodes[index]
-        readers = [rank[use.node] for value in node.outputs for use in value.uses()]
-        waits = node not in late or _grows(node)
-        rank[node] = (min(readers, default=(index, index))[0] if waits else index, index)
+        readers = [rank[use.node][0] for value in node.outputs for use in value.uses()]
+        if node.op_type == "ConvWeightGrad":
+            wanted = [max(_restored_for(node, late, rank), default=index), *readers]
+        else:
+            wanted = readers if node not in late or _grows(node) else [index]
+        rank[node] = (min(wanted, default=index), index)
     _sort(graph, rank)
 
 
@@ -45,7 +58,19 @@ def _grows(node: ir.Node) -> bool:
         return False
     dy = node.inputs[0]
     assert dy is not None and dy.shape is not None and node.outputs[0].shape is not None
-    return len(dy.uses()) == 1 and sample_size(node.outputs[0].shape) > sample_size(dy.shape)
+    return sample_size(node.outputs[0].shape) > sample_size(dy.shape)
+
+
+def _restored_for(node: ir.Node, late: Set[ir.Node], rank: Mapping[ir.Node, Rank]) -> list[int]:
+    """Where later gradients of kernels go that read the same input, if that is restored for them and the larger one.
+
+    A block's input is read by its shortcut and by its first layer: restored once, it would be held for all between.
+    """
+    x, dy = node.inputs
+    assert x is not None and dy is not None and x.shape is not None and dy.shape is not None
+    if x.producer() is None or x.producer() in late or sample_size(dy.shape) > sample_size(x.shape):
+        return []
+    return [rank[use.node][0] for use in x.uses() if use.node.op_type == "ConvWeightGrad" and use.node in rank]
 
 
 def _sort(graph: ir.Graph, rank: dict[ir.Node, Rank]) -> None:

@@ -65,6 +65,17 @@ def expand(op: Builder, x: ir.Value, shape: Sequence[Size], *sources: ir.Value |
     return _shaped(op.Expand(x, shape_of(op, wanted, *sources)), shape)
 
 
+def after(op: Builder, x: ir.Value, other: ir.Value) -> ir.Value:
+    """`x`, but not before `other` is there: nothing is computed or copied.
+
+    Engines choose an order of their own, and some hold much that way (docs/decisions/engine-memory.md).  A Reshape to
+    the shape it has, with zeros, "as it is", that come from the size of `other`, leaves them no choice.  (Its Shape
+    would, for onnxruntime takes that of any value of the same shape; so would a Concat, which it makes a constant.)
+    """
+    assert x.shape is not None
+    return op.Reshape(x, op.Min(op.Size(other), np.zeros(len(x.shape), np.int64)), like=x)
+
+
 def zeros(op: Builder, shape: Sequence[Size], dtype: ir.DataType | None, *sources: ir.Value | None) -> ir.Value:
     """Zeros of `shape`; symbolic sizes are read off the `sources`."""
     assert dtype is not None

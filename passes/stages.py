@@ -6,21 +6,26 @@ tensors, those of the first layers, appear; with stages the residuals of the lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.liveness import bytes_of, bytes_over_time
 from ttac.passes.partition import drop_unread_inputs
-from ttac.passes.plan import nbytes
+from ttac.passes.plan import LIKELY_BYTES, nbytes
 
 FEWEST_BYTES = 4 * 2**20
 """Residuals below this are not worth a second run."""
+PLACES = 5
+"""Places per cut that are weighed: the cheapest of each of as many equal shares of the residuals."""
 
 
 def split_backward(backward: ir.Model, residuals: Sequence[str], batch: int, count: int) -> list[ir.Model]:
     """At most `count` graphs that, run in turn, compute what `backward` does; [backward] where a cut gains nothing.
 
-    A stage's inputs are residuals, state, and values an earlier stage hands on under their own names.
+    A stage's inputs are residuals, state, and values an earlier stage hands on under their own names.  The cuts are
+    those of the lowest peak, on a graph of standard operators: composites would hide what they need meanwhile.
     """
     graph = backward.graph
     kept = [value for value in graph.inputs if value.name in set(residuals)]
@@ -32,21 +37,49 @@ def split_backward(backward: ir.Model, residuals: Sequence[str], batch: int, cou
 
 
 def choose_cuts(order: Sequence[ir.Node], kept: Sequence[ir.Value], batch: int, count: int) -> list[int]:
-    """Positions in `order` where a stage begins: near equal shares of freed residual bytes, few bytes handed on."""
+    """Positions in `order` where a stage begins, at most count - 1: those whose highest stage takes fewest bytes.
+
+    A stage holds, all the time, the residuals that it or a later one reads and what earlier ones hand on.
+    """
     position = {node: index for index, node in enumerate(order)}
-    freed = [0] * (len(order) + 1)
+    freed = np.zeros(len(order) + 1, np.int64)
     for value in kept:
-        last = max((position[use.node] for use in value.uses()), default=-1)
-        freed[last + 1] += nbytes(value, batch)
-    crossing = _crossing(order, position, batch)
-    total, done = sum(freed), 0
-    best: dict[int, tuple[int, int]] = {}
-    for index in range(1, len(order)):
-        done += freed[index]
-        share = min(done * count // max(total, 1), count - 1)
-        if share:
-            best[share] = min(best.get(share, (crossing[index], index)), (crossing[index], index))
-    return sorted(index for _, index in best.values())
+        freed[max((position[use.node] for use in value.uses()), default=-1) + 1] += bytes_of(value, batch, LIKELY_BYTES)
+    crossing = np.array(_crossing(order, position, batch)[: len(order)])
+    held = freed.sum() - np.cumsum(freed[:-1]) + crossing
+    starts = [0, *_places(freed, crossing, count * PLACES)]
+    cost = {}
+    for start in starts:
+        alive = np.maximum.accumulate(bytes_over_time(order[start:], batch, LIKELY_BYTES))
+        for end in [*starts, len(order)]:
+            if end > start:
+                cost[start, end] = int(held[start] + alive[end - start - 1])
+    return _lowest(cost, len(order), count)
+
+
+def _places(freed: np.ndarray, crossing: np.ndarray, shares: int) -> list[int]:
+    """Where a cut hands on the least, one position for each of `shares` near equal parts of the freed bytes."""
+    share = np.minimum(np.cumsum(freed[:-1]) * shares // max(int(freed.sum()), 1), shares - 1)
+    share[0] = 0
+    parts = [np.flatnonzero(share == part) for part in np.unique(share) if part]
+    return [int(part[crossing[part].argmin()]) for part in parts]
+
+
+def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[int]:
+    """The cuts whose highest stage is lowest, of at most `count` stages; among equals, those lowest on average."""
+    reached: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
+    found = []
+    for _ in range(count):
+        longer: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        for (first, last), held in cost.items():
+            if first in reached:
+                highest, total, cuts = reached[first]
+                option = (max(highest, held), total + held, (*cuts, first))
+                longer[last] = min(longer.get(last, option), option)
+        reached = longer
+        if end in reached:
+            found.append(reached[end])
+    return list(min(found, key=lambda option: (option[0], option[1] / len(option[2])))[2][1:])
 
 
 def _crossing(order: Sequence[ir.Node], position: dict[ir.Node, int], batch: int) -> list[int]:
@@ -56,8 +89,8 @@ def _crossing(order: Sequence[ir.Node], position: dict[ir.Node, int], batch: int
         for value in node.outputs:
             last = max((position[use.node] for use in value.uses()), default=index)
             if last > index:
-                change[index + 1] += nbytes(value, batch)
-                change[last + 1] -= nbytes(value, batch)
+                change[index + 1] += bytes_of(value, batch, LIKELY_BYTES)
+                change[last + 1] -= bytes_of(value, batch, LIKELY_BYTES)
     totals, running = [], 0
     for step in change:
         running += step

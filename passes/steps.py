@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ttac.passes.augmentation import augment
+from ttac.passes.consistency import both, hold, probe, summed, target
 from ttac.passes.importance import importance
 from ttac.passes.method_graphs import Context, MethodGraph
-from ttac.passes.optimizers import update_graph
+from ttac.passes.optimizers import update_graphs
 from ttac.passes.selection import certain, confirm, reliable, select, uniform
 from ttac.passes.sharpness import ascend, descend, restore
 
 
 def update(context: Context) -> MethodGraph:
-    """One step of the optimizer that the settings name."""
-    model, moved = update_graph(
-        context.parameters, context.gradients, context.settings, context.opset, anchor=context.anchor
+    """One step of the optimizer that the settings name; with settings["cr"], with the gradients of both views."""
+    gradients = summed(context.gradients) if context.settings.get("cr") else context.gradients
+    (model, moved), *large = update_graphs(
+        context.parameters, gradients, context.settings, context.opset, anchor=context.anchor
     )
-    return MethodGraph(model, tuple(moved))
+    return MethodGraph(model, tuple(moved), more=tuple(MethodGraph(other, tuple(state)) for other, state in large))
 
 
 STEPS: dict[str, Callable[[Context], MethodGraph]] = {
@@ -27,6 +30,11 @@ STEPS: dict[str, Callable[[Context], MethodGraph]] = {
     "uniform": uniform,
     "certain": certain,
     "importance": importance,
+    "augment": augment,
+    "probe": probe,
+    "target": target,
+    "hold": hold,
+    "both": both,
     "ascend": ascend,
     "descend": descend,
     "restore": restore,

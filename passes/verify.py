@@ -157,10 +157,12 @@ def slope_error(
     parameters: Sequence[str],
     gradients: Sequence[str],
     weights: np.ndarray,
+    of_scores: Callable[[np.ndarray], float] | None = None,
 ) -> float:
     """Central difference of `loss` along one direction, against the gradients, relative to the slope.
 
-    Where `loss` is one value a sample, `weights` say how much each counts.
+    Where `loss` is one value a sample, `weights` say how much each counts; where it is what the loss is computed from,
+    `of_scores` does that.
 
     The direction is half the gradient's and half random, so that the slope stands out of float32 rounding.
     """
@@ -178,6 +180,8 @@ def slope_error(
     def at(width: float) -> float:
         moved = {n: (feeds[n] + width * s).astype(np.float32) for n, s in zip(parameters, steps, strict=True)}
         found = halves.forward({**feeds, **moved}, [loss])[loss]
+        if of_scores is not None:
+            return of_scores(found)
         return float(np.sum(found * weights)) if found.ndim else float(found)
 
     return _unexplained(at, predicted)

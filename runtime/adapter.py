@@ -17,11 +17,10 @@ from ttac.runtime.checks import HINT
 from ttac.runtime.engine import Device, EngineSettings, Port, Session
 from ttac.runtime.inputs import check_inputs
 from ttac.runtime.manifest import WEIGHTS, GraphSpec, Manifest, TensorSpec
-from ttac.runtime.program import Step, Tensor, World, bind, graphs_of
-from ttac.runtime.tensors import check_tensors, first_not_finite, is_finite, map_tensors, save_tensors
+from ttac.runtime.program import Step, Tensor, World, bind, graphs_of, overwritten
+from ttac.runtime.state import State
+from ttac.runtime.tensors import check_tensors, first_not_finite, map_tensors, save_tensors
 
-LARGE = 1 << 20
-"""Bytes from which on a new state tensor stays where the engine put it."""
 IDENTITY, BUNDLE_KEY = "ttac-state-1", "bundle"
 
 
@@ -47,10 +46,11 @@ class Adapter:
         self._manifest = open_bundle(self.path)
         self._lock = threading.RLock()
         self._device = Device()
-        self._initial = self._initial_state()
-        self._state = dict(self._initial)
         self._graphs = self._sessions(_settled(settings or EngineSettings(), threads, self._manifest.threads))
         self._weights = self._mapped_weights()
+        late = {name for words in self._manifest.programs.values() for name in overwritten(words, self._graphs)}
+        state, place = self._manifest.state, f"`{self.path}`"
+        self._state = State(self._device, self._initial_state(), state, sorted(late), place)
         world = self._world()
         self._programs = {
             name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
@@ -101,17 +101,21 @@ class Adapter:
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Predict and adapt: inputs [n, ...] -> logits [n, ...], n from the smallest to the planned batch.
 
-        The state changes only when the whole step went through and is finite.
+        The state changes only when the whole step went through and is finite.  An interrupt (Ctrl-C) either comes
+        before that or waits until it is done.
 
         Raises:
             UsageError: the input is not what the model takes; nothing changed.
-            RuntimeMissingError: the engine failed; nothing changed.
+            RuntimeMissingError: the engine failed; nothing changed.  Or, with all weights trained, it failed at work
+                that it had just done once, while the state was written: then each call says so until `reset` or
+                `restore`.
         """
         with self._lock:
+            self._state.refuse_torn()
             inputs = check_inputs(x, self._manifest)
             start = time.perf_counter()
             logits, step = self._perform("step", inputs)
-            adapted = self._commit(step.pending)
+            adapted = self._state.commit(step.pending, step.late)
             samples = len(next(iter(inputs.values())))
             self._stats = {
                 **self._stats,
@@ -126,19 +130,20 @@ class Adapter:
     def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Predict with the adapted state and change nothing: neither state nor stats; otherwise like `step`."""
         with self._lock:
+            self._state.refuse_torn()
             return self._perform("predict", check_inputs(x, self._manifest))[0]
 
     def reset(self) -> None:
         """Back to exactly the state that was compiled, with all counters at zero."""
         with self._lock:
-            self._state = dict(self._initial)
+            self._state.reset()
             self._stats = _no_stats()
 
     def save(self, path: str | Path) -> None:
         """Write the adapted state as a safetensors file, whole or not at all; raises UsageError if it cannot."""
         with self._lock:
-            arrays = {name: self._device.array(tensor) for name, tensor in self._state.items()}
-            save_tensors(Path(path), arrays, {"format": IDENTITY, BUNDLE_KEY: self._manifest.identity})
+            self._state.refuse_torn()
+            save_tensors(Path(path), self._state.arrays(), {"format": IDENTITY, BUNDLE_KEY: self._manifest.identity})
 
     def restore(self, path: str | Path) -> None:
         """Take the state that `save` wrote; the counters go on.
@@ -160,9 +165,8 @@ class Adapter:
         check_tensors(arrays, self._manifest.state, f"`{path}`")
         if name := first_not_finite(arrays):
             raise VerificationError(f"`{name}` is not finite", where=f"`{path}`", hint="save the state again")
-        state = {name: self._device.tensor(array.copy()) for name, array in arrays.items()}
         with self._lock:
-            self._state = state
+            self._state.restore(arrays)
 
     def _perform(self, program: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Step]:
         step = Step(self._world(), {name: self._device.tensor(array) for name, array in inputs.items()})
@@ -172,39 +176,18 @@ class Adapter:
         step.values = {}
         return logits, step
 
-    def _commit(self, pending: Mapping[str, Tensor]) -> bool:
-        """Make the pending tensors the state if all are finite.
-
-        Small ones are copied out of the engine's arena: tensors that live on between the runs would break up the room
-        the residuals need.  Of a large one, a copy would cost more than its gap.
-        """
-        arrays = {name: self._device.array(tensor) for name, tensor in pending.items()}
-        for name, array in arrays.items():
-            spec = self._manifest.state[name]
-            if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
-                made, told = f"{array.dtype} {list(array.shape)}", f"{spec.dtype} {list(spec.shape)}"
-                what = f"a graph made state `{name}` {made}, the state table says {told}"
-                raise VerificationError(what, where=f"`{self.path}`", hint=HINT)
-        if not all(is_finite(array) for array in arrays.values()):
-            return False
-        moved = {name: self._owned(pending[name], array) for name, array in arrays.items()}
-        self._state = {**self._state, **moved}
-        return True
-
-    def _owned(self, tensor: Tensor, array: np.ndarray) -> Tensor:
-        return self._device.tensor(array.copy()) if array.nbytes < LARGE else tensor
-
     def _world(self) -> World:
         inputs = frozenset(spec.name for spec in self._manifest.inputs)
-        return World(self._device, self._graphs, inputs, self._state, self._initial, self._weights)
+        state = self._state
+        return World(self._device, self._graphs, inputs, state.tensors, state.initial, self._weights)
 
-    def _initial_state(self) -> dict[str, Tensor]:
+    def _initial_state(self) -> dict[str, np.ndarray]:
         path = inside(self.path, self._manifest.state_file)
         arrays, _ = map_tensors(path)
         check_tensors(arrays, self._manifest.state, f"`{path}`")
         if name := first_not_finite(arrays):
             raise VerificationError(f"the initial state `{name}` is not finite", where=f"`{path}`", hint=HINT)
-        return {name: self._device.tensor(array) for name, array in arrays.items()}
+        return arrays
 
     def _mapped_weights(self) -> dict[str, Tensor]:
         """The weights that graphs take as inputs; all sessions read the same mapped memory."""

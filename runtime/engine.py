@@ -47,6 +47,9 @@ ARENA = {"arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 1 << 16, "initi
 one region of address space large enough to stay the only one: neighbours in different regions never merge.  Only what
 is used of it becomes memory; where so much is refused, the engine asks for less."""
 
+SMALL = 1 << 16
+"""Bytes up to which what a run gives is copied out of the arena."""
+
 _shared_arena = threading.Lock()
 _arena_made = False
 
@@ -119,8 +122,11 @@ class Session:
 def _released(tensor: Tensor) -> Tensor:
     """The tensor on its own: as the engine hands them out, each output of a run keeps all others of that run alive.
 
-    Without this no residual would be freed before the last one is.
+    Without this no residual would be freed before the last one is.  A small one is copied: left in the arena, it would
+    split the room that the large ones of the next run need.
     """
+    if (view := tensor.numpy()).nbytes <= SMALL:
+        return engine().OrtValue.ortvalue_from_numpy(np.array(view))
     alone = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state").OrtValueVector()
     alone.push_back(tensor._ortvalue)
     return engine().OrtValue(alone[0])

@@ -1,11 +1,13 @@
 """The program of a bundle: six words, no method names.
 
-    {"run": graph, "rows": k?, "only": [outputs]?}    {"when": value, "then": [...], "otherwise": [...]?}
-    {"repeat": n, "do": [...]}    {"reset": "all" | [state names]}    {"host": step}    {"return": value}
+    {"run": graph, "rows": k?, "feed": {input: value}?, "only": [outputs]?, "late": true?}
+    {"when": value, "then": [...], "otherwise": [...]?}    {"repeat": n, "do": [...]}
+    {"reset": "all" | [state names]}    {"host": step}    {"return": value}
 
 A name means: the step's value (user inputs, outputs of earlier runs), else a state tensor with this step's pending
 updates on top, else a weight.  Pending state is an overlay: whoever performs a program decides whether to keep it.
 Each value is let go right after the last word that can read it, so residuals die with the run that consumes them.
+A late run gives state only, which nothing later reads: it may be left to whoever commits, with the tensors it reads.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ DEEPEST = 16
 class Run:
     """Run a graph: all of its outputs, or those in `only`; on the first `rows` samples if that is not 0.
 
+    `feed` names other values for some of its inputs: input -> value.  `late`: it runs when the step is committed.
     `fetch` and `keep` are filled in by `bind`: outputs to compute, and values that later words can still read.
     """
 
     graph: str
     rows: int = 0
     only: tuple[str, ...] | None = None
+    feed: Mapping[str, str] = field(default_factory=dict)
+    late: bool = False
     fetch: tuple[str, ...] = ()
     keep: frozenset[str] = frozenset()
 
@@ -126,18 +131,38 @@ class World:
 
 
 @dataclass
+class Late:
+    """A run that waits for the commit, and holds on to what it reads until it is released."""
+
+    graph: Graph
+    fetch: tuple[str, ...]
+    feed: dict[str, Tensor]
+
+    def __call__(self) -> dict[str, Tensor]:
+        """The next value of each state tensor that it moves."""
+        made = self.graph.run(self.feed, self.fetch)
+        return {self.graph.state[name]: tensor for name, tensor in zip(self.fetch, made, strict=True)}
+
+    def release(self) -> None:
+        """Let go of what it reads; it cannot run again."""
+        self.feed = {}
+
+
+@dataclass
 class Step:
     """One pass through a program: its values, and what it wants to change.
 
     Attributes:
         values: user inputs, and outputs of the graphs that ran and can still be read.
         pending: state tensors with the value they get if the step is committed.
+        late: runs that give more of these, in order, and were not done yet.
         reported: scalars for `adapter.stats`.
     """
 
     world: World
     values: dict[str, Tensor]
     pending: dict[str, Tensor] = field(default_factory=dict)
+    late: list[Late] = field(default_factory=list)
     reported: dict[str, float] = field(default_factory=dict)
 
     def perform(self, words: Sequence[Word]) -> Tensor | None:
@@ -171,22 +196,27 @@ class Step:
     def _run(self, word: Run) -> None:
         graph = self.world.graphs[word.graph]
         if word.fetch:
-            feed = {name: self._rows(name, word.rows) for name in graph.inputs}
-            made = dict(zip(word.fetch, graph.run(feed, word.fetch), strict=True))
+            feed = {name: self._rows(name, word) for name in graph.inputs}
+            if word.late:
+                self.late.append(Late(graph, word.fetch, feed))
+                self.pending = {name: value for name, value in self.pending.items() if name not in graph.state.values()}
+                made = {}
+            else:
+                made = dict(zip(word.fetch, graph.run(feed, word.fetch), strict=True))
             del feed
-            self.pending.update((graph.state[name], made[name]) for name in word.fetch if name in graph.state)
+            self.pending.update((graph.state[name], tensor) for name, tensor in made.items() if name in graph.state)
             self.reported.update(
-                (graph.stats[name], self._scalar(made[name])) for name in word.fetch if name in graph.stats
+                (graph.stats[name], self._scalar(tensor)) for name, tensor in made.items() if name in graph.stats
             )
             self.values.update(made)
         self.values = {name: value for name, value in self.values.items() if name in word.keep}
 
-    def _rows(self, name: str, rows: int) -> Tensor:
-        found = self.find(name)
-        if not rows or name not in self.world.inputs:
+    def _rows(self, name: str, word: Run) -> Tensor:
+        found = self.find(word.feed.get(name, name))
+        if not word.rows or name not in self.world.inputs:
             return found
         device = self.world.device
-        return device.tensor(device.array(found)[:rows])
+        return device.tensor(device.array(found)[: word.rows])
 
     def _host(self, word: Host) -> None:
         step, device = STEPS[word.name], self.world.device
@@ -232,7 +262,18 @@ def bind(words: Sequence[Word], world: World, where: str) -> tuple[Word, ...]:
     """
     known = set(world.inputs) | set(world.state) | set(world.weights)
     _check_names(words, world, known, where)
+    _check_late(words, world, set(), where)
     return _bind(words, world, frozenset())[0]
+
+
+def overwritten(words: Sequence[Word], graphs: Mapping[str, Graph]) -> set[str]:
+    """Names of the state tensors that late runs move."""
+    return {
+        name
+        for word in _all_words(words)
+        if isinstance(word, Run) and word.late
+        for name in graphs[word.graph].state.values()
+    }
 
 
 def _parse(words: Any, where: str, state: frozenset[str], depth: int) -> tuple[Word, ...]:
@@ -260,12 +301,19 @@ def _parse_word(value: Any, where: str, state: frozenset[str], depth: int) -> Wo
 
 
 def _parse_run(entry: dict[str, Any], where: str, state: frozenset[str], depth: int) -> Word:
-    an_object(entry, where, only=("run",), also=("rows", "only"))
+    an_object(entry, where, only=("run",), also=("rows", "feed", "only", "late"))
+    feed = {
+        a_name(name, f"{where}.feed"): a_name(value, f"{where}.feed")
+        for name, value in an_object(entry.get("feed", {}), f"{where}.feed").items()
+    }
     only = None
     if "only" in entry:
         only = tuple(a_name(name, f"{where}.only") for name in a_list(entry["only"], f"{where}.only"))
     rows = a_count(entry["rows"], f"{where}.rows", low=1) if "rows" in entry else 0
-    return Run(a_name(entry["run"], where), rows, only)
+    late = entry.get("late", False)
+    if "late" in entry and (late is not True or only is not None):
+        refuse(f"{where}.late", "is not `true`" if late is not True else "leaves out outputs by `only`")
+    return Run(a_name(entry["run"], where), rows, only, feed, late)
 
 
 def _parse_when(entry: dict[str, Any], where: str, state: frozenset[str], depth: int) -> Word:
@@ -279,6 +327,8 @@ def _parse_repeat(entry: dict[str, Any], where: str, state: frozenset[str], dept
     body = _parse(entry["do"], f"{where}.do", state, depth - 1)
     if any(isinstance(word, Return) for word in _all_words(body)):
         refuse(f"{where}.do", "returns inside `repeat`")
+    if any(isinstance(word, Run) and word.late for word in _all_words(body)):
+        refuse(f"{where}.do", "has a late run inside `repeat`")
     return Repeat(a_count(entry["repeat"], where, low=1), body)
 
 
@@ -345,9 +395,7 @@ def _check_names(words: Sequence[Word], world: World, known: set[str], where: st
             refuse(where, f"reads `{missing[0]}` in {_named(word)}, and nothing provides it")
         if isinstance(word, Run):
             outputs = world.graphs[word.graph].outputs
-            for name in word.only or ():
-                if name not in outputs:
-                    refuse(where, f"wants `{name}` of {_named(word)}, which has no such output")
+            _check_ports(word, world.graphs[word.graph], where)
             known = known | set(outputs if word.only is None else word.only)
         elif isinstance(word, Host):
             known = known | set(STEPS[word.name].writes)
@@ -356,6 +404,32 @@ def _check_names(words: Sequence[Word], world: World, known: set[str], where: st
         elif isinstance(word, When):
             known = _check_names(word.then, world, known, where) & _check_names(word.otherwise, world, known, where)
     return known
+
+
+def _check_late(words: Sequence[Word], world: World, closed: set[str], where: str) -> set[str]:
+    """`closed`, what late runs have moved and nobody may read or move any more, and what the words add to it."""
+    for word in words:
+        if touched := sorted((_reads(word, world) | _moves(word, world)) & closed):
+            refuse(where, f"touches `{touched[0]}` in {_named(word)}, and a late run has moved it")
+        if isinstance(word, Run) and word.late:
+            graph = world.graphs[word.graph]
+            if other := [name for name in graph.outputs if name not in graph.state]:
+                refuse(where, f"has {_named(word)} run late, and its output `{other[0]}` is no state")
+            closed = closed | set(graph.outputs) | set(graph.state.values())
+        elif isinstance(word, When):
+            closed = _check_late(word.then, world, closed, where) | _check_late(word.otherwise, world, closed, where)
+        elif isinstance(word, Repeat):
+            closed = _check_late(word.do, world, closed, where)
+    return closed
+
+
+def _check_ports(word: Run, graph: Graph, where: str) -> None:
+    for name in word.only or ():
+        if name not in graph.outputs:
+            refuse(where, f"wants `{name}` of {_named(word)}, which has no such output")
+    for name in word.feed:
+        if name not in graph.inputs:
+            refuse(where, f"feeds `{name}` to {_named(word)}, which has no such input")
 
 
 def _bind(words: Sequence[Word], world: World, after: Set[str]) -> tuple[tuple[Word, ...], Set[str]]:
@@ -384,9 +458,9 @@ def _bind(words: Sequence[Word], world: World, after: Set[str]) -> tuple[tuple[W
 
 
 def _bind_run(word: Run, graph: Graph, after: Set[str]) -> Run:
-    moved = {*graph.state, *graph.stats}
-    fetch = word.only if word.only is not None else (name for name in graph.outputs if name in after or name in moved)
-    return replace(word, fetch=tuple(fetch), keep=frozenset(after))
+    read = {*after, *graph.state, *graph.stats}
+    fetch = tuple(name for name in (graph.outputs if word.only is None else word.only) if name in read)
+    return replace(word, fetch=fetch, keep=frozenset(after))
 
 
 def _all_reads(words: Sequence[Word], world: World) -> set[str]:
@@ -396,12 +470,22 @@ def _all_reads(words: Sequence[Word], world: World) -> set[str]:
 def _reads(word: Word, world: World) -> set[str]:
     """Names the word itself reads, not those of the words inside it."""
     if isinstance(word, Run):
-        return set(world.graphs[word.graph].inputs)
+        return {word.feed.get(name, name) for name in world.graphs[word.graph].inputs}
     if isinstance(word, Host):
         return set(STEPS[word.name].reads)
     if isinstance(word, When):
         return {word.value}
     return {word.name} if isinstance(word, Return) else set()
+
+
+def _moves(word: Word, world: World) -> set[str]:
+    """Names of the state tensors and values that the word itself makes."""
+    if isinstance(word, Run):
+        graph = world.graphs[word.graph]
+        return {*graph.outputs, *graph.state.values()}
+    if isinstance(word, Host):
+        return set(STEPS[word.name].writes)
+    return set(word.names) if isinstance(word, Reset) else set()
 
 
 def _named(word: Word) -> str:

@@ -6,6 +6,8 @@ As ttac has it (METHODS 6): only norms learn; the gradients of a norm, that of i
 kept elements of its input, with the statistics of the whole and zeros in the other places; the probe is the first samples
 of the batch with everything kept; what takes less than 16 KiB is kept whole.  The input of a batch norm counts from the
 source's mean, which ttac subtracts in the convolution before; of the other norms it is the standardized input that is kept.
+With `select=blocks` kept blocks are rounded to 8 bits and the others are their mean; where a batch norm's input enters
+the gradient element by element, every block is, unless all of every input is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,20 +28,32 @@ from tests.surgeon import BATCH, CLASSES, GOLDEN, KINDS, LEAST, SETTINGS, SIDE, 
 
 
 class Pruned(torch.autograd.Function):
-    """xhat*scale + bias with xhat = (x - mean)*r over some axes, whose backward sees `kept` instead of xhat."""
+    """xhat*scale + bias with xhat = (x - mean)*r over some axes.
+
+    The backward sees `summed` instead of xhat within sums, `single` where every element has its own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, axes: tuple[int, ...], r: Tensor, kept: Tensor) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(kept, r, scale)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        axes: tuple[int, ...],
+        r: Tensor,
+        summed: Tensor,
+        single: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(summed, single, r, scale)
         ctx.axes = axes
         return (x - x.mean(axes, keepdim=True)) * r * scale + bias
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        xhat, r, scale = ctx.saved_tensors
+        summed, single, r, scale = ctx.saved_tensors
         h, axes = g * scale, ctx.axes
-        dx = r * (h - h.mean(axes, keepdim=True) - xhat * (h * xhat).mean(axes, keepdim=True))
-        return dx, (g * xhat).sum_to_size(scale.shape), g.sum_to_size(scale.shape), None, None, None
+        dx = r * (h - h.mean(axes, keepdim=True) - single * (h * summed).mean(axes, keepdim=True))
+        return dx, (g * summed).sum_to_size(scale.shape), g.sum_to_size(scale.shape), None, None, None, None
 
 
 class Norm(nn.Module):
@@ -47,6 +62,7 @@ class Norm(nn.Module):
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
         self.plain, self.share, self.elements = plain, 1.0, 0
+        self.in_blocks, self.all_kept = False, True
         self.weight, self.bias = plain.weight, plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,10 +78,25 @@ class Norm(nn.Module):
         r = (x.var(axes, unbiased=False, keepdim=True) + plain.eps).rsqrt()
         if isinstance(plain, nn.BatchNorm2d):
             shift = plain.running_mean.view_as(scale)
-            kept = (self.prune(x - shift) + shift - mean) * r
+            summed, single = ((kept + shift - mean) * r for kept in self.kept(x - shift))
         else:
-            kept = self.prune((x - mean) * r)
-        return Pruned.apply(x, scale, bias, axes, r, kept).view(shape)
+            summed = single = self.kept((x - mean) * r)[0]
+        return Pruned.apply(x, scale, bias, axes, r, summed, single).view(shape)
+
+    def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands for x in sums, and element by element."""
+        if not self.in_blocks or self.elements * BATCH * 4 < LEAST:
+            return (self.prune(x),) * 2
+        size = min(64, x.shape[-1]) if x.ndim == 3 else 64
+        blocks = x.reshape(-1, size)
+        count = math.floor(np.float32(self.share) * np.float32(len(blocks)))
+        bounds = [number * len(blocks) // max(count, 1) for number in range(count + 1)]
+        places = [a + number * 40503 % 65536 * (b - a) // 65536 for number, (a, b) in enumerate(pairwise(bounds))]
+        means = blocks.mean(1, keepdim=True).repeat(1, size)
+        step = blocks[places].abs().amax(1, keepdim=True) / 127
+        summed = means.clone()
+        summed[places] = (blocks[places] / step).round() * step
+        return summed.view(x.shape), (summed if self.all_kept else means).view(x.shape)
 
     def prune(self, x: Tensor) -> Tensor:
         """The floor(share * elements) largest magnitudes, zeros elsewhere."""
@@ -153,18 +184,20 @@ def learn(net: nn.Module, x: Tensor, settings: dict[str, Any]) -> Tensor:
 def ratios(net: nn.Module, norms: dict[str, Norm], x: Tensor, keep: float) -> None:
     """Let each norm keep the share that its importance on `x` warrants."""
     for each in norms.values():
-        each.share, each.weight.grad, each.bias.grad = 1.0, None, None
+        each.share, each.all_kept, each.weight.grad, each.bias.grad = 1.0, True, None, None
     learn(net, x, {})
     sizes = np.array([each.elements for each in norms.values()], float)
     slopes = [float(each.weight.grad.square().mean().sqrt()) for each in norms.values()]  # type: ignore[union-attr]
     importance = np.array(slopes) * -np.log(sizes / sizes.sum())
     for each, value in zip(norms.values(), importance / importance.max() * keep, strict=True):
-        each.share = float(value)
+        each.share, each.all_kept = float(value), False
 
 
 def trajectory(kind: str, run: str) -> Iterator[tuple[str, np.ndarray]]:
     net, settings = built(kind).double(), SETTINGS[run]
     norms = norms_of(net)
+    for each in norms.values():
+        each.in_blocks = settings["select"] == "blocks"
     tensors = [tensor for each in norms.values() for tensor in (each.weight, each.bias)]
     lr = float(settings["lr"])
     optimizer: Any = (

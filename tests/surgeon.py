@@ -17,6 +17,7 @@ SETTINGS: dict[str, dict[str, float | str | bool]] = {
     "surgeon": {**SGD, "lr": 0.01, "probe_samples": 4, "select": "topk"},
     "half": {**SGD, "lr": 0.01, "probe_samples": 1, "select": "topk", "keep": 0.5},
     "certain": {**SGD, "lr": 0.01, "probe_samples": 4, "select": "topk", "css": True, "margin": 0.7},
+    "blocks": {**SGD, "lr": 0.01, "probe_samples": 4, "select": "blocks"},
     "adam": {"optimizer": "adam", "lr": 1e-3, "probe_samples": 4, "select": "topk"},
     "dropit": {**SGD, "lr": 0.01, "select": "topk", "keep": 0.2},
 }

@@ -18,7 +18,7 @@ from tests.source_models import Weights, norm, saved, source
 from tests.whole_models import SINGLE, Arrays, normal, samples, sites_of, spelled
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.build import Builder
-from ttac.passes.codecs import CODECS, Codec, block_of, row_of
+from ttac.passes.codecs import CODECS, Codec, Wanted, block_of, row_of
 from ttac.passes.differentiate import differentiate_loss
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable, run
@@ -87,7 +87,7 @@ def built(name: str, shape: tuple[int, ...]) -> Built:
     keep = ir.val("keep", SINGLE, [])
     graph = ir.Graph([x, keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="trip")
     op = Builder(graph, "test")
-    saved = list(codec.save(op, x, keep if codec.drops else None))
+    saved = list(codec.save(op, x, Wanted(keep, keep) if codec.drops else None))
     assert len(saved) == 1 + len(codec.parts)
     restored = codec.restore(op, saved, x)
     assert restored.dtype == x.dtype and str(restored.shape) == str(x.shape), "what reads the value sees its type"
@@ -129,7 +129,8 @@ def blocks(trip: Built, x: np.ndarray, found: Arrays, keep: float) -> None:
     """Kept blocks are close, the others their mean; of as many equal stretches of the tensor, each keeps one."""
     size = block_of(trip.x)
     true, back = (each.reshape(-1, size).astype(np.float64) for each in (x, found["restored"]))
-    _, _, places, _ = trip.saved(found)
+    _, _, places, _, single = trip.saved(found)
+    assert single == (len(true) if keep == 1 else 0), "element by element all blocks are read alike"
     kept = np.zeros(len(true), bool)
     kept[places[:, 0]] = True
     assert kept.sum() == len(places) == kept_count(keep, len(true))
@@ -280,8 +281,18 @@ def test_what_is_not_finite_is_not_hidden(name: str, bad: float) -> None:
 READ_SHAPES = {"maps": (6, 8, 8), "odd maps": (3, 5, 7), "long rows": (2, 40, 40), "sequence": (3, 30)}
 
 
-def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> Arrays:
-    """What the reader of a codec gives, and what the operator gives of the restored value, in float64."""
+def with_means(x: np.ndarray, size: int) -> np.ndarray:
+    """Every block of `size` elements as its mean, float64 in the shape of `x`."""
+    blocks = x.astype(np.float64).reshape(-1, size)
+    return np.broadcast_to(blocks.mean(1, keepdims=True), blocks.shape).reshape(x.shape)
+
+
+def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **given: bool) -> dict[float, float]:
+    """By share, how far the reader of a codec is from what it should give, in float64, over the largest of it.
+
+    That is what the operator gives of the restored value; element by element, of the means where `least`, the share of
+    some layer, is below 1.
+    """
     codec, n = CODECS[name], 3
     channels = shape[0]
     feeds: Arrays = {
@@ -290,11 +301,11 @@ def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> 
     }  # fmt: skip
     per_channel = ("slope", "offset")
     inputs = {key: ir.val(key, SINGLE, [channels] if key in per_channel else ["N", *shape]) for key in feeds}
-    keep = ir.val("keep", SINGLE, [])
-    graph = ir.Graph([*inputs.values(), keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
+    wanted = Wanted(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
+    graph = ir.Graph([*inputs.values(), *wanted], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
     op = Builder(graph, "test")
     x = inputs["x"]
-    saved = codec.save(op, x, keep)
+    saved = codec.save(op, x, wanted)
     if operator == "ChannelDot":
         others = [inputs["g"]]
     else:
@@ -307,9 +318,11 @@ def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> 
     model = spelled(ir.Model(graph, ir_version=8))
     onnx.checker.check_model(ir.to_proto(model))
     found = {}
-    for keep_now in KEEPS:
-        result = run(model, {**feeds, "keep": np.array(keep_now, np.float32)})
+    for keep in KEEPS if least < 1 else (1.0,):
+        result = run(model, {**feeds, "keep": np.array(keep, np.float32), "least": np.array(least, np.float32)})
         back = result["restored"].astype(np.float64)
+        if operator == "ChannelAffine" and least < 1:
+            back = with_means(feeds["x"], block_of(x))
         column = (slice(None), *[None] * (len(shape) - 1))
         if operator == "ChannelDot":
             expected = (feeds["g"] * back).sum((0, *range(2, back.ndim)))
@@ -318,7 +331,7 @@ def reading(name: str, operator: str, shape: tuple[int, ...], **given: bool) -> 
             expected = expected + feeds["offset"][column] if given.get("offset") else expected
             expected = expected + feeds["plus"] if given.get("plus") else expected
         scale = float(np.abs(expected).max())
-        found[str(keep_now)] = np.abs(result["read"] - expected).max() / scale
+        found[keep] = np.abs(result["read"] - expected).max() / scale
     return found
 
 
@@ -327,14 +340,17 @@ READERS = [(name, operator) for name, codec in CODECS.items() for operator in co
 
 @pytest.mark.parametrize("shape", list(READ_SHAPES))
 @pytest.mark.parametrize(("name", "operator"), READERS)
-def test_a_reader_gives_what_the_operator_gives_of_the_restored_value(name: str, operator: str, shape: str) -> None:
+def test_a_reader_gives_what_the_operator_gives_of_what_stands_for_the_value(
+    name: str, operator: str, shape: str
+) -> None:
     """ChannelDot, and ChannelAffine with and without an offset and what is added behind it."""
     choices: list[dict[str, bool]] = [{}]
     if operator == "ChannelAffine":
         choices = [{"offset": offset, "plus": plus} for offset in (False, True) for plus in (False, True)]
     for given in choices:
-        errors = reading(name, operator, READ_SHAPES[shape], **given)
-        assert max(errors.values()) <= 2e-5, (given, errors)
+        for least in (0.0, 1.0):
+            errors = reading(name, operator, READ_SHAPES[shape], least, **given)
+            assert max(errors.values()) <= 2e-5, (given, least, errors)
 
 
 def test_the_readers_are_tested() -> None:
@@ -364,10 +380,20 @@ NET_WEIGHTS: Weights = {
 LOSSY = [name for name, codec in CODECS.items() if not codec.is_exact]
 
 
+def read_alone(backward: ir.Model, name: str) -> str:
+    """Let every ChannelAffine that reads the input `name` read another one, whose name this returns."""
+    x = next(value for value in backward.graph.inputs if value.name == name)
+    other = ir.val(f"{name}.alone", x.dtype, x.shape)
+    backward.graph.inputs.append(other)
+    for use in [use for use in x.uses() if use.node.op_type == "ChannelAffine"]:
+        use.node.replace_input_with(use.idx, other)
+    return str(other.name)
+
+
 @pytest.mark.parametrize("keep", [0.25, 1.0])
 @pytest.mark.parametrize("name", LOSSY)
 def test_the_backward_sees_what_the_codec_gives_back(name: str, keep: float, tmp_path: Path) -> None:
-    """Its gradients are those of the exact backward, were it given the restored values; the logits do not change."""
+    """Its gradients are those of the exact backward, were it given what stands for the values; logits do not change."""
     model = normal(saved(source(NET, NET_WEIGHTS), tmp_path))
     made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
@@ -393,6 +419,8 @@ def test_the_backward_sees_what_the_codec_gives_back(name: str, keep: float, tmp
     for row in lossy:
         given[row.value] = built(name, (6, 8, 8))(plain[row.value], keep)["restored"]
         assert np.abs(given[row.value] - plain[row.value]).max() > 0 or name in ("topk", "sparse")
+        if CODECS[name].readers and keep < 1:
+            given[read_alone(exact.backward, row.value)] = np.float32(with_means(plain[row.value], 64))
     found = run(spelled(halves.backward), {**feeds, **forward})
     expected = run(spelled(exact.backward), {**feeds, **given})
     length = np.sqrt(sum(float((expected[str(g.name)] ** 2).sum()) for g in joint.gradients))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from tests.source_models import Weights, listing, run, source
+from ttac.passes.build import Builder
 from ttac.passes.gelus import gather_gelus
 from ttac.passes.vocabulary import DOMAIN, expand_all
 
@@ -55,3 +56,18 @@ def test_what_is_none_stays(body: str) -> None:
     model = model_of(body)
     before = ir.to_onnx_text(model)
     assert gather_gelus(model) == 0 and ir.to_onnx_text(model) == before
+
+
+def test_the_slope_is_the_derivative() -> None:
+    """Against c + x*c' in double precision, out to where e^(u^2) overflows."""
+    x = np.linspace(-20, 20, 24, dtype=np.float32).reshape(4, 6)
+    model = model_of("y = Identity (h)")
+    op = Builder(model.graph, "test")
+    with op.at("slope"):
+        model.graph.outputs[:] = [op.GeluSlope(model.graph.inputs[0], name="slope")]
+    model.opset_imports[DOMAIN] = 1
+    expand_all(model)
+    normal = np.array([(1 + math.erf(float(v) / math.sqrt(2))) / 2 for v in x.ravel()]).reshape(x.shape)
+    wide = x.astype(np.float64)
+    expected = normal + wide * np.exp(-wide * wide / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(run(model, x), expected, rtol=0, atol=1e-6)

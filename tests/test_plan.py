@@ -1,10 +1,8 @@
-"""What the forward keeps for the backward: plan, masks as bits, partition, stages, and the order of nodes."""
+"""What the forward keeps for the backward: the plan, masks as bits, partition."""
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.halves import is_sorted, joint_of, packing, planned, run_halves
 from tests.source_models import Weights, norm, saved, source
 from tests.tiny_bundles import read
 from tests.whole_models import (
@@ -35,56 +34,11 @@ from ttac.passes.build import Builder
 from ttac.passes.codecs import CODECS
 from ttac.passes.differentiate import Joint, differentiate_loss
 from ttac.passes.execute import run
-from ttac.passes.partition import Halves, partition
-from ttac.passes.plan import SMALL, Decide, Kept, Plan, keep_as, nbytes, plan_activations
-from ttac.passes.schedule import recompute_late, save_early
-from ttac.passes.stages import split_backward
+from ttac.passes.partition import partition
+from ttac.passes.plan import SMALL, Decide, Kept, Plan, nbytes, plan_activations
 from ttac.passes.vocabulary import DOMAIN
 
-
-def is_sorted(graph: ir.Graph) -> bool:
-    """Whether every node stands behind those it reads."""
-    seen: set[ir.Node | None] = {None}
-    for node in graph:
-        if any(value is not None and value.producer() not in seen for value in node.inputs):
-            return False
-        seen.add(node)
-    return True
-
-
 # --- plan -------------------------------------------------------------------------------------------------------------
-
-
-def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
-    """A file's joint graph with batch statistics, the values the forward must give, and the state's initial values."""
-    model = normal(path)
-    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
-    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
-    return joint, [joint.logits], {tensor.name: tensor.initial for tensor in made.state}
-
-
-def packing(batch: int, floats: str = "dense") -> Decide:
-    """Masks as bits, and every large float as `floats` says."""
-
-    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
-        if value.dtype == ir.DataType.BOOL:
-            return keep_as(value, "bits", batch)
-        large = value.dtype == ir.DataType.FLOAT and nbytes(value, batch) > SMALL
-        return keep_as(value, floats if large else "dense", batch)
-
-    return decide
-
-
-def planned(joint: Joint, batch: int, decide: Decide | None = None) -> Plan:
-    graph = joint.model.graph
-    return plan_activations(graph, joint.backward, list(graph.inputs), batch, decide)
-
-
-def run_halves(halves: Halves, feeds: Arrays) -> Arrays:
-    """What both halves give, by name."""
-    assert halves.backward is not None
-    found = run(spelled(halves.forward), feeds)
-    return {**found, **run(spelled(halves.backward), {**feeds, **found})}
 
 
 def values_of(joint: Joint) -> dict[str, ir.Value]:
@@ -344,9 +298,6 @@ def test_int8_residuals_turn_a_gradient_by_little(recipe: Recipe) -> None:
     np.testing.assert_allclose(rounded[str(joint.logits.name)], exact[str(joint.logits.name)], rtol=1e-5, atol=1e-5)
 
 
-# --- partition, stages, schedule --------------------------------------------------------------------------------------
-
-
 def test_no_gradients_no_backward(chain: Path) -> None:
     model = normal(chain)
     adapt_norms(model, sites_of(model), "batch", {}, trains=False)
@@ -368,86 +319,6 @@ def test_a_plan_that_leaves_something_out_of_reach_is_refused(chain: Path) -> No
     graph.inputs.remove(graph.inputs[0])
     with pytest.raises(ValueError):
         partition(joint.model, outputs, joint.gradients, replace(plan, kept=()))
-
-
-def test_stages_give_what_one_backward_gives() -> None:
-    joint, outputs, state = joint_of(MODELS["densenet"])
-    plan = planned(joint, 512)
-    halves = partition(joint.model, outputs, joint.gradients, plan)
-    assert halves.backward is not None
-    names = [str(gradient.name) for gradient in joint.gradients]
-    feeds = {"x": samples((3, 16, 16), 3), **state}
-    expected = run_halves(halves, feeds)
-    forward = run(spelled(halves.forward), feeds)
-    for count in (1, 2, 3, 6):
-        stages = split_backward(halves.backward, halves.residuals, 512, count)
-        assert 1 <= len(stages) <= count and (len(stages) > 1) == (count > 1)
-        values = {**feeds, **forward}
-        ends = []
-        for stage in stages:
-            assert is_sorted(stage.graph)
-            values |= run(spelled(stage), values)
-            ends.append({value.name for value in stage.graph.inputs} & set(halves.residuals))
-        for name in names:
-            np.testing.assert_array_equal(values[name], expected[name])
-        nodes = sum(len(stage.graph) for stage in stages)
-        assert nodes == len(halves.backward.graph) if count > 1 else stages[0] is halves.backward
-
-
-def test_small_residuals_are_not_worth_a_stage() -> None:
-    joint, outputs, _ = joint_of(MODELS["resnet"])
-    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 4))
-    assert halves.backward is not None
-    assert split_backward(halves.backward, halves.residuals, 4, 6) == [halves.backward]
-
-
-@pytest.mark.parametrize("floats", [None, "dense", "int8"])
-def test_later_stages_hold_fewer_residuals(floats: str | None) -> None:
-    """What the stages are for: after each, residual bytes are freed, packed ones too."""
-    joint, outputs, _ = joint_of(MODELS["wide_resnet"])
-    halves = partition(
-        joint.model, outputs, joint.gradients, planned(joint, 512, None if floats is None else packing(512, floats))
-    )
-    assert halves.backward is not None
-    stages = split_backward(halves.backward, halves.residuals, 512, 4)
-    assert len(stages) > 2
-    left = [
-        {v.name for stage in stages[first:] for v in stage.graph.inputs} & set(halves.residuals)
-        for first in range(len(stages))
-    ]
-    sizes = {str(v.name): nbytes(v, 512) for v in halves.forward.graph.outputs}
-    held = [sum(sizes[str(name)] for name in names) for names in left]
-    assert set(left[0]) == set(halves.residuals)
-    assert all(after < before - held[0] / 20 for before, after in pairwise(held))
-
-
-def test_masks_are_made_right_behind_what_they_read_and_recomputations_right_before() -> None:
-    joint, outputs, _ = joint_of(MODELS["resnext"])
-    halves = partition(joint.model, outputs, joint.gradients, planned(joint, 32, packing(32)))
-    assert halves.backward is not None
-    forward, backward = list(halves.forward.graph), list(halves.backward.graph)
-    order = {node: index for index, node in enumerate(forward)}
-    for node in forward:
-        if node.op_type in ("Positive", "PackBits"):
-            made = max(order[p] for v in node.inputs if v is not None and (p := v.producer()) is not None)
-            between = forward[made + 1 : order[node]]
-            assert all(other.metadata_props["ttac.room"] in ("autodiff", "plan") for other in between)
-    order = {node: index for index, node in enumerate(backward)}
-    again = [node for node in backward if node.op_type == "UnpackBits"]
-    assert again
-    for node in again:
-        first = min(order[use.node] for use in node.outputs[0].uses())
-        assert first == order[node] + 1
-
-
-def test_moving_nodes_keeps_the_graph_sorted() -> None:
-    for name in ("efficientnet", "shufflenet", "hourglass"):
-        joint, _, _ = joint_of(MODELS[name])
-        graph = joint.model.graph
-        nodes = set(graph)
-        for move in (save_early, recompute_late, recompute_late, save_early):
-            move(graph)
-            assert is_sorted(graph) and set(graph) == nodes
 
 
 # --- the whole of them, with packed masks -----------------------------------------------------------------------------

@@ -68,6 +68,15 @@ def test_rows_limit_the_user_inputs_only(tmp_path: Path) -> None:
         assert adapter.stats["seen"] == seen
 
 
+def test_a_run_may_be_fed_another_value(tmp_path: Path) -> None:
+    """Also of an earlier run of the same graph, cut to as many rows; the user's input is as it was."""
+    fed = {"run": "forward", "feed": {"x": "logits"}}
+    folder = tiny.counting(tmp_path / "b", [{"run": "forward"}, fed, {**fed, "rows": 2}, RETURN])
+    adapter, x = ttac.load(folder), batch()
+    np.testing.assert_array_equal(adapter.step(x), x[:2] + 1 + 1 + 1)
+    np.testing.assert_array_equal(adapter.predict(x), x + 1)
+
+
 def test_a_run_computes_what_is_needed_later_and_keeps_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +92,12 @@ def test_a_run_computes_what_is_needed_later_and_keeps_nothing_else(
     adapter.step(batch())
     adapter.predict(batch())
     assert fetched == [("logits", "h"), ("scale_grad", "loss"), ("scale_next",), ("logits",)]
+    fetched.clear()
+    manifest = tiny.read(tmp_path / "b")
+    manifest["programs"]["predict"][0]["only"] = ["logits", "h"]
+    tiny.reseal(tmp_path / "b", manifest)
+    ttac.load(tmp_path / "b").predict(batch())
+    assert fetched == [("logits",)], "of several outputs that are wanted, those that nobody reads are left out"
 
 
 def test_host_steps_read_values_and_write_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +122,8 @@ def test_host_steps_read_values_and_write_state(tmp_path: Path, monkeypatch: pyt
         ([{"repeat": 0, "do": []}, RETURN], "`programs.step[0]` is 0, not a whole number of at least 1"),
         ([{"run": "forward", "rows": True}, RETURN], "`programs.step[0].rows` is True"),
         ([{"run": "forward", "twice": 1}, RETURN], "`programs.step[0]` has the unknown key `twice`"),
+        ([{"run": "forward", "feed": ["x"]}, RETURN], "`programs.step[0].feed` is not an object"),
+        ([{"run": "forward", "feed": {"x": 1}}, RETURN], "`programs.step[0].feed`"),
         ([{"run": "sideways"}, RETURN], "runs `sideways`, which `graphs` lacks"),
         ([{"reset": ["nothing"]}, RETURN], "resets `nothing`, which the state table lacks"),
         ("run", "`programs.step` is not a list"),
@@ -124,6 +141,8 @@ def test_programs_that_make_no_sense(tmp_path: Path, step: Any, problem: str) ->
     [
         ([RETURN], "reads `logits` in `return`, and nothing provides it"),
         ([{"run": "forward", "only": ["warm"]}, RETURN], "wants `warm` of graph `forward`"),
+        ([{"run": "forward", "feed": {"y": "x"}}, RETURN], "feeds `y` to graph `forward`, which has no such input"),
+        ([{"run": "forward", "feed": {"x": "y"}}, RETURN], "reads `y` in graph `forward`, and nothing provides it"),
         (
             [{"when": "x", "then": [{"run": "forward"}]}, RETURN],
             "reads `logits` in `return`, and nothing provides it",

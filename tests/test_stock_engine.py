@@ -28,6 +28,7 @@ NETS = ["mobilenet_v3", "transformer", "hourglass"]
 CASES = {name: {"method": "tent"} for name in NETS} | {
     "densenet": {"method": "tent", "settings": {"optimizer": "sgd", "lr": 0.01, "statistics": "blend"}},
     "wide_resnet": {"method": "bn"},
+    "resnext": {"method": "surgeon", "settings": {"cr": True, "black": "-3", "white": "3", "cr_weight": 1.0}},
 }
 
 SCRIPT = """

@@ -6,15 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file
 
 import ttac
 from tests.tiny_bundles import read
-from tests.whole_models import MODELS, compiled, samples
+from tests.whole_models import MODELS, SINGLE, compiled, samples
 from ttac.bake import bake
 from ttac.passes import optimizers
-from ttac.passes.execute import Executable
+from ttac.passes.adapt import StateTensor
+from ttac.passes.autodiff import SEED
+from ttac.passes.build import Builder
+from ttac.passes.execute import Executable, run
+from ttac.passes.liveness import bytes_over_time
+from ttac.passes.lower import lower
+from ttac.passes.optimizers import update_graph, update_graphs
+from ttac.passes.schedule import recompute_late
+from ttac.targets import find
 
 
 def trained(folder: Path) -> set[str]:
@@ -72,3 +81,104 @@ def test_large_tensors_are_stepped_by_themselves(tmp_path: Path) -> None:
             moved[large] = adapter.predict(samples(adapter.input_shape, 4, seed=1))
     first, second = moved.values()
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-6 * np.abs(first).max())
+
+
+def test_a_large_state_is_overwritten_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very numbers of an exchange at once, and a state file that either bundle takes."""
+    monkeypatch.setattr(optimizers, "LARGE", 64)
+    adapters, lates = [], []
+    for worth in (64, 1 << 40):
+        monkeypatch.setattr(optimizers, "WORTH", worth)
+        (tmp_path / str(worth)).mkdir()
+        folder = compiled(MODELS["resnet"], tmp_path / str(worth), method="tent", batch=4, train="all")
+        lates.append([word["run"] for word in read(folder)["programs"]["step"] if word.get("late")])
+        adapters.append(ttac.load(folder))
+    assert len(lates[0]) > 2 and not lates[1]
+    late, once = adapters
+    for seed in range(3):
+        x = samples(late.input_shape, 4, seed)
+        np.testing.assert_array_equal(late.step(x), once.step(x))
+    late.save(tmp_path / "late.safetensors")
+    once.save(tmp_path / "once.safetensors")
+    np.testing.assert_equal(load_file(tmp_path / "late.safetensors"), load_file(tmp_path / "once.safetensors"))
+    once.restore(tmp_path / "late.safetensors")
+    np.testing.assert_array_equal(late.predict(x), once.predict(x))
+
+
+ADAM = {"optimizer": "adam", "lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+NESTEROV = {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "nesterov": True}
+
+
+@pytest.mark.parametrize("settings", [ADAM, NESTEROV])
+@pytest.mark.parametrize("small", [{}, {"scale": (3,), "bias": (2,)}])
+def test_graphs_of_an_update_do_what_one_does(
+    settings: dict[str, object], small: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimizers, "LARGE", 8)
+    monkeypatch.setattr(optimizers, "WORTH", 8)
+    shapes = {"a": (4, 3), "b": (20,), **small, "c": (2, 5), "d": (8,), "e": (3, 4)}
+    tensors = [
+        StateTensor(name, "parameter", samples(shape, 1)[0], ir.val(name, SINGLE, shape))
+        for name, shape in shapes.items()
+    ]
+    slopes = {f"{name}.grad": samples(shape, 1, seed=1)[0] for name, shape in shapes.items()}
+    whole, moved = update_graph(tensors, list(slopes), settings, 18)
+    parts = update_graphs(tensors, list(slopes), settings, 18)
+    stepped = [[t.name for t in state if t.role == "parameter"] for _, state in parts]
+    assert stepped == [*([list(small)] if small else []), ["a"], ["b"], ["c", "d"], ["e"]]
+    state = {t.name: t.initial for t in moved}
+    assert {t.name for _, made in parts for t in made} == set(state)
+    for _ in range(3):
+        expected = run(whole, {**state, **slopes})
+        found: dict[str, np.ndarray] = {}
+        for model, _ in parts:
+            found |= run(model, {**state, **slopes, **found})
+        for name in state:
+            np.testing.assert_allclose(found[f"{name}.next"], expected[f"{name}.next"], rtol=1e-6)
+        state = {name: expected[f"{name}.next"] for name in state}
+
+
+def kernel_gradient(channels: int, outputs: int, group: int, size: int) -> ir.Graph:
+    """The gradient of a 3x3 kernel, in standard operators."""
+    shapes = {"x": ["N", channels, size, size], "dy": ["N", outputs, size, size]}
+    graph = ir.Graph([ir.val(k, SINGLE, s) for k, s in shapes.items()], [], nodes=[], opset_imports={"": 18})
+    window = {"kernel": [3, 3], "strides": [1, 1], "dilations": [1, 1], "begins": [1, 1]}
+    sizes = {"sizes": [size, size], "outs": [size, size]}
+    dw = Builder(graph, "test").ConvWeightGrad(*graph.inputs, **window, **sizes, group=group)
+    graph.outputs.append(dw)
+    lower(ir.Model(graph, ir_version=8), find("cpu"))
+    return graph
+
+
+@pytest.mark.parametrize(("channels", "outputs", "group", "size"), [(64, 64, 16, 16), (32, 64, 1, 16), (64, 128, 1, 4)])
+def test_the_gradient_of_a_kernel_never_holds_all_that_its_taps_read(
+    channels: int, outputs: int, group: int, size: int
+) -> None:
+    graph = kernel_gradient(channels, outputs, group, size)
+    read, made = 4 * channels * (size + 2) ** 2, 4 * outputs * size**2
+    weights = 4 * outputs * channels // group * 9
+    assert bytes_over_time(graph, 1).max() <= 3 * max(read, made) + 3 * weights
+    products = [node for node in graph if node.op_type == "MatMul"]
+    assert products and all(v.producer().op_type != "Transpose" for node in products for v in node.inputs)  # type: ignore[union-attr]
+
+
+def test_a_restored_input_of_two_kernels_is_held_for_neither_of_them() -> None:
+    """A block with a strided shortcut: the gradients that need its input come together, and the larger one is last."""
+    shapes = {"kept": ["N", 8, 4, 4], "seed": ["N", 8, 2, 2], "w1": [8, 8, 1, 1], "w2": [8, 8, 2, 2]}
+    graph = ir.Graph([ir.val(k, SINGLE, s) for k, s in shapes.items()], [], nodes=[], opset_imports={"": 18})
+    kept, dy, first, shortcut = graph.inputs
+    dy.metadata_props[SEED] = "true"
+    op = Builder(graph, "autodiff")
+    one = {"kernel": [1, 1], "strides": [1, 1], "dilations": [1, 1], "begins": [0, 0], "group": 1}
+    two = {**one, "kernel": [2, 2], "strides": [2, 2]}
+    x = op.Relu(kept)
+    dw_shortcut = op.ConvWeightGrad(x, dy, **two, sizes=[4, 4], outs=[2, 2])
+    dx_shortcut = op.ConvInputGrad(dy, shortcut, **two, sizes=[4, 4], outs=[2, 2], frozen=0)
+    inner = op.Resize(dy, None, np.array([1, 1, 2, 2], np.float32), mode="nearest")
+    inner.shape = ir.Shape(shapes["kept"])
+    dw_first = op.ConvWeightGrad(x, inner, **one, sizes=[4, 4], outs=[4, 4])
+    dx_first = op.ConvInputGrad(inner, first, **one, sizes=[4, 4], outs=[4, 4], frozen=0)
+    graph.outputs.extend([dw_shortcut, dw_first, op.Add(dx_shortcut, dx_first)])
+    recompute_late(graph)
+    made = [node.outputs[0] for node in graph]
+    assert made == [inner, x, dw_shortcut, dw_first, dx_first, dx_shortcut, graph.outputs[2]]

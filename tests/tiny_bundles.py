@@ -109,7 +109,7 @@ def batch(n: int = PLANNED, seed: int = 0) -> np.ndarray:
 
 def state_of(adapter: Adapter) -> dict[str, np.ndarray]:
     """Copies of the adapter's committed state."""
-    return {name: tensor.numpy().copy() for name, tensor in adapter._state.items()}
+    return {name: array.copy() for name, array in adapter._state.arrays().items()}
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ttac.passes.plan import Plan, plan_activations
 from ttac.passes.quantize import Quantized
 from ttac.passes.sparsity import Layer, keep_a_share, keep_shares, layers_of
 from ttac.passes.stages import split_backward
+from ttac.passes.waits import wait_for_gradients
 from ttac.request import Request
 from ttac.rooms import Rooms
 from ttac.spec import Target
@@ -76,7 +77,7 @@ def plan_residuals(parts: Parts, goal: int | None) -> Planned:
         keep = float(asked.settings["keep"])
         decide = keep_a_share(joint, layers, codec, keep, asked.batch)
         shares = keep_shares(layers, keep, moves="importance" in asked.method.graphs)
-        plan = plan_activations(graph, joint.backward, free, asked.batch, decide, shares)
+        plan = plan_activations(graph, joint.backward, free, asked.batch, decide, shares, tight=True)
         return Planned(plan, layers, more=keep > LEAST_KEPT)
     if goal is None:
         return Planned(plan_activations(graph, joint.backward, free, asked.batch))
@@ -97,14 +98,15 @@ def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
     stats = {"forward": {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}}
     state = list(adaptation.tracked)
     if halves.backward is not None:
-        stages = split_backward(halves.backward, halves.residuals, asked.batch, STAGES)
+        stages = staged(halves.backward, halves.residuals, joint, asked)
         steps = method_graphs(asked, joint, parts.anchor, planned.layers)
         graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
         moves |= {name: step.moves for name, step in steps.items()}
         stats |= {name: dict(step.stats) for name, step in steps.items()}
         state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
-    for model in graphs.values():
-        lower(model, asked.target)
+    for name, model in graphs.items():
+        if not name.startswith("backward"):
+            lower(model, asked.target)
     adapting = [model for name, model in graphs.items() if name != "infer"]
     fed = feed_pointwise(adapting, observed=halves.backward is None)
     rooms.lowered(graphs)
@@ -122,6 +124,16 @@ def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
         head=parts.head,
         quantized=parts.quantized,
     )
+
+
+def staged(backward: ir.Model, residuals: Sequence[str], joint: Joint, asked: Request) -> list[ir.Model]:
+    """The backward as the engine runs it: in standard operators, in stages, and in an order that it keeps to."""
+    lower(backward, asked.target)
+    stages = split_backward(backward, residuals, asked.batch, STAGES)
+    given = {*residuals, *(str(value.name) for value in joint.model.graph.inputs)}
+    for model in stages:
+        wait_for_gradients(model, given, asked.batch)
+    return stages
 
 
 def exact_graphs(joint: Joint, outputs: list[ir.Value], plan: Plan, target: Target) -> dict[str, ir.Model]:

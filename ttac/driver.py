@@ -12,7 +12,7 @@ import numpy as np
 from ttac.assemble import Parts, build_graphs, plan_residuals
 from ttac.finish import OverBudget, finish
 from ttac.garbage import uncollected
-from ttac.method import anchor_of, facts_of, head_of, refine
+from ttac.method import anchor_of, head_of, refine, settled
 from ttac.passes.adapt import adapt_norms
 from ttac.passes.differentiate import differentiate_loss, own_logits
 from ttac.passes.load import load
@@ -114,7 +114,7 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
     model = rooms.normalised(normalise(plain, shape=asked.shape or samples.shape, say=rooms.note))
     head = rooms.headed(head_of(asked, model))
     sites = rooms.recognised(model, choose_sites(model, asked, samples, rooms.note))
-    asked = asked.settled(facts_of(asked, head, sites))
+    asked = settled(asked, model, head, sites, samples, rooms.note)
     quantized = rooms.quantized(model, quantize_frozen(asked, model, sites, samples))
     sites = quantized.sites
     owned = own_weights(model) if asked.train == ALL else []

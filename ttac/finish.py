@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ttac.passes.adapt import adapt_norms, without_adaptation
 from ttac.passes.autodiff import dims
 from ttac.passes.differentiate import Joint
 from ttac.passes.emit import write_graphs
+from ttac.passes.execute import run
 from ttac.passes.feed import feed_pointwise
 from ttac.passes.liveness import peak
 from ttac.passes.losses import WEIGHTS
@@ -36,6 +37,7 @@ from ttac.passes.verify import (
     residual_error,
     slope_error,
 )
+from ttac.passes.vocabulary import expand_all
 from ttac.programs import Word, programs, stages_of, unguarded
 from ttac.request import Request
 from ttac.rooms import Rooms
@@ -117,7 +119,8 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     x = compiled.graphs["infer"].graph.inputs[0]
     count = max([2, *(-(-ELEMENTS // site.spatial) for site in compiled.sites)])
     weights = even_weights(joint, count)
-    feeds = {**initial, **compiled.fed, WEIGHTS: weights, str(x.name): samples.few(count, x)}
+    given = {WEIGHTS: weights, **other_view(joint, weights)}
+    feeds = {**initial, **compiled.fed, **given, str(x.name): samples.few(count, x)}
     off, held = turned_off(compiled)
     rounded = rounding(compiled, source, samples)
     plain = compiled.graphs["infer"] if rounded is not None else source
@@ -130,11 +133,13 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     with exact_halves(compiled, written) as halves:
         logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
         assert joint.loss is not None
-        loss = str((joint.loss.samples or joint.loss.scalar).name)
+        loss, of_scores = str((joint.loss.samples or joint.loss.scalar).name), None
+        if joint.loss.fed and joint.loss.scores is not None:
+            loss, of_scores = str(joint.loss.scores.name), loss_of_scores(joint, given)
         parameters = [tensor.name for tensor in joint.parameters]
         # A rounded loss is a staircase: it has no slope to compare with.
         sloping = rounded is None
-        slope = slope_error(halves, feeds, loss, parameters, gradients, weights) if sloping else None
+        slope = slope_error(halves, feeds, loss, parameters, gradients, weights, of_scores) if sloping else None
         lost = None if halves is written else residual_error(written, halves, feeds, gradients)
     return Verified(difference, logits, slopes, slope, rounded, lost)
 
@@ -164,6 +169,27 @@ def even_weights(joint: Joint, count: int) -> np.ndarray:
     each = joint.loss.samples if joint.loss else None
     shape = [count if isinstance(size, str) else size for size in dims(each)] if each is not None else [count]
     return np.full(shape, 1 / math.prod(shape), np.float32)
+
+
+def other_view(joint: Joint, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """What a loss of two views is fed besides the `weights`: random scores, and scalars as large as a weight."""
+    found: dict[str, np.ndarray] = {}
+    for value in joint.loss.fed if joint.loss else ():
+        shape = [len(weights) if isinstance(size, str) else size for size in dims(value)]
+        random = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        found[str(value.name)] = random if shape else np.full((), weights.reshape(-1)[0])
+    return found
+
+
+def loss_of_scores(joint: Joint, given: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], float]:
+    """The loss as a function of the scores and what is `given`, which no graph of the bundle computes."""
+    loss = joint.loss
+    assert loss is not None and loss.scores is not None
+    scores, scalar = str(loss.scores.name), str(loss.scalar.name)
+    graph = ir.convenience.extract(joint.model.graph, inputs=[loss.scores, *loss.given], outputs=[loss.scalar])
+    model = ir.Model(graph, ir_version=joint.model.ir_version)
+    expand_all(model, "verify")
+    return lambda found: float(run(model, {**given, scores: found})[scalar])
 
 
 def turned_off(compiled: Compiled) -> tuple[ir.Model, dict[str, np.ndarray]]:

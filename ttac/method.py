@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.adapt import Adaptation
+from ttac.passes.augmentation import image_sizes, pixel_range, refuse_other_than_images, refuse_values_outside
 from ttac.passes.differentiate import Joint
 from ttac.passes.fisher import BATCH, fisher_information
 from ttac.passes.heads import Head, decide_head
@@ -47,6 +48,30 @@ def facts_of(asked: Request, head: Head | None, sites: Sequence[NormSite]) -> Fa
     return Facts(asked.batch, head.classes if head else 1, frozenset(site.kind for site in sites))
 
 
+def settled(
+    asked: Request,
+    model: ir.Model,
+    head: Head | None,
+    sites: Sequence[NormSite],
+    samples: Samples,
+    say: Callable[[str], None],
+) -> Request:
+    """The request with the defaults that depend on the model.
+
+    Raises UnsupportedError or UsageError where the method distorts images and the model, or the calibration data, has
+    other ones than stated.
+    """
+    asked = asked.settled(facts_of(asked, head, sites))
+    if "augment" in asked.method.graphs:
+        x = model.graph.inputs[0]
+        refuse_other_than_images(x, head)
+        pixel_range(asked.settings, image_sizes(x)[1])
+        say(f"pixels are taken to go from {asked.settings['black']} to {asked.settings['white']} (`black`, `white`)")
+        if samples.array is not None:
+            refuse_values_outside(samples.array, asked.settings)
+    return asked
+
+
 def anchor_of(
     asked: Request, model: ir.Model, adaptation: Adaptation, samples: Samples, head: Head | None
 ) -> dict[str, np.ndarray]:
@@ -76,5 +101,9 @@ def method_graphs(
         joint.model.opset_imports[""],
         anchor,
         layers,
+        joint.model.graph.inputs[0],
+        asked.batch,
     )
-    return {name: STEPS[name](context) for name in asked.method.graphs}
+    made = {name: STEPS[name](context) for name in asked.method.graphs}
+    more = {f"{name}-{i}": graph for name, step in made.items() for i, graph in enumerate(step.more, 1)}
+    return {**made, **more}

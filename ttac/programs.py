@@ -55,18 +55,32 @@ def spelled(compiled: Compiled, words: Sequence[Word]) -> list[Word]:
 def _runs(compiled: Compiled, word: Word) -> list[Word]:
     names = stages_of(compiled, word["run"])
     if not word.get("again"):
-        return [{"run": name, **_rows(compiled, word)} for name in names]
+        return [{"run": name, **_how(compiled, word, name)} for name in names]
     found: list[Word] = []
     for name in names:
         first = {compiled.logits, *compiled.moves.get(name, {}), *compiled.stats.get(name, {})}
         outputs = [str(value.name) for value in compiled.graphs[name].graph.outputs]
-        found.append({"run": name, **_rows(compiled, word), "only": [o for o in outputs if o not in first]})
+        found.append({"run": name, **_how(compiled, word, name), "only": [o for o in outputs if o not in first]})
     return found
 
 
-def _rows(compiled: Compiled, word: Word) -> Word:
-    """`{"rows": k}` for a run on the first k samples, as many as the setting that the word names says."""
-    return {"rows": int(compiled.request.settings[word["rows"]])} if "rows" in word else {}
+def _how(compiled: Compiled, word: Word, graph: str) -> Word:
+    """`{"rows": k}` for a run on the first k samples, as many as the setting that the word names says.
+
+    `{"feed": {input: value}}` for one that takes the value for the model's input, where the graph reads that;
+    `{"late": True}` for further graphs of a step that moves state.
+    """
+    rows = {"rows": int(compiled.request.settings[word["rows"]])} if "rows" in word else {}
+    x = str(compiled.graphs["infer"].graph.inputs[0].name)
+    reads = any(value.name == x for value in compiled.graphs[graph].graph.inputs)
+    fed = {"feed": {x: word["on"]}} if "on" in word and reads else {}
+    late = {"late": True} if graph != word["run"] and _only_moves(compiled, graph) else {}
+    return {**rows, **fed, **late}
+
+
+def _only_moves(compiled: Compiled, graph: str) -> bool:
+    """Whether all outputs of the graph are state: no other word of the step waits for it."""
+    return {str(value.name) for value in compiled.graphs[graph].graph.outputs} == set(compiled.moves.get(graph, {}))
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:

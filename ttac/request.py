@@ -97,10 +97,11 @@ def request(
     if not rest.get("dry_run"):
         check_replaceable(folder)
     budget = None if memory_budget is None else parse_size(str(memory_budget), "`--memory-budget`")
+    resolved = resolve(chosen, settings, quantize)
     return Request(
         path,
-        chosen,
-        resolve(chosen, settings, quantize),
+        chosen.variant(resolved),
+        resolved,
         device,
         folder,
         samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 HEADS = ("classes", "binary", "dense")
@@ -55,8 +55,9 @@ class Method:
         graphs: graphs of the program besides `forward` and `backward`, by their names in `ttac.passes.steps`.
         program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and three more conveniences:
             `{"return": "logits"}` whatever the model calls them; `{"run": "forward", "again": True}` without logits,
-            reports and tracked state, which stay those of the first run, where "rows" may name a setting;
-            `{"reset": roles}` for all state of a role.
+            reports and tracked state, which stay those of the first run, where "rows" may name a setting, and "on" a
+            value that the run takes for the model's input; `{"reset": roles}` for all state of a role.
+        variants: what else is different where a yes-or-no option is on: the option -> fields of this class.
     """
 
     name: str
@@ -73,6 +74,12 @@ class Method:
     settle: Callable[[Mapping[str, Any], Facts], Mapping[str, Any]] = lambda settings, facts: settings
     graphs: tuple[str, ...] = ()
     program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def variant(self, settings: Mapping[str, Any]) -> Method:
+        """The method with the options that `settings` turns on."""
+        chosen = [fields for option, fields in self.variants.items() if settings[option]]
+        return replace(self, **{name: value for fields in chosen for name, value in fields.items()})
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,22 @@ def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value, *unuse
     """y = scale*(x - mean)*r + bias with r = 1/sqrt(var + eps)   ->   dx = dy*scale*r, and for the vectors [C]
 
     dbias = sum dy,  dscale = sum dy*xhat,  dmean = -scale*r*dbias,  dvar = -scale*r^2*dscale/2.
+
+    The sums come first: dy*x is gone when dx is made.
     """
     if node.attributes.get_int("training_mode", 0):
         raise refusal(node, "its `training_mode` is on; export the model in eval mode")
     x, scale, _, mean, var = node.inputs
     eps = node.attributes.get_float("epsilon", 1e-5)
     r = op.Reciprocal(op.Sqrt(op.Add(var, eps)))
-    dx = op.ChannelAffine(dy, op.Mul(scale, r)) if op.wants(0) else None
+    slope = op.Mul(scale, r)
     if not {1, 2, 3, 4} & op.wanted:
-        return (dx,)
+        return (op.ChannelAffine(dy, slope),)
     dbias = op.ChannelSum(dy)
     dscale = op.Mul(op.Sub(op.ChannelDot(dy, x), op.Mul(mean, dbias)), r)
-    slope = op.Mul(scale, r)
     dmean = op.Neg(op.Mul(slope, dbias))
     dvar = op.Mul(op.Mul(op.Mul(slope, r), dscale), -0.5)
+    dx = op.ChannelAffine(dy, slope) if op.wants(0) else None
     return dx, dscale, dbias, dmean, dvar
 
 

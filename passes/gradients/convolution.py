@@ -17,8 +17,9 @@ def conv(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | N
     assert w is not None
     window = window_of(node, spatial(w), spatial(x), spatial(node.outputs[0]))
     facts = {**window.attributes(), "group": node.attributes.get_int("group", 1)}
-    dx = op.ConvInputGrad(dy, w, **facts, frozen=int(_frozen(op, w))) if op.wants(0) else None
+    # The weights' gradient comes first: then `x` is gone when the gradient of the same size is made.
     dw = op.ConvWeightGrad(x, dy, **facts) if op.wants(1) else None
+    dx = op.ConvInputGrad(dy, w, **facts, frozen=int(_frozen(op, w))) if op.wants(0) else None
     return (dx, dw, op.ChannelSum(dy)) if op.wants(2) else (dx, dw)
 
 
@@ -28,13 +29,12 @@ def conv_transpose(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir
     x, w = node.inputs[:2]
     window = _transposed_window(node)
     group = node.attributes.get_int("group", 1)
-    dx = dw = None
+    dw = op.ConvWeightGrad(dy, x, **window.attributes(), group=group) if op.wants(1) else None
+    dx = None
     if op.wants(0):
         whole = pad_or_crop(op, dy, [0] * len(window.axes), [min(0, over) for over in window.overhang], window.axes)
         pads = [*window.begins, *(max(0, over) for over in window.overhang)]
         dx = op.Conv(whole, w, strides=window.strides, dilations=window.dilations, pads=pads, group=group)
-    if op.wants(1):
-        dw = op.ConvWeightGrad(dy, x, **window.attributes(), group=group)
     return (dx, dw, op.ChannelSum(dy)) if op.wants(2) else (dx, dw)
 
 

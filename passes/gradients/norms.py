@@ -77,8 +77,10 @@ def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> 
     xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
     if _holds(scale, 1.0) and _holds(bias, 0.0):
         xhat = node.outputs[0]
+    dscale = op.ChannelDot(dy, xhat) if op.wants(1) else None
+    dbias = op.ChannelSum(dy) if op.wants(2) else None
     dx = _core(op, op.ChannelAffine(dy, scale), xhat, r, axes) if op.wants(0) else None
-    return dx, op.ChannelDot(dy, xhat) if op.wants(1) else None, op.ChannelSum(dy) if op.wants(2) else None
+    return dx, dscale, dbias
 
 
 def _holds(value: ir.Value | None, number: float) -> bool:
@@ -100,12 +102,13 @@ def group_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gra
     assert x is not None
     xhat, r = _standardized(op, reshape(op, x, per_group), [2], node.attributes.get_float("epsilon", 1e-5))
     dy = reshape(op, dy, shape)
+    dscale = op.ChannelDot(dy, reshape(op, xhat, shape)) if op.wants(1) else None
+    dbias = op.ChannelSum(dy) if op.wants(2) else None
     dx = None
     if op.wants(0):
         g = reshape(op, op.ChannelAffine(dy, scale), per_group)
         dx = reshape_like(op, _core(op, g, xhat, r, [2]), x)
-    dscale = op.ChannelDot(dy, reshape(op, xhat, shape)) if op.wants(1) else None
-    return dx, dscale, op.ChannelSum(dy) if op.wants(2) else None
+    return dx, dscale, dbias
 
 
 def _layer_standardized(op: GradientBuilder, x: ir.Value, axes: Sequence[int], eps: float) -> tuple[ir.Value, ir.Value]:

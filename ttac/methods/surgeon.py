@@ -10,9 +10,12 @@ paired by name, and biases learn like weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ttac.methods.bn import STATISTICS
 from ttac.methods.tent import trained_with
-from ttac.spec import Method, Option
+from ttac.spec import Facts, Method, Option
 
 SELECTIONS = {"blocks": "blocks", "threshold": "sparse", "topk": "topk"}
 """Codec by the word of the option `select`."""
@@ -26,6 +29,37 @@ SPARSITY = (
         choices=tuple(SELECTIONS),
     ),
 )
+
+CONSISTENT: Mapping[str, Any] = {
+    "loss": "consistent_entropy",
+    "graphs": ("probe", "importance", "augment", "target", "hold", "certain", "both", "update"),
+    "program": (
+        {"reset": ("sparsity",)},
+        {"run": "forward", "again": True, "rows": "probe_samples"},
+        {"run": "probe"},
+        {"run": "backward", "rows": "probe_samples"},
+        {"run": "importance"},
+        {"run": "augment"},
+        {"run": "forward", "again": True},
+        {"run": "target"},
+        {"run": "forward", "again": True, "on": "augmented"},
+        {"run": "backward", "on": "augmented"},
+        {"run": "hold"},
+        {"run": "forward"},
+        {"run": "certain"},
+        {"run": "backward"},
+        {"run": "both"},
+        {"run": "update"},
+        {"return": "logits"},
+    ),
+}
+"""With `cr`: the distorted view learns from the plain one's predictions, then the plain one from its own and those."""
+
+
+def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+    """The weight of the consistency that LAW and the official code have where none is set."""
+    return {**settings, "cr_weight": settings["cr_weight"] or 0.01 * facts.classes} if settings["cr"] else settings
+
 
 METHOD = Method(
     name="surgeon",
@@ -45,8 +79,14 @@ METHOD = Method(
         Option(
             "margin", 0.4, "with `css`: a sample is certain if its entropy is below this times ln(classes)", low=0.0
         ),
+        Option("cr", False, "agree on images and on their distortions, all samples (the paper's CR; one draw a step)"),
+        Option("cr_weight", 0.0, "with `cr`: weight of the consistency; 0 takes 0.01 times the classes", low=0.0),
+        Option("black", "0", "with `cr`: a black pixel as the model takes it; commas between values of three channels"),
+        Option("white", "1", "with `cr`: a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
+        Option("seed", 0, "with `cr`: what the random distortions begin with", low=0),
         *STATISTICS,
     ),
+    settle=settle,
     graphs=("uniform", "importance", "certain", "update"),
     program=(
         {"reset": ("sparsity",)},
@@ -59,4 +99,5 @@ METHOD = Method(
         {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
         {"return": "logits"},
     ),
+    variants={"cr": CONSISTENT},
 )
