@@ -33,25 +33,25 @@ class Moment:
     bytes: int = 0
 
 
-def peak(graphs: Mapping[str, ir.Model], order: Sequence[str], batch: int) -> Moment:
-    """The moment of most bytes while the graphs run in `order`, at `batch` samples; inputs and state do not count."""
+def peak(graphs: Mapping[str, ir.Model], order: Sequence[str], batch: int, sizes: str = SAMPLE_BYTES) -> Moment:
+    """The moment of most bytes while the graphs run in `order`, at `batch` samples; inputs and state do not count.
+
+    Where `sizes` depend on the data, they are the largest or, with LIKELY_BYTES, the usual ones.
+    """
     last = {str(v.name): i for i, name in enumerate(order) for v in graphs[name].graph.inputs}
     held: dict[str, int] = {}
     highest = Moment()
     for position, name in enumerate(order):
-        walk = _Walk(name, batch, held)
+        walk = _Walk(name, batch, held, sizes)
         found = walk.through(graphs[name].graph)
         highest = max(highest, found, key=lambda moment: moment.bytes)
-        made = {str(v.name): bytes_of(v, batch) for v in graphs[name].graph.outputs}
+        made = {str(v.name): bytes_of(v, batch, sizes) for v in graphs[name].graph.outputs}
         held = {v: size for v, size in {**held, **made}.items() if last.get(v, -1) > position}
     return highest
 
 
 def bytes_over_time(nodes: Iterable[ir.Node], batch: int, sizes: str = SAMPLE_BYTES) -> np.ndarray:
-    """Bytes alive while each of `nodes` runs, int64 [nodes], at `batch` samples, of what they make themselves.
-
-    Where `sizes` depend on the data, they are the largest or, with LIKELY_BYTES, the usual ones.
-    """
+    """Bytes alive while each of `nodes` runs, int64 [nodes], at `batch` samples, of what they make themselves."""
     walk = _Walk("", batch, {}, sizes)
     found = []
     for node in nodes:

@@ -88,6 +88,8 @@ def _crossing(order: Sequence[ir.Node], position: dict[ir.Node, int], batch: int
     for index, node in enumerate(order):
         for value in node.outputs:
             last = max((position[use.node] for use in value.uses()), default=index)
+            if value.is_graph_output():  # the gradient of a parameter, which waits for the update
+                last = len(order)
             if last > index:
                 change[index + 1] += bytes_of(value, batch, LIKELY_BYTES)
                 change[last + 1] -= bytes_of(value, batch, LIKELY_BYTES)

@@ -141,6 +141,25 @@ def test_a_cut_hands_on_little() -> None:
     assert {list(graph)[cut].op_type for cut in cuts[:2]} == {"Resize"}
 
 
+def test_gradients_of_parameters_are_held_until_the_update() -> None:
+    """Right behind the first one is no good place: it stays, and only with the second residual does anything go."""
+    sizes = {"r0": 2, "r1": 8, "r2": 2}
+    graph = ir.Graph(
+        [ir.val(name, SINGLE, [size << 10]) for name, size in sizes.items()], [], nodes=[], opset_imports={"": 18}
+    )
+
+    def made(size: int, *read: ir.Value) -> ir.Value:
+        value = ir.val(f"v{len(graph)}", SINGLE, [size << 10])
+        graph.append(ir.node("MatMul", read, outputs=[value]))
+        return value
+
+    first, second, third = graph.inputs
+    parameter = made(8, first, first)
+    small = made(1, made(6, second, second), second)
+    graph.outputs.extend([parameter, made(1, made(6, third, small), third)])
+    assert choose_cuts(list(graph), graph.inputs, 1, 2) == [3]
+
+
 # --- what waits -------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from ttac.passes.feed import feed_pointwise
 from ttac.passes.liveness import peak
 from ttac.passes.losses import WEIGHTS
 from ttac.passes.lower import lower
+from ttac.passes.plan import LIKELY_BYTES
 from ttac.passes.published_cache import published_cache
 from ttac.passes.quantize_check import refuse_float_layers
 from ttac.passes.verify import (
@@ -71,7 +72,7 @@ def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples,
         verified.refuse()
         expected = planned(compiled)
         seal(compiled, staged, verified, expected, rooms, unguarded(compiled))
-        memory = {**expected, **measured(compiled, staged, rooms, expected["planned"].get("peak"))}
+        memory = {**expected, **measured(compiled, staged, rooms, expected["planned"])}
         refuse_over_budget(compiled, memory)
         seal(compiled, staged, verified, memory, rooms, programs(compiled))
         if asked.dry_run:
@@ -229,7 +230,8 @@ def seal(
 def planned(compiled: Compiled) -> dict[str, Any]:
     """Bytes of the residuals as planned, had all been kept dense, and alive at the highest moment of a step.
 
-    Where a share of a layer's input is kept, these are the most it can be.  Beside them, the cache as papers count it.
+    Where a share of a layer's input is kept that depends on the data, these are the most it can be, and `usual` is the
+    highest moment with the shares that are usual.  Beside them, the cache as papers count it.
     """
     plan = compiled.plan
     counted = published_cache(compiled.graphs["infer"].graph, compiled.sites).as_dict(compiled.request.batch)
@@ -238,13 +240,15 @@ def planned(compiled: Compiled) -> dict[str, Any]:
     order = ["forward", *stages_of(compiled, "backward")]
     highest = peak(compiled.graphs, order, plan.batch)
     sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
+    if plan.shares is not None and plan.shares.moves:
+        sizes["usual"] = peak(compiled.graphs, order, plan.batch, LIKELY_BYTES).bytes
     return {"planned": sizes, "published_cache": counted}
 
 
-def measured(compiled: Compiled, folder: Path, rooms: Rooms, expected: int | None) -> dict[str, Any]:
-    """Peak and loaded bytes of the bundle in a fresh process; a few steps suffice to reach the peak `expected`."""
+def measured(compiled: Compiled, folder: Path, rooms: Rooms, expected: Mapping[str, int]) -> dict[str, Any]:
+    """Peak and loaded bytes of the bundle in a fresh process; a few steps suffice to reach the peak."""
     found = measure(folder, steps=3, threads=compiled.request.target.threads or None)
-    rooms.measured(found["peak"] if found else None, found["seconds"] if found else None, expected)
+    rooms.measured(found, expected)
     return {"measured": found or {}}
 
 

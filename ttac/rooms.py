@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -126,10 +126,13 @@ class Rooms:
         found = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
         self.line("verify", ", ".join(found) or "executed")
 
-    def measured(self, peak: int | None, seconds: float | None, planned: int | None = None) -> None:
-        """Peak bytes and seconds of a step, None where they cannot be measured; and the peak that was planned."""
-        if peak is None or seconds is None:
+    def measured(self, found: Mapping[str, Any] | None, planned: Mapping[str, int]) -> None:
+        """Peak bytes and seconds of a step as `ttac.measure` found them, None where it cannot, and what was planned."""
+        if found is None:
             self.line("measure", "not measured: the counters are on Linux only")
-        else:
-            expected = f" (planned {format_size(planned)})" if planned else ""
-            self.line("measure", f"peak {format_size(peak)}{expected}, {seconds * 1e3:.1f} ms a step")
+            return
+        most = planned.get("peak")
+        told = f"planned {format_size(planned.get('usual', most or 0))}"
+        told += f", at most {format_size(most)}" if most and "usual" in planned else ""
+        expected = f" ({told})" if most else ""
+        self.line("measure", f"peak {format_size(found['peak'])}{expected}, {found['seconds'] * 1e3:.1f} ms a step")
