@@ -37,7 +37,7 @@ SELECTIONS = ("blocks", "threshold", "topk")
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "both": slice(None)}
 """Images by the word of `--half`."""
 SEEDS = 3
-BUDGETS = (0.8, 0.6, 0.4)
+BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Shares of the dense peak that are asked for; the least follows from the first refusal."""
 PAIRS = 15
 COLUMNS = (

@@ -155,8 +155,8 @@ def test_gradients_of_parameters_are_held_until_the_update() -> None:
 
     first, second, third = graph.inputs
     parameter = made(8, first, first)
-    small = made(1, made(6, second, second), second)
-    graph.outputs.extend([parameter, made(1, made(6, third, small), third)])
+    small = made(1, made(8, second, second), second)
+    graph.outputs.extend([parameter, made(1, made(17, third, small), third)])
     assert choose_cuts(list(graph), graph.inputs, 1, 2) == [3]
 
 
