@@ -1,70 +1,153 @@
-"""`python -m benchmarks [NETWORK ...] [--write docs/benchmarks.md]`: `ttac bench` on the benchmark networks."""
+"""`python -m benchmarks [NETWORK ...] [--write docs/benchmarks.md]`: `ttac bench` on the benchmark networks.
+
+Without networks, every part of the page: steps of all networks, large batches, everything trained, memory budgets, and
+the time to compile.  `--parts` makes some of them; those of the file that are not made again stay as they are.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ttac.evaluation.bench import Bench, Benchmark
+from ttac.evaluation.bench import Bench, Benchmark, about
 from ttac.evaluation.bench_report import markdown
+
+METHODS = ("tent", "surgeon")
+BATCH = 8
+LARGE = 64
+"""Samples of a step of the net that the second part measures."""
+FEW = 3
+"""Pairs where a step takes many seconds."""
+INTRO = """\
+# Benchmarks
+
+Made by `make bench` on {date}: {machine}; {packages}.
+
+Random weights. Time: inference of the source file, the step, and the same step in PyTorch eager run in turn in one
+process, {threads} threads each; medians of paired ratios with their quartiles. Memory: growth of the process over ten
+steps after two warm-up steps (VmHWM - VmRSS), a fresh process each; `loaded` is the model before that. On cores that
+do other work too, PyTorch's polling threads lose far more than threads that sleep: read its time column only from an
+idle machine. This page is one run; repeated runs on a busy machine moved our ratios by up to a fifth.
+
+Elsewhere: [8 bits](int8.md) (`python -m benchmarks.int8`), [all methods' errors](methods-table.md)
+(`python -m benchmarks.methods_table`), [SURGEON's errors and cache](surgeon.md), [wild streams](wild-streams.md),
+[which models compile](model-matrix.md), [LeanTTA](leantta-study.md) (`python -m benchmarks.single_sample`).
+"""
+Found = tuple[str, Any]
+"""A part's Markdown, and its figures for JSON."""
 
 
 def main() -> None:
-    """Measure the networks named on the command line, all of them by default."""
+    """Measure what the command line asks for, print it, and write it if asked to."""
     try:
         from benchmarks.networks import NETWORKS
-        from benchmarks.peers import PyTorch
     except ImportError as error:
         sys.exit(f"error: {error}\n\nhint: the benchmarks compare with PyTorch: `pip install torch onnxscript`")
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("networks", nargs="*", help=f"some of {', '.join(NETWORKS)}; all by default")
-    parser.add_argument("--methods", default="tent", help="with commas between them")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("networks", nargs="*", help=f"one table of some of {', '.join(NETWORKS)}")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, with commas between them")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas between them")
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="write the table as Markdown, and FILE.json beside it"
-    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page, and FILE.json beside it")
     asked = parser.parse_args()
-    unknown = sorted(set(asked.networks) - set(NETWORKS))
+    unknown = sorted(set(asked.networks) - set(NETWORKS)) + sorted(set(asked.parts.split(",")) - set(PARTS))
     if unknown:
-        parser.error(f"unknown network {', '.join(unknown)}")
+        parser.error(f"unknown: {', '.join(unknown)}")
+    if asked.networks:
+        print(steps(asked.networks, asked.threads, asked.methods.split(","), asked.batch)[0])
+        return
+    for name in asked.parts.split(","):
+        text, figures = PARTS[name](asked.threads)
+        print(text, flush=True)
+        if asked.write:
+            put(asked.write, name, text, figures, asked.threads)
+
+
+def put(file: Path, name: str, text: str, figures: Any, threads: int) -> None:
+    """Write the part into the page and its figures beside it; other parts stay, in the order of `PARTS`."""
+    page = file.read_text(encoding="utf-8") if file.exists() else ""
+    parts = {**dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", page, re.DOTALL)), name: text.strip()}
+    shown = "\n\n".join(f"<!-- {part} -->\n{parts[part]}\n<!-- end -->" for part in PARTS if part in parts)
+    file.write_text(f"{INTRO.format(**about(threads))}\n{shown}\n", encoding="utf-8")
+    beside = file.with_suffix(".json")
+    known = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    kept = {part: known[part] for part in PARTS if part in known}
+    beside.write_text(json.dumps({**kept, name: figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def steps(
+    networks: Sequence[str], threads: int, methods: Sequence[str] = METHODS, batch: int = BATCH, **choices: Any
+) -> Found:
+    """A table of the methods on the networks; `choices` are fields of `Bench`."""
+    from benchmarks.peers import PyTorch
+
     peers = PyTorch()
-    bench = Bench(
-        methods=asked.methods.split(","),
-        batch=[asked.batch],
-        threads=asked.threads,
-        peers=peers,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    with peers.exported([Path(name) for name in asked.networks or NETWORKS]) as files:
+    say: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    bench = Bench(methods=methods, batch=[batch], threads=threads, peers=peers, say=say, **choices)
+    with peers.exported([Path(name) for name in networks]) as files:
         found = bench.run(files)
-    text = page(found)
-    print(text)
-    if asked.write:
-        asked.write.write_text(text, encoding="utf-8")
-        asked.write.with_suffix(".json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+    return table(found), found.as_json()
 
 
-def page(found: Benchmark) -> str:
-    """The figures as Markdown."""
-    facts = found.about
-    intro = f"""\
-# Benchmarks
-
-Made by `make bench` on {facts["date"]}: {facts["machine"]}; {facts["packages"]}.
-
-Each method with its defaults on each network, random weights. Time: inference of the source file, the step, and the
-same step in PyTorch eager run in turn in one process, {facts["threads"]} threads each; medians of nine paired ratios
-with their quartiles. Memory: growth of the process over ten steps after two warm-up steps (VmHWM - VmRSS), a fresh
-process each; `loaded` is the model before that. On cores that do other work too, PyTorch's polling threads lose far
-more than threads that sleep: read its time column only from an idle machine. This page is one run; repeated runs on a
-busy machine moved our ratios by up to a fifth.
-
-"""
+def table(found: Benchmark) -> str:
+    """The figures as Markdown, and what could not be measured."""
     missing = [f"* not measured: `{method}` on `{model}`: {why.what}" for model, method, why in found.missing]
-    return intro + markdown(found) + ("\n" + "\n".join(missing) + "\n" if missing else "")
+    return markdown(found) + ("\n" + "\n".join(missing) + "\n" if missing else "")
+
+
+def all_networks(threads: int) -> Found:
+    """Every network at the batch of the other tables."""
+    from benchmarks.networks import NETWORKS
+
+    text, figures = steps([name for name in NETWORKS if name != "resnet18_32"], threads)
+    return f"## Steps\n\nNorms only, each method with its defaults.\n\n{text}", figures
+
+
+def large_batch(threads: int) -> Found:
+    """Where activations are nearly all of the memory."""
+    text, figures = steps(["wrn28_10"], threads, batch=LARGE, pairs=FEW)
+    return f"## WRN-28-10, batch {LARGE}\n\n{text}", figures
+
+
+def everything_trained(threads: int) -> Found:
+    """Kernels, matrices and biases besides the norms; PyTorch's column is the same method on the norms only."""
+    text, figures = steps(["resnext29"], threads, options={"train": "all"}, pairs=FEW)
+    return f"## Everything trained (`--train all`)\n\nPyTorch trains the norms only here.\n\n{text}", figures
+
+
+def memory_budgets(threads: int) -> Found:
+    """What less memory costs in time and error."""
+    from examples.surgeon_study import budgets
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = "\n".join(budgets(Path(folder)))
+    return f"## `tent --memory-budget`\n\nFrom everything dense to the least that works; one thread.\n{text}\n", text
+
+
+def compile_times(threads: int) -> Found:
+    """Seconds of a compile by the number of nodes."""
+    from benchmarks.compile_time import rows
+
+    found: list[Mapping[str, float]] = list(rows())
+    lines = [f"| {row['nodes']:.0f} | {row['all']:.1f} | {1e3 * row['all'] / row['nodes']:.1f} |" for row in found]
+    header = "| nodes | seconds | ms a node |\n|---:|---:|---:|"
+    return "## Compiling\n\nWithout measuring memory.\n\n" + "\n".join([header, *lines]) + "\n", found
+
+
+PARTS: dict[str, Callable[[int], Found]] = {
+    "steps": all_networks,
+    "large": large_batch,
+    "trained": everything_trained,
+    "budgets": memory_budgets,
+    "compile": compile_times,
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -76,20 +77,25 @@ def timed(path: Path, folder: Path) -> dict[str, float]:
     return {**clock.seconds, "all": time.perf_counter() - start, "cpu": time.process_time() - busy}
 
 
-def main() -> None:
-    """Print a table: one row per depth, one column per room."""
-    depths = [int(text) for text in sys.argv[1:]] or list(DEPTHS)
+def rows(depths: Sequence[int] = DEPTHS) -> Iterator[dict[str, float]]:
+    """For each depth its nodes, and seconds as `timed` gives them."""
     with tempfile.TemporaryDirectory() as name, patch.object(finish, "measure", return_value=None):
         folder = Path(name)
         write_net(folder / "warm.onnx", 1)
         timed(folder / "warm.onnx", folder)
         for depth in depths:
             nodes = write_net(folder / "net.onnx", BLOCKS * depth)
-            seconds = timed(folder / "net.onnx", folder)
-            if depth == depths[0]:
-                print(f"{'depth':>5} {'nodes':>6} " + " ".join(f"{room:>9}" for room in seconds) + " us/node")
-            figures = " ".join(f"{value:9.3f}" for value in seconds.values())
-            print(f"{depth:5} {nodes:6} {figures} {1e6 * seconds['all'] / nodes:7.0f}", flush=True)
+            yield {"depth": depth, "nodes": nodes, **timed(folder / "net.onnx", folder)}
+
+
+def main() -> None:
+    """Print a table: one row per depth, one column per room."""
+    for number, row in enumerate(rows([int(text) for text in sys.argv[1:]] or DEPTHS)):
+        depth, nodes, *seconds = row.values()
+        if number == 0:
+            print(f"{'depth':>5} {'nodes':>6} " + " ".join(f"{room:>9}" for room in list(row)[2:]) + " us/node")
+        figures = " ".join(f"{value:9.3f}" for value in seconds)
+        print(f"{depth:5.0f} {nodes:6.0f} {figures} {1e6 * row['all'] / nodes:7.0f}", flush=True)
 
 
 if __name__ == "__main__":
