@@ -25,9 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class PyTorch:
-    """Steps and memory of the re-statements in `benchmarks.pytorch_peers`."""
+    """Steps and memory of the re-statements in `benchmarks.pytorch_peers`, of those of `methods` that there are."""
 
     name = "PyTorch"
+
+    def __init__(self, methods: Sequence[str] = METHODS) -> None:
+        self.methods = methods
 
     @contextmanager
     def exported(self, models: Sequence[Path]) -> Iterator[list[Path]]:
@@ -45,7 +48,7 @@ class PyTorch:
     def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
         """The same method's step on the network that the file is named after; None where there is no such network."""
         method = manifest["method"]
-        if model.stem not in NETWORKS or method["name"] not in METHODS:
+        if model.stem not in NETWORKS or method["name"] not in self.methods:
             return None
         torch.set_num_threads(threads)
         untrained = [position for position, site in enumerate(manifest["sites"]) if not site.get("trained")]
