@@ -237,7 +237,7 @@ def planned(compiled: Compiled) -> dict[str, Any]:
     counted = published_cache(compiled.graphs["infer"].graph, compiled.sites).as_dict(compiled.request.batch)
     if plan is None:
         return {"planned": {}, "published_cache": counted}
-    order = ["forward", *stages_of(compiled, "backward")]
+    order = ["forward", *stages_of(compiled, "backward"), *stages_of(compiled, "update")]
     highest = peak(compiled.graphs, order, plan.batch)
     sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
     if plan.shares is not None and plan.shares.moves:
