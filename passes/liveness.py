@@ -52,13 +52,30 @@ def peak(graphs: Mapping[str, ir.Model], order: Sequence[str], batch: int, sizes
 
 def bytes_over_time(nodes: Iterable[ir.Node], batch: int, sizes: str = SAMPLE_BYTES) -> np.ndarray:
     """Bytes alive while each of `nodes` runs, int64 [nodes], at `batch` samples, of what they make themselves."""
+    nodes = list(nodes)
+    return alive_from(lifetimes(nodes, batch, sizes), 0, len(nodes))
+
+
+def lifetimes(nodes: Iterable[ir.Node], batch: int, sizes: str = SAMPLE_BYTES) -> np.ndarray:
+    """Of each tensor that `nodes` make the positions of its first and its last moment, and its bytes: int64 [n, 3]."""
     walk = _Walk("", batch, {}, sizes)
-    found = []
-    for node in nodes:
-        walk.allocate(node)
-        found.append(walk.total)
-        walk.free(node)
-    return np.array(found, np.int64)
+    begun: dict[ir.Value, int] = {}
+    found: list[tuple[int, int, int]] = []
+    last = -1
+    for last, node in enumerate(nodes):
+        begun.update(dict.fromkeys(walk.allocate(node), last))
+        found += [(begun[value], last, size) for value, size in walk.free(node)]
+    found += [(begun[value], last, size) for value, size in walk.alive.items()]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def alive_from(lives: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Bytes alive at each position from `start` to before `end`, int64, of tensors that begin there."""
+    first, last, size = lives[lives[:, 0] >= start].T
+    change = np.zeros(end - start + 1, np.int64)
+    np.add.at(change, first - start, size)
+    np.add.at(change, last + 1 - start, -size)
+    return np.cumsum(change)[:-1]
 
 
 def bytes_of(value: ir.Value, batch: int, sizes: str = SAMPLE_BYTES) -> int:
@@ -96,9 +113,9 @@ class _Walk:
         """Bytes of `value`."""
         return bytes_of(value, self.batch, self.sizes)
 
-    def allocate(self, node: ir.Node) -> None:
-        """Count what the node writes."""
-        inputs = [v for v in node.inputs if v is not None]
+    def allocate(self, node: ir.Node) -> list[ir.Value]:
+        """Count what the node writes; those of its outputs that have room of their own."""
+        inputs, own = [v for v in node.inputs if v is not None], []
         for value in node.outputs:
             if not value.name:
                 continue
@@ -106,8 +123,10 @@ class _Walk:
             self.root[value] = root
             self.readers[root] = self.readers.get(root, 0) + len(value.uses()) + value.is_graph_output()
             if root is value:
+                own.append(value)
                 self.alive[value] = self.size(value)
                 self.total += self.alive[value]
+        return own
 
     def _shared(self, node: ir.Node, inputs: list[ir.Value], value: ir.Value) -> ir.Value:
         """The value whose memory the output takes: its own, or an input's."""
@@ -121,15 +140,18 @@ class _Walk:
                     return root
         return value
 
-    def free(self, node: ir.Node) -> None:
-        """Drop what the node was the last to read."""
+    def free(self, node: ir.Node) -> list[tuple[ir.Value, int]]:
+        """Drop what the node was the last to read; what that was, with its bytes."""
         roots = [self.root.get(value) for value in node.inputs if value is not None]
         for root in roots:
             if root is not None:
                 self.readers[root] -= 1
-        for root in {*roots, *(self.root.get(value) for value in node.outputs)}:
+        gone = []
+        for root in dict.fromkeys([*roots, *(self.root.get(value) for value in node.outputs)]):
             if root is not None and root in self.alive and self.readers[root] <= 0:
-                self.total -= self.alive.pop(root)
+                gone.append((root, self.alive.pop(root)))
+                self.total -= gone[-1][1]
+        return gone
 
 
 def _sizes(shape: ir.Shape) -> list[int | str | None]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.liveness import bytes_of, bytes_over_time
+from ttac.passes.liveness import alive_from, bytes_of, lifetimes
 from ttac.passes.partition import drop_unread_inputs
 from ttac.passes.plan import LIKELY_BYTES, nbytes
 
@@ -48,9 +48,9 @@ def choose_cuts(order: Sequence[ir.Node], kept: Sequence[ir.Value], batch: int, 
     crossing = np.array(_crossing(order, position, batch)[: len(order)])
     held = freed.sum() - np.cumsum(freed[:-1]) + crossing
     starts = [0, *_places(freed, crossing, count * PLACES)]
-    cost = {}
+    lives, cost = lifetimes(order, batch, LIKELY_BYTES), {}
     for start in starts:
-        alive = np.maximum.accumulate(bytes_over_time(order[start:], batch, LIKELY_BYTES))
+        alive = np.maximum.accumulate(alive_from(lives, start, len(order)))
         for end in [*starts, len(order)]:
             if end > start:
                 cost[start, end] = int(held[start] + alive[end - start - 1])
@@ -66,7 +66,7 @@ def _places(freed: np.ndarray, crossing: np.ndarray, shares: int) -> list[int]:
 
 
 def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[int]:
-    """The cuts whose highest stage is lowest, of at most `count` stages; among equals, those lowest on average."""
+    """The cuts whose highest stage is lowest, of at most `count` stages; among equals, those lowest on average over the nodes."""
     reached: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     found = []
     for _ in range(count):
@@ -74,12 +74,12 @@ def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[i
         for (first, last), held in cost.items():
             if first in reached:
                 highest, total, cuts = reached[first]
-                option = (max(highest, held), total + held, (*cuts, first))
+                option = (max(highest, held), total + held * (last - first), (*cuts, first))
                 longer[last] = min(longer.get(last, option), option)
         reached = longer
         if end in reached:
             found.append(reached[end])
-    return list(min(found, key=lambda option: (option[0], option[1] / len(option[2])))[2][1:])
+    return list(min(found)[2][1:])
 
 
 def _crossing(order: Sequence[ir.Node], position: dict[ir.Node, int], batch: int) -> list[int]:
