@@ -84,6 +84,17 @@ def channel_affine(op: Builder, node: ir.Node) -> ir.Value:
     return op.BatchNormalization(x, slope, rest[0] if rest else zero, zero, one, epsilon=0.0)
 
 
+@composite("Along", like(1))
+def along(op: Builder, node: ir.Node) -> ir.Value:
+    """g, x [N, C, ...], power [N, C, 1...] = mean of x*x over a row -> x * mean of g*x over that row: g's part along x.
+
+    The power is for who has something else to read in x's place.
+    """
+    g, x, _ = node.inputs
+    rows = list(range(2, len(dims(x))))
+    return op.Mul(x, op.ReduceMean(op.Mul(g, x), rows, keepdims=1))
+
+
 def _sum_over_channels(op: Builder, x: ir.Value | None) -> ir.Value:
     return op.ReduceSum(_per_sample(op, x, "ReduceSum"), [0], keepdims=0)
 

@@ -235,6 +235,17 @@ def _blocks_affine(
     return _like(op, op.ScatterND(spread, places, there, like=spread), like)
 
 
+def _blocks_along(op: Builder, saved: Saved, like: ir.Value, g: ir.Value, power: ir.Value) -> ir.Value:
+    """All of g that lies along what stands for x, row by row: x is brought to the mean square that it had, `power`.
+
+    What stands for x is shorter than x, once in the sum and once in its elements, and without this a part of g along
+    x remains (docs/decisions/sparse-residuals.md).
+    """
+    x, rows = _blocks_restore(op, saved, like), list(range(2, len(dims(like))))
+    left = op.Div(power, op.Max(op.ReduceMean(op.Mul(x, x), rows, keepdims=1), TINY))
+    return op.Mul(x, op.Mul(op.ReduceMean(op.Mul(g, x), rows, keepdims=1), left), like=like)
+
+
 def _by_channel(op: Builder, each: ir.Value, like: ir.Value) -> ir.Value:
     """One number a block as [N, C, blocks of a row]."""
     channels, blocks = int(dims(like)[1]), row_of(like) // block_of(like)
@@ -395,7 +406,7 @@ CODECS = {
             6.5,
             drops=True,
             parts=("scale", "places", "mean", "single"),
-            readers={"ChannelDot": _blocks_dot, "ChannelAffine": _blocks_affine},
+            readers={"ChannelDot": _blocks_dot, "ChannelAffine": _blocks_affine, "Along": _blocks_along},
         ),
         Codec(
             "sparse",

@@ -145,7 +145,7 @@ def _restore(backward: ir.Model, row: Kept, codec: Codec, saved: list[ir.Value])
 def _read_as_saved(op: Builder, x: ir.Value, codec: Codec, saved: list[ir.Value]) -> None:
     """Replace what reads `x` and can be computed from the saved tensors, in place."""
     for use in list(x.uses()):
-        node, position = use.node, {"ChannelDot": 1, "ChannelAffine": 0}.get(use.node.op_type)
+        node, position = use.node, {"ChannelDot": 1, "ChannelAffine": 0, "Along": 1}.get(use.node.op_type)
         reader = codec.readers.get(node.op_type)
         if reader is None or use.idx != position or list(node.inputs).count(x) > 1:
             continue

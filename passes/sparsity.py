@@ -24,7 +24,7 @@ KEEP = "surgeon.keep"
 POLYNOMIAL = frozenset(
     "Add Sub Mul Neg Sum Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Pad Concat Split Gather Expand "
     "ReduceSum ReduceMean GlobalAveragePool AveragePool MatMul Gemm Einsum Conv ConvTranspose ChannelDot ChannelSum "
-    "ChannelAffine ConvWeightGrad ConvInputGrad Masked BatchNormalization".split()
+    "ChannelAffine Along ConvWeightGrad ConvInputGrad Masked BatchNormalization".split()
 )
 
 

@@ -66,7 +66,7 @@ def _places(freed: np.ndarray, crossing: np.ndarray, shares: int) -> list[int]:
 
 
 def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[int]:
-    """The cuts whose highest stage is lowest, of at most `count` stages; among equals, those lowest on average over the nodes."""
+    """The cuts whose highest stage is lowest, `count` stages at most; among equals, those lowest on average."""
     reached: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     found = []
     for _ in range(count):

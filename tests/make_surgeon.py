@@ -7,7 +7,8 @@ kept elements of its input, with the statistics of the whole and zeros in the ot
 of the batch with everything kept; what takes less than 16 KiB is kept whole.  The input of a batch norm counts from the
 source's mean, which ttac subtracts in the convolution before; of the other norms it is the standardized input that is kept.
 With `select=blocks` kept blocks are rounded to 8 bits and the others are their mean; where a batch norm's input enters
-the gradient element by element, every block is, unless all of every input is kept.
+the gradient element by element, every block is, unless all of every input is kept.  What stands for the standardized input
+of a group norm is brought to that one's mean square in each group, where it multiplies a sum.
 """
 
 from __future__ import annotations
@@ -80,7 +81,10 @@ class Norm(nn.Module):
             shift = plain.running_mean.view_as(scale)
             summed, single = ((kept + shift - mean) * r for kept in self.kept(x - shift))
         else:
-            summed = single = self.kept((x - mean) * r)[0]
+            xhat = (x - mean) * r
+            summed = single = self.kept(xhat)[0]
+            if self.in_blocks and not isinstance(plain, nn.LayerNorm):
+                single = summed * (xhat.square().mean(axes, keepdim=True) / summed.square().mean(axes, keepdim=True))
         return Pruned.apply(x, scale, bias, axes, r, summed, single).view(shape)
 
     def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:

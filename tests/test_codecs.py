@@ -291,16 +291,18 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
     """By share, how far the reader of a codec is from what it should give, in float64, over the largest of it.
 
     That is what the operator gives of the restored value; element by element, of the means where `least`, the share of
-    some layer, is below 1.
+    some layer, is below 1; along what stands for a row, brought to the mean square 0.7 (`power`).
     """
     codec, n = CODECS[name], 3
     channels = shape[0]
     feeds: Arrays = {
         "x": values("normal", (n, *shape)), "g": values("uneven", (n, *shape)), "plus": values("relu", (n, *shape)),
         "slope": values("normal", (channels,)), "offset": values("relu", (channels,)) + 1,
+        "power": np.full((n, channels, *[1] * len(shape[1:])), 0.7, np.float32),
     }  # fmt: skip
     per_channel = ("slope", "offset")
-    inputs = {key: ir.val(key, SINGLE, [channels] if key in per_channel else ["N", *shape]) for key in feeds}
+    sizes = {key: [channels] if key in per_channel else ["N", *x.shape[1:]] for key, x in feeds.items()}
+    inputs = {key: ir.val(key, SINGLE, sizes[key]) for key in feeds}
     wanted = Wanted(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
     graph = ir.Graph([*inputs.values(), *wanted], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
     op = Builder(graph, "test")
@@ -308,6 +310,8 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
     saved = codec.save(op, x, wanted)
     if operator == "ChannelDot":
         others = [inputs["g"]]
+    elif operator == "Along":
+        others = [inputs["g"], inputs["power"]]
     else:
         chosen = [inputs[key] if given.get(key) else None for key in ("offset", "plus")]
         others = [inputs["slope"], *chosen]  # type: ignore[list-item]
@@ -326,6 +330,10 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
         column = (slice(None), *[None] * (len(shape) - 1))
         if operator == "ChannelDot":
             expected = (feeds["g"] * back).sum((0, *range(2, back.ndim)))
+        elif operator == "Along":
+            rows = tuple(range(2, back.ndim))
+            square, dot = ((other * back).mean(rows, keepdims=True) for other in (back, feeds["g"]))
+            expected = back * dot / square * feeds["power"]
         else:
             expected = back * feeds["slope"][column]
             expected = expected + feeds["offset"][column] if given.get("offset") else expected
@@ -343,7 +351,7 @@ READERS = [(name, operator) for name, codec in CODECS.items() for operator in co
 def test_a_reader_gives_what_the_operator_gives_of_what_stands_for_the_value(
     name: str, operator: str, shape: str
 ) -> None:
-    """ChannelDot, and ChannelAffine with and without an offset and what is added behind it."""
+    """ChannelDot, Along, and ChannelAffine with and without an offset and what is added behind it."""
     choices: list[dict[str, bool]] = [{}]
     if operator == "ChannelAffine":
         choices = [{"offset": offset, "plus": plus} for offset in (False, True) for plus in (False, True)]
@@ -354,7 +362,7 @@ def test_a_reader_gives_what_the_operator_gives_of_what_stands_for_the_value(
 
 
 def test_the_readers_are_tested() -> None:
-    assert {operator for _, operator in READERS} == {"ChannelDot", "ChannelAffine"}
+    assert {operator for _, operator in READERS} == {"ChannelDot", "ChannelAffine", "Along"}
 
 
 # --- in the halves of a net -------------------------------------------------------------------------------------------

@@ -74,12 +74,13 @@ def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> 
     """
     x, scale, bias = node.inputs
     axes = list(range(2, rank(x)))
-    xhat, r = _standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    xhat, r = _standardized(op, x, axes, epsilon)
     if _holds(scale, 1.0) and _holds(bias, 0.0):
         xhat = node.outputs[0]
     dscale = op.ChannelDot(dy, xhat) if op.wants(1) else None
     dbias = op.ChannelSum(dy) if op.wants(2) else None
-    dx = _core(op, op.ChannelAffine(dy, scale), xhat, r, axes) if op.wants(0) else None
+    dx = _core(op, op.ChannelAffine(dy, scale), xhat, r, axes, epsilon) if op.wants(0) else None
     return dx, dscale, dbias
 
 
@@ -100,14 +101,15 @@ def group_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gra
     per_group = [batch, groups, channels // groups * math.prod(spatial(x))]
     shape = per_group if op.opset < 21 else dims(x)
     assert x is not None
-    xhat, r = _standardized(op, reshape(op, x, per_group), [2], node.attributes.get_float("epsilon", 1e-5))
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    xhat, r = _standardized(op, reshape(op, x, per_group), [2], epsilon)
     dy = reshape(op, dy, shape)
     dscale = op.ChannelDot(dy, reshape(op, xhat, shape)) if op.wants(1) else None
     dbias = op.ChannelSum(dy) if op.wants(2) else None
     dx = None
     if op.wants(0):
         g = reshape(op, op.ChannelAffine(dy, scale), per_group)
-        dx = reshape_like(op, _core(op, g, xhat, r, [2]), x)
+        dx = reshape_like(op, _core(op, g, xhat, r, [2], epsilon), x)
     return dx, dscale, dbias
 
 
@@ -131,7 +133,12 @@ def _standardized(
     return op.Mul(centred, r), r
 
 
-def _core(op: GradientBuilder, g: ir.Value, xhat: ir.Value, r: ir.Value, axes: Sequence[int]) -> ir.Value:
-    """r*(g - mean of g - xhat * mean of g*xhat)."""
-    along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), list(axes), keepdims=1))
+def _core(
+    op: GradientBuilder, g: ir.Value, xhat: ir.Value, r: ir.Value, axes: Sequence[int], epsilon: float | None = None
+) -> ir.Value:
+    """r*(g - mean of g - xhat * mean of g*xhat); with `epsilon`, the axes are all behind the second."""
+    if epsilon is None:
+        along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), list(axes), keepdims=1))
+    else:
+        along = op.Along(g, xhat, op.Sub(1.0, op.Mul(op.Mul(r, r), epsilon)))
     return op.Mul(op.Sub(op.Sub(g, op.ReduceMean(g, list(axes), keepdims=1)), along), r)
