@@ -57,7 +57,8 @@ def main() -> None:
         {key: report for each in found for key, report in each.reports.items()},
         found[0].data,
     )
-    text = page(whole, asked.samples, (time.monotonic() - start) / 60)
+    text = page(whole, asked.samples)
+    print(f"{(time.monotonic() - start) / 60:.0f} minutes in this run", file=sys.stderr)
     print(text)
     if asked.write:
         asked.write.write_text(text, encoding="utf-8")
@@ -77,7 +78,7 @@ def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation
     return ttac.evaluate(
         [DEMO / f"{net}.onnx" for net in NETS],
         asked.data,
-        methods=asked.methods.split(","),
+        methods=list(dict.fromkeys(["source", *asked.methods.split(",")])),
         corruptions=["all"],
         severities=[int(severity) for severity in asked.severities.split(",")],
         protocols=PROTOCOLS,
@@ -91,7 +92,7 @@ def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation
     )
 
 
-def page(found: Evaluation, samples: Sequence[int], minutes: float) -> str:
+def page(found: Evaluation, samples: Sequence[int]) -> str:
     """The page as Markdown."""
     facts, rows = about(1), found.rows()
     used = [(batch, n) for batch, n in zip(SAMPLES, samples, strict=True) if n]
@@ -101,7 +102,7 @@ def page(found: Evaluation, samples: Sequence[int], minutes: float) -> str:
         "# All methods on the shipped nets",
         "",
         f"Made by `python -m benchmarks.methods_table` on {facts['date']}: {facts['machine']}; {facts['packages']};",
-        f"{minutes:.0f} minutes in this run. Every method with its defaults, the 15 corruptions of",
+        "Every method with its defaults, the 15 corruptions of",
         f"`{corruption_package(found)}`, images of `{found.data}`: {counts} for each corruption and severity.",
         "",
         "Error in %, severity 5 / mean over severities 1 to 5, of the predictions made before each update. Bold is the",
