@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.batch import sample_size
-from ttac.passes.plan import SAMPLE_BYTES
+from ttac.passes.plan import SAMPLE_BYTES, nbytes
 
 # Their output is their first input, seen otherwise.
 VIEWS = frozenset("Reshape Flatten Squeeze Unsqueeze Identity".split())
@@ -72,9 +71,20 @@ def lifetimes(nodes: Iterable[ir.Node], batch: int, sizes: str = SAMPLE_BYTES) -
 def alive_from(lives: np.ndarray, start: int, end: int) -> np.ndarray:
     """Bytes alive at each position from `start` to before `end`, int64, of tensors that begin there."""
     first, last, size = lives[lives[:, 0] >= start].T
-    change = np.zeros(end - start + 1, np.int64)
-    np.add.at(change, first - start, size)
-    np.add.at(change, last + 1 - start, -size)
+    return _sums(first - start, last + 1 - start, size, end - start)
+
+
+def carried(lives: np.ndarray, end: int) -> np.ndarray:
+    """Bytes alive at each position before `end`, int64, of tensors that begin in front of it."""
+    first, last, size = lives.T
+    return _sums(first + 1, last + 1, size, end)
+
+
+def _sums(first: np.ndarray, behind: np.ndarray, size: np.ndarray, count: int) -> np.ndarray:
+    """At each of `count` positions, the sum of the sizes that are there from `first` to before `behind`."""
+    change = np.zeros(count + 1, np.int64)
+    np.add.at(change, first, size)
+    np.add.at(change, behind, -size)
     return np.cumsum(change)[:-1]
 
 
@@ -86,8 +96,7 @@ def bytes_of(value: ir.Value, batch: int, sizes: str = SAMPLE_BYTES) -> int:
         maker = value.producer()
         seen = maker.inputs[0] if maker is not None and maker.op_type in VIEWS else None
         return bytes_of(seen, batch, sizes) if seen is not None else 0
-    symbolic = any(isinstance(size, str) for size in _sizes(value.shape))
-    return (batch if symbolic else 1) * sample_size(value.shape) * value.dtype.bitwidth // 8
+    return nbytes(value, batch)
 
 
 class _Walk:

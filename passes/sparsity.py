@@ -69,9 +69,8 @@ def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float
     late = downstream_of_gradient(joint.backward)
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
-        if (
-            nbytes(value, batch) < WORTH_ENCODING or value.is_graph_output()
-        ):  # an output is handed out as it is in any case
+        # An output is handed out as it is in any case.
+        if nbytes(value, batch) < WORTH_ENCODING or value.is_graph_output():
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.liveness import alive_from, bytes_of, lifetimes
+from ttac.passes.liveness import alive_from, bytes_of, carried, lifetimes
 from ttac.passes.partition import drop_unread_inputs
 from ttac.passes.plan import LIKELY_BYTES, nbytes
 
@@ -45,10 +45,11 @@ def choose_cuts(order: Sequence[ir.Node], kept: Sequence[ir.Value], batch: int, 
     freed = np.zeros(len(order) + 1, np.int64)
     for value in kept:
         freed[max((position[use.node] for use in value.uses()), default=-1) + 1] += bytes_of(value, batch, LIKELY_BYTES)
-    crossing = np.array(_crossing(order, position, batch)[: len(order)])
+    lives = lifetimes(order, batch, LIKELY_BYTES)
+    crossing = carried(lives, len(order))
     held = freed.sum() - np.cumsum(freed[:-1]) + crossing
     starts = [0, *_places(freed, crossing, count * PLACES)]
-    lives, cost = lifetimes(order, batch, LIKELY_BYTES), {}
+    cost = {}
     for start in starts:
         alive = np.maximum.accumulate(alive_from(lives, start, len(order)))
         for end in [*starts, len(order)]:
@@ -80,24 +81,6 @@ def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[i
         if end in reached:
             found.append(reached[end])
     return list(min(found)[2][1:])
-
-
-def _crossing(order: Sequence[ir.Node], position: dict[ir.Node, int], batch: int) -> list[int]:
-    """Per position, the bytes computed before it and read at or after it."""
-    change = [0] * (len(order) + 2)
-    for index, node in enumerate(order):
-        for value in node.outputs:
-            last = max((position[use.node] for use in value.uses()), default=index)
-            if value.is_graph_output():  # the gradient of a parameter, which waits for the update
-                last = len(order)
-            if last > index:
-                change[index + 1] += bytes_of(value, batch, LIKELY_BYTES)
-                change[last + 1] -= bytes_of(value, batch, LIKELY_BYTES)
-    totals, running = [], 0
-    for step in change:
-        running += step
-        totals.append(running)
-    return totals
 
 
 def _stage(backward: ir.Model, order: Sequence[ir.Node], first: int, last: int) -> ir.Model:

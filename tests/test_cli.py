@@ -77,6 +77,13 @@ def test_wrong_usage_exits_with_two(run: Run, arguments: str, message: str | Non
     assert seen.err.startswith("error: ") and "\nhint: " in seen.err and "Traceback" not in seen.err
 
 
+@pytest.mark.parametrize("name", commands.commands)
+def test_a_command_called_by_itself_has_the_same_help_options(name: str) -> None:
+    # Click keeps the option it makes first, so that without this the options of `ttac run` hung on who asked before.
+    context = commands.commands[name].make_context(name, [], resilient_parsing=True)
+    assert context.help_option_names == commands.context_settings["help_option_names"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], *([name, "-h"] for name in commands.commands)])
 def test_help_is_data(run: Run, arguments: list[str]) -> None:
     seen = run(*arguments)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ttac.cli.options import PATH, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, terminal, verbose
 from ttac.cli.terminal import Terminal
 
 
-@click.command("bake")
+@click.command("bake", context_settings=CONTEXT)
 @click.argument("bundle", type=PATH)
 @click.option("--state", metavar="FILE", type=PATH, required=True, help="The state `ttac run --save-state` wrote.")
 @click.option("-o", "--output", metavar="OUT.onnx", type=PATH, required=True, help="The model to write.")

@@ -11,7 +11,7 @@ import click
 
 from ttac import methods, settings, targets
 from ttac.cli.bundles import contents, summary
-from ttac.cli.options import PATH, as_json, count, model, one_of, size, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, size, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
 
-@click.command("compile")
+@click.command("compile", context_settings=CONTEXT)
 @click.argument("path", metavar="MODEL.onnx", type=PATH)
 @click.option("--method", metavar="M", default="tent", show_default=True, help="See `ttac methods`.")
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from ttac.cli.options import PATH, as_json, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 
@@ -29,7 +29,9 @@ WIDTH = 40
 """Columns of the longest bar."""
 
 
-@click.command("demo", short_help="Show what adaptation does, on a model and data that ship with ttac.")
+@click.command(
+    "demo", context_settings=CONTEXT, short_help="Show what adaptation does, on a model and data that ship with ttac."
+)
 @click.option("--png", metavar="FILE", type=PATH, help="Also write the comparison as a bar chart.")
 @click.option("--files", metavar="DIR", type=PATH, help="Only copy model, calibration and stream there, to try with.")
 @as_json

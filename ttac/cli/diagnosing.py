@@ -6,14 +6,14 @@ import click
 from rich.text import Text
 
 from ttac import doctor, targets
-from ttac.cli.options import as_json, terminal, verbose
+from ttac.cli.options import CONTEXT, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError
 
 STYLES = {"ok": "green", "info": "dim", "warn": "yellow", "fail": "bold red"}
 
 
-@click.command("doctor")
+@click.command("doctor", context_settings=CONTEXT)
 @click.option("--target", metavar="T", help="Check this machine against a target, or a target's `.toml` file.")
 @as_json
 @verbose

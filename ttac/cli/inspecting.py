@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac.cli.bundles import contents, is_bundle, summary
-from ttac.cli.options import PATH, as_json, model, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, model, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
 
-@click.command("inspect", short_help="Show what a model offers to adaptation, or a bundle's plan.")
+@click.command(
+    "inspect", context_settings=CONTEXT, short_help="Show what a model offers to adaptation, or a bundle's plan."
+)
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("other", metavar="[OTHER]", type=PATH, required=False)
 @click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, a bar for each layer.")

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from ttac import methods, settings, targets
-from ttac.cli.options import as_json, terminal, verbose
+from ttac.cli.options import CONTEXT, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 from ttac.sizes import format_size
 from ttac.spec import Method, Target
 
 
-@click.command("methods")
+@click.command("methods", context_settings=CONTEXT)
 @click.argument("name", required=False)
 @as_json
 @verbose
@@ -40,7 +40,7 @@ def methods_command(terminal: Terminal, name: str | None, as_json: bool) -> None
         terminal.table(("option", "default", "value", "meaning"), rows)
 
 
-@click.command("targets", short_help="List the targets, or one target.")
+@click.command("targets", context_settings=CONTEXT, short_help="List the targets, or one target.")
 @click.argument("name", required=False)
 @click.option("--toml", "as_toml", is_flag=True, help="Print the table of NAME, to start a file of your own.")
 @as_json

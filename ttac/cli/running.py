@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttac.cli.options import PATH, as_json, count, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ttac.streaming import Outcome
 
 
-@click.command("run", short_help="Stream samples through a bundle.")
+@click.command("run", context_settings=CONTEXT, short_help="Stream samples through a bundle.")
 @click.argument("bundle", type=PATH)
 @click.argument("samples", metavar="INPUT", type=PATH)
 @click.option("-o", "--output", metavar="OUT.npz", type=PATH, help="Write the logits here.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ttac.cli.bundles import is_bundle
-from ttac.cli.options import PATH, count, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.suggest import did_you_mean
@@ -17,7 +17,7 @@ from ttac.suggest import did_you_mean
 DEFAULT = "forward"
 
 
-@click.command("view", short_help="Open a model, or one graph of a bundle, in Netron.")
+@click.command("view", context_settings=CONTEXT, short_help="Open a model, or one graph of a bundle, in Netron.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("graph", required=False)
 @click.option("--no-browser", is_flag=True, help="Only serve it; open the printed address yourself.")
