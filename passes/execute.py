@@ -14,22 +14,26 @@ from ttac.runtime.engine import plain_session
 
 
 def run(
-    model: ir.Model, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    model: ir.Model,
+    feeds: Mapping[str, np.ndarray],
+    outputs: Sequence[str] | None = None,
+    *,
+    optimised: bool = True,
 ) -> dict[str, np.ndarray]:
     """The outputs of `model` by name; `feeds` may hold more than its inputs."""
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"graph": model})
-        return Executable(Path(folder) / "graph.onnx")(feeds, outputs)
+        return Executable(Path(folder) / "graph.onnx", optimised=optimised)(feeds, outputs)
 
 
 class Executable:
     """A graph file loaded once: call it with feeds (it takes the inputs it has), get its outputs by name.
 
-    Raises RuntimeMissingError if the engine refuses the file.
+    Not `optimised`, it is executed as it is written.  Raises RuntimeMissingError if the engine refuses the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._session = plain_session(path)
+    def __init__(self, path: Path, *, optimised: bool = True) -> None:
+        self._session = plain_session(path, optimised=optimised)
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

@@ -193,12 +193,15 @@ def problem_with(version: str, machine: str) -> str:
     return DENIED.get((version, machine.lower()), "")
 
 
-def plain_session(path: Path, threads: int = 0) -> Any:
+def plain_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any:
     """The engine's own session on `path`, with its default settings but quiet, and threads that sleep when idle.
 
-    Raises RuntimeMissingError if the engine is missing or refuses the file.
+    Not `optimised`, the graph is executed as it is written.  Raises RuntimeMissingError if the engine is missing or
+    refuses the file.
     """
     options = engine().SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = engine().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -121,9 +121,9 @@ def test_a_bundle_is_replaced_and_an_empty_folder_filled(model: Path) -> None:
 
 
 def test_a_failed_verification_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "check", lambda *_: Verified(0.0, 0.0, 0.5, 0.0))
+    monkeypatch.setattr(finish, "check", lambda *_: Verified(0.0, gradients_halves=0.5))
     said = refused(VerificationError, model, output=model.parent / "a" / "b" / "c.ttac")
-    assert "gradients halves differ by 5.00e-01, allowed 1e-04" in said
+    assert "gradients halves differ by 5.00e-01, allowed 1e-05" in said
 
 
 def test_an_interrupt_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

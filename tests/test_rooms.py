@@ -407,7 +407,7 @@ class Pretended:
 def test_a_wrong_gradient_is_seen(factor: float, seen: bool) -> None:
     feeds = {"p": np.array([0.3, -0.2, 0.7], np.float32)}
     error = slope_error(Pretended(factor), feeds, "loss", ["p"], ["p.grad"], np.ones(1, np.float32))  # type: ignore[arg-type]
-    found = Verified(0.0, 0.0, 0.0, error)
+    found = Verified(0.0, slope=error)
     if seen:
         with pytest.raises(VerificationError, match="slope"):
             found.refuse()
@@ -444,12 +444,12 @@ def test_a_gradient_that_is_not_a_number_is_seen(broken: int) -> None:
     _, worst = compare_halves(model, Given(), feeds, "logits", ["g0", "g1"])  # type: ignore[arg-type]
     assert math.isnan(worst)
     with pytest.raises(VerificationError, match="gradients halves differ by nan"):
-        Verified(0.0, 0.0, worst, 0.0).refuse()
+        Verified(0.0, gradients_halves=worst).refuse()
 
 
-@pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "slope"])
+@pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "logits_optimised", "slope"])
 def test_every_bound_is_looked_at(field: str) -> None:
-    good = Verified(0.0, 0.0, 0.0, 0.0)
+    good = Verified(0.0, 0.0, 0.0, 0.0, 0.0)
     good.refuse()
     Verified(0.0).refuse()
     for value in (0.5, math.nan, math.inf):

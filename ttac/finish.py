@@ -35,6 +35,7 @@ from ttac.passes.verify import (
     compare_halves,
     logits_off,
     quantization_error,
+    relative,
     residual_error,
     slope_error,
 )
@@ -124,15 +125,17 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
     feeds = {**initial, **compiled.fed, **given, str(x.name): samples.few(count, x)}
     off, held = turned_off(compiled)
     rounded = rounding(compiled, source, samples)
-    plain = compiled.graphs["infer"] if rounded is not None else source
-    difference = logits_off(plain, off, {**held, **feeds}, compiled.logits)
+    before = compiled.graphs["infer"] if rounded is not None else source
+    difference = logits_off(before, off, {**held, **feeds}, compiled.logits)
     if not joint.gradients:
         return Verified(difference, quantized=rounded)
     written = Halves(folder, stages_of(compiled, "backward"))
     gradients = [str(value.name) for value in joint.gradients]
     whole = joint_graph(joint, compiled)
     with exact_halves(compiled, written) as halves:
-        logits, slopes = compare_halves(whole, halves, feeds, compiled.logits, gradients)
+        plain = Halves(halves.folder, halves.stages, optimised=False)
+        logits, slopes = compare_halves(whole, plain, feeds, compiled.logits, gradients)
+        optimised = relative(halves.run(feeds)[compiled.logits], plain.run(feeds)[compiled.logits])
         assert joint.loss is not None
         loss, of_scores = str((joint.loss.samples or joint.loss.scalar).name), None
         if joint.loss.fed and joint.loss.scores is not None:
@@ -142,7 +145,7 @@ def check(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, 
         sloping = rounded is None
         slope = slope_error(halves, feeds, loss, parameters, gradients, weights, of_scores) if sloping else None
         lost = None if halves is written else residual_error(written, halves, feeds, gradients)
-    return Verified(difference, logits, slopes, slope, rounded, lost)
+    return Verified(difference, logits, slopes, optimised, slope, rounded, lost)
 
 
 @contextmanager
