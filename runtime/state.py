@@ -15,7 +15,7 @@ from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.runtime.checks import HINT
 from ttac.runtime.manifest import TensorSpec
 from ttac.runtime.program import Device, Late, Tensor
-from ttac.runtime.tensors import is_finite
+from ttac.runtime.tensors import is_finite, leave_on_disk
 
 LARGE = 1 << 20
 """Bytes from which on a new state tensor stays where the engine put it."""
@@ -46,6 +46,7 @@ class State:
         own = {name: device.tensor(array) for name, array in self._buffers.items()}
         self.tensors: dict[str, Tensor] = {**self.initial, **own}
         self._torn = False
+        self._leave_first_on_disk()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The state for reading, valid until it changes."""
@@ -63,6 +64,7 @@ class State:
     def reset(self) -> None:
         """Back to what was compiled."""
         self._take(self._first, self.initial)
+        self._leave_first_on_disk()
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take the values of `arrays`, which are those of the state table."""
@@ -119,6 +121,11 @@ class State:
             self._torn = False
 
         _uninterrupted(overwrite)
+
+    def _leave_first_on_disk(self) -> None:
+        """What large tensors were at first is wanted by a reset only."""
+        if self._buffers:
+            leave_on_disk(self._first.values())
 
     def _are_finite(self, tensors: Mapping[str, Tensor]) -> bool:
         arrays = {name: self._device.array(tensor) for name, tensor in tensors.items()}

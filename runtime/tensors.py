@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,23 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     header.pop("__metadata__", None)
     data = memory[8 + length :]
     return {name: _view(data, name, entry, path) for name, entry in header.items()}, metadata
+
+
+def leave_on_disk(arrays: Iterable[np.ndarray]) -> None:
+    """Take the mapped files that `arrays` are views of out of memory; what is read again comes back from the file.
+
+    Does nothing about arrays that are not mapped, and on systems that cannot.
+    """
+    for file in {id(found): found for found in map(_mapping, arrays) if found is not None}.values():
+        if hasattr(file, "madvise"):
+            file.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], where: str) -> None:

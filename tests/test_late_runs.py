@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tests import tiny_bundles as tiny
 from tests.tiny_bundles import batch, state_of
 from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.runtime.adapter import Adapter
+from ttac.runtime.tensors import leave_on_disk
 
 GRAPHS = {
     "forward": """
@@ -145,6 +147,36 @@ def test_reset_save_and_restore_are_exact(adapter: Adapter, tmp_path: Path) -> N
     adapter.restore(tmp_path / "state.safetensors")
     np.testing.assert_equal(state_of(adapter), saved)
     np.testing.assert_array_equal([adapter.step(batch(seed=seed)) for seed in range(2)], then)
+
+
+def resident(path: Path) -> int:
+    """Bytes of the file's mappings that are in this process's memory."""
+    found, of_it = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            of_it = line.endswith(str(path))
+        elif of_it and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is in memory")
+def test_the_first_values_of_what_is_overwritten_stay_on_disk(tmp_path: Path) -> None:
+    """They are wanted by a reset only; beside the buffers they would be the state a second time."""
+    for name, words in (("late", [*LATE, RETURN]), ("once", [*({"run": word["run"]} for word in LATE), RETURN])):
+        adapter = ttac.load(bundle(tmp_path / name, words))
+        file = (tmp_path / name / "state.safetensors").resolve()
+        assert (resident(file) > 0) == (name == "once")
+        adapter.step(batch())
+        adapter.reset()
+        assert (resident(file) > 0) == (name == "once")
+        np.testing.assert_equal(state_of(adapter), {key: array for key, (array, _) in STATE.items()})
+
+
+def test_arrays_that_are_not_of_a_file_are_left_alone() -> None:
+    array = np.arange(4)
+    leave_on_disk([array, array[1:]])
+    assert array.tolist() == [0, 1, 2, 3]
 
 
 def test_a_next_state_that_is_not_finite_changes_nothing(adapter: Adapter) -> None:
