@@ -48,7 +48,7 @@ def read(
         stream = open_stream(Path(source), preparation(shape, preprocessing))
         samples, where = stream.read(0, stream.count), f"`{source}`"
         if not stream.prepared and preprocessing is None:
-            say("calibration images were scaled to [0, 1]; state the model's mean and std if it wants others")
+            say("calibration images were scaled to [0, 1]; `--pixels` says so if the model wants others")
     if not np.isfinite(samples).all():
         bad = int(np.argmax(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1)))
         raise UsageError("calibration data holds NaN or infinity", where=f"sample {bad} of {where}", hint="remove it")

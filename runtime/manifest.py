@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -183,14 +184,29 @@ def _check_informative(raw: Mapping[str, Any]) -> None:
         refuse("target.engine", f"is {target['engine']!r}, not `onnxruntime`")
     source = an_object(raw["source"], "source", needs=("file", "sha256"))
     a_digest(source["sha256"], "source.sha256")
-    if raw["preprocessing"] is not None:
-        an_object(raw["preprocessing"], "preprocessing")
+    _check_preprocessing(raw["preprocessing"])
     for number, site in enumerate(a_list(raw["sites"], "sites")):
         an_object(site, f"sites[{number}]", needs=("name", "kind"))
     for key in ("memory", "verified"):
         an_object(raw[key], key)
     for number, engine in enumerate(a_list(raw["executed_on"], "executed_on")):
         an_object(engine, f"executed_on[{number}]", needs=("package", "version"))
+
+
+def _check_preprocessing(value: Any) -> None:
+    if value is None:
+        return
+    an_object(value, "preprocessing")
+    if value.get("layout", "NCHW") not in ("NCHW", "NHWC"):
+        refuse("preprocessing.layout", f"is {value['layout']!r}, not `NCHW` or `NHWC`")
+    for key, least in (("mean", 1), ("std", 1), ("range", 2)):
+        numbers = a_list(value.get(key, [1.0] * least), f"preprocessing.{key}")
+        if len(numbers) < least or not all(
+            type(number) in (int, float) and math.isfinite(number) for number in numbers
+        ):
+            refuse(f"preprocessing.{key}", f"is not a list of at least {least} finite numbers")
+        if key == "std" and min(numbers) <= 0:
+            refuse("preprocessing.std", "is not above 0")
 
 
 def _files(value: Any) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ def compile_model(
     logits: str | None = None,
     shape: tuple[int, ...] | None = None,
     head: str = "auto",
+    pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Compile the ONNX file `path` for test-time adaptation; returns the bundle, written to the folder `output`.
@@ -75,6 +76,8 @@ def compile_model(
         input, logits: names of the graph's input and output where it has several.
         shape: of one sample, where the file leaves it open.
         head: how the output is read: "classes", "binary" or "dense"; "auto" tells from its shape and last operators.
+        pixels: how bytes, and so images, become the model's input: "imagenet", or a mapping with `mean`, `std`,
+            `range` and `layout`; kept in the manifest (`ttac.pixels`).
         say: gets one line per room.
 
     Raises:
@@ -100,6 +103,7 @@ def compile_model(
         logits=logits,
         shape=shape,
         head=head,
+        pixels=pixels,
     )
     with uncollected():
         return compile_request(asked, say)

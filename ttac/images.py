@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+CHANNELS = (1, 3, 4)
+"""Of images: grey, RGB, and RGB with something more."""
 FORMS = "give an `.npz` (its first array), an `.npy` or a folder of images"
 
 
@@ -48,6 +50,11 @@ class Preparation:
             shape = list(self.sample)
             raise UsageError(f"the model takes samples of shape {shape}, not images", hint="give them as a float array")
         return self.sample if self.layout == "NCHW" else (self.sample[2], self.sample[0], self.sample[1])
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """As the manifest's `preprocessing`."""
+        return {"layout": self.layout, "mean": list(self.mean), "std": list(self.std), "range": list(self.span)}
 
     def prepare(self, channels_first: np.ndarray) -> np.ndarray:
         """uint8 [n, C, H, W] -> float32 [n, *sample]."""
@@ -93,18 +100,32 @@ def division(count: int, size: int, smallest: int) -> list[int]:
 
 
 def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Preparation:
-    """From a manifest: the input's shape with its batch axis, and `preprocessing`, which may be null."""
+    """From a manifest: the input's shape with its batch axis, and `preprocessing`, which may be null.
+
+    Raises UsageError where what is stated does not fit the shape.
+    """
     sample = tuple(int(size) for size in shape[1:])
     if stated is None:
-        return Preparation(sample, known=False)
+        return Preparation(sample, likely_layout(sample), known=False)
     low, high = stated.get("range") or (0.0, 1.0)
-    return Preparation(
+    found = Preparation(
         sample,
-        layout=str(stated.get("layout") or "NCHW"),
+        layout=str(stated.get("layout") or likely_layout(sample)),
         mean=tuple(stated.get("mean") or (0.0,)),
         std=tuple(stated.get("std") or (1.0,)),
         span=(float(low), float(high)),
     )
+    channels, *_ = found.size
+    for name, numbers in (("mean", found.mean), ("std", found.std)):
+        if len(numbers) not in (1, channels):
+            what = f"{len(numbers)} numbers are stated for `{name}`, the model's images have {channels} channels"
+            raise UsageError(what, where=f"`--pixels {name}=...`", hint="give one number, or one for each channel")
+    return found
+
+
+def likely_layout(sample: Sequence[int]) -> str:
+    """NHWC where only the last of three sizes can be that of channels, as TensorFlow exports; else NCHW."""
+    return "NHWC" if len(sample) == 3 and sample[-1] in CHANNELS and sample[0] not in CHANNELS else "NCHW"
 
 
 def open_stream(path: Path, how: Preparation, array: str | None = None) -> Stream:

@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.images import preparation
 from ttac.passes.adapt import Adaptation
 from ttac.passes.augmentation import image_sizes, pixel_range, refuse_other_than_images, refuse_values_outside
+from ttac.passes.autodiff import dims
 from ttac.passes.differentiate import Joint
 from ttac.passes.fisher import BATCH, fisher_information
 from ttac.passes.heads import Head, decide_head
@@ -58,10 +60,12 @@ def settled(
 ) -> Request:
     """The request with the defaults that depend on the model.
 
-    Raises UnsupportedError or UsageError where the method distorts images and the model, or the calibration data, has
-    other ones than stated.
+    Raises UnsupportedError or UsageError where the model takes no images such as were stated, or the method distorts
+    images and the model, or the calibration data, has other ones.
     """
     asked = asked.settled(facts_of(asked, head, sites))
+    if asked.pixels:
+        preparation(["N", *dims(model.graph.inputs[0])[1:]], asked.pixels)
     if "augment" in asked.method.graphs:
         x = model.graph.inputs[0]
         refuse_other_than_images(x, head)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
+from ttac.images import preparation
 from ttac.passes.adapt import StateTensor
 from ttac.passes.build import LAYER
 from ttac.passes.emit import write_graphs
@@ -66,7 +67,7 @@ class Compiled:
 
 def write_files(compiled: Compiled, folder: Path) -> None:
     """Write graphs, weights and the initial state into `folder`."""
-    write_graphs(folder, compiled.graphs, compiled.fed)
+    write_graphs(folder, compiled.graphs, compiled.fed, {tensor.name for tensor in compiled.state})
     initial = {t.name: np.ascontiguousarray(t.initial).reshape(t.initial.shape) for t in compiled.state}
     save_file(initial, folder / STATE)
 
@@ -93,7 +94,7 @@ def manifest(
         "outputs": [_described(infer.outputs[0])],
         "head": compiled.head.described if compiled.head else None,
         "batch": {"planned": request.batch, "smallest": smallest_batch(compiled)},
-        "preprocessing": None,
+        "preprocessing": _prepared(compiled),
         "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in compiled.state]},
         "sites": [_site(compiled, site) for site in compiled.sites],
         "graphs": _graphs(compiled),
@@ -147,6 +148,11 @@ def _target(compiled: Compiled) -> dict[str, Any]:
         "ir_version": forward.ir_version,
         "threads": target.threads,
     }
+
+
+def _prepared(compiled: Compiled) -> dict[str, Any] | None:
+    pixels = compiled.request.pixels
+    return preparation(_described(compiled.graphs["infer"].graph.inputs[0])["shape"], pixels).stated if pixels else None
 
 
 def _described(value: ir.Value) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from ttac import methods, targets
 from ttac.errors import UnsupportedError, UsageError
+from ttac.pixels import black_and_white, resolve_pixels
 from ttac.runtime.bundle import check_replaceable
 from ttac.settings import resolve
 from ttac.sizes import parse_size
@@ -35,6 +36,7 @@ class Request:
         budget: bytes of working memory a step may take, None for the target's.
         shape: shape of one sample where the file leaves it open.
         head: how the output is read, "auto" or one of `ttac.spec.HEADS`.
+        pixels: how bytes become the model's input (`ttac.pixels`), None where nobody said.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Request:
     logits: str | None = None
     shape: tuple[int, ...] | None = None
     head: str = "auto"
+    pixels: Mapping[str, Any] | None = None
 
     def settled(self, facts: Facts) -> Request:
         """The same request with the defaults that depend on the model."""
@@ -74,6 +77,7 @@ def request(
     dump: str | Path | None,
     quantize: str | None,
     emit: str | None,
+    pixels: str | Sequence[str] | Mapping[str, Any] | None,
     **rest: Any,
 ) -> Request:
     """Check and resolve the arguments of `ttac.compile`.
@@ -97,7 +101,8 @@ def request(
     if not rest.get("dry_run"):
         check_replaceable(folder)
     budget = None if memory_budget is None else parse_size(str(memory_budget), "`--memory-budget`")
-    resolved = resolve(chosen, settings, quantize)
+    stated = resolve_pixels(pixels)
+    resolved = resolve(chosen, _in_pixels(chosen, settings, stated), quantize)
     return Request(
         path,
         chosen.variant(resolved),
@@ -110,8 +115,19 @@ def request(
         quantize=quantize,
         budget=budget,
         dump=Path(dump) if dump is not None else None,
+        pixels=stated,
         **rest,
     )
+
+
+def _in_pixels(
+    method: Method, settings: Mapping[str, Any] | None, pixels: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The settings; a method that distorts images takes black and white from what is stated of pixels."""
+    if pixels is None or "black" not in {option.name for option in method.options}:
+        return settings
+    black, white = black_and_white(pixels)
+    return {"black": black, "white": white, **(settings or {})}
 
 
 def untrainable(where: str) -> UnsupportedError:

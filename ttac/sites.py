@@ -54,7 +54,7 @@ def samples_of(asked: Request, model: ir.Model, say: Say) -> Samples:
     x = model.graph.inputs[0]
     stated = [size if isinstance(size, int) else None for size in (x.shape or ())][1:]
     shape = asked.shape or calibration.sample_shape(asked.calibration) or tuple(size or 0 for size in stated)
-    return Samples(calibration.read(asked.calibration, _bound(shape, stated), say=say))
+    return Samples(calibration.read(asked.calibration, _bound(shape, stated), asked.pixels, say))
 
 
 def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...]:

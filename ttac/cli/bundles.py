@@ -35,6 +35,7 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "input": _tensor(manifest["inputs"]),
         "output": _tensor(manifest["outputs"]),
         "head": _head(manifest.get("head")),
+        **({"pixels": manifest["preprocessing"]} if manifest.get("preprocessing") else {}),
         "batch": manifest["batch"]["planned"],
         "norm_sites": f"{len(sites)}, {trained} trained, {inserted} inserted",
         "state_tensors": len(manifest["state"]["tensors"]),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ttac.evaluation.study import Watch
 
 OUTPUT = "ttac-eval"
-COMPILING = ("target", "calibration", "train", "norms", "head", "input_name", "logits", "shape")
+COMPILING = ("target", "calibration", "train", "norms", "head", "pixels", "input_name", "logits", "shape")
 """Options that go to `ttac.compile` as they are."""
 
 BETWEEN = 10.0

@@ -109,7 +109,7 @@ def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array:
     how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
     stream = open_stream(samples, how, array)
     if not stream.prepared and not how.known:
-        terminal.say("note: the bundle does not say how pixels are prepared; they are scaled to [0, 1]")
+        terminal.say("note: the bundle does not say how pixels are prepared (`--pixels`); they are scaled to [0, 1]")
     return stream
 
 
