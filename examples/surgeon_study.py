@@ -3,6 +3,7 @@
     python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one share for all
     python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1 --select blocks threshold topk
     python examples/surgeon_study.py shares --half tuning    # on the images that choices are made on
+    python examples/surgeon_study.py shares --half tuning --passes 2    # the same, on streams twice as long
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
 Prints Markdown; `docs/surgeon.md` keeps what it printed.  Errors are those of the shipped Fashion-MNIST images under
@@ -33,7 +34,7 @@ from ttac.sizes import format_size
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
 KEEPS = (1.0, 0.5, 0.2, 0.05)
-SELECTIONS = ("blocks", "threshold", "topk")
+SELECTIONS = ("blocks", "levels", "threshold", "topk")
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "both": slice(None)}
 """Images by the word of `--half`."""
 SEEDS = 3
@@ -65,12 +66,15 @@ def stream() -> Stream:
         return [(file[name].astype(np.float32) / np.float32(255), file["labels"]) for name in names]
 
 
-def in_orders(images: Stream, half: str, seeds: int) -> list[Stream]:
-    """That half of the images, each corruption's in an order of its own, once for each seed."""
+def in_orders(images: Stream, half: str, seeds: int, passes: int = 1) -> list[Stream]:
+    """That half of the images, each corruption's so many times in orders of its own, once for each seed."""
     found = []
     for seed in range(seeds):
         random = np.random.default_rng(seed)
-        orders = [random.permutation(np.arange(len(labels))[HALVES[half]]) for _, labels in images]
+        orders = [
+            np.concatenate([random.permutation(np.arange(len(labels))[HALVES[half]]) for _ in range(passes)])
+            for _, labels in images
+        ]
         found.append([(x[order], labels[order]) for (x, labels), order in zip(images, orders, strict=True)])
     return found
 
@@ -111,7 +115,7 @@ def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
 
 def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
     """Shares per layer and batch against `tent` and against one share for all, by what is kept of an input."""
-    streams = in_orders(stream(), asked.half, asked.seeds)
+    streams = in_orders(stream(), asked.half, asked.seeds, asked.passes)
     tent = outcomes(folder, streams, "tent", asked.batch)
     source = outcomes(folder, streams[:1], "source", asked.batch)[0]
     yield (
@@ -218,6 +222,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--select", nargs="+", choices=SELECTIONS, default=SELECTIONS[:1])
     parser.add_argument("--half", choices=tuple(HALVES), default="reporting")
+    parser.add_argument("--passes", type=int, default=1, help="times that each corruption's images come in a row")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="orders of the images")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

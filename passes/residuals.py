@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from ttac.passes.autodiff import dims
 from ttac.passes.batch import is_batch, sample_size
+from ttac.passes.blocks import Wanted
 from ttac.passes.build import LAYER, Builder
 from ttac.passes.build import ROOM as ROOM_KEY
-from ttac.passes.codecs import CODECS, Codec, Wanted
+from ttac.passes.codecs import CODECS, Codec
 from ttac.passes.plan import LIKELY_BYTES, SAMPLE_BYTES, Kept, Plan
 
 ROOM = "plan"
@@ -144,6 +145,10 @@ def _restore(backward: ir.Model, row: Kept, codec: Codec, saved: list[ir.Value])
 
 def _read_as_saved(op: Builder, x: ir.Value, codec: Codec, saved: list[ir.Value]) -> None:
     """Replace what reads `x` and can be computed from the saved tensors, in place."""
+    dots = [use.node for use in x.uses() if use.node.op_type == "ChannelDot" and use.idx == 1]
+    if codec.study is not None and len(dots) == 1 and (g := dots[0].inputs[0]) is not None:
+        with op.at(dots[0].metadata_props.get(LAYER, ""), before=dots[0]):
+            saved = [*saved, *codec.study(op, saved, x, g)]
     for use in list(x.uses()):
         node, position = use.node, {"ChannelDot": 1, "ChannelAffine": 0, "Along": 1}.get(use.node.op_type)
         reader = codec.readers.get(node.op_type)

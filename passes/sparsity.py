@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.batch import sample_size
+from ttac.passes.blocks import block_of
 from ttac.passes.build import LAYER
-from ttac.passes.codecs import block_of
 from ttac.passes.differentiate import Joint
 from ttac.passes.plan import WORTH_ENCODING, Decide, Kept, Shares, downstream_of_gradient, keep_as, nbytes
 
@@ -79,7 +79,7 @@ def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float
         readers, polynomial = _readers(value, half, late)
         labels = {node.metadata_props.get(LAYER, "") for node in readers}
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
-        if not polynomial or not governed or (codec == "blocks" and not block_of(value)):
+        if not polynomial or not governed or (codec in ("blocks", "levels") and not block_of(value)):
             return keep_as(value, "int8", batch, "" if polynomial else "a slope is computed from it")
         row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", share)
         return replace(row, layers=governed)

@@ -197,7 +197,7 @@ def context_of(kind: Any, parameters: Any, gradients: list[str], layers: Any, ke
 # --- what is not a number, and what does not fit ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("select", ["blocks", "threshold", "topk"])
+@pytest.mark.parametrize("select", ["blocks", "levels", "threshold", "topk"])
 def test_a_step_that_overflows_changes_nothing(select: str, tmp_path: Path) -> None:
     """One sample so large that its convolution is infinite: nothing of it may reach the parameters."""
     subject = adapter("batch", "half", tmp_path, select=select)
@@ -246,7 +246,7 @@ def test_one_tensor_of_each_norm_is_kept(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("select", ["blocks", "threshold", "topk"])
+@pytest.mark.parametrize("select", ["blocks", "levels", "threshold", "topk"])
 @pytest.mark.parametrize("name", ["resnext", "densenet", "mobilenet_v3", "transformer", "signal"])
 def test_any_net_and_selection(name: str, select: str, tmp_path: Path) -> None:
     """It learns, on fewer samples too."""

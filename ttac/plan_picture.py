@@ -16,6 +16,7 @@ COLOURS = {
     "dense": ("#3266ad", "#7aa7e6"),
     "int8": ("#c2691c", "#eba15c"),
     "blocks": ("#2c8a5b", "#5fc394"),
+    "levels": ("#2c8a5b", "#5fc394"),
     "sparse": ("#2c8a5b", "#5fc394"),
     "topk": ("#2c8a5b", "#5fc394"),
     "nonzero": ("#7d7a23", "#c3bf54"),

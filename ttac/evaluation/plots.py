@@ -23,6 +23,7 @@ DENSE, SPARSE, INT8, BITS, HALF, OTHER = "#060708", "#070809", "#08090a", "#090a
 HOW = {
     "dense": DENSE,
     "blocks": SPARSE,
+    "levels": SPARSE,
     "sparse": SPARSE,
     "topk": SPARSE,
     "int8": INT8,

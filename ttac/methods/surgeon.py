@@ -17,15 +17,15 @@ from ttac.methods.bn import STATISTICS
 from ttac.methods.tent import trained_with
 from ttac.spec import Facts, Method, Option
 
-SELECTIONS = {"blocks": "blocks", "threshold": "sparse", "topk": "topk"}
+SELECTIONS = {"blocks": "blocks", "levels": "levels", "threshold": "sparse", "topk": "topk"}
 """Codec by the word of the option `select`."""
 
 SPARSITY = (
     Option(
         "select",
         "blocks",
-        "what of an input is kept: blocks spread evenly, and the mean of the others; what lies above a sampled "
-        "threshold; or exactly the largest magnitudes (both slow)",
+        "what of an input is kept: blocks spread evenly, and the mean of the others; the same, but read as two levels "
+        "a block, for long streams (slower); what lies above a sampled threshold; or exactly the largest (both slow)",
         choices=tuple(SELECTIONS),
     ),
 )
