@@ -1,6 +1,7 @@
 """8-bit bundles against 8-bit and float inference: `python -m benchmarks.int8 [NETWORK ...] [--write docs/int8.md]`.
 
-Time: all rivals run in turn in one process, batch 1, first one thread and then two; medians of the paired ratios.
+Time: all rivals run in turn in one process, batch 1, first one thread (processor time) and then two (wall time);
+medians of the paired ratios.
 Rivals: plain float inference of the source file; what onnxruntime's own `quantize_static` makes of the same file, norms
 folded; ttac's bundle of method `source` (static 8-bit inference), and bundles that adapt all norms, or 30 % of them.
 
@@ -35,10 +36,10 @@ METHOD = "leantta"
 SAMPLES = 16
 WARM_UP, TURNS = 3, 25
 READING = f"""\
-Batch 1, random weights, method `{METHOD}`. Ratios are medians of {TURNS} paired runs in one process; on cores that do
-other work too, read those and not the milliseconds. `auto 30 %` is `--train auto:30%@20%`: at most 30 % of the norms,
-seeing at most 20 % of the values. `loaded MB` is what loading and two steps add to the process, `peak MB` what ten
-further steps add."""
+Batch 1, random weights, method `{METHOD}`. Ratios are medians of {TURNS} paired runs in one process, of processor time
+with one thread and of wall time with two; on cores that do other work too, read those and not the milliseconds.
+`auto 30 %` is `--train auto:30%@20%`: at most 30 % of the norms, seeing at most 20 % of the values. `loaded MB` is what
+loading and two steps add to the process, `peak MB` what ten further steps add."""
 DEMO = Path(ttac.__file__).parent / "demo"
 
 
@@ -114,7 +115,7 @@ def timed(
         "static": step(static, x, threads),
         **{share: step(bundle, x, threads) for share, bundle in bundles.items()},
     }
-    times = interleaved(work)
+    times = interleaved(work, time.process_time if threads == 1 else time.perf_counter)
     return {
         name: {
             "milliseconds": 1e3 * float(np.median(seconds)),
@@ -142,15 +143,15 @@ def step(bundle: ttac.Bundle, x: np.ndarray, threads: int) -> Callable[[], objec
     return lambda: adapter.step(x)
 
 
-def interleaved(work: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
+def interleaved(work: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, np.ndarray]:
     """Seconds of each rival, run in turn: element i of every array is from the same turn."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(WARM_UP + TURNS):
         for name, action in work.items():
-            start = time.perf_counter()
+            start = clock()
             action()
             if turn >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

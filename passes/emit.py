@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from safetensors.numpy import save_file
+
+from ttac.passes.shorten import constant_vectors, fill, is_8_bit, repeated_constants, shorten
 
 WEIGHTS = "weights.safetensors"
 INLINE = 1024
@@ -60,25 +62,38 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def write_graphs(folder: Path, models: Mapping[str, ir.Model], fed: Mapping[str, np.ndarray] | None = None) -> None:
+def write_graphs(
+    folder: Path,
+    models: Mapping[str, ir.Model],
+    fed: Mapping[str, np.ndarray] | None = None,
+    kept: Collection[str] = (),
+) -> None:
     """Write `<name>.onnx` for every model, and the weights file they share.
 
     Args:
         fed: weights that are graph inputs: stored under exactly these names for the runtime to feed.
+        kept: constants that stay as they are, whatever they hold, because somebody looks for them by name.
     """
     pool = WeightPool()
     for name, array in (fed or {}).items():
         pool.feed(name, array)
+    repeated = repeated_constants(models)
+    filled = {graph: constant_vectors(model, kept) for graph, model in models.items()}
     stored = {
         (graph, name): pool.add(name, value.const_value.numpy())
         for graph, model in models.items()
         for name, value in sorted(model.graph.initializers.items())
-        if value.const_value is not None and is_outside(value.const_value)
+        if value.const_value is not None and name not in filled[graph]
+        if is_outside(value.const_value) or name in repeated
     }
     places = pool.write(folder)
     for graph, model in models.items():
         held = _point_into_file(model, {n: places[s] for (g, n), s in stored.items() if g == graph})
-        onnx.save_model(_in_order(ir.to_proto(model)), str(folder / f"{graph}.onnx"))
+        proto = _in_order(ir.to_proto(model))
+        if is_8_bit(model.graph):
+            fill(proto, filled[graph])
+            shorten(proto, kept)
+        onnx.save_model(proto, str(folder / f"{graph}.onnx"))
         for name, tensor in held.items():
             model.graph.initializers[name].const_value = tensor
 

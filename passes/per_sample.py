@@ -22,10 +22,10 @@ import onnx_ir as ir
 
 from ttac.passes.autodiff import dims
 from ttac.passes.build import LAYER, ROOM, Builder
-from ttac.passes.centre import centre, constant
+from ttac.passes.centre import centre, constant, is_counted
 from ttac.passes.norms import NormSite
+from ttac.passes.share import own_share, shortened
 from ttac.passes.windows import spatial
-from ttac.settings import value_at
 
 
 def has_positions(site: NormSite) -> bool:
@@ -48,14 +48,27 @@ def blend_samples(op: Builder, site: NormSite, settings: Mapping[str, Any], *, s
     assert has_positions(site)
     x, shift = centre(op, site)
     source_mean, source_var = constant(site.node, 3) - shift, constant(site.node, 4)
-    mean, var = moments(op, x, unbiased=settings["variance"] == "unbiased")
-    step = op.Sub(mean, source_mean) if source_mean.any() else mean
-    share = own_share(op, op.Mul(step, step), source_var + np.float32(site.eps), settings, site.name)
+    mean, var = (moments_of_one if single else moments)(op, x, unbiased=settings["variance"] == "unbiased")
+    step = op.Sub(mean, shortened(source_mean)) if source_mean.any() else mean
+    share = own_share(op, step, source_var + np.float32(site.eps), settings, site.name, counted=is_counted(x))
     mean = op.Mul(step, share)
     if source_mean.any():
-        mean = op.Add(mean, source_mean)
-    var = op.Add(op.Mul(op.Sub(var, source_var), share), source_var)
+        mean = op.Add(mean, shortened(source_mean))
+    var = op.Add(op.Mul(op.Sub(var, shortened(source_var)), share), shortened(source_var))
     (normalise_one if single else normalise_each)(op, site, mean, var)
+
+
+def moments_of_one(op: Builder, x: ir.Value, *, unbiased: bool) -> tuple[ir.Value, ir.Value]:
+    """Mean and variance of each channel of x [1, C, ...], both [C]; more than one sample is an error of the engine."""
+    flat = op.Reshape(x, [dims(x)[1], math.prod(spatial(x))])
+    mean = op.ReduceMean(flat, [1], keepdims=0)
+    square = op.ReduceMean(op.Mul(flat, flat), [1], keepdims=0)
+    return mean, _variance(op, mean, square, math.prod(spatial(x)), unbiased=unbiased)
+
+
+def _variance(op: Builder, mean: ir.Value, square: ir.Value, count: int, *, unbiased: bool) -> ir.Value:
+    var = op.Max(op.Sub(square, op.Mul(mean, mean)), 0.0)
+    return op.Mul(var, count / (count - 1)) if unbiased else var
 
 
 def moments(op: Builder, x: ir.Value, *, unbiased: bool) -> tuple[ir.Value, ir.Value]:
@@ -67,37 +80,16 @@ def moments(op: Builder, x: ir.Value, *, unbiased: bool) -> tuple[ir.Value, ir.V
     sizes = dims(x)
     flat = op.Reshape(x, [0, sizes[1], -1]) if len(sizes) > 3 else x
     mean = op.ReduceMean(flat, [2], keepdims=0)
-    var = op.Max(op.Sub(op.ReduceMean(op.Mul(flat, flat), [2], keepdims=0), op.Mul(mean, mean)), 0.0)
-    count = math.prod(spatial(x))
-    return mean, op.Mul(var, count / (count - 1)) if unbiased else var
-
-
-def own_share(op: Builder, squared: ir.Value, var: np.ndarray, settings: Mapping[str, Any], site: str) -> ir.Value:
-    """g = (1 - tau)*(1 - d^lambda) [N, 1]: how much a sample's own statistics count.
-
-    d = 1 - exp(-q) comes from t = tanh(q/2) as 2t/(1 + t): exact for a small q, where 1 - exp(-q) would cancel.
-
-    Args:
-        squared: squared distance of the sample's mean from the source's [N, C].
-        var: the source's variance, epsilon included [C].
-    """
-    tau, power = (float(value_at(settings, name, site)) for name in ("tau", "lambda"))
-    scale = np.maximum(var.astype(np.float64), np.finfo(np.float32).tiny)
-    scale = scale**2 if settings["metric"] == "squared" else scale
-    count = len(var) if settings["distance"] == "mean" else 1
-    weights = np.minimum((1 - tau) ** 2 / scale / count / 2, np.finfo(np.float32).max)
-    t = op.Tanh(op.MatMul(squared, weights.astype(np.float32)[:, None]))
-    distance = op.Div(op.Add(t, t), op.Add(t, 1.0))
-    if power != 1.0:
-        distance = op.Pow(distance, power)
-    return op.Mul(op.Sub(1.0, distance), 1.0 - tau)
+    square = op.ReduceMean(op.Mul(flat, flat), [2], keepdims=0)
+    return mean, _variance(op, mean, square, math.prod(spatial(x)), unbiased=unbiased)
 
 
 def normalise_one(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) -> None:
-    """Hand mean and variance [1, C] of the only sample to the norm; more than one sample is an error of the engine."""
+    """Hand mean and variance [C] of the only sample to the norm."""
     for position, value in ((3, mean), (4, var)):
-        site.node.replace_input_with(position, op.Squeeze(value, [0]))
-    _mark(op, site)
+        site.node.replace_input_with(position, value)
+    site.node.metadata_props[ROOM] = op.room
+    site.node.metadata_props[LAYER] = site.name
 
 
 def normalise_each(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) -> None:
@@ -111,8 +103,3 @@ def normalise_each(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) -
     y = op.Add(op.Mul(x, op.Unsqueeze(slope, axes)), op.Unsqueeze(offset, axes))
     node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
     op.graph.remove(node, safe=True)
-
-
-def _mark(op: Builder, site: NormSite) -> None:
-    site.node.metadata_props[ROOM] = op.room
-    site.node.metadata_props[LAYER] = site.name

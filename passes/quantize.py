@@ -81,12 +81,14 @@ def quantize(
     common.RemoveUnusedNodesPass()(model)
     found = ranges(model, data, settings["calibration"], settings["percentile"]) if data is not None else {}
     ends = {**found, **_widened(found, sites), **known}
+    adapting = {site.node for site in sites if site.kind == "batch"}
     try:
-        marked = mark(model, ends, target)
+        # A gradient would pass one rounding more.
+        marked = mark(model, ends, target, () if trains else adapting)
     except KeyError as error:
         raise _without_data(f"value `{error.args[0]}`, which the file does not round") from error
     listed = modules(model, marked, {site.x: site.name for site in sites})
-    insert(model, marked, target, {site.node for site in sites if site.kind == "batch"}, trains=trains)
+    insert(model, marked, target, adapting, trains=trains)
     return Quantized([refreshed(site) for site in sites], tuple(listed))
 
 

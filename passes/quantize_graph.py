@@ -6,7 +6,7 @@ Quantize` by one 8-bit kernel.  Which operators they can do that with is data of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,11 +88,15 @@ def grid(ends: Range, dtype: str) -> Grid:
     return Grid(scale, int(np.clip(round(smallest - low / scale), smallest, smallest + 255)), dtype)
 
 
-def mark(model: ir.Model, ranges: Mapping[str, Range], target: Target) -> Marked:
-    """Decide what runs in 8 bits; `model` stays as it is."""
+def mark(model: ir.Model, ranges: Mapping[str, Range], target: Target, norms: Collection[ir.Node] = ()) -> Marked:
+    """Decide what runs in 8 bits; `model` stays as it is.
+
+    Args:
+        norms: batch normalisations whose output may be rounded again, for an operator without a kernel behind them.
+    """
     marked = Marked()
     for node in model.graph:
-        if node.op_type in target.int8_operators and _fits(node, marked, ranges):
+        if node.op_type in target.int8_operators and _fits(node, marked, ranges, norms):
             marked.nodes.add(node)
     for node in reversed(list(model.graph)):
         if node.op_type in MOVING & set(target.int8_operators) and _leads_on(node, marked):
@@ -103,13 +107,13 @@ def mark(model: ir.Model, ranges: Mapping[str, Range], target: Target) -> Marked
     return marked
 
 
-def _fits(node: ir.Node, marked: Marked, ranges: Mapping[str, Range]) -> bool:
+def _fits(node: ir.Node, marked: Marked, ranges: Mapping[str, Range], norms: Collection[ir.Node]) -> bool:
     """Whether a node can run in 8 bits; one without a kernel only where that needs no range that nobody knows."""
     if node.op_type in WEIGHTED:
         return _is_activation(node.inputs[0]) and _kernel(node) is not None
     if node.op_type not in COMPUTING or not all(_is_activation(value) for value in node.inputs):
         return False
-    return str(end_of(node).name) in ranges and all(_made_in_8_bits(value, marked) for value in node.inputs)
+    return str(end_of(node).name) in ranges and all(_made_in_8_bits(value, marked, norms) for value in node.inputs)
 
 
 def _kernel(node: ir.Node) -> np.ndarray | None:
@@ -124,12 +128,12 @@ def _is_activation(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None and value.dtype == ir.DataType.FLOAT
 
 
-def _made_in_8_bits(value: ir.Value | None, marked: Marked) -> bool:
-    """Whether a value comes out of a marked node, through tails and moves."""
+def _made_in_8_bits(value: ir.Value | None, marked: Marked, norms: Collection[ir.Node] = ()) -> bool:
+    """Whether a value comes out of a marked node, through tails, moves and `norms`."""
     while value is not None and (node := value.producer()) is not None:
         if node in marked.nodes:
             return True
-        if node.op_type not in TAILS | MOVING:
+        if node.op_type not in TAILS | MOVING and node not in norms:
             return False
         value = node.inputs[0]
     return False
@@ -183,7 +187,7 @@ def insert(
         first = node.inputs[0]
         assert first is not None
         with op.at(node.metadata_props.get(LAYER, ""), before=node):
-            _hold(op, node, marked.grids[first].scale, target)
+            _hold(op, node, marked.grids[first], target)
     for value, step in marked.grids.items():
         _round(op, value, step, norms, trains)
     common.RemoveUnusedNodesPass()(model)
@@ -196,7 +200,8 @@ def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node],
     users, name, output = list(value.uses()), str(value.name), value.is_graph_output()
     source = before_tail(value) if trains and step.starts_at_zero else value
     with op.at(layer, before=_behind(op.graph, maker)):
-        back, counted = _differentiable(op, source, step, name) if trains else _pair_of(op, source, step, name)
+        stem = layer if maker is not None and layer else name
+        back, counted = _differentiable(op, source, step, stem) if trains else _pair_of(op, source, step, stem)
     back.shape = counted.shape = value.shape
     for user, position in users:
         user.replace_input_with(position, counted if user in norms else back)
@@ -250,30 +255,28 @@ def _behind(graph: ir.Graph, node: ir.Node | None) -> ir.Node | None:
     return None
 
 
-def _hold(op: Builder, node: ir.Node, step: float, target: Target) -> None:
+def _hold(op: Builder, node: ir.Node, step: Grid, target: Target) -> None:
     """Kernel as int8 with one scale per output channel, bias as int32 on the grid of the products."""
     held = constants(node)
     assert held is not None and node.inputs[1] is not None
     kernel, bias = held
     axis = channel_axis(node)
-    kernel_name, bias_name = (str(value.name) if value is not None else "" for value in _pair(node))
-    rounded, scale = int8_kernel(kernel, axis, bias, step, target, _steps(node, axis, target))
-    zero = np.zeros(scale.shape, np.int8)
-    attributes = {"axis": axis} if scale.ndim else {}
-    weight = named(op, f"{kernel_name}.int8", rounded)
-    node.replace_input_with(1, op.DequantizeLinear(weight, scale, zero, name=f"{kernel_name}.rounded", **attributes))
+    layer = node.metadata_props.get(LAYER, str(node.name))
+    rounded, scale = int8_kernel(kernel, axis, bias, step.scale, target, _steps(node, axis, target))
+    along = {"axis": axis} if scale.ndim else {}
+    held_scale = op.constant(scale)
+    weight = named(op, f"{layer}.kernel.int8", rounded)
+    w = op.DequantizeLinear(weight, held_scale, np.zeros(scale.shape, np.int8), name=f"{layer}.kernel", **along)
+    node.replace_input_with(1, w)
     if bias is None:
         return
-    products = np.asarray(scale * np.float32(step), np.float32)
-    whole = np.round(bias.astype(np.float64) / products.astype(np.float64))
-    attributes = {"axis": 0} if scale.ndim else {}
-    steps = named(op, f"{bias_name}.int32", np.clip(whole, -(2.0**31), 2.0**31 - 1).astype(np.int32))
-    node.replace_input_with(
-        2,
-        op.DequantizeLinear(
-            steps, products, np.zeros(products.shape, np.int32), name=f"{bias_name}.rounded", **attributes
-        ),
-    )
+    products = np.asarray(scale * np.float32(step.scale), np.float32)
+    whole = np.clip(np.round(bias.astype(np.float64) / products.astype(np.float64)), -(2.0**31), 2.0**31 - 1)
+    steps = named(op, f"{layer}.bias.int32", whole.astype(np.int32))
+    # The engine multiplies constants once, while it loads; in the file they would take as much as all biases.
+    unit = op.Mul(held_scale, step.operands[0], name=f"{layer}.bias.scale")
+    zero, along = np.zeros(products.shape, np.int32), {"axis": 0} if scale.ndim else {}
+    node.replace_input_with(2, op.DequantizeLinear(steps, unit, zero, name=f"{layer}.bias.rounded", **along))
 
 
 def _steps(node: ir.Node, axis: int, target: Target) -> np.ndarray | None:
@@ -283,11 +286,6 @@ def _steps(node: ir.Node, axis: int, target: Target) -> np.ndarray | None:
     if noted is None or not target.int8_per_channel:
         return None
     return np.asarray(noted[1]) if noted[1].ndim == 0 or noted[0] == axis else None
-
-
-def _pair(node: ir.Node) -> Iterator[ir.Value | None]:
-    yield node.inputs[1]
-    yield node.inputs[2] if len(node.inputs) > 2 else None
 
 
 def named(op: Builder, name: str, array: np.ndarray) -> ir.Value:

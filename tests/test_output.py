@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -15,8 +16,10 @@ from tests.source_models import saved, source
 from tests.tiny_bundles import read
 from tests.whole_models import MODELS, compiled, everything, refused, samples
 from ttac import finish
+from ttac.comparison import nodes_of
 from ttac.errors import BudgetError, UsageError, VerificationError
 from ttac.measure import CLEAR
+from ttac.passes.shorten import SHARED, told_by_name
 from ttac.passes.verify import Verified
 from ttac.sizes import parse_size
 
@@ -189,6 +192,48 @@ def test_every_node_tells_where_it_comes_from(name: str, tmp_path: Path) -> None
             told = {entry.key: entry.value for entry in node.metadata_props}
             assert told.get("ttac.layer"), (path.name, node.name)
             assert node.name in infer or told.get("ttac.room"), (path.name, node.name)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
+    """What a node's name tells, shapes within a layer, and constants that are one number or in both graphs."""
+    x = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+    bundle = compiled(MODELS["mobilenet_v3"], tmp_path, method="leantta", quantize="int8", calibration=x, batch=1)
+    inline: list[set[tuple[str, bytes]]] = []
+    for path in sorted(bundle.glob("*.onnx")):
+        graph = onnx.load(path, load_external_data=False).graph
+        made = {output: node for node in graph.node for output in node.output}
+        assert 0 < len(graph.value_info) < len(made) / 3
+        assert all(made[value.name].op_type != "QuantizeLinear" for value in graph.value_info)
+        held = [tensor for tensor in graph.initializer if not tensor.external_data and tensor.data_type != 7]
+        inline.append({(tensor.name, tensor.raw_data) for tensor in held if len(tensor.raw_data) > SHARED})
+        arrays = [onnx.numpy_helper.to_array(tensor, str(bundle)) for tensor in graph.initializer]
+        assert not any(a.ndim == 1 and a.nbytes > SHARED and (a == a[0]).all() for a in arrays)
+        scalars = [(tensor.data_type, tensor.raw_data) for tensor in graph.initializer if not tensor.dims]
+        assert len(set(scalars)) == len(scalars)
+        placed = list(nodes_of(path))
+        made_here = [node for node in placed if node.room != "source" and node.operator != "ConstantOfShape"]
+        assert made_here and all(node.layer != "-" for node in made_here)
+        rooms = {node.room for node in placed if node.operator in ("QuantizeLinear", "DequantizeLinear")}
+        assert rooms == {"quantize"}
+        assert {node.room for node in placed if node.operator in ("Exp", "ReduceSumSquare")} <= {"adapt"}
+    assert not inline[0] & inline[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "op_type", "told"),
+    [
+        ("layer1.0.kernel", "DequantizeLinear", ("quantize", "layer1.0")),
+        ("layer1.0.int8.2", "QuantizeLinear", ("quantize", "layer1.0")),
+        ("layer1.0.bias.rounded", "DequantizeLinear", ("quantize", "layer1.0")),
+        ("fc.bias.scale", "Mul", ("quantize", "fc")),
+        ("layer1.bn.mul.3", "Mul", ("", "layer1.bn")),
+        ("layer1.kernel", "Conv", ("", "")),
+        ("/layer1/Mul", "Mul", ("", "")),
+    ],
+)
+def test_what_the_name_of_a_node_tells(name: str, op_type: str, told: tuple[str, str]) -> None:
+    assert told_by_name(name, op_type) == told
 
 
 @pytest.mark.usefixtures("unmeasured")

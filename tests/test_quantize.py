@@ -15,9 +15,11 @@ from safetensors.numpy import load_file
 import ttac
 from tests.source_models import CONV_NORM, CONV_NORM_WEIGHTS, run, saved, source
 from tests.static_quantization import quantized_by_the_engine
+from tests.whole_models import compiled as whole
 from ttac import targets
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.emit import write_graphs
+from ttac.passes.execute import Executable
 from ttac.passes.load import load
 from ttac.passes.normalise import normalise
 from ttac.passes.norms import NormSite, find_norms
@@ -215,6 +217,33 @@ def test_a_bundle_adapts_and_reports_its_modules(tmp_path: Path) -> None:
     rows = bundle.report["modules"]
     assert {row["runs"] for row in rows} == {"int8"} and sum(bool(row["adapts"]) for row in rows) == 8
     assert bundle.report["verified"]["quantized"] < 0.1
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet", "signal"])
+def test_a_single_sample_adapts_in_8_bits_as_in_a_batch(name: str, tmp_path: Path) -> None:
+    """Two spellings of the norm, and both as the engine fuses them; without fusing, the same numbers."""
+    model = MODELS / f"{name}.onnx"
+    x = samples(load(model))
+    shifted = (0.5 * x[:6] + 1).astype(np.float32)
+    choices: dict[str, Any] = {"quantize": "int8", "calibration": x}
+    plain = ttac.load(whole(model, tmp_path, method="source", batch=6, **choices)).step(shifted)
+    paths = {batch: whole(model, tmp_path, method="leantta", batch=batch, **choices) for batch in (1, 6)}
+    one, all_of_them = (ttac.load(path) for path in paths.values())
+    found = np.concatenate([one.step(sample[None]) for sample in shifted])
+    together = all_of_them.step(shifted)
+    assert off(found, together) < 0.03 < off(plain, together)
+    as_written = Executable(paths[1] / "forward.onnx", optimised=False)
+    (logits,) = as_written({str(load(model).graph.inputs[0].name): shifted[:1]}).values()
+    assert off(logits, found[:1]) < 0.03
+    assert not float_layers(paths[1] / "forward.onnx")
+
+
+def test_what_adds_up_behind_adapted_norms_runs_in_8_bits_too(tmp_path: Path) -> None:
+    _, model, found = in_8_bits(MODELS / "resnet.onnx", 1)
+    assert {"Add + Relu", "Conv", "Gemm"} == {module.operators for module in found.modules}
+    adds = [node for node in model.graph if node.op_type == "Add"]
+    makers = {value.producer().op_type for node in adds for value in node.inputs}  # type: ignore[union-attr]
+    assert makers == {"DequantizeLinear"}
 
 
 def test_methods_see_the_same_shift_in_8_bits_as_in_float(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 from ttac.errors import UsageError
 from ttac.passes.build import LAYER, ROOM
 from ttac.passes.load import parse
+from ttac.passes.shorten import told_by_name
 
 SOURCE = "source"
 """The room of nodes that no room made."""
@@ -82,7 +83,10 @@ def _placed(node: onnx.NodeProto) -> Placed:
     notes = {entry.key: entry.value for entry in node.metadata_props}
     name = node.name or next((output for output in node.output if output), "?")
     attributes = sorted(str(attribute) for attribute in node.attribute)
-    return Placed(name, node.op_type, notes.get(ROOM, SOURCE), notes.get(LAYER, "-"), (*node.input, *attributes))
+    told = told_by_name(name, node.op_type)
+    room = notes.get(ROOM) or told[0] or SOURCE
+    layer = notes.get(LAYER) or (told[1] if room != SOURCE else "") or "-"
+    return Placed(name, node.op_type, room, layer, (*node.input, *attributes))
 
 
 def _by_layer(change: str, nodes: Iterable[Placed]) -> Iterator[dict[str, Any]]:
