@@ -2,7 +2,7 @@
 
 Each network goes to `DIR/NAME/EXPORTER.onnx`, or, where the exporter refuses, its reason to `EXPORTER.error`.  Beside
 them, `peers.npz` has images and what PyTorch computes in float64: logits as they are and with batch statistics, and the
-gradient of the mean entropy by norm parameter.  Networks that are there already are left alone.
+gradient of the mean entropy by norm parameter.  Files that are there already are left alone.
 """
 
 from __future__ import annotations
@@ -52,9 +52,19 @@ def _13(model: nn.Module, x: Tensor, path: Path) -> None:
     legacy(model, x[:1], path, 13, free=False, keep=False)
 
 
+@exporter("legacy-14")
+def _14(model: nn.Module, x: Tensor, path: Path) -> None:
+    legacy(model, x[:1], path, 14, free=True, keep=False)
+
+
 @exporter("legacy-15")
 def _15(model: nn.Module, x: Tensor, path: Path) -> None:
     legacy(model, x[:2], path, 15, free=False, keep=True)
+
+
+@exporter("legacy-16")
+def _16(model: nn.Module, x: Tensor, path: Path) -> None:
+    legacy(model, x[:2], path, 16, free=False, keep=True)
 
 
 @exporter("legacy-17")
@@ -88,10 +98,13 @@ def export(name: str, folder: Path) -> dict[str, str]:
     model, side = build(name)
     torch.manual_seed(1)
     x = torch.randn(BATCH, 3, side, side)
-    np.savez(folder / "peers.npz", x=x.numpy(), **peers(model, x))
+    if not (folder / "peers.npz").exists():
+        np.savez(folder / "peers.npz", x=x.numpy(), **peers(model, x))
     refused = {}
     for kind, write in EXPORTERS.items():
         path = folder / f"{kind}.onnx"
+        if path.exists() or path.with_suffix(".error").exists():
+            continue
         set_fused_attn(kind != "legacy-13")  # opset 13 has nothing that torch's fused attention could become
         try:
             write(build(name)[0], x, path)
@@ -141,8 +154,6 @@ def main() -> None:
     root = Path(sys.argv[1])
     for name in sys.argv[2:] or ZOO:
         folder = root / name
-        if (folder / "done.json").exists():
-            continue
         folder.mkdir(parents=True, exist_ok=True)
         try:
             refused = export(name, folder)

@@ -6,55 +6,88 @@ import datetime
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-EXPORTERS = {
+METHODS = ("bn", "tent", "sar", "eata", "surgeon", "leantta")
+PYTORCH = {
     "legacy-13": "`torch.onnx.export(dynamo=False, opset_version=13)`, constants folded, batch 1 in the file",
+    "legacy-14": "the same in opset 14, constants folded, the batch symbolic",
     "legacy-15": "the same in opset 15, norms kept (`PRESERVE`, no folding), batch 2 in the file",
+    "legacy-16": "the same in opset 16, norms kept, batch 2 in the file",
     "legacy-17": "the same in opset 17, norms kept, the batch symbolic",
     "dynamo": "`torch.onnx.export(model, x)`, which folds batch norms, batch 1 in the file",
     "dynamo-plain": "the same with `optimize=False` and a symbolic batch",
 }
+KERAS = {
+    "tf2onnx-13": "`tf2onnx.convert.from_keras(model, opset=13)`, channels last as in Keras, batch 1 in the file",
+    "tf2onnx-14": "the same in opset 14, batch 2 in the file",
+    "tf2onnx-15": "the same in opset 15, the batch symbolic, `inputs_as_nchw`",
+    "tf2onnx-16": "the same in opset 16, the batch symbolic, channels last",
+    "tf2onnx-17": "the same in opset 17",
+    "tf2onnx-18": "the same in opset 18",
+    "keras": '`model.export(path, format="onnx")` of Keras, which calls tf2onnx in opset 15',
+}
+EXPORTERS = {**PYTORCH, **KERAS}
+PREFIX = "keras."
+"""What the folders of networks from Keras begin with."""
+
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-training-cpu", "numpy")
 SAME = 1e-3
-"""Relative distance to PyTorch's logits, as they are and with batch statistics, from which on gradients may differ."""
+"""Relative distance to the framework's logits, as is and with batch statistics, from which on gradients may differ."""
+
+RESTORED = 1e-5
+"""The same for norms that were put back."""
 
 INTRODUCTION = """# The model matrix
 
-Architectures of timm, in small variants with random weights, as PyTorch's exporters write them, compiled with each
-method for target `cpu` and batch 4. A cell says two things. First, how far the gradient is from PyTorch's in float64:
-relative length of the difference, over all norms that carry PyTorch's names. Where norms were folded away, or the file
-does not compute what PyTorch does, it is the distance to finite differences of the loss, beyond their own
-uncertainty (`fd`). Second, what a step costs in plain inferences of the same file on the same engine, one thread; not
-everywhere was that timed. For `bn`, which has no gradient, there is only the latter.
+Architectures in small variants with random weights, as exporters write them, compiled with each method for target
+`cpu` and batch 4: timm's by PyTorch's exporters, and those of `keras.applications` with some small ones by tf2onnx
+and Keras. A cell says two things. First, how far the gradient is from the framework's, PyTorch's in float64 or
+tf.GradientTape's in float32: relative length of the difference, over all norms that carry the framework's names.
+Where norms were folded away, or the file does not compute what the framework does, it is the distance to finite
+differences of the loss, beyond their own uncertainty (`fd`). Second, what a step costs in plain inferences of the
+same file on the same engine, one thread; not everywhere was that timed. For `bn` and `leantta`, which have no
+gradient, there is only the latter.
 
 Everything in a cell ran: compiled, verified, two steps at the full batch and one of three samples. `+` means that the
-exporter had folded norms away and they were put back from calibration data. A letter is a refusal with exit code 3 (its
-reason is below the tables); `–` means that the exporter itself refuses the network, and `·` that the cell was not run.
-Times were taken while the machine was busy: read the ratios as rough.
+exporter had folded norms away and they were put back from calibration data. A letter is a refusal (its reason is
+below the tables); `–` means that the exporter itself refuses the network or writes an invalid file, and `·` that the
+cell was not run. Cells are kept from run to run: not all are of the date below. Times were taken while the machine
+was busy: read the ratios as rough.
 
-`python -m benchmarks.model_matrix_export DIR`, then `python -m benchmarks.model_matrix DIR`, makes this page.
+`python -m benchmarks.model_matrix_export DIR`, `python -m benchmarks.model_matrix_keras DIR` (in an environment with
+TensorFlow; left out, its networks are missing), then `python -m benchmarks.model_matrix DIR`, makes this page.
 """
 
 
 def write_table(target: Path, root: Path, cells: Sequence[dict[str, Any]]) -> None:
     """Write the page for the cells of the exports in `root`."""
-    known = {(cell["model"], cell["exporter"], cell["method"]): cell for cell in cells}
-    models = sorted({cell["model"] for cell in cells})
-    methods = [name for name in ("bn", "tent", "sar", "eata") if any(cell["method"] == name for cell in cells)]
     reasons: dict[str, str] = {}
     lines = [INTRODUCTION, environment(), "", summary(cells), "", "| exporter | |", "|---|---|"]
     lines += [f"| {name} | {meaning} |" for name, meaning in EXPORTERS.items()]
-    for method in methods:
-        lines += ["", f"## `{method}`", "", "| network | " + " | ".join(EXPORTERS) + " |", "|---" * 6 + "|"]
-        for model in models:
-            texts = [text(known.get((model, name, method)), root / model / name, reasons) for name in EXPORTERS]
-            lines.append(f"| {model} | " + " | ".join(texts) + " |")
+    for method in METHODS:
+        asked = [cell for cell in cells if cell["method"] == method]
+        lines += ["", f"## `{method}`"] if asked else []
+        for exporters, keras in ((PYTORCH, False), (KERAS, True)):
+            lines += table(root, [c for c in asked if c["model"].startswith(PREFIX) == keras], exporters, reasons)
     lines += ["", "## Reasons", ""]
     lines += [f"* **{letter}** {reason}" for reason, letter in reasons.items()]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table(root: Path, cells: Sequence[dict[str, Any]], exporters: Iterable[str], reasons: dict[str, str]) -> list[str]:
+    """The cells of one method and one framework; nothing where there are none."""
+    if not cells:
+        return []
+    known = {(cell["model"], cell["exporter"]): cell for cell in cells}
+    used = [name for name in exporters if any(exporter == name for _, exporter in known)]
+    lines = ["", "| network | " + " | ".join(used) + " |", "|---" * (len(used) + 1) + "|"]
+    for model in sorted({cell["model"] for cell in cells}):
+        texts = [text(known.get((model, name)), root / model / f"{name}.onnx", reasons) for name in used]
+        lines.append(f"| {model} | " + " | ".join(texts) + " |")
+    return lines
 
 
 def environment() -> str:
@@ -83,7 +116,8 @@ def text(cell: dict[str, Any] | None, file: Path, reasons: dict[str, str]) -> st
     ratio = f"{cell['ratio']:.1f}x" if "ratio" in cell else ""
     slope = (cell["verified"] or {}).get("slope")
     apart = max(cell.get("file", 0.0), cell.get("adapted", 0.0))
-    same = cell.get("gradient") is not None and not cell.get("inserted") and apart < SAME
+    # What was put back is the framework's norm only where calibration and epsilon, which no file tells, are its own.
+    same = cell.get("gradient") is not None and apart < (RESTORED if cell.get("inserted") else SAME)
     error = f"{cell['gradient']:.0e}" if same else "" if slope is None else f"fd {slope:.0e}"
     return ", ".join(part for part in (error, ratio) if part) + mark
 

@@ -10,6 +10,7 @@ After this room the parameters of every norm are inputs of one node, scale secon
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import takewhile
 
 import numpy as np
@@ -19,6 +20,7 @@ import onnx_ir.passes.common as common
 from ttac.passes.autodiff import dims
 from ttac.passes.batch import sample_size
 from ttac.passes.build import LAYER, Builder
+from ttac.passes.layers import CONVOLUTIONS, FOLDED, FOLDED_EPSILON
 from ttac.passes.shaping import reshape
 from ttac.passes.spellings import (
     Affine,
@@ -28,6 +30,7 @@ from ttac.passes.spellings import (
     made_by,
     only_reader,
     standardised,
+    with_constant,
 )
 
 ROOM = "fuse"
@@ -41,9 +44,25 @@ ACTS = frozenset({"Conv", "ConvTranspose", "Relu", "Clip", "Add", "Concat", "Max
 def fuse_norms(model: ir.Model) -> int:
     """Rewrite `model` in place; returns how many norms were gathered."""
     op = Builder(model.graph, ROOM, model.opset_imports[""])
+    for node in list(model.graph):
+        found = standardised(node)
+        if isinstance(found, Standardised) and found.woven:
+            _unwoven(op, node, found)
+    common.RemoveUnusedNodesPass()(model)
     count = sum(_fused(op, node) for node in list(model.graph) if node.graph is not None)
     common.RemoveUnusedNodesPass()(model)
     return count
+
+
+def fuse_affines(model: ir.Model) -> None:
+    """Write the scales and shifts that batch norms were folded to as one operator each, in place.
+
+    Before a simplifier sees them, which would fold them into the convolutions in front.
+    """
+    op = Builder(model.graph, ROOM, model.opset_imports[""])
+    for node in [node for node in model.graph if node.op_type == "Mul"]:
+        _folded_batch_norm(op, node)
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _fused(op: Builder, node: ir.Node) -> bool:
@@ -55,6 +74,8 @@ def _fused(op: Builder, node: ir.Node) -> bool:
         return _bare_layer_norm(op, node)
     found = standardised(node)
     if isinstance(found, Standardised):
+        if _over_groups(found):
+            return _split_group_norm(op, node, found)
         if _over_space(found):
             return _channel_affine(op, found.y, "instance" if found.centred else "rms", node)
         return _layer_norm(op, node, found) if found.centred else _root_mean_square(op, node, found)
@@ -92,13 +113,97 @@ def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
         return None
 
 
+def _unwoven(op: Builder, node: ir.Node, found: Standardised) -> None:
+    """Write a norm whose nodes hold its scale and bias the plain way: standardise, then scale, then shift."""
+    old, axes = found.y, list(found.axes)
+    makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
+    layer = shared_layer(node, *[maker for maker in makers if maker is not found.x.producer()])
+    with op.at(layer, before=node):
+        top = op.Sub(found.x, op.ReduceMean(found.x, axes, keepdims=1)) if found.centred else found.x
+        variance = op.ReduceMean(op.Mul(top, top), axes, keepdims=1)
+        y = op.Div(top, op.Sqrt(op.Add(variance, np.array(found.eps, np.float32))))
+        y = y if found.scale is None else op.Mul(y, found.scale)
+        y = y if found.bias is None or not found.bias.any() else op.Add(y, found.bias)
+    y.type, y.shape = old.type, old.shape
+    old.replace_all_uses_with(y, replace_graph_outputs=True)
+    old.name, y.name = f"{old.name}.woven", old.name
+
+
+def _over_groups(found: Standardised) -> bool:
+    """Whether channels that come last are split in groups, [N, ..., G, C/G] over all but N and G, as Keras does."""
+    rank = len(found.x.shape or ())
+    return found.centred and rank > 3 and found.axes == (*range(1, rank - 2), rank - 1)
+
+
+def _split_group_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
+    """The same with the channels first: Reshape, InstanceNormalization, Reshape, scale and shift per channel."""
+    after, shape = affine_after(found.y), dims(found.x)
+    batch, *space, groups, size = shape
+    if not isinstance(groups, int) or not isinstance(size, int):
+        return False
+    held = [_by_channel(array, groups, size) for array in (after.scale, after.bias)]
+    if any(array is None for array, given in zip(held, (after.scale, after.bias), strict=True) if given is not None):
+        after, held = Affine(found.y), [None, None]
+    rank, layer = len(shape), layer_of(node, after.y)
+    first = [0, rank - 2, rank - 1, *range(1, rank - 2)]
+    with op.at(layer, before=_next(op.graph, after.y)):
+        x = _channels_first(found.x)
+        x = x if x is not None else op.Transpose(found.x, perm=first)
+        apart = reshape(op, x, [batch, groups, sample_size(found.x.shape or ir.Shape([])) // groups])
+        ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+        normal = op.InstanceNormalization(apart, ones, zeros, epsilon=found.eps)
+        y = _affine(op, reshape(op, normal, [batch, groups * size, *space]), *held)
+        core, last = normal.producer(), y.producer()
+        back = op.Transpose(reshape(op, y, [batch, groups, size, *space]), perm=[0, *range(3, rank), 1, 2])
+    assert core is not None and last is not None
+    core.metadata_props[KIND], core.metadata_props[LAYER] = XHAT, f"{layer}.{XHAT}"
+    last.metadata_props[KIND] = "group"
+    last.name = after.y.name
+    for value in _transposed_back(after.y):
+        value.replace_all_uses_with(y, replace_graph_outputs=True)
+    back.type, back.shape = after.y.type, after.y.shape
+    after.y.replace_all_uses_with(back, replace_graph_outputs=True)
+    return True
+
+
+def _channels_first(value: ir.Value) -> ir.Value | None:
+    """[N, C, ...] where `value` is that with its channels moved last and then split."""
+    split = made_by(value, "Reshape")
+    moved = made_by(split.inputs[0], "Transpose") if split is not None else None
+    x = moved.inputs[0] if moved is not None else None
+    if moved is None or x is None or x.shape is None or dims(moved.outputs[0])[:-1] != dims(value)[:-2]:
+        return None
+    rank = len(x.shape)
+    return x if moved.attributes.get_ints("perm", ()) == (0, *range(2, rank), 1) else None
+
+
+def _transposed_back(value: ir.Value) -> Iterator[ir.Value]:
+    """Where `value` [N, ..., G, C/G] is joined to [N, ..., C] and transposed to [N, C, ...] again."""
+    for joined in [use.node for use in value.uses() if use.node.op_type == "Reshape"]:
+        whole = joined.outputs[0]
+        if whole.shape is None or dims(whole)[:-1] != dims(value)[:-2]:
+            continue
+        rank = len(whole.shape)
+        for moved in [use.node for use in whole.uses() if use.node.op_type == "Transpose"]:
+            if moved.attributes.get_ints("perm", ()) == (0, rank - 1, *range(1, rank - 1)):
+                yield moved.outputs[0]
+
+
+def _by_channel(array: np.ndarray | None, groups: int, size: int) -> np.ndarray | None:
+    """A constant [..., G, C/G] as [C]; None if it varies along other axes."""
+    if array is None or (array.ndim > 2 and any(length != 1 for length in array.shape[:-2])):
+        return None
+    tail = array.reshape(array.shape[-2:]) if array.ndim > 1 else array
+    return np.ascontiguousarray(np.broadcast_to(tail, (groups, size))).reshape(-1).astype(np.float32)
+
+
 def _over_space(found: Standardised) -> bool:
     """Whether each channel is taken by itself, [N, C, ...] over all but N and C, and no constant varies within one.
 
     Instance norm written out is, and filter response norm (arXiv:1911.09737), which does without the mean.
     """
     rank = len(found.x.shape or ())
-    if rank < 3 or found.axes != tuple(range(2, rank)) or found.bias is not None or found.scale is not None:
+    if rank < 3 or found.axes != tuple(range(2, rank)):
         return False
     after = affine_after(found.y)
     held = [array for array in (after.scale, after.bias) if array is not None]
@@ -123,11 +228,6 @@ def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
 
 def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
     """Scale and bias of a standardisation in the shape `sizes`, as far as they are constants of that shape."""
-    if found.bias is not None:
-        scale, bias = over(found.scale, sizes), over(spread(found.bias, sizes), sizes)
-        if bias is None or (found.scale is not None and scale is None):
-            return Affine(found.y)
-        return Affine(found.y, scale, bias)
     after = affine_after(found.y)
     scale = over(after.scale, sizes)
     if after.scale is not None and scale is None:
@@ -220,19 +320,56 @@ def _channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> b
 
 
 def _folded_batch_norm(op: Builder, node: ir.Node) -> bool:
-    """x*scale + bias with one number a channel, behind a layer -> one BatchNormalization without statistics."""
-    value = next((v for v in node.inputs if v is not None and v.const_value is None), None)
-    before = made_by(value, *ACTS)
-    if value is None or before is None or len(value.uses()) != 1:
+    """x*scale + bias with one number a channel, behind a layer -> one BatchNormalization without statistics.
+
+    Where the file tells that it was a batch norm, or it stands right behind a convolution, it is marked as folded.  If
+    it tells, x may be [N, C] or [N, ..., C] as well, and be read elsewhere too, as before a residual block.
+    """
+    parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
+    shift = with_constant(total)
+    if parts is None or total is None or shift is None:
         return False
-    after = affine_after(value)
-    scale, bias = per_channel(after.scale, value), per_channel(after.bias, value)
-    if scale is None or bias is None:
+    value, told = parts[0], node.metadata_props.get(FOLDED, "")
+    scale, bias = (per_channel(array, value) for array in (parts[1], shift[1]))
+    last = bool(told) and (scale is None or bias is None)
+    if last:
+        scale, bias = (_per_last(array, value) for array in (parts[1], shift[1]))
+    if scale is None or bias is None or not (told or (made_by(value, *ACTS) and len(value.uses()) == 1)):
         return False
-    with op.at(layer_of(node, after.y), before=_next(op.graph, after.y)):
-        y = _affine(op, value, scale, bias)
-    _replace(op, after.y, y, value, "affine")
+    told = told or ("?" if made_by(value, *CONVOLUTIONS) else "")
+    y, x, rank = total.outputs[0], value, len(value.shape or ())
+    with op.at(layer_of(node, y) if told in ("", "?") else told, before=_next(op.graph, y)):
+        if last and rank > 2:
+            x = op.Transpose(value, perm=[0, rank - 1, *range(1, rank - 1)])
+        new = norm = _affine(op, x, scale, bias)
+        if last and rank > 2:
+            new = op.Transpose(norm, perm=[0, *range(2, rank), 1])
+    made = norm.producer()
+    assert made is not None
+    made.metadata_props[KIND] = "affine"
+    if told:
+        made.metadata_props[FOLDED] = told
+    if epsilon := node.metadata_props.get(FOLDED_EPSILON):
+        made.metadata_props[FOLDED_EPSILON] = epsilon
+    _rename(y, new)
     return True
+
+
+def _per_last(array: np.ndarray, value: ir.Value) -> np.ndarray | None:
+    """A constant [..., C] as [C], where it holds one number for each channel of `value` [N, ..., C]."""
+    if value.shape is None or array.size != value.shape[-1] or array.shape[-1:] != (array.size,):
+        return None
+    return array.reshape(-1)
+
+
+def _rename(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be read where `old` was, under its name."""
+    node = new.producer()
+    assert node is not None
+    new.type, new.shape = old.type, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{old.name}.spelled", old.name
+    node.name = new.name
 
 
 def _affine(op: Builder, x: ir.Value, scale: np.ndarray | None, bias: np.ndarray | None) -> ir.Value:
@@ -257,9 +394,14 @@ def layer_of(node: ir.Node, y: ir.Value) -> str:
     """The layer of a norm from `node` to the value `y`: what the names of both ends share, else that of the last."""
     last = y.producer()
     assert last is not None
-    first, second = (n.metadata_props.get(LAYER, "").split(".") for n in (node, last))
-    shared = [a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]
-    return ".".join(shared) or ".".join(second)
+    return shared_layer(last, node)
+
+
+def shared_layer(node: ir.Node, *others: ir.Node) -> str:
+    """The modules that the layers of all these nodes lie in, `block1.norm`; that of the first where there is none."""
+    names = [n.metadata_props.get(LAYER, "").split(".") for n in (node, *others)]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+    return ".".join(parts[0] for parts in shared) or ".".join(names[0])
 
 
 def _next(graph: ir.Graph, value: ir.Value) -> ir.Node | None:

@@ -5,6 +5,8 @@ the norm's statistics and its affine.  Where the export folded y = g*(x0 - mu)/s
 
 Folding also scaled the kernel, by g/sigma.  Here every filter gets length 1 again, about what weight decay leaves
 behind a norm: only then does epsilon weigh as much, against the variance, as it did in training.
+
+Where the export left a scale g/sigma and a shift behind a layer, that layer is as it was; only statistics are missing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.build import Builder
+from ttac.passes.fuse import KIND
+from ttac.passes.layers import CONVOLUTIONS, FOLDED_EPSILON
 from ttac.passes.norms import Candidate, NormSite, site_of
 
 ROOM = "insert"
@@ -25,29 +29,50 @@ EPSILON = 1e-5
 def insert_norms(
     model: ir.Model, candidates: Sequence[Candidate], statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[NormSite]:
-    """Append a BatchNormalization to every candidate Conv of `model`, in place.
+    """Append a BatchNormalization to every candidate Conv of `model`, and complete scales and shifts to one; in place.
 
     Args:
         statistics: value name -> (mean, biased variance), float32 [C], over the calibration data.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
-    return [_insert(op, model.graph, candidate, *statistics[str(candidate.value.name)]) for candidate in candidates]
+    made = []
+    for candidate in candidates:
+        give = _insert if candidate.node.op_type in CONVOLUTIONS else _complete
+        made.append(give(op, model.graph, candidate, *statistics[str(candidate.value.name)]))
+    return made
+
+
+def _complete(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
+    """x*scale + shift -> (x - mean)/sqrt(var + eps)*(scale*sqrt(var + eps)) + (shift + scale*mean)."""
+    node, eps = candidate.node, epsilon_of(candidate)
+    scale, shift = (np.asarray(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
+    parameters = (scale * np.sqrt(var + eps), shift + scale * mean, mean, var)
+    for position, array in enumerate(parameters, start=1):
+        node.replace_input_with(position, op.constant(array.astype(np.float32)))
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
+    node.metadata_props.pop(KIND)
+    return site_of(node, candidate.name, inserted=True)
 
 
 def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
     x = candidate.value
     uses = list(x.uses())
-    length = unit_filters(op, candidate.node)
-    scale = np.sqrt(var + EPSILON * length**2)
+    length, eps = unit_filters(op, candidate.node), epsilon_of(candidate)
+    scale = np.sqrt(var + eps * length**2)
     parameters = (array.astype(np.float32) for array in (scale, mean, mean / length, var / length**2))
     after = _next_node(graph, candidate.node)
     with op.at(candidate.name, before=after):
-        y = op.BatchNormalization(x, *parameters, epsilon=EPSILON, name=f"{candidate.name}.norm")
+        y = op.BatchNormalization(x, *parameters, epsilon=eps, name=f"{candidate.name}.norm")
     for user, position in uses:
         user.replace_input_with(position, y)
     node = y.producer()
     assert node is not None
     return site_of(node, candidate.name, inserted=True)
+
+
+def epsilon_of(candidate: Candidate) -> float:
+    """The default of where the file comes from."""
+    return float(candidate.node.metadata_props.get(FOLDED_EPSILON, EPSILON))
 
 
 def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:

@@ -13,8 +13,22 @@ from ttac.passes.build import LAYER
 FOLDED = "ttac.folded"
 """Node metadata: the norm that the exporter folded into this node, by name where the file tells, else `?`."""
 
+FOLDED_EPSILON = "ttac.folded_epsilon"
+"""Node metadata: the epsilon that norms have by default where the folded one comes from, if not PyTorch's."""
+
 SCOPES, REWRITES = "pkg.torch.onnx.name_scopes", "pkg.onnxscript.rewriter.rule_name"
 RENAMED = re.compile(r"onnx::Conv\w*_\d+")
+TENSORFLOW = re.compile(r"(.+)/batchnorm/\w+(?::\d+)?")
+"""What TensorFlow computes of a batch norm in inference, by name: `model/bn/batchnorm/sub:0`."""
+TENSORFLOW_EPSILON = "0.001"
+
+KERNEL = re.compile(r"(.+)/(?:convolution|depthwise|conv_transpose|separable_conv2d)(?:[/_].*)?")
+"""A convolution's kernel in TensorFlow: `model/conv/convolution/ReadVariableOp:0`.
+
+TensorFlow Lite joins the names of what it fused: `model/relu/Relu;model/bn/batchnorm/add_1;model/conv/convolution`.
+"""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PARAMETRIC = {
     "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "GroupNormalization",
     "InstanceNormalization", "LSTM", "LayerNormalization", "PRelu", "RNN",
@@ -31,6 +45,8 @@ def name_layers(model: ir.Model) -> None:
             node.metadata_props[LAYER] = layer_name(node)
             if folded := folded_norm(node):
                 node.metadata_props[FOLDED] = folded
+                if _by_tensorflow(node):
+                    node.metadata_props[FOLDED_EPSILON] = TENSORFLOW_EPSILON
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -64,13 +80,18 @@ def layer_name(node: ir.Node) -> str:
     1. the prefix that a parameter only this node reads has in PyTorch (`layer1.0.bn1.weight`);
     2. the scopes that torch's dynamo exporter notes down;
     3. the scoped name of other exporters (`/layer1/layer1.0/bn1/BatchNormalization`);
-    4. the node's name, or that of its first output.
+    4. the path of a convolution's kernel in TensorFlow (`model/conv/convolution/ReadVariableOp:0`);
+    5. the node's name, or that of its first output.
     """
     for value in node.inputs:
         owner = _owner(value)
         if owner and len(value.uses()) == 1:  # type: ignore[union-attr]
             return owner
     name = node.name or node.outputs[0].name or node.op_type
+    kernel = _told(KERNEL, node.inputs[1]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 1 else ""
+    if kernel and ("/" not in name or ";" in name):  # tf2onnx numbers the convolutions that it made of several nodes
+        return kernel
+    name = name.partition(";")[0]
     scoped = _dynamo_scope(node) or (_path_scope(node.op_type, name) if "/" in name else "")
     return scoped or name.strip("/").replace("/", ".")
 
@@ -79,14 +100,40 @@ def folded_norm(node: ir.Node) -> str:
     """The norm that the exporter folded into a convolution: its name, `?` where the file does not tell it, else "".
 
     torch's dynamo exporter notes the rewrite; its older exporter renames the tensors it computes, so that both the
-    kernel and the bias of the convolution lose their names.
+    kernel and the bias of the convolution lose their names.  TensorFlow folds the scale of a norm into the kernel where
+    it can, and what is left keeps the norm's name: the bias of the convolution, or a scale and a shift behind it.
     """
-    if node.op_type not in ("Conv", "ConvTranspose"):
+    if told := _by_tensorflow(node):
+        return told
+    if node.op_type not in CONVOLUTIONS:
         return ""
     if "FuseBatchNorm" in node.metadata_props.get(REWRITES, ""):
         return _scopes(node)[-2] if len(_scopes(node)) > 1 else "?"
     names = [str(value.name) for value in node.inputs[1:] if value is not None]
     return "?" if len(names) == 2 and all(RENAMED.fullmatch(name) for name in names) else ""
+
+
+def _by_tensorflow(node: ir.Node) -> str:
+    """The norm that TensorFlow left in a convolution or a scale, by the names it gave; else empty."""
+    if node.op_type == "Mul":
+        told = TENSORFLOW.fullmatch(str(node.name))
+        return _dotted(told[1]) if told is not None else ""
+    return _told(TENSORFLOW, node.inputs[2]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 else ""
+
+
+def _told(pattern: re.Pattern[str], value: ir.Value | None) -> str:
+    """What `pattern` finds in one of the names of a constant, also one in 8 bits; empty if nothing."""
+    maker = value.producer() if value is not None else None
+    if maker is not None and maker.op_type == "DequantizeLinear":
+        value = maker.inputs[0]
+    if value is None or value.const_value is None:
+        return ""
+    found = [told for part in str(value.name).split(";") if (told := pattern.fullmatch(part)) is not None]
+    return _dotted(found[0][1]) if found else ""
+
+
+def _dotted(path: str) -> str:
+    return path.strip("/").replace("/", ".")
 
 
 def _owner(value: ir.Value | None) -> str:

@@ -7,6 +7,7 @@ the onnx library's checker and version converter only see the graph without them
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -32,6 +33,10 @@ ORIGINAL = "ttac.original"
 
 EXPORT = 'torch.onnx.export(model, x, "model.onnx", opset_version=18)'
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
+
+
+UNREGISTERED = re.compile(r"No Op registered for (\w+)")
+"""How onnx's checker names an operator that it does not know."""
 
 
 def quiet(line: str) -> None:
@@ -243,7 +248,20 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(bare)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
+        foreign = UNREGISTERED.search(reason)
+        if foreign is not None:
+            raise _foreign(foreign[1], path) from error
         raise UnsupportedError(f"not a valid ONNX model: {reason}", where=f"`{path}`", hint=EXPORT) from error
+
+
+def _foreign(op_type: str, path: Path) -> UnsupportedError:
+    return UnsupportedError(
+        f"not a valid ONNX model: its opset has no `{op_type}`, as exporters name what they could not convert",
+        where=f"`{path}`",
+        hint="export again without it, or in a newer opset; tf2onnx so leaves what it warned of, as Keras' exact gelu "
+        "(`Erfc`: use `gelu(x, approximate=True)`) and grouped convolutions (`StatefulPartitionedCall`: use "
+        "`DepthwiseConv2D`)",
+    )
 
 
 def _with_data(proto: onnx.ModelProto, folder: Path) -> ir.Model:

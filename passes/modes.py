@@ -31,10 +31,39 @@ def inference_form(model: ir.Model, say: Callable[[str], None]) -> None:
                 continue
             norms += training
             _use_stored(node, training)
+    scalar_grids(model.graph)
     if norms:
         say(f"{norms} norms were in training mode: they use their stored statistics now")
     if dropouts:
         say(f"{dropouts} dropouts were in training mode: removed")
+
+
+def scalar_grids(graph: ir.Graph) -> None:
+    """Make scales and zero points of shape [1], as PyTorch's fake quantization leaves them, scalars; in place.
+
+    Between 8-bit operators onnxruntime refuses them; where a whole tensor has one scale they mean the same.
+    """
+    for node in [node for node in graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]:
+        held = [_held(value) for value in node.inputs[1:3] if value is not None]
+        if not held or any(array is None or array.shape != (1,) for array in held):
+            continue
+        for position, array in enumerate(held, start=1):
+            assert array is not None
+            name = f"{node.inputs[0].name}.{node.op_type}.{node.outputs[0].name}.{position}"  # type: ignore[union-attr]
+            value = ir.val(name, const_value=ir.tensor(array.reshape(()), name=name))
+            graph.register_initializer(value)
+            node.replace_input_with(position, value)
+        node.attributes.pop("axis", None)
+
+
+def _held(value: ir.Value | None) -> np.ndarray | None:
+    """The contents of an initializer, seen through Identity and Constant nodes; None for what is computed."""
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+            return node.attributes["value"].as_tensor().numpy()
+        value = node.inputs[0] if node is not None and node.op_type == "Identity" else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _depends_on_input(graph: ir.Graph) -> set[int]:

@@ -16,14 +16,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
-from ttac.passes.batch import BATCH, fixed, ints
+from ttac.passes.autodiff import dims
+from ttac.passes.batch import BATCH, ROOM, fixed, ints
+from ttac.passes.build import Builder
 from ttac.passes.emit import write_graphs
 from ttac.passes.execute import Executable, rows
-from ttac.passes.fuse import fuse_norms
+from ttac.passes.fuse import fuse_affines, fuse_norms
 from ttac.passes.layers import name_layers, name_nodes, unique_layers
 from ttac.passes.load import ORIGINAL, Say, quiet
 from ttac.passes.modes import replace
 from ttac.passes.simplify import simplify, worthwhile
+from ttac.passes.spellings import only_reader, with_constant
 from ttac.passes.traced import free_batch, loses_batch
 
 HEAD = "ttac.head"
@@ -62,11 +65,13 @@ def normalise(
     model, rewritten, traced = _freed(model, traced)
     tidy(model)
     if simplifier and worthwhile(model):
+        fuse_affines(model)
         _forget_shapes(model)
         model = simplifier(model, say)
         tidy(model)
         free_batch(model, None)
     _refuse_batchless(model, traced)
+    join_operators(model)
     name_layers(model)
     fuse_norms(model)
     _refuse_difference(original, model, traced, rewritten)
@@ -158,6 +163,39 @@ def tidy(model: ir.Model) -> None:
             node.resize_inputs(2)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def join_operators(model: ir.Model) -> None:
+    """Remove Reshapes to the shape that is there already, as tf2onnx leaves where axes of size 1 were transposed.
+
+    And write linear layers as one operator.
+    """
+    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+        x, y = node.inputs[0], node.outputs[0]
+        if x is not None and x.shape is not None and y.shape is not None and dims(x) == dims(y):
+            replace(model.graph, node, x)
+    join_linear(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def join_linear(model: ir.Model) -> None:
+    """Write a linear layer on rows, MatMul and Add of constants, as the one operator that engines make of it."""
+    for node in [node for node in model.graph if node.op_type == "MatMul"]:
+        parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
+        bias = with_constant(total)
+        if parts is None or total is None or bias is None or node.inputs[0] is not parts[0]:
+            continue
+        x, kernel = parts
+        if x.shape is None or len(x.shape) != 2 or kernel.ndim != 2 or bias[1].size != kernel.shape[1]:
+            continue
+        shift = next(value for value in total.inputs if value is not node.outputs[0])
+        if bias[1].ndim != 1:
+            shift = Builder(model.graph, ROOM, model.opset_imports[""]).constant(bias[1].reshape(-1))
+        y, name = total.outputs[0], node.name
+        joined = ir.node("Gemm", [x, node.inputs[1], shift], name=name, metadata_props=dict(node.metadata_props))
+        made = joined.outputs[0]
+        ir.convenience.replace_nodes_and_values(model.graph, total, [total, node], [joined], [y], [made])
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _control_flow(model: ir.Model) -> list[ir.Node]:

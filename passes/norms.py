@@ -17,12 +17,11 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.batch import sample_size
 from ttac.passes.build import LAYER
 from ttac.passes.fuse import KIND, XHAT
-from ttac.passes.layers import FOLDED, unique
+from ttac.passes.layers import CONVOLUTIONS, FOLDED, unique
 from ttac.passes.spellings import standardised
 from ttac.suggest import did_you_mean
 
 KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 AFTERTHOUGHTS = frozenset(
     "AveragePool Clip Flatten GlobalAveragePool GlobalMaxPool LogSoftmax ReduceMean Relu Reshape Resize Sigmoid "
     "Softmax Squeeze Transpose".split()
@@ -30,8 +29,8 @@ AFTERTHOUGHTS = frozenset(
 """Operators without parameters that may stand between the last layer and the output."""
 
 KEEP_NORMS = (
-    'export it with its norms: `torch.onnx.export(model, x, "model.onnx", dynamo=True, optimize=False)`, or with '
-    "`dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False`"
+    'with PyTorch, export it with its norms: `torch.onnx.export(model, x, "model.onnx", dynamo=True, optimize=False)`, '
+    "or with `dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False`"
 )
 
 
@@ -76,11 +75,11 @@ class NormSite:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A convolution that may be given a norm behind it.
+    """A convolution that may be given a norm behind it, or a scale and a shift that were a norm.
 
     Attributes:
         name: of the norm that was folded into it, where the file tells, else of the convolution.
-        value: the convolution's output, [N, C, ...].
+        value: what the norm normalises, [N, C, ...]: the convolution's output, or what is scaled.
     """
 
     name: str
@@ -129,7 +128,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which norms are adapted: `sites` of the file, then those `inserted` behind convolutions; and why."""
+    """Which norms are adapted: `sites` as they are in the file, then those `inserted` where one was; and why."""
 
     sites: tuple[NormSite, ...]
     inserted: tuple[Candidate, ...]
@@ -142,8 +141,23 @@ def find_norms(model: ir.Model) -> Found:
     sites = tuple(found for found in looked if isinstance(found, NormSite))
     passed = [found for found in looked if isinstance(found, Passed)]
     normed = {id(site.x): site.name for site in sites}
-    folded, skipped = _convolutions(model, normed)
+    told = any(FOLDED in node.metadata_props for node in model.graph if _holds_norm(node))
+    folded, skipped = _convolutions(model, normed, told)
+    affine = [site for site in sites if site.kind == "affine"]
+    folded += [_once_a_norm(site) for site in affine if FOLDED in site.node.metadata_props or not told]
     return Found(sites, tuple(folded), tuple(passed), tuple(skipped))
+
+
+def _holds_norm(node: ir.Node) -> bool:
+    return node.op_type in CONVOLUTIONS or node.metadata_props.get(KIND) == "affine"
+
+
+def _once_a_norm(site: NormSite) -> Candidate:
+    """A scale and a shift per channel, as a folded batch norm leaves them, that calibration data can complete."""
+    told = site.node.metadata_props.get(FOLDED, "")
+    what = f"`{told}`" if told not in ("", "?") else "a norm" if told else ""
+    because = f"the exporter left the scale and shift of {what}" if what else "a scale and a shift per channel"
+    return Candidate(site.name, site.node, site.x, because)
 
 
 def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
@@ -260,9 +274,8 @@ def _per_channel(node: ir.Node) -> bool:
     return size[-len(wanted) :] == wanted and all(d == 1 for d in size[: -len(wanted)])
 
 
-def _convolutions(model: ir.Model, normed: dict[int, str]) -> tuple[list[Candidate], list[Passed]]:
+def _convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Passed]]:
     convolutions = [node for node in model.graph if node.op_type in CONVOLUTIONS]
-    told = any(FOLDED in node.metadata_props for node in convolutions)
     names = {node.metadata_props.get(LAYER, "") for node in model.graph}
     candidates, skipped = [], []
     for node in convolutions:
@@ -345,8 +358,12 @@ def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) 
             where=_listed(found.folded),
             hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
         )
-    given = f"{_many(found.folded, 'convolution')} get a norm from calibration data"
-    return Decision(found.sites, found.folded, given)
+    bare = [candidate for candidate in found.folded if candidate.node.op_type in CONVOLUTIONS]
+    scaled = [candidate for candidate in found.folded if candidate not in bare]
+    parts = [_many(items, word) for items, word in ((bare, "convolution"), (scaled, "scale-and-shift")) if items]
+    completed = {id(candidate.node) for candidate in scaled}
+    kept = tuple(site for site in found.sites if id(site.node) not in completed)
+    return Decision(kept, found.folded, f"{' and '.join(parts)} get a norm from calibration data")
 
 
 def _many(items: Sequence[object], word: str) -> str:

@@ -42,8 +42,19 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     recompute_late(backward)
     first, second = _model(joint, forward, "forward"), _model(joint, backward, "backward")
     halves = Halves(first, second, encode(first, second, plan))
+    give_as_well(first.graph, [str(value.name) for value in outputs])
     refuse_mismatch(halves, {value.name for value in free})
     return halves
+
+
+def give_as_well(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Make these values outputs again, in place, where a codec put what it keeps of them in their stead.
+
+    The entropies of a dense head are large enough to be kept smaller for the backward; methods read them as they are.
+    """
+    given = {str(value.name) for value in graph.outputs}
+    made = {str(value.name): value for node in graph for value in node.outputs}
+    graph.outputs.extend(made[name] for name in dict.fromkeys(names) if name not in given and name in made)
 
 
 def drop_unread_inputs(graph: ir.Graph) -> None:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.batch import sample_size
-from ttac.passes.norms import CONVOLUTIONS, NormSite
+from ttac.passes.layers import CONVOLUTIONS
+from ttac.passes.norms import NormSite
 
 BYTES = 4
 PRODUCTS = frozenset({"Gemm", "MatMul"})

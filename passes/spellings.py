@@ -5,7 +5,7 @@ Nothing is changed here; `fuse` rewrites what is found.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ import onnx_ir as ir
 class Standardised:
     """y = (x - mean)/sqrt(variance + eps) over `axes`, or y = x/sqrt(mean of x^2 + eps) where not `centred`.
 
-    TensorFlow multiplies scale and bias in before y is there: they are constants in the file's shapes, else None.
+    TensorFlow multiplies scale and bias in before y is there: then y has them in it, constants in the file's shapes.
     """
 
     x: ir.Value
@@ -25,6 +25,11 @@ class Standardised:
     centred: bool
     scale: np.ndarray | None = None
     bias: np.ndarray | None = None
+
+    @property
+    def woven(self) -> bool:
+        """Whether scale or bias are part of what the nodes compute."""
+        return self.scale is not None or self.bias is not None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -81,12 +86,13 @@ def only_reader(value: ir.Value, *op_types: str) -> ir.Node | None:
 
 def standardised(node: ir.Node) -> Standardised | str | None:
     """What `node` completes: a standardisation, None if nothing like one, else a text that says what it lacks."""
-    if node.op_type == "Add":
+    if node.op_type in ("Add", "Sub"):
         return _moved(node)
-    for top, inverse in _quotient(node):
+    for top, inverse, scale in _quotient(node):
         root = _root(inverse)
         if root is not None:
-            return _over_deviation(node, top, root)
+            found = _over_deviation(node, top, root)
+            return replace(found, scale=scale) if isinstance(found, Standardised) else found
     return None
 
 
@@ -104,16 +110,29 @@ def affine_after(value: ir.Value) -> Affine:
     return Affine(value, scale, bias)
 
 
-def _quotient(node: ir.Node) -> list[tuple[ir.Value, ir.Value]]:
-    """Pairs (x, d) such that the node computes x/d."""
+Quotients = list[tuple[ir.Value, ir.Value, "np.ndarray | None"]]
+
+
+def _quotient(node: ir.Node) -> Quotients:
+    """Triples (x, d, scale) such that the node computes x/d, or x times scale/d with a constant."""
     first, second = node.inputs if len(node.inputs) == 2 else (None, None)
     if first is None or second is None:
         return []
     if node.op_type == "Div":
-        return [(first, second)] if first.const_value is None else []
+        return [(first, second, None)] if first.const_value is None else []
     if node.op_type != "Mul":
         return []
-    return [(x, d) for x, r in ((first, second), (second, first)) if (d := inverted(r)) is not None]
+    pairs: Quotients = []
+    for x, r in ((first, second), (second, first)):
+        inverse, scale = _scaled_inverse(r)
+        pairs += [(x, inverse, scale)] if inverse is not None else []
+    return pairs
+
+
+def _scaled_inverse(value: ir.Value) -> tuple[ir.Value | None, np.ndarray | None]:
+    """d and scale where `value` is scale/d; None for d where it is no such thing, for the scale where it is 1/d."""
+    scaled = with_constant(made_by(value, "Mul"))
+    return (inverted(value), None) if scaled is None else (inverted(scaled[0]), scaled[1])
 
 
 def inverted(value: ir.Value) -> ir.Value | None:
@@ -133,7 +152,8 @@ def _root(value: ir.Value) -> ir.Node | None:
     if node is None or (node.op_type == "Pow" and not _is_number(node.inputs[1], 0.5)):
         return None
     total = made_by(node.inputs[0], "Add")
-    mean = next((made_by(v, "ReduceMean") for v in total.inputs if made_by(v, "ReduceMean")), None) if total else None
+    means = [made_by(value, "ReduceMean", "GlobalAveragePool") for value in total.inputs] if total is not None else []
+    mean = next((node for node in means if node is not None), None)
     return total if mean is not None and _squared(mean.inputs[0]) is not None else None
 
 
@@ -152,7 +172,13 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
 
 
 def _reduction(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """What a ReduceMean that keeps its axes reduces, and over which; None if it is none or they are not known."""
+    """What a ReduceMean that keeps its axes reduces, and over which; None if it is none or they are not known.
+
+    tf2onnx writes it as a pool where the axes allow, [N, T, C] over C for instance.
+    """
+    pool = made_by(value, "GlobalAveragePool")
+    if pool is not None and pool.inputs[0] is not None and pool.inputs[0].shape is not None:
+        return pool.inputs[0], tuple(range(2, len(pool.inputs[0].shape)))
     node = made_by(value, "ReduceMean")
     if node is None or not node.attributes.get_int("keepdims", 1) or node.inputs[0] is None:
         return None
@@ -198,26 +224,69 @@ def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardise
 
 
 def _moved(node: ir.Node) -> Standardised | str | None:
-    """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps)."""
-    for product, rest in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
-        outer, inner = made_by(product, "Mul"), made_by(rest, "Sub")
-        shift = made_by(inner.inputs[1], "Mul") if inner is not None else None
-        if outer is None or inner is None or shift is None:
+    """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps), however the shift is written."""
+    product, rest = node.inputs if len(node.inputs) == 2 else (None, None)
+    orders = ((product, rest), (rest, product)) if node.op_type == "Add" else ((product, rest),)
+    for outer, inner in orders:
+        factors = made_by(outer, "Mul")
+        if factors is None or inner is None:
             continue
-        for x, r in ((outer.inputs[0], outer.inputs[1]), (outer.inputs[1], outer.inputs[0])):
-            others = [v for v in shift.inputs if v is not r]
-            if x is not None and r is not None and len(others) == 1:
-                found = _from_moments(node, x, r, others[0], array_of(inner.inputs[0]))
+        for x, r in (factors.inputs, reversed(factors.inputs)):
+            shift = _shift(inner, r, negative=node.op_type == "Sub")
+            if x is not None and r is not None and shift is not None:
+                found = _from_moments(node, x, r, *shift)
                 if found is not None:
                     return found
     return None
 
 
+Shift = tuple[ir.Value, "np.ndarray | str | None"]
+
+
+def _shift(value: ir.Value, r: ir.Value | None, *, negative: bool = False) -> Shift | None:
+    """The mean and the bias of a shift: bias - mean*r, -mean*r + bias, -mean*r; of its opposite where `negative`.
+
+    The bias is a text where it is computed.
+    """
+    if negative:
+        mean = _times(value, r)
+        return None if mean is None else (mean, None)
+    opposite = _opposite_times(value, r)
+    if opposite is not None:
+        return opposite, None
+    node = made_by(value, "Sub", "Add")
+    if node is None or len(node.inputs) != 2:
+        return None
+    for constant, other in (node.inputs, reversed(node.inputs)):
+        mean = _times(other, r) if node.op_type == "Sub" else _opposite_times(other, r)
+        if mean is not None:
+            array = array_of(constant)
+            return mean, array if array is not None else "its shift is computed"
+        if node.op_type == "Sub":
+            break
+    return None
+
+
+def _times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
+    """m where `value` is m*r."""
+    node = made_by(value, "Mul")
+    others = [factor for factor in node.inputs if factor is not r] if node is not None else []
+    return others[0] if len(others) == 1 else None
+
+
+def _opposite_times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
+    """m where `value` is -m*r, by a Neg before or behind the product."""
+    behind = made_by(value, "Neg")
+    if behind is not None:
+        return _times(behind.inputs[0], r)
+    before = made_by(_times(value, r), "Neg")
+    return before.inputs[0] if before is not None else None
+
+
 def _from_moments(
-    node: ir.Node, x: ir.Value, r: ir.Value, mean: ir.Value | None, bias: np.ndarray | None
+    node: ir.Node, x: ir.Value, r: ir.Value, mean: ir.Value, bias: np.ndarray | str | None
 ) -> Standardised | str | None:
-    scaled = with_constant(made_by(r, "Mul"))
-    inverse, scale = (inverted(scaled[0]), scaled[1]) if scaled is not None else (inverted(r), None)
+    inverse, scale = _scaled_inverse(r)
     total = _root(inverse) if inverse is not None else None
     if total is None:
         return None
@@ -228,6 +297,7 @@ def _from_moments(
     below, average = _centred(value), _reduction(mean)
     if below is None or average is None or not (below[0] is average[0] is x) or not (below[1] == average[1] == axes):
         return "mean and variance are not those of its input"
-    if bias is None:
-        return "its shift is computed"
-    return Standardised(x, node.outputs[0], axes, eps, True, scale, bias)
+    if isinstance(bias, str):
+        return bias
+    # Without a bias the nodes still hold the whole: what follows must know that their shift is in it.
+    return Standardised(x, node.outputs[0], axes, eps, True, scale, np.zeros(1, np.float32) if bias is None else bias)

@@ -1,4 +1,4 @@
-"""Architectures as PyTorch's exporters write them: compiled with a method, run, the gradient checked against the loss.
+"""Architectures as PyTorch's and Keras' exporters write them: compiled with a method, run, the gradient checked against the loss.
 
 `tests/matrix` holds structures only, made by `benchmarks.model_matrix_structures`; the names of the files say which
 network, exporter and method.  The whole table is in `docs/model-matrix.md`.
@@ -22,7 +22,12 @@ from tests.whole_models import compiled, samples, state_of
 HERE = Path(__file__).resolve().parent / "matrix"
 FILES = {path.name.removesuffix(".onnx.gz"): path for path in sorted(HERE.glob("*.onnx.gz"))}
 BATCH = 4
-QUICK = {"mlp_mixer.dynamo.tent", "resnet.dynamo-plain.bn", "poolformer.legacy-17.sar", "deit3.legacy-13.eata"}
+QUICK = {"mlp_mixer.dynamo.tent", "resnet.dynamo-plain.bn", "poolformer.legacy-17.sar", "deit3.legacy-13.eata"} | {
+    "keras_vit.tf2onnx-17.tent", "keras_series.keras.bn", "keras_group_norm.tf2onnx-18.sar"
+}  # fmt: skip
+FOLDING = {"legacy-13", "legacy-14", "dynamo", "keras", *(f"tf2onnx-{opset}" for opset in range(13, 19))}
+"""Exporters that fold batch norms away."""
+
 EVERYTHING = {"tent": {}, "bn": {}, "sar": {"margin": 9.0}, "eata": {"margin": 9.0, "redundancy": 1.0}}
 """Settings with which no sample is filtered out: entropies of untrained networks are high."""
 
@@ -32,7 +37,8 @@ def test_the_matrix_is_as_wide_as_it_should_be() -> None:
     methods = Counter(method for _, _, method in names)
     assert len({network for network, _, _ in names}) >= 40
     assert set(methods) == set(EVERYTHING) and min(methods.values()) >= 10
-    assert len({exporter for _, exporter, _ in names}) >= 5
+    assert len({exporter for _, exporter, _ in names}) >= 14
+    assert sum(network.startswith("keras_") for network, _, _ in names) >= 10
     assert sum(path.stat().st_size for path in FILES.values()) < 4 << 20
     assert QUICK <= set(FILES)
 
@@ -49,7 +55,7 @@ def test_it_compiles_adapts_and_has_the_right_gradient(name: str, tmp_path: Path
         tmp_path,
         method=method,
         batch=BATCH,
-        calibration=calibration(x) if exporter in ("legacy-13", "dynamo") else None,
+        calibration=calibration(x) if exporter in FOLDING else None,
         settings=EVERYTHING[method],
     )
     check_verified(bundle, method)

@@ -34,6 +34,12 @@ NUMBERS: Weights = {"two": np.array(2, np.float32), "unit": np.array(1, np.float
 
 CENTRED = "m = ReduceMean (t, last) d = Sub (t, m) "
 ROOT = "v = ReduceMean (q, last) e = Add (v, eps) s = Sqrt (e) "
+SPLIT: Weights = {"apart": np.array([0, 4, 4, 2, 4]), "joined": np.array([0, 4, 4, 8]), "rest": np.array([1, 2, 4])}
+GROUPS = (
+    "g = Reshape (z, apart) m = ReduceMean (g, rest) d = Sub (g, m) q = Mul (d, d) v = ReduceMean (q, rest) "
+    'e = Add (v, eps) s = Sqrt (e) r = Reciprocal (s) k = Mul (r, "gn.weight") i = Neg (m) b = Mul (i, k) '
+    'o = Add (b, "gn.bias") a = Mul (g, k) j = Add (a, o) l = Reshape (j, joined) '
+)
 SPELLINGS: dict[str, tuple[str, str, Weights]] = {
     "layer, torch": (
         TOKENS
@@ -62,6 +68,58 @@ SPELLINGS: dict[str, tuple[str, str, Weights]] = {
            'b = Mul (m, k) o = Sub ("ln.bias", b) h = Add (a, o)'),
         "layer",
         {"ln.weight": (8,), "ln.bias": (8,)},
+    ),
+    "layer, Keras": (
+        TOKENS
+        % (CENTRED + "q = Mul (d, d) " + ROOT + 'r = Reciprocal (s) k = Mul (r, "ln.weight") i = Neg (m) b = Mul (i, k) '
+           'o = Add (b, "ln.bias") a = Mul (t, k) h = Add (a, o)'),
+        "layer",
+        {"ln.weight": (1, 1, 8), "ln.bias": (8,)},
+    ),
+    "layer, Keras, without affine": (
+        TOKENS
+        % (CENTRED + "q = Mul (d, d) " + ROOT + "r = Reciprocal (s) i = Neg (m) b = Mul (i, r) a = Mul (t, r) "
+           "h = Add (b, a)"),
+        "layer", {},
+    ),
+    "layer, Keras, scale only, subtracted": (
+        TOKENS
+        % (CENTRED + "q = Mul (d, d) " + ROOT + 'r = Reciprocal (s) k = Mul ("ln.weight", r) a = Mul (k, t) '
+           "b = Mul (m, k) h = Sub (a, b)"),
+        "layer",
+        {"ln.weight": (8,)},
+    ),
+    "layer, Keras, means as pools": (
+        TOKENS
+        % ("m = GlobalAveragePool (t) d = Sub (t, m) q = Mul (d, d) v = GlobalAveragePool (q) e = Add (v, eps) "
+           's = Sqrt (e) r = Reciprocal (s) k = Mul (r, "ln.weight") i = Neg (m) b = Mul (i, k) o = Add ("ln.bias", b) '
+           "a = Mul (t, k) h = Add (a, o)"),
+        "layer",
+        {"ln.weight": (8,), "ln.bias": (8,)},
+    ),
+    "rms, Keras": (
+        TOKENS % ("q = Mul (t, t) " + ROOT + 'r = Reciprocal (s) k = Mul (r, "rms.weight") h = Mul (t, k)'),
+        "rms",
+        {"rms.weight": (8,)},
+    ),
+    "layer over channels, Keras": (
+        IMAGE
+        % ("m = ReduceMean (c, one) w = Reshape (m, same) d = Sub (c, w) q = Mul (d, d) v = ReduceMean (q, one) "
+           'e = Add (v, eps) s = Sqrt (e) r = Reciprocal (s) k = Mul (r, "ln.weight") i = Neg (m) b = Mul (i, k) '
+           'o = Add (b, "ln.bias") a = Mul (c, k) h = Add (a, o)', TAIL),
+        "layer",
+        {"ln.weight": (1, 8, 1, 1), "ln.bias": (1, 8, 1, 1), "same": np.array([-1, 1, 4, 4])},
+    ),
+    "group, Keras": (
+        IMAGE % ("z = Transpose <perm = [0, 2, 3, 1]> (c) " + GROUPS + "h = Transpose <perm = [0, 3, 1, 2]> (l)", TAIL),
+        "group",
+        {"gn.weight": (1, 1, 1, 2, 4), "gn.bias": (1, 1, 1, 2, 4), **SPLIT},
+    ),
+    "group, Keras, channels last": (
+        IMAGE % ("z0 = Transpose <perm = [0, 2, 3, 1]> (c) z = Relu (z0) " + GROUPS
+                 + "u = Sigmoid (l) h = Transpose <perm = [0, 3, 1, 2]> (u)", TAIL),
+        "group",
+        {"gn.weight": (1, 1, 1, 2, 4), "gn.bias": (1, 1, 1, 2, 4), **SPLIT},
     ),
     "layer, whole, without affine": (
         TOKENS % "h = LayerNormalization (t, ones)", "layer", {"ones": np.ones(8, np.float32)},
@@ -147,7 +205,7 @@ SPELLINGS: dict[str, tuple[str, str, Weights]] = {
 
 def model_of(spelling: str) -> onnx.ModelProto:
     text, _, weights = SPELLINGS[spelling]
-    image = "GlobalAveragePool" in text
+    image = "conv.weight" in text
     common: Weights = {"fc.weight": (5, 8), **({"conv.weight": (8, 3, 1, 1)} if image else {})}
     if not image:
         common["in.weight"] = np.random.default_rng(7).standard_normal((4, 8)).astype(np.float32)

@@ -217,3 +217,83 @@ def test_inspect_tells(tmp_path: Path) -> None:
     assert report["eight_bit"].startswith("2 values are rounded")
     fits = {row["method"]: (row["fits"], row["because"]) for row in report["methods"]}
     assert fits["source"][0] == "yes" and fits["tent"][0] != "yes", "it has no norm, and a Conv with a bias"
+
+
+def rewritten(changes: dict[str, str], **weights: np.ndarray) -> onnx.ModelProto:
+    """`ISLAND` with lines replaced."""
+    text = ISLAND
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    proto = source(text, {})
+    given = {**{t.name: onnx.numpy_helper.to_array(t) for t in island().graph.initializer}, **weights}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in given.items())
+    return proto
+
+
+def lifted_of(proto: onnx.ModelProto, folder: Path) -> tuple[list[str], dict[str, tuple[float, float]]]:
+    """The operators of the lifted file, and its grids; the numbers are the file's but for the rounding."""
+    model, _ = lift(load(saved(proto, folder)))
+    x = np.clip(samples(), -1.2, 1.2)
+    assert off(run(model, x), run(proto, x)) < 0.05
+    return [node.op_type for node in model.graph], grids_of(model)
+
+
+PLAIN = ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+
+
+def test_pytorchs_casts_and_computed_zero_points(tmp_path: Path) -> None:
+    proto = rewritten(
+        {
+            "  dx = DequantizeLinear (qx,": "  cx = Cast <to = 2> (qx)\n  dx = DequantizeLinear (cx,",
+            "  db = DequantizeLinear <axis = 0> (b, sb)": "  z0 = ConstantOfShape <value = float[1] {0}> (four)\n"
+            "  z1 = Cast <to = 6> (z0)\n  db = DequantizeLinear <axis = 0> (b, sb, z1)",
+        },
+        four=np.array([4], np.int64),
+    )
+    assert lifted_of(proto, tmp_path)[0] == PLAIN
+
+
+def test_seven_bits_of_a_byte_are_a_shorter_grid(tmp_path: Path) -> None:
+    changes = {"  dx = DequantizeLinear (qx,": "  kx = Clip (qx, , top)\n  dx = DequantizeLinear (kx,"}
+    proto = rewritten(changes, top=np.uint8(127), zx=np.uint8(64))
+    operators, grids = lifted_of(proto, tmp_path)
+    assert operators == PLAIN and grids["x"] == pytest.approx((-64 * 0.02, 63 * 0.02))
+
+
+def test_what_is_moved_in_8_bits_is_moved_as_it_is(tmp_path: Path) -> None:
+    """As tf2onnx leaves TensorFlow Lite's channels; what is joined keeps the grid it is read with."""
+    moved = "  tx = Transpose <perm = [0, 1, 3, 2]> (qx)\n  jx = Concat <axis = 0> (tx)\n  dx = DequantizeLinear (jx,"
+    operators, grids = lifted_of(rewritten({"  dx = DequantizeLinear (qx,": moved}), tmp_path)
+    assert operators == ["Transpose", "Concat", *PLAIN]
+    assert len({ends for name, ends in grids.items() if name not in ("c.relu",)}) == 1
+
+
+def test_numbers_read_with_another_scale_are_refused(tmp_path: Path) -> None:
+    moved = "  tx = Transpose <perm = [0, 1, 3, 2]> (qx)\n  dx = DequantizeLinear (tx, other, zx)\n  dy = Identity (dx)"
+    proto = rewritten({"  dx = DequantizeLinear (qx, sx, zx)": moved}, other=np.float32(0.03))
+    with pytest.raises(UnsupportedError, match="another scale than they were rounded to"):
+        lift(load(saved(proto, tmp_path)))
+
+
+def test_the_grid_behind_a_relu6_ends_where_it_does(tmp_path: Path) -> None:
+    """PyTorch rounds on both sides of it with one grid; cut, the two are one 8-bit operator."""
+    changes = {"  qc = QuantizeLinear (c, sc, zc)": "  k = Clip (c, low, top)\n  qc = QuantizeLinear (k, sc, zc)"}
+    ends = {"low": np.float32(0), "top": np.float32(6)}
+    proto = rewritten(changes, zc=np.uint8(60), sc=np.float32(0.05), **ends)
+    operators, grids = lifted_of(proto, tmp_path)
+    assert operators == ["Conv", "Clip", "GlobalAveragePool", "Flatten"] and grids["k"] == pytest.approx((0, 6))
+
+
+def test_training_for_8_bits_leaves_a_division_that_goes_into_the_kernel(tmp_path: Path) -> None:
+    changes = {
+        "(dx, dw, db)": "(dx, dw, zero)",
+        "  qc = QuantizeLinear (c,": "  v = Div (c, factor)\n  n = BatchNormalization (v, g, g, g, g)\n"
+        "  qc = QuantizeLinear (n,",
+    }
+    factor = np.array([0.5, 2.0, 1.5, 0.7], np.float32)
+    given = {"factor": factor.reshape(1, 4, 1, 1), "g": factor, "zero": np.zeros(4, np.float32)}
+    proto = rewritten(changes, zc=np.uint8(128), sc=np.float32(0.2), **given)
+    assert lifted_of(proto, tmp_path)[0] == ["Conv", "BatchNormalization", "GlobalAveragePool", "Flatten"]
+    (site,) = find_norms(normalise(lift(load(saved(proto, tmp_path)))[0], simplifier=None)).sites
+    assert site.kind == "batch" and np.array_equal(site.scale, factor)

@@ -81,6 +81,9 @@ def lifted(asked: Request, source: ir.Model, say: Say) -> tuple[Request, ir.Mode
     if asked.train == ALL:
         raise untrainable("`--train all`, on a file that is 8-bit already")
     model, count = lift(source)
+    if not count:
+        say("the weights in the file are in 8 bits, its activations are not: all is taken as float32")
+        return asked, model
     say(f"the file is 8-bit already: its {count} grids are kept")
     defaults = {option.name: option.default for option in QUANTIZATION}
     return replace(asked, quantize="int8", settings={**defaults, **asked.settings}), model

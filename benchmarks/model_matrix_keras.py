@@ -1,0 +1,132 @@
+"""Export the Keras zoo as tf2onnx and Keras spell it, and TensorFlow's answers.
+
+`python -m benchmarks.model_matrix_keras DIR [NAMES]`, in an environment of its own: `pip install tensorflow-cpu tf2onnx
+keras` (2.21.0, 1.17.0 and 3.15.1 were used; they do not fit beside onnxruntime-training).  Each network goes to
+`DIR/keras.NAME/EXPORTER.onnx`, as `benchmarks.model_matrix_export` does for
+PyTorch, beside a `peers.npz` whose gradients are tf.GradientTape's in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+NEEDED = {"tensorflow": "tensorflow-cpu", "tf2onnx": "tf2onnx", "keras": "keras"}
+BATCH = 4
+PREFIX = "keras."
+Write = Callable[[Any, np.ndarray, Path], None]
+EXPORTERS: dict[str, Write] = {}
+
+
+def exporter(name: str) -> Callable[[Write], Write]:
+    def register(function: Write) -> Write:
+        EXPORTERS[name] = function
+        return function
+
+    return register
+
+
+def tf2onnx_file(model: Any, x: np.ndarray, path: Path, opset: int, *, batch: int | None, first: bool = False) -> None:
+    """By `tf2onnx.convert.from_keras`; `first` asks for an input with its channels first."""
+    import tensorflow as tf
+    import tf2onnx
+
+    spec = (tf.TensorSpec((batch, *x.shape[1:]), tf.float32, name="x"),)
+    chosen = {"inputs_as_nchw": ["x"]} if first else {}
+    tf2onnx.convert.from_keras(model, input_signature=spec, opset=opset, output_path=str(path), **chosen)
+
+
+for _opset in range(13, 19):
+
+    @exporter(f"tf2onnx-{_opset}")
+    def _write(model: Any, x: np.ndarray, path: Path, opset: int = _opset) -> None:
+        fixed = {13: 1, 14: 2}.get(opset)
+        tf2onnx_file(model, x, path, opset, batch=fixed, first=opset == 15 and x.ndim == 4)
+
+
+@exporter("keras")
+def _keras(model: Any, x: np.ndarray, path: Path) -> None:
+    model.export(str(path), format="onnx", verbose=False)
+
+
+def export(name: str, folder: Path) -> dict[str, str]:
+    """Write the network by every exporter; returns the refusals."""
+    from benchmarks.model_matrix_keras_zoo import build, source
+
+    model = build(name)  # another than what `peers` steps with, whose statistics move
+    x = np.random.default_rng(1).standard_normal((BATCH, *model.input_shape[1:]), dtype=np.float32)
+    np.savez(folder / "peers.npz", x=x, calibration=source(model), **peers(build(name), x))
+    refused = {}
+    for kind, write in EXPORTERS.items():
+        path = folder / f"{kind}.onnx"
+        try:
+            write(model, x, path)
+            onnx.checker.check_model(str(path))  # what tf2onnx has no operator for, it writes under TensorFlow's name
+        except Exception as error:
+            path.unlink(missing_ok=True)
+            refused[kind] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            (folder / f"{kind}.error").write_text(refused[kind])
+    return refused
+
+
+def peers(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Keras' logits, those with batch statistics, the mean entropy's gradients, and parameters after one SGD step.
+
+    The parameters are those of norms, as `<layer>/gamma` and `<layer>/beta`; the step is of length 0.01.
+    """
+    import tensorflow as tf
+
+    from benchmarks.model_matrix_keras_zoo import flat, is_norm
+
+    found = {"logits": model(x, training=False).numpy()}
+    norms = [layer for layer in flat(model) if is_norm(layer)]
+    held = {f"{norm.name}/{value.name}": value for norm in norms for value in norm.trainable_variables}
+    with tf.GradientTape() as tape:
+        logits = model(x, training=True)
+        rows = tf.reshape(logits, (-1, logits.shape[-1]))
+        log_p = tf.math.log(rows) if model.layers[-1].name.startswith("softmax") else tf.nn.log_softmax(rows)
+        entropy = -tf.reduce_mean(tf.reduce_sum(tf.exp(log_p) * log_p, -1))
+    slopes = tape.gradient(entropy, [value.value for value in held.values()])
+    found["adapted"] = logits.numpy()
+    for (key, value), slope in zip(held.items(), slopes, strict=True):
+        if slope is not None:
+            found[f"gradient/{key}"] = slope.numpy()
+            found[f"parameter/{key}"] = np.asarray(value)
+    return found
+
+
+def main() -> None:
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SystemExit(f"nothing exported: {', '.join(missing)} missing; in an environment of its own, `pip install "
+                         f"{' '.join(NEEDED.values())}`")  # fmt: skip
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from benchmarks.model_matrix_keras_zoo import ZOO
+
+    root = Path(sys.argv[1])
+    for name in sys.argv[2:] or ZOO:
+        folder = root / f"{PREFIX}{name}"
+        if (folder / "done.json").exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            refused = export(name, folder)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            continue
+        (folder / "done.json").write_text(json.dumps(refused, indent=1))
+        print(name, refused or "all", flush=True)
+
+
+if __name__ == "__main__":
+    main()
