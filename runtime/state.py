@@ -41,8 +41,12 @@ class State:
     ) -> None:
         self._device, self._specs, self._where = device, specs, where
         self._buffers = {name: np.array(initial[name], order="C") for name in overwritten}
+        # Beside buffers, what stays is copied too: read where it lies, it would bring the file's pages back every step.
+        held = {name: array.copy() for name, array in initial.items() if self._buffers and name not in self._buffers}
         self._first = initial
-        self.initial: dict[str, Tensor] = {name: device.tensor(array) for name, array in initial.items()}
+        self.initial: dict[str, Tensor] = {
+            name: device.tensor(held.get(name, array)) for name, array in initial.items()
+        }
         own = {name: device.tensor(array) for name, array in self._buffers.items()}
         self.tensors: dict[str, Tensor] = {**self.initial, **own}
         self._torn = False

@@ -169,7 +169,9 @@ def test_the_first_values_of_what_is_overwritten_stay_on_disk(tmp_path: Path) ->
         assert (resident(file) > 0) == (name == "once")
         adapter.step(batch())
         adapter.reset()
+        adapter.step(batch())
         assert (resident(file) > 0) == (name == "once")
+        adapter.reset()
         np.testing.assert_equal(state_of(adapter), {key: array for key, (array, _) in STATE.items()})
 
 
