@@ -31,6 +31,7 @@ BUNDLES: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     (VIT, "sar", {}),
     (VIT, "surgeon", {}),
     (UNFOLDED, "tent", {"train": "all"}),
+    (UNFOLDED, "surgeon", {"settings": {"select": "levels"}}),
     (UNFOLDED, "surgeon", {"settings": {"select": "threshold"}}),
     (UNFOLDED, "surgeon", {"settings": {"cr": True}}),
     *((UNFOLDED, method, {"quantize": "int8"}) for method in "source bn leantta tent".split()),
