@@ -29,6 +29,7 @@ import onnxruntime as ort
 from safetensors.numpy import load_file
 
 import ttac
+from benchmarks.model_matrix_folders import DONE
 from benchmarks.model_matrix_table import EXPORTERS, METHODS, write_table
 from ttac import driver, finish
 from ttac.errors import TtacError
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--exporters", type=lambda text: text.split(","), default=list(EXPORTERS))
     given = parser.parse_args()
     root: Path = given.root
-    names = given.names or sorted(path.parent.name for path in root.glob("*/done.json"))
+    names = given.names or sorted(path.parent.name for path in root.glob(f"*/{DONE}"))
     rows(root, names, given.exporters, given.methods)
     write_table(Path(__file__).parents[1] / "docs" / "model-matrix.md", root, recorded(root / "cells.jsonl"))
 

@@ -8,7 +8,6 @@ gradient of the mean entropy by norm parameter.  Files that are there already ar
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.model_matrix_folders import export_each
 from benchmarks.model_matrix_zoo import ZOO, build
 
 BATCH = 4
@@ -152,16 +152,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
-    for name in sys.argv[2:] or ZOO:
-        folder = root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            refused = export(name, folder)
-        except Exception as error:
-            print(f"{name}: {type(error).__name__}: {error}", flush=True)
-            continue
-        (folder / "done.json").write_text(json.dumps(refused, indent=1))
-        print(name, refused or "all", flush=True)
+    export_each({name: root / name for name in sys.argv[2:] or ZOO}, export)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ PyTorch, beside a `peers.npz` whose gradients are tf.GradientTape's in float32.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import warnings
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+
+from benchmarks.model_matrix_folders import DONE, export_each
 
 NEEDED = {"tensorflow": "tensorflow-cpu", "tf2onnx": "tf2onnx", "keras": "keras"}
 BATCH = 4
@@ -114,18 +115,8 @@ def main() -> None:
     from benchmarks.model_matrix_keras_zoo import ZOO
 
     root = Path(sys.argv[1])
-    for name in sys.argv[2:] or ZOO:
-        folder = root / f"{PREFIX}{name}"
-        if (folder / "done.json").exists():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            refused = export(name, folder)
-        except Exception as error:
-            print(f"{name}: {type(error).__name__}: {error}", flush=True)
-            continue
-        (folder / "done.json").write_text(json.dumps(refused, indent=1))
-        print(name, refused or "all", flush=True)
+    folders = {name: root / f"{PREFIX}{name}" for name in sys.argv[2:] or ZOO}
+    export_each({name: folder for name, folder in folders.items() if not (folder / DONE).exists()}, export)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
-from ttac.passes.shorten import constant_vectors, fill, is_8_bit, repeated_constants, shorten
+from ttac.passes.shorten import SHARED, constant_vectors, fill, is_8_bit, shorten
 
 WEIGHTS = "weights.safetensors"
 INLINE = 1024
@@ -77,7 +77,7 @@ def write_graphs(
     pool = WeightPool()
     for name, array in (fed or {}).items():
         pool.feed(name, array)
-    repeated = repeated_constants(models)
+    repeated = _repeated(models)
     filled = {graph: constant_vectors(model, kept) for graph, model in models.items()}
     stored = {
         (graph, name): pool.add(name, value.const_value.numpy())
@@ -101,6 +101,18 @@ def write_graphs(
 def is_outside(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is written to the weights file instead of into the graph."""
     return tensor.nbytes > (INLINE_INTEGERS if tensor.dtype == ir.DataType.INT64 else INLINE)
+
+
+def _repeated(models: Mapping[str, ir.Model]) -> set[str]:
+    """The names of constants that 8-bit graphs hold more than once, of one content and large enough to be shared."""
+    found: dict[tuple[str, str], int] = {}
+    for model in (model for model in models.values() if is_8_bit(model.graph)):
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes > SHARED and tensor.dtype != ir.DataType.INT64:
+                key = name, _digest(tensor.numpy())
+                found[key] = found.get(key, 0) + 1
+    return {name for (name, _), count in found.items() if count > 1}
 
 
 def _in_order(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -195,7 +195,6 @@ def join_linear(model: ir.Model) -> None:
         joined = ir.node("Gemm", [x, node.inputs[1], shift], name=name, metadata_props=dict(node.metadata_props))
         made = joined.outputs[0]
         ir.convenience.replace_nodes_and_values(model.graph, total, [total, node], [joined], [y], [made])
-    common.RemoveUnusedNodesPass()(model)
 
 
 def _control_flow(model: ir.Model) -> list[ir.Node]:

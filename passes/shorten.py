@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -22,18 +22,6 @@ ROUNDINGS = {
     "Mul": r"bias\.scale",
 }
 """What the names end with of nodes that the 8-bit room makes."""
-
-
-def repeated_constants(models: Mapping[str, ir.Model]) -> set[str]:
-    """The names of constants that 8-bit graphs hold more than once, of one content and large enough to be shared."""
-    found: dict[tuple[str, bytes], int] = {}
-    for model in (model for model in models.values() if is_8_bit(model.graph)):
-        for name, value in model.graph.initializers.items():
-            tensor = value.const_value
-            if tensor is not None and tensor.nbytes > SHARED and tensor.dtype != ir.DataType.INT64:
-                key = name, tensor.numpy().tobytes()
-                found[key] = found.get(key, 0) + 1
-    return {name for (name, _), count in found.items() if count > 1}
 
 
 def is_8_bit(graph: ir.Graph) -> bool:

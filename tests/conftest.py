@@ -22,6 +22,12 @@ Run = Callable[..., Seen]
 
 
 @pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiles do not measure memory, which takes the longest part of a small one."""
+    monkeypatch.setattr("ttac.finish.measure", lambda *_, **__: None)
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """`run("compile", "x.onnx")` in an empty folder, without colours."""
     monkeypatch.chdir(tmp_path)

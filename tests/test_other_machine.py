@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from benchmarks import other_machine
-from ttac import finish
 
 CHOSEN = tuple(row for row in other_machine.BUNDLES if row[:2] == (other_machine.VIT, "sar"))
 
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
+
 @pytest.fixture(autouse=True)
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the measurement, which takes the longest part of a small compile."""
-    monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_machine, "BUNDLES", CHOSEN)
 
 

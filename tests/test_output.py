@@ -29,11 +29,6 @@ def model(tmp_path: Path) -> Path:
     return saved(source(), tmp_path)
 
 
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
-
-
 @pytest.fixture(autouse=True)
 def no_temporary_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All temporary folders of a test go to one place, which must be empty afterwards."""

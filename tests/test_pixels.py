@@ -14,7 +14,6 @@ from PIL import Image
 
 import ttac
 from tests.conftest import Run
-from ttac import finish
 from ttac.errors import UsageError
 from ttac.images import preparation
 from ttac.pixels import KNOWN, black_and_white, resolve_pixels
@@ -33,9 +32,7 @@ LAST = COLOURS.replace("float[N,3,6,5] x", "float[N,6,5,3] pixels").replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture
@@ -164,3 +161,8 @@ def test_eval_compiles_with_it(run: Run, model: Path, tmp_path: Path) -> None:
     assert seen.code == 0 and "scaled to [0, 1]" not in seen.err, seen.err
     (manifest,) = (tmp_path / "results").rglob("manifest.json")
     assert json.loads(manifest.read_text())["preprocessing"]["mean"] == KNOWN["imagenet"]["mean"]
+
+
+def test_inspect_has_no_option_that_it_would_ignore(run: Run, model: Path) -> None:
+    assert run("inspect", str(model)).code == 0
+    assert run("inspect", str(model), "--pixels", "imagenet").code == 2

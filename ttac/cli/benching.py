@@ -11,7 +11,7 @@ import click
 
 import ttac
 from ttac.cli.evaluating import COMPILING, numbers, several
-from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, pixels, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
 @click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
 @model
+@pixels
 @click.option("--html", metavar="FILE", type=PATH, help="Write the figures with plots, for a browser.")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the figures as a Markdown table.")
 @as_json

@@ -11,7 +11,7 @@ import click
 
 from ttac import methods, settings, targets
 from ttac.cli.bundles import contents, summary
-from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, size, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, pixels, size, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     "--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples: .npz, .npy or images' folder."
 )
 @model
+@pixels
 @click.option(
     "--train",
     metavar="norms|all|SELECTOR",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac import methods
-from ttac.cli.options import CONTEXT, PATH, as_json, count, model, option_name, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, count, model, option_name, pixels, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import TtacError, UsageError
 from ttac.sizes import format_size
@@ -72,6 +72,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
 @click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
 @click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
 @model
+@pixels
 @click.option("-o", "--output", metavar="DIR", type=PATH, default=OUTPUT, show_default=True, help="Keeps the results.")
 @click.option("--jobs", metavar="N", default="1", show_default=True, callback=count(), help="Processes at a time.")
 @click.option("--cluster", metavar="ray[:ADDRESS]", help="Run the cells on a Ray cluster.")

@@ -87,6 +87,5 @@ def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:
     from ttac.inspection import inspect_model
 
     choices["input"] = choices.pop("input_name")
-    choices.pop("pixels", None)  # how images are prepared changes nothing in a graph
     with redirect_stdout(sys.stderr):
         return inspect_model(path, say=terminal.say, **choices)

@@ -64,11 +64,6 @@ def shape(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return tuple(int(part) for part in parts)
 
 
-def pixels(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Statements about pixels, such as `imagenet` or `mean=0.5`; become a mapping, None without any."""
-    return resolve_pixels(value)
-
-
 def option_name(param: click.Parameter) -> str:
     """The option's long name, in backticks."""
     names: Iterable[str] = (name for name in param.opts if name.startswith("--"))
@@ -76,22 +71,30 @@ def option_name(param: click.Parameter) -> str:
 
 
 def model(command: Command) -> Command:
-    """Add how a model is read: `--norms`, `--head`, `--pixels`, `--input` (as `input_name`), `--logits`, `--shape`."""
+    """Add how a model's file is read: `--norms`, `--head`, `--input` (as `input_name`), `--logits`, `--shape`."""
     why = "Insert norms where an exporter folded them: if the file has none (auto), never, or after every Conv."
     read = "What the output predicts: a class a sample, yes or no, or a class a pixel; told from the file (auto)."
-    made = "How images become the model's input: `imagenet`, or `mean=`, `std=`, `range=`, `layout=`; several times."
     for option in (
         click.option(
             "--shape", metavar="CxHxW", callback=shape, help="One sample's shape, where the file leaves it open."
         ),
         click.option("--logits", metavar="NAME", help="The graph output that holds logits."),
         click.option("--input", "input_name", metavar="NAME", help="The graph input that takes samples."),
-        click.option("--pixels", metavar="KEY=VALUE", multiple=True, callback=pixels, help=made),
         click.option("--head", default="auto", show_default=True, help=read, **_words("auto", *HEADS)),
         click.option("--norms", default="auto", show_default=True, help=why, **_words("auto", "keep", "insert")),
     ):
         command = option(command)
     return command
+
+
+def pixels(command: Command) -> Command:
+    """Add `--pixels`, how images become the model's input: a mapping, None where nothing is said."""
+    what = "How images become the model's input: `imagenet`, or `mean=`, `std=`, `range=`, `layout=`; several times."
+
+    def resolved(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        return resolve_pixels(value)
+
+    return click.option("--pixels", metavar="KEY=VALUE", multiple=True, callback=resolved, help=what)(command)
 
 
 def _words(*words: str) -> dict[str, Any]:
