@@ -20,7 +20,7 @@ from onnx_ir import save
 
 import ttac
 from ttac import finish
-from ttac.passes.build import Builder
+from ttac.passes.graph.builder import Builder
 
 DEPTHS = (1, 2, 4, 8, 36)
 BLOCKS = 8

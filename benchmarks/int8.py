@@ -27,8 +27,8 @@ import ttac
 from benchmarks.exporting import export
 from benchmarks.networks import NETWORKS
 from ttac.evaluation.bench import about
-from ttac.measure import measure
-from ttac.passes.quantize_ranges import _calibrators
+from ttac.passes.quantize.ranges import _calibrators
+from ttac.reports.measure import measure
 
 NAMES = ("resnet18_32", "resnet18", "mobilenet_v2")
 SHARES = {"all": "norms", "first 30 %": "first:30%", "last 30 %": "last:30%", "auto 30 %": "auto:30%@20%"}
@@ -73,10 +73,10 @@ def made(path: Path, output: Path, samples: np.ndarray, *, method: str = METHOD,
 
 def quantized(path: Path, folder: Path, samples: np.ndarray) -> Path:
     """The file as onnxruntime's own quantizer makes it: norms folded, uint8 activations, int8 kernels per channel."""
-    from ttac.passes.emit import write_graphs
-    from ttac.passes.load import load
-    from ttac.passes.normalise import normalise
-    from ttac.passes.quantize_fold import fold_norms
+    from ttac.passes.graph.graph_files import write_graphs
+    from ttac.passes.load.model_file import load
+    from ttac.passes.normalise.normal_form import normalise
+    from ttac.passes.quantize.fold import fold_norms
 
     _calibrators()
     from onnxruntime import quantization

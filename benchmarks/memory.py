@@ -1,4 +1,4 @@
-"""Peak working memory of a method in PyTorch, by the protocol that `ttac.measure` uses for bundles.
+"""Peak working memory of a method in PyTorch, by the protocol that `ttac.reports.measure` uses for bundles.
 
 Runs in a process of its own: `python -m benchmarks.memory resnet50 8 tent 2`.
 """
@@ -9,7 +9,7 @@ import json
 import sys
 
 from ttac.evaluation.plain import peak_of
-from ttac.measure import kilobytes
+from ttac.reports.measure import kilobytes
 
 
 def main() -> None:

@@ -31,9 +31,10 @@ from safetensors.numpy import load_file
 import ttac
 from benchmarks.model_matrix_folders import DONE
 from benchmarks.model_matrix_table import EXPORTERS, METHODS, write_table
-from ttac import driver, finish
+from ttac import finish
+from ttac import pipeline as driver
 from ttac.errors import TtacError
-from ttac.passes.execute import Executable
+from ttac.passes.graph.execute import Executable
 
 PAIRS, THREADS = 5, 1
 CALIBRATION = 32

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.model_matrix_table import PREFIX
-from tests.structures import strip
+from tests.support.structures import strip
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "matrix"
 CHOSEN = {

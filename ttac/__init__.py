@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ttac import methods, targets
-    from ttac.driver import compile_model as compile
     from ttac.errors import TtacError
     from ttac.evaluation.study import evaluate
+    from ttac.pipeline import compile_model as compile
     from ttac.runtime import Adapter, Bundle, InferenceSession, load
 
     __version__: str
@@ -40,7 +40,7 @@ _PLACES = {
     "Bundle": ("ttac.runtime.bundle", "Bundle"),
     "InferenceSession": ("ttac.runtime.session", "InferenceSession"),
     "TtacError": ("ttac.errors", "TtacError"),
-    "compile": ("ttac.driver", "compile_model"),
+    "compile": ("ttac.pipeline", "compile_model"),
     "evaluate": ("ttac.evaluation.study", "evaluate"),
     "load": ("ttac.runtime", "load"),
     "methods": ("ttac.methods", ""),

@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ttac.bundle_writer import Compiled, manifest, report, write_files
 from ttac.errors import BudgetError, UsageError
-from ttac.measure import measure
-from ttac.packing import Compiled, manifest, report, write_files
-from ttac.passes.adapt import adapt_norms, without_adaptation
-from ttac.passes.autodiff import dims
-from ttac.passes.differentiate import Joint
-from ttac.passes.emit import write_graphs
-from ttac.passes.execute import run
-from ttac.passes.feed import feed_pointwise
-from ttac.passes.liveness import peak
-from ttac.passes.losses import WEIGHTS
-from ttac.passes.lower import lower
-from ttac.passes.plan import LIKELY_BYTES
-from ttac.passes.published_cache import published_cache
-from ttac.passes.quantize_check import refuse_float_layers
-from ttac.passes.verify import (
+from ttac.options import Request
+from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
+from ttac.passes.differentiate.joint import Joint
+from ttac.passes.differentiate.losses import WEIGHTS
+from ttac.passes.graph.execute import run
+from ttac.passes.graph.expand import expand_all
+from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.keys import LIKELY_BYTES
+from ttac.passes.graph.shapes import dims
+from ttac.passes.lower.fed_weights import feed_pointwise
+from ttac.passes.lower.lower import lower
+from ttac.passes.plan.liveness import peak
+from ttac.passes.plan.published_cache import published_cache
+from ttac.passes.quantize.float_layers import refuse_float_layers
+from ttac.passes.verify.compare import (
     Halves,
     Verified,
     check_files,
@@ -39,10 +40,9 @@ from ttac.passes.verify import (
     residual_error,
     slope_error,
 )
-from ttac.passes.vocabulary import expand_all
-from ttac.programs import Word, programs, stages_of, unguarded
-from ttac.request import Request
-from ttac.rooms import Rooms
+from ttac.program_writer import Word, programs, stages_of, unguarded
+from ttac.reports.measure import measure
+from ttac.reports.progress import Rooms
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.sites import Samples
 from ttac.sizes import format_size

@@ -10,16 +10,16 @@ import onnx_ir as ir
 
 from ttac import methods
 from ttac.errors import UnsupportedError
-from ttac.passes import calibration
-from ttac.passes.drift import drifts
-from ttac.passes.insert import insert_norms
-from ttac.passes.islands import grids_of, is_quantized, lift
-from ttac.passes.last_stage import last_stage
-from ttac.passes.norms import NormSite, decide, find_norms
-from ttac.passes.per_sample import has_positions
-from ttac.passes.quantize import Quantized, quantize
-from ttac.passes.selectors import chosen, wants_ranking
-from ttac.request import ALL, Request, untrainable
+from ttac.options import ALL, Request, untrainable
+from ttac.passes.adapt.per_sample import has_positions
+from ttac.passes.norms import calibration
+from ttac.passes.norms.drift import drifts
+from ttac.passes.norms.insert import insert_norms
+from ttac.passes.norms.last_stage import last_stage
+from ttac.passes.norms.norm_sites import NormSite, decide, find_norms
+from ttac.passes.norms.selectors import chosen, wants_ranking
+from ttac.passes.quantize.modules import Quantized, quantize
+from ttac.passes.quantize.quantized_files import grids_of, is_quantized, lift
 from ttac.settings import QUANTIZATION, refuse_unused
 from ttac.spec import Method
 
@@ -129,7 +129,7 @@ def quantize_frozen(asked: Request, model: ir.Model, sites: Sequence[NormSite], 
 
 
 def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples: Samples, say: Say) -> list[NormSite]:
-    """The sites that `--train` names (`ttac.passes.selectors`), with how far each drifts where that was asked.
+    """The sites that `--train` names (`ttac.passes.norms.selectors`), with how far each drifts where that was asked.
 
     Raises UsageError for a selector that fits nothing, UnsupportedError for `auto` without calibration data.
     """

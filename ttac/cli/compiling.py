@@ -70,7 +70,7 @@ def compile_command(
 
 def _compile(terminal: Terminal, path: Path, **choices: Any) -> Bundle:
     """Call the driver, imported only when the arguments are right; what libraries print there is no data."""
-    from ttac.driver import compile_model
+    from ttac.pipeline import compile_model
 
     choices["input"] = choices.pop("input_name")
     with redirect_stdout(sys.stderr):

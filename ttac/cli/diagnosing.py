@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from ttac import doctor, targets
+from ttac import targets
 from ttac.cli.options import CONTEXT, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError
+from ttac.reports import doctor
 
 STYLES = {"ok": "green", "info": "dim", "warn": "yellow", "fail": "bold red"}
 

@@ -51,7 +51,7 @@ def inspect(
 
 
 def _compared(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
-    from ttac.comparison import compare_graphs
+    from ttac.reports.comparison import compare_graphs
 
     report = compare_graphs(path, other)
     if not as_json:
@@ -73,7 +73,7 @@ def _told(terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choic
 
 def _draw(bundle: Bundle, svg: Path) -> None:
     """Write the picture of the plan; raises UsageError if there is none, as the method has no backward."""
-    from ttac.plan_picture import plan_picture
+    from ttac.reports.plan_picture import plan_picture
 
     plan, method = bundle.report.get("plan"), bundle.manifest["method"]["name"]
     if not plan:
@@ -84,7 +84,7 @@ def _draw(bundle: Bundle, svg: Path) -> None:
 
 
 def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:
-    from ttac.inspection import inspect_model
+    from ttac.reports.inspection import inspect_model
 
     choices["input"] = choices.pop("input_name")
     with redirect_stdout(sys.stderr):

@@ -10,7 +10,7 @@ import click
 
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
-from ttac.pixels import resolve_pixels
+from ttac.samples.pixels import resolve_pixels
 from ttac.sizes import parse_size
 from ttac.spec import HEADS
 from ttac.suggest import did_you_mean

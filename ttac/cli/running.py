@@ -14,9 +14,9 @@ from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
 if TYPE_CHECKING:
-    from ttac.images import Stream
     from ttac.runtime.manifest import HeadSpec
-    from ttac.streaming import Outcome
+    from ttac.samples.images import Stream
+    from ttac.samples.streaming import Outcome
 
 
 @click.command("run", context_settings=CONTEXT, short_help="Stream samples through a bundle.")
@@ -69,7 +69,7 @@ def _stream(
 ) -> Outcome:
     from ttac.runtime import load
     from ttac.runtime.bundle import read_manifest
-    from ttac.streaming import run_stream
+    from ttac.samples.streaming import run_stream
 
     manifest = read_manifest(bundle)
     size = _size(manifest, batch)
@@ -104,7 +104,7 @@ def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
 
 
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
-    from ttac.images import open_stream, preparation
+    from ttac.samples.images import open_stream, preparation
 
     how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
     stream = open_stream(samples, how, array)

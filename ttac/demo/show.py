@@ -16,8 +16,8 @@ import numpy as np
 
 from ttac import demo
 from ttac.errors import RuntimeMissingError
-from ttac.images import Stream, preparation, stream_of
-from ttac.streaming import run_stream
+from ttac.samples.images import Stream, preparation, stream_of
+from ttac.samples.streaming import run_stream
 
 if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
@@ -67,7 +67,7 @@ def shifts() -> dict[str, Stream]:
 
 def compare(say: Callable[[str], None], moved: Callable[[int], object] = lambda samples: None) -> Comparison:
     """Run the demo; `say` gets a line per bundle, `moved` the number of samples after each batch."""
-    from ttac.driver import compile_model
+    from ttac.pipeline import compile_model
     from ttac.runtime import load
 
     start, streams = time.perf_counter(), shifts()

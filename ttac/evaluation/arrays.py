@@ -15,8 +15,8 @@ from ttac.evaluation.protocols import Shift
 from ttac.evaluation.results import Folder
 from ttac.evaluation.samples import Source, subset
 from ttac.evaluation.sweep import perform
-from ttac.images import Preparation, preparation
 from ttac.runtime.bundle import read_manifest
+from ttac.samples.images import Preparation, preparation
 
 if TYPE_CHECKING:
     from ttac.evaluation.study import Watch

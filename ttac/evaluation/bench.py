@@ -1,7 +1,7 @@
 """`ttac bench`: what a step costs in time and memory, against plain inference and, where asked for, PyTorch.
 
 Time: a method's step and plain inference of the source model run in turn in one process, with the same number of
-threads; a ratio is the median of the ratios of the turns.  Memory: `ttac.measure`, a fresh process each.
+threads; a ratio is the median of the ratios of the turns.  Memory: `ttac.reports.measure`, a fresh process each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ttac.evaluation.cells import Subject
 from ttac.evaluation.plain import inference, measure_inference, samples
 from ttac.evaluation.samples import open_source
 from ttac.evaluation.subjects import Recipe, compile_subject, is_bundle, method_specs, subjects
-from ttac.measure import measure
+from ttac.reports.measure import measure
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle
 

@@ -19,8 +19,8 @@ import numpy as np
 from ttac.errors import UnsupportedError
 from ttac.evaluation.metrics import Predictions, calibration_bins, packed, predictions
 from ttac.evaluation.protocols import Batch, Order, Shift, schedule
-from ttac.images import Preparation, preparation
 from ttac.runtime.manifest import COUNTED
+from ttac.samples.images import Preparation, preparation
 
 if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter

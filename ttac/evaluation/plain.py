@@ -1,6 +1,7 @@
 """Plain inference of an ONNX file: what every step is compared with.
 
-Its memory is measured by the protocol of `ttac.measure`, in a process of its own: `python -m ttac.evaluation.plain`.
+Its memory is measured by the protocol of `ttac.reports.measure`, in a process of its own:
+`python -m ttac.evaluation.plain`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import RuntimeMissingError
-from ttac.measure import CLEAR, kilobytes
+from ttac.reports.measure import CLEAR, kilobytes
 from ttac.runtime.engine import plain_session, warm_engine
 
 STEPS = 10

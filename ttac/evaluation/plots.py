@@ -30,7 +30,7 @@ HOW = {
     "bits": BITS,
     "half": HALF,
 }
-"""Colours of the codecs of a plan, by their names in `ttac.passes.codecs`."""
+"""Colours of the codecs of a plan, by their names in `ttac.passes.plan.codecs`."""
 
 VARIABLES = {
     INK: "ink",

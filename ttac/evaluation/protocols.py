@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttac.errors import UsageError
-from ttac.images import division
+from ttac.samples.images import division
 
 PROTOCOLS = {
     "continual": "all shifts in turn, never reset",

@@ -18,7 +18,7 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
-from ttac.images import SUFFIXES, Preparation, fitted_image, misfit, read_image
+from ttac.samples.images import SUFFIXES, Preparation, fitted_image, misfit, read_image
 
 FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
 CLEAN = "clean"

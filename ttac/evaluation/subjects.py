@@ -106,7 +106,7 @@ def compile_subject(recipe: Recipe) -> None:
     """Compile the bundle unless it is there; raises what `ttac.compile` raises."""
     if is_bundle(recipe.output):
         return
-    from ttac.driver import compile_model
+    from ttac.pipeline import compile_model
 
     with redirect_stdout(sys.stderr):
         compile_model(recipe.model, output=recipe.output, **recipe.arguments)

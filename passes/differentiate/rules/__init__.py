@@ -1,0 +1,37 @@
+"""The gradient rules, one function per operator, by family; importing this package registers all of them."""
+
+from ttac.passes.differentiate.rules import (
+    activations,
+    channels,
+    convolution,
+    elementwise,
+    entropies,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    reductions,
+    resize,
+    rounding,
+    shapes,
+)
+from ttac.passes.operators import channel_sums, conv_gradients, entropy, gate_masks, gelu, pool_gradients
+
+__all__ = [
+    "activations",
+    "channels",
+    "convolution",
+    "elementwise",
+    "entropies",
+    "indexing",
+    "linear",
+    "normalization",
+    "pooling",
+    "reductions",
+    "resize",
+    "rounding",
+    "shapes",
+]
+
+# The rules write in these vocabularies.
+VOCABULARIES = (channel_sums, conv_gradients, entropy, gate_masks, gelu, pool_gradients)

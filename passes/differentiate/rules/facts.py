@@ -1,0 +1,64 @@
+"""What a gradient rule asks of a node: its constants and axes, and how it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+from ttac.passes.graph.shapes import dims
+
+
+def refusal(node: ir.Node, reason: str) -> UnsupportedError:
+    """The error for a node whose operator has a rule that does not cover this case."""
+    return UnsupportedError(
+        f"no gradient for `{node.op_type}` here: {reason}",
+        where=f"node `{node.name}`",
+        hint="adapt only norms behind this node: `--train SELECTOR` takes site names or patterns (see `ttac inspect`)",
+    )
+
+
+def present(node: ir.Node, position: int) -> ir.Value | None:
+    """The input at `position`, None where the node leaves it out."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def constant(node: ir.Node, position: int) -> np.ndarray | None:
+    """The array behind the input at `position`, None where the node leaves it out.
+
+    Raises UnsupportedError if the input is computed or fed.
+    """
+    value = present(node, position)
+    if value is None:
+        return None
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        raise refusal(node, f"its input `{value.name}` is not a constant")
+    return tensor.numpy()
+
+
+def integers(node: ir.Node, position: int) -> list[int] | None:
+    """The constant integers of the input at `position`, None where the node leaves it out."""
+    array = constant(node, position)
+    return None if array is None else [int(number) for number in array.reshape(-1)]
+
+
+def rank(value: ir.Value | None) -> int:
+    """The number of axes of `value`."""
+    return len(dims(value))
+
+
+def axis_of(node: ir.Node, default: int, value: ir.Value | None = None) -> int:
+    """The attribute `axis`, counted from the front of `value` (the first input)."""
+    return node.attributes.get_int("axis", default) % max(1, rank(value or node.inputs[0]))
+
+
+def size_along(node: ir.Node, value: ir.Value | None, axis: int) -> int:
+    """The size of `value` along `axis`.
+
+    Raises UnsupportedError if it is symbolic: a rule that needs the number cannot work along the batch.
+    """
+    size = dims(value)[axis]
+    if not isinstance(size, int):
+        raise refusal(node, f"it works along axis {axis}, whose size `{size}` is known at run time only")
+    return size

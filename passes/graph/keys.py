@@ -1,0 +1,12 @@
+"""Keys of the metadata that ttac attaches to nodes and values."""
+
+ROOM = "ttac.room"
+"""Node metadata: name of the room that made the node."""
+LAYER = "ttac.layer"
+"""Node metadata: name of the source network's layer that the node belongs to."""
+SEED = "ttac.seed"
+"""Value metadata: what reads it can only run in the backward."""
+SAMPLE_BYTES = "ttac.sample_bytes"
+"""Value metadata: bytes a sample takes, at most, where the shape does not tell."""
+LIKELY_BYTES = "ttac.likely_bytes"
+"""Value metadata: bytes a sample takes as a rule."""

@@ -1,0 +1,114 @@
+"""Leave out of the files of 8-bit graphs what a reader can tell from the rest: it would be a tenth of their weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.keys import ROOM as ROOM_KEY
+
+ROOM = "emit"
+SHARED = 128
+"""Bytes from which a constant that several graphs hold is kept once for all of them: less takes no more to repeat."""
+ROUNDINGS = {
+    "QuantizeLinear": "int8",
+    "DequantizeLinear": r"rounded|kernel|bias\.rounded",
+    "Cast": "counted",
+    "Mul": r"bias\.scale",
+}
+"""What the names end with of nodes that the 8-bit room makes."""
+
+
+def is_8_bit(graph: ir.Graph) -> bool:
+    """Whether some of its layers run in 8 bits."""
+    return any(node.op_type == "DequantizeLinear" for node in graph)
+
+
+def constant_vectors(model: ir.Model, kept: Collection[str]) -> set[str]:
+    """The names of an 8-bit graph's constants, no kernels, that are one number over and over."""
+    if not is_8_bit(model.graph):
+        return set()
+    held = {name: value.const_value for name, value in model.graph.initializers.items() if name not in kept}
+    vectors = {name: t.numpy() for name, t in held.items() if t is not None and len(t.shape) == 1 and t.nbytes > SHARED}
+    return {name for name, array in vectors.items() if (array == array[0]).all()}
+
+
+def fill(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Let the engine make the named constants while it loads: zero points, and statistics that are 0 and 1."""
+    graph = proto.graph
+    tensors = [tensor for tensor in graph.initializer if tensor.name in names]
+    others = [tensor for tensor in graph.initializer if tensor.name not in names]
+    sizes = {int(tensor.dims[0]) for tensor in tensors}
+    known = {tensor.name for tensor in others}
+    shapes = {size: f"int64([{size}])" for size in sizes}
+    made = [
+        onnx.numpy_helper.from_array(np.array([size], np.int64), name)
+        for size, name in sorted(shapes.items())
+        if name not in known
+    ]
+    nodes = []
+    for tensor in tensors:
+        value = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)[:1])
+        shape = shapes[int(tensor.dims[0])]
+        node = onnx.helper.make_node("ConstantOfShape", [shape], [tensor.name], name=tensor.name, value=value)
+        node.metadata_props.add(key=ROOM_KEY, value=ROOM)
+        nodes.append(node)
+    nodes += graph.node
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend([*others, *made])
+    graph.node.extend(nodes)
+
+
+def shorten(proto: onnx.ModelProto, kept: Collection[str]) -> None:
+    """Take out of an 8-bit graph what a reader can tell from the rest: its text would be a tenth of its weights.
+
+    Shapes stay of what one layer hands to another, room and layer of nodes whose names do not tell them.
+    """
+    graph = proto.graph
+    _join_scalars(graph, kept)
+    layers = {name: _note(node, LAYER) for node in graph.node for name in node.output}
+    handed = {x for node in graph.node for x in node.input if x in layers and layers[x] != _note(node, LAYER)}
+    shapes = [value for value in graph.value_info if value.name in handed and value.type.tensor_type.shape.dim]
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
+    for node in graph.node:
+        room, layer = told_by_name(node.name, node.op_type)
+        if layer and layer == _note(node, LAYER):
+            known = {LAYER, ROOM_KEY} if room == _note(node, ROOM_KEY) else {LAYER}
+            notes = [note for note in node.metadata_props if note.key not in known]
+            del node.metadata_props[:]
+            node.metadata_props.extend(notes)
+
+
+def _join_scalars(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Let equal constants of one element be one, by the shortest of their names."""
+    equal: dict[tuple[int, bytes], list[str]] = {}
+    for tensor in graph.initializer:
+        if not tensor.dims and tensor.raw_data and tensor.name not in kept:
+            equal.setdefault((tensor.data_type, tensor.raw_data), []).append(tensor.name)
+    chosen = {name: min(names, key=lambda name: (len(name), name)) for names in equal.values() for name in names}
+    left = [tensor for tensor in graph.initializer if chosen.get(tensor.name, tensor.name) == tensor.name]
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    for node in graph.node:
+        node.input[:] = [chosen.get(name, name) for name in node.input]
+
+
+def _note(node: onnx.NodeProto, key: str) -> str:
+    return next((str(note.value) for note in node.metadata_props if note.key == key), "")
+
+
+def told_by_name(name: str, op_type: str) -> tuple[str, str]:
+    """Room and layer of a node, as far as its name tells them.
+
+    `conv1.kernel`, a DequantizeLinear, is of the 8-bit room and layer `conv1`; `conv1.mul.2`, a Mul, of that layer.
+    """
+    if op_type in ROUNDINGS and (found := re.fullmatch(rf"(.+?)\.({ROUNDINGS[op_type]})(\.\d+)?", name)):
+        return "quantize", found[1]
+    found = re.fullmatch(rf"(.+?)\.{op_type.lower()}(\.\d+)?", name)
+    return "", found[1] if found else ""

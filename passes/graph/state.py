@@ -1,0 +1,37 @@
+"""State of a bundle: a tensor that survives a step, and the graph input that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that survives a step.
+
+    `value` is the graph input that holds it; `next` the graph value it becomes when the step commits, None while
+    another graph (the update) computes it.
+    """
+
+    name: str
+    role: str
+    initial: np.ndarray
+    value: ir.Value
+    next: ir.Value | None = None
+
+
+def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
+    """A new graph input for a state tensor; an initializer of that name, which other nodes may read, gets another."""
+    other = name
+    while other in graph.initializers:
+        other = f"{other}.source"
+    if other != name:
+        source = graph.initializers.pop(name)
+        source.name = other
+        graph.register_initializer(source)
+    value = ir.val(name, dtype=ir.DataType.from_numpy(initial.dtype), shape=initial.shape)
+    graph.inputs.append(value)
+    return value

@@ -1,0 +1,49 @@
+"""Turn graphs into what one target's engine executes: standard operators, its opset and IR, its faster spellings."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.errors import UnsupportedError
+from ttac.passes.graph.expand import expand_all
+from ttac.passes.graph.layer_names import unique
+from ttac.spec import Target
+
+ROOM = "lower"
+
+
+def lower(model: ir.Model, target: Target) -> ir.Model:
+    """Expand ttac operators, share repeated small computations, clamp opset and IR for `target`; in place.
+
+    Raises UnsupportedError if the model's opset is above the target's.
+    """
+    expand_all(model, ROOM)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    name_nodes(model)
+    opset = model.opset_imports[""]
+    if opset > target.opset:
+        raise UnsupportedError(
+            f"the model uses opset {opset}, `{target.name}` executes up to {target.opset}",
+            hint=f"export with `opset_version={target.opset}`",
+        )
+    model.opset_imports.clear()
+    model.opset_imports[""] = opset
+    model.ir_version = min(target.ir_version, ir_version_for(opset))
+    return model
+
+
+def ir_version_for(opset: int) -> int:
+    """The lowest IR version that may carry `opset`, at least 8: never what the onnx package would write by itself."""
+    return max(8, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Give nodes that share a name that of their output, in place: engines refuse two nodes of one name."""
+    taken: set[str] = set()
+    for node in model.graph:
+        if not node.name or node.name in taken:
+            node.name = unique(str(node.outputs[0].name), taken)
+        taken.add(node.name)

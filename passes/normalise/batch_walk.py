@@ -1,0 +1,294 @@
+"""Shapes as [N, ints...], by walking the graph with two imaginary batches, both prime.
+
+A dimension that is the same for both is an int, one that grows with the batch is N or a multiple of it.  Small contents
+(what a Reshape goes to) are computed along, so that shape arithmetic disappears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import BATCH
+
+ROOM = "normalise"
+IMAGINED = (101, 103)
+SMALL, FOLDED = 1 << 16, 1 << 16
+"""Elements up to which constants are computed along; bytes by which a folded one may outgrow what it is made of."""
+
+INFLATING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile"})
+LIKE_INPUT = frozenset({"GroupNormalization"})
+"""Operators that onnx infers no shape for, whose output is like their first input."""
+HINT = (
+    "export with a dynamic batch: "
+    '`torch.onnx.export(model, x, "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))`'
+)
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A value under both imagined batches.
+
+    Attributes:
+        shapes: None where inference does not tell.
+        data: the contents, of small values that depend on nothing but shapes and constants.
+        outer: how often the whole batch repeats inside its dimension; 1 where the dimension is N or N times something.
+    """
+
+    dtype: ir.DataType | None
+    shapes: Shapes | None
+    data: tuple[np.ndarray, np.ndarray] | None = None
+    outer: int = 1
+
+    @property
+    def axis(self) -> int | None:
+        """The axis that grows with the batch; None if there is none."""
+        grown = [i for i, (a, b) in enumerate(zip(*self.shapes or ((), ()), strict=True)) if a != b]
+        return grown[0] if grown else None
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        """The shape for `batch` samples."""
+        assert self.shapes is not None
+        return tuple(a if a == b else a // IMAGINED[0] * batch for a, b in zip(*self.shapes, strict=True))
+
+    def symbolic(self) -> ir.Shape | None:
+        """The shape with N, or a multiple of it, for what grows."""
+        if self.shapes is None:
+            return None
+        return ir.Shape([_symbol(a, b) for a, b in zip(*self.shapes, strict=True)])
+
+
+def _symbol(first: int, second: int) -> int | str:
+    if first == second:
+        return first
+    return BATCH if first == IMAGINED[0] else f"{first // IMAGINED[0]}*{BATCH}"
+
+
+Rewrite = Callable[["Walk", ir.Node], "int | None"]
+REWRITES: dict[str, Rewrite] = {}
+
+
+def rewrites(*op_types: str) -> Callable[[Rewrite], Rewrite]:
+    """Register the decorated function to look at nodes of these kinds before their outputs are inferred.
+
+    It may return how often the batch repeats inside its dimension of the output (`Known.outer`).
+    """
+
+    def register(function: Rewrite) -> Rewrite:
+        REWRITES.update(dict.fromkeys(op_types, function))
+        return function
+
+    return register
+
+
+def ints(shape: Iterable[object]) -> tuple[int, ...]:
+    """The dimensions of a bound shape."""
+    return tuple(int(str(size)) for size in shape)
+
+
+class Walk:
+    """The state of one walk: what is known of each value so far."""
+
+    def __init__(self, model: ir.Model, traced: int | None) -> None:
+        self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
+        self.op = Builder(model.graph, ROOM, self.opset)
+        self.unknown: list[str] = []
+        self.rewritten: list[str] = []
+        self._known: dict[ir.Value, Known] = {}  # by object, not by id: a folded value's id is given to another
+        x = model.graph.inputs[0]
+        assert x.shape is not None
+        sample = ints(x.shape[1:])
+        self._learn(x, Known(x.dtype, ((IMAGINED[0], *sample), (IMAGINED[1], *sample))))
+
+    def of(self, value: ir.Value) -> Known:
+        """What is known of `value`; an initializer is known by its tensor."""
+        if value not in self._known and value.const_value is not None:
+            tensor = value.const_value
+            shape = ints(tensor.shape)
+            small = tensor.size <= (8 if tensor.dtype.is_floating_point() else SMALL)
+            data = tensor.numpy() if small else None
+            self._learn(value, Known(tensor.dtype, (shape, shape), None if data is None else (data, data)))
+        return self._known.get(value, Known(value.dtype, None))
+
+    def contents(self, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """What `value` holds for each imagined batch, if it is small and depends on shapes and constants only."""
+        if value is None or self.of(value).data is not None:
+            return None if value is None else self.of(value).data
+        if value.const_value is None or value.const_value.size > SMALL:
+            return None
+        return value.const_value.numpy(), value.const_value.numpy()
+
+    def _learn(self, value: ir.Value, known: Known) -> None:
+        self._known[value] = known
+        if known.dtype is not None:
+            value.dtype = known.dtype
+        value.shape = known.symbolic()
+
+    def visit(self, node: ir.Node) -> None:
+        """Rewrite `node` if it holds the traced batch, then learn its outputs."""
+        outer = REWRITES[node.op_type](self, node) if node.op_type in REWRITES else None
+        if node.graph is None:
+            return
+        inputs = [None if value is None else self.of(value) for value in node.inputs]
+        found = self._infer(node, inputs, outer)
+        if not self._compute(node, inputs, found):
+            for value, known in zip(node.outputs, found, strict=True):
+                self._refuse_odd(node, known)
+                if known.shapes is None and value.name and all(k is None or k.shapes is not None for k in inputs):
+                    self.unknown.append(f"`{value.name}` of node `{node.name}` ({node.op_type})")
+                self._learn(value, known)
+
+    def visit_producer(self, value: ir.Value) -> None:
+        """Visit the node that gives `value`, made by a rewrite."""
+        node = value.producer()
+        assert node is not None
+        self.visit(node)
+
+    def _compute(self, node: ir.Node, inputs: list[Known | None], found: list[Known]) -> bool:
+        """Learn the contents of the outputs, where shapes and constants decide them; False where they do not."""
+        if node.op_type == "Shape" and inputs[0] is not None and inputs[0].shapes is not None:
+            start, end = integer(node, "start") or 0, integer(node, "end")
+            sizes = [[np.array(shape[start:end], np.int64)] for shape in inputs[0].shapes]
+        else:
+            contents = [self.contents(value) for value in node.inputs if value is not None]
+            if None in contents or _outgrows(node, found):
+                return False
+            sizes = [_evaluate(node, [pair[case] for pair in contents if pair], self.opset) for case in range(2)]
+        if not (sizes[0] and sizes[1]):
+            return False
+        for value, first, second in zip(node.outputs, *sizes, strict=False):
+            self._learn(value, Known(ir.DataType.from_numpy(first.dtype), (first.shape, second.shape), (first, second)))
+        if all(np.array_equal(*pair) for pair in zip(*sizes, strict=True)):
+            self._fold(node, sizes[0])
+        return True
+
+    def _fold(self, node: ir.Node, contents: list[np.ndarray]) -> None:
+        """Replace a node whose outputs are the same for every batch by initializers of the same names."""
+        source = sum(v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None)
+        if sum(array.nbytes for array in contents) > FOLDED + source or any(v.is_graph_output() for v in node.outputs):
+            return
+        for old, array in zip(node.outputs, contents, strict=False):
+            name, old.name = old.name, None
+            value = ir.val(name, const_value=ir.tensor(array, name=name))
+            self.graph.register_initializer(value)
+            old.replace_all_uses_with(value)
+        self.graph.remove(node, safe=True)
+
+    def _infer(self, node: ir.Node, inputs: list[Known | None], outer: int | None) -> list[Known]:
+        found = [self._infer_once(node, inputs, case) for case in range(2)]
+        outer = outer or max(
+            [known.outer for known in inputs if known is not None and known.axis is not None], default=1
+        )
+        results = []
+        for (dtype, first), (_, second) in zip(*found, strict=True):
+            shapes = None if first is None or second is None else (first, second)
+            results.append(Known(dtype, shapes, outer=outer))
+        return results
+
+    def _infer_once(
+        self, node: ir.Node, inputs: list[Known | None], case: int
+    ) -> list[tuple[ir.DataType | None, tuple[int, ...] | None]]:
+        if node.op_type in LIKE_INPUT and inputs[0] is not None:
+            return [(inputs[0].dtype, inputs[0].shapes[case] if inputs[0].shapes else None)]
+        types, data = {}, {}
+        for value, known in zip(node.inputs, inputs, strict=True):
+            if value is None or known is None:
+                continue
+            shape = None if known.shapes is None else known.shapes[case]
+            types[str(value.name)] = onnx.helper.make_tensor_type_proto(int(known.dtype or 0), shape)
+            if known.data is not None:
+                data[str(value.name)] = onnx.numpy_helper.from_array(known.data[case], str(value.name))
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
+            opsets = [onnx.helper.make_opsetid("", self.opset)]
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, ir.to_proto(node), types, data, opset_imports=opsets, ir_version=10
+            )
+        except Exception as error:
+            raise self.fixed(node, str(error).strip().splitlines()[-1]) from error
+        return [_typed(found.get(str(value.name))) for value in node.outputs]
+
+    def _refuse_odd(self, node: ir.Node, known: Known) -> None:
+        for first, second in zip(*known.shapes or ((), ()), strict=True):
+            if first != second and (first % IMAGINED[0] or first // IMAGINED[0] * IMAGINED[1] != second):
+                raise self.fixed(node, "its output does not grow in proportion to the batch")
+
+    def fixed(self, node: ir.Node, reason: str) -> UnsupportedError:
+        """The error that `node` makes the batch unchangeable."""
+        return fixed(f"node `{node.name}` ({node.op_type})", reason, self.traced)
+
+    def constant(self, node: ir.Node, position: int, array: np.ndarray) -> None:
+        """Let `node` read `array` at `position`."""
+        if position >= len(node.inputs):
+            node.resize_inputs(position + 1)
+        node.replace_input_with(position, self.op.constant(array))
+        self.note(node)
+
+    def note(self, node: ir.Node) -> None:
+        """Remember that `node` was rewritten."""
+        if str(node.name) not in self.rewritten:
+            self.rewritten.append(str(node.name))
+
+    def batched(self, node: ir.Node, position: int = 0) -> Known | None:
+        """The input at `position` if it grows with the batch."""
+        value = node.inputs[position] if position < len(node.inputs) else None
+        known = None if value is None else self.of(value)
+        return known if known is not None and known.axis is not None else None
+
+    def fixed_data(self, node: ir.Node, position: int) -> np.ndarray | None:
+        """The contents of the input at `position` if they are the same for every batch."""
+        value = node.inputs[position] if position < len(node.inputs) else None
+        data = self.contents(value)
+        return data[0] if data is not None and np.array_equal(*data) else None
+
+
+def fixed(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
+    """The error that `culprit` makes the batch unchangeable."""
+    how = f"exported with batch {traced}" if traced else "exported with a free batch, but traced with numbers"
+    return UnsupportedError(f"the batch is fixed: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
+
+
+def _outgrows(node: ir.Node, found: list[Known]) -> bool:
+    """Whether the outputs are too large to compute along, or may be, or cannot be computed at all."""
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+        return True
+    sizes = [int(np.prod(shape, dtype=np.int64)) for known in found for shape in known.shapes or ()]
+    unknown = any(known.shapes is None for known in found)
+    return max(sizes, default=0) > SMALL or (unknown and node.op_type in INFLATING)
+
+
+def _evaluate(node: ir.Node, data: Sequence[np.ndarray], opset: int) -> list[np.ndarray]:
+    """The outputs of `node`; nothing where onnx's evaluator does not manage."""
+    from onnx.reference import ReferenceEvaluator
+
+    names = [str(value.name) for value in node.inputs if value is not None]
+    try:
+        results = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset}).run(
+            None, dict(zip(names, data, strict=True))
+        )
+    except Exception:
+        return []
+    if not isinstance(results, list | tuple) or not all(isinstance(r, np.ndarray | np.generic) for r in results):
+        return []
+    return [np.asarray(result) for result in results] if all(np.size(r) <= SMALL for r in results) else []
+
+
+def _typed(proto: onnx.TypeProto | None) -> tuple[ir.DataType | None, tuple[int, ...] | None]:
+    if proto is None or not proto.HasField("tensor_type"):
+        return None, None
+    tensor = proto.tensor_type
+    known = tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
+    return ir.DataType(tensor.elem_type), tuple(d.dim_value for d in tensor.shape.dim) if known else None
+
+
+def integer(node: ir.Node, key: str) -> int | None:
+    """The attribute `key`, None if the node does not state it."""
+    return node.attributes[key].as_int() if key in node.attributes else None

@@ -1,0 +1,114 @@
+"""Constant folding and removal of no-ops by onnxsim, in a child process because it is native code that may crash.
+
+The simplification is optional: whatever goes wrong, the model comes back as it was, and `say` tells why.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from ttac.passes.load.model_file import SMALL, Say, quiet, with_weights, without_weights
+
+SECONDS = 120
+"""A ResNet-50 takes three, most of it the import of onnxsim."""
+
+LARGE, TOGETHER = 32 << 20, 1 << 30
+"""Bytes: a larger tensor is not shown to onnxsim, nor is any weight where they add up to more than the second."""
+
+GROWTH, ALLOWANCE = 2, 1 << 20
+"""Folding that makes the constants grow beyond this factor and these bytes (a Tile written out) is thrown away."""
+
+
+def simplify(model: ir.Model, say: Say = quiet, *, seconds: float = SECONDS) -> ir.Model:
+    """A model that computes the same with fewer nodes, or `model` itself if onnxsim did not manage."""
+    held = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    limit = LARGE if sum(tensor.nbytes for tensor in held) < TOGETHER else SMALL
+    bare, weights = without_weights(model, limit)
+    foldable = max([SMALL, *(tensor.nbytes for tensor in held if tensor.nbytes <= limit)])
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        source, result = Path(folder) / "source.onnx", Path(folder) / "simple.onnx"
+        onnx.save_model(bare, str(source))
+        problem = _run_child([str(source), str(result), str(foldable)], seconds)
+        if problem:
+            say(f"left as it is: onnxsim {problem}")
+            return model
+        simple = with_weights(onnx.load_model(str(result)), weights, like=model)
+    problem = damage(model, simple)
+    if problem:
+        say(f"left as it is: onnxsim {problem}")
+        return model
+    return simple
+
+
+def worthwhile(model: ir.Model) -> bool:
+    """Whether there are weights to compute or paddings to merge, which is what onnxsim does best."""
+    return any(
+        node.op_type == "Pad" or all(value is None or value.const_value is not None for value in node.inputs)
+        for node in model.graph
+    )
+
+
+def _run_child(arguments: list[str], seconds: float) -> str:
+    """What went wrong, or an empty string."""
+    command = [sys.executable, "-m", "ttac.passes.normalise.simplify_child", *arguments]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONSAFEPATH": "1",
+    }
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+    except subprocess.TimeoutExpired:
+        return f"took longer than {seconds:g} s"
+    except OSError as error:
+        return f"could not be started: {error}"
+    if done.returncode < 0:
+        return f"died of signal {-done.returncode}"
+    if done.returncode or not Path(arguments[1]).is_file():
+        return f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
+    return ""
+
+
+def damage(before: ir.Model, after: ir.Model) -> str:
+    """How `after` is not a fair simplification of `before`, or an empty string."""
+    if [_names(v) for v in (before.graph.inputs, before.graph.outputs)] != [
+        _names(v) for v in (after.graph.inputs, after.graph.outputs)
+    ]:
+        return "changed the inputs or outputs"
+    missing = norms(before) - norms(after)
+    if missing:
+        return "removed norms: " + ", ".join(f"{count} {kind}" for kind, count in sorted(missing.items()))
+    if _bytes(after) > GROWTH * _bytes(before) + ALLOWANCE:
+        return f"made the constants grow from {_bytes(before)} to {_bytes(after)} bytes"
+    return ""
+
+
+def _names(values: Sequence[ir.Value]) -> list[str | None]:
+    return [value.name for value in values]
+
+
+def norms(model: ir.Model) -> Counter[str]:
+    """How many norms of each kind the graph has, norms of mere weights apart."""
+    reached = {id(value) for value in model.graph.inputs}
+    found: Counter[str] = Counter()
+    for node in model.graph:
+        if any(value is not None and id(value) in reached for value in node.inputs):
+            reached.update(id(value) for value in node.outputs)
+            if node.op_type.endswith("Normalization"):
+                found[node.op_type] += 1
+    return found
+
+
+def _bytes(model: ir.Model) -> int:
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    constants += [node.attributes["value"].as_tensor() for node in model.graph if "value" in node.attributes]
+    return sum(tensor.nbytes for tensor in constants if tensor is not None)

@@ -1,0 +1,158 @@
+"""Calibration data: unlabelled source samples, and what a graph's values look like on them."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.errors import UsageError
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.execute import Executable
+from ttac.passes.graph.graph_files import write_graphs
+from ttac.samples.images import FORMS, open_stream, preparation
+
+ROOM = "calibration"
+FEW = 32
+"""Samples below which the statistics are too coarse to trust; a few hundred are right."""
+
+Moments = tuple[np.ndarray, np.ndarray]
+
+
+def read(
+    source: str | Path | np.ndarray,
+    sample: Sequence[int],
+    preprocessing: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> np.ndarray:
+    """Source samples, float32 [n, *sample].
+
+    Args:
+        source: an array; an `.npz` (its first array), an `.npy` or a folder of images, in the order of their names.
+        sample: shape of one sample as the model takes it.
+        preprocessing: as in the manifest; without it, bytes become [0, 1].
+        say: told what makes the data doubtful.
+
+    Raises UsageError for what is none of these forms, for samples of another shape or type, for NaN and infinity.
+    """
+    shape = ["N", *sample]
+    if isinstance(source, np.ndarray):
+        samples, where = _array(source, sample), "the array"
+    else:
+        stream = open_stream(Path(source), preparation(shape, preprocessing))
+        samples, where = stream.read(0, stream.count), f"`{source}`"
+        if not stream.prepared and preprocessing is None:
+            say("calibration images were scaled to [0, 1]; `--pixels` says so if the model wants others")
+    if not np.isfinite(samples).all():
+        bad = int(np.argmax(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1)))
+        raise UsageError("calibration data holds NaN or infinity", where=f"sample {bad} of {where}", hint="remove it")
+    _doubt(samples, say)
+    return samples
+
+
+def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
+    """The shape of one sample of an array, an `.npz` or an `.npy`; None for a folder, whose images are resized.
+
+    Raises UsageError if the file holds no array.
+    """
+    if isinstance(source, np.ndarray):
+        return tuple(source.shape[1:])
+    path = Path(source)
+    if path.is_dir():
+        return None
+    try:
+        if path.suffix == ".npy":
+            return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape[1:])
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return tuple(arrays[next(name for name in arrays.files if name != "labels")].shape[1:])
+    except (OSError, ValueError, EOFError, TypeError, StopIteration, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read calibration data: {error}", where=f"`{path}`", hint=FORMS) from error
+
+
+def _array(source: np.ndarray, sample: Sequence[int]) -> np.ndarray:
+    if not np.issubdtype(source.dtype, np.floating):
+        raise UsageError(
+            f"calibration samples are `{source.dtype}`", hint="prepare them as the model wants them: float32, scaled"
+        )
+    if source.ndim == 0 or len(source) == 0:
+        raise UsageError("calibration data holds no sample", hint=FORMS)
+    if source.shape[1:] != tuple(sample):
+        raise UsageError(
+            f"calibration samples have shape {list(source.shape[1:])}, the model takes {list(sample)}",
+            hint="give an array [n, " + ", ".join(str(size) for size in sample) + "]",
+        )
+    return np.ascontiguousarray(source, np.float32)
+
+
+def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:
+    flat = samples.reshape(len(samples), -1)
+    constant = int(np.sum(flat.min(axis=1) == flat.max(axis=1)))
+    if constant:
+        say(f"{constant} of {len(samples)} calibration samples are constant, the same value everywhere")
+    if len(samples) < FEW:
+        say(f"{len(samples)} calibration samples are few; a few hundred give statistics to rely on")
+
+
+def statistics(model: ir.Model, samples: np.ndarray, values: Sequence[ir.Value], batch: int = 8) -> dict[str, Moments]:
+    """Per value name: channel mean and biased variance over all samples, float32 [C] each.
+
+    One pass over `samples`, `batch` at a time.  The graph itself reduces every value to means and variances of the
+    batch; batches are combined in float64 by the law of total variance.  `model` stays as it is.
+
+    Args:
+        model: a normalised model.
+        samples: float32 [n, ...], as the model takes them.
+        values: of `model`, each [N, C, ...].
+        batch: samples run together.
+    """
+    observed = observer(model, [str(value.name) for value in values])
+    name = str(model.graph.inputs[0].name)
+    totals: dict[str, Moments] = {}
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"observer": observed})
+        run = Executable(Path(folder) / "observer.onnx")
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
+            found = run({name: part})
+            for value in values:
+                key = str(value.name)
+                here = (found[f"{key}.mean"].astype(np.float64), found[f"{key}.var"].astype(np.float64))
+                totals[key] = here if start == 0 else combine(totals[key], start, here, len(part))
+    return {key: (mean.astype(np.float32), var.astype(np.float32)) for key, (mean, var) in totals.items()}
+
+
+def combine(first: Moments, size: int, second: Moments, more: int) -> Moments:
+    """Mean and biased variance of two samples together, from those of each: the law of total variance."""
+    share = more / (size + more)
+    step = second[0] - first[0]
+    within = first[1] * (1 - share) + second[1] * share
+    return first[0] + share * step, within + share * (1 - share) * step**2
+
+
+def observer(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of `model` whose outputs are `<name>.mean` and `<name>.var`, [C] each, for every name.
+
+    The variance is the mean squared distance from the batch's own mean, so that nothing cancels.
+    """
+    copy = model.clone()
+    wanted = set(names)
+    values = {v.name: v for node in copy.graph for v in node.outputs if v.name in wanted}
+    values |= {v.name: v for v in copy.graph.inputs if v.name in wanted}
+    op = Builder(copy.graph, ROOM, copy.opset_imports[""])
+    copy.graph.outputs.clear()
+    for name in names:
+        x = values[name]
+        assert x.shape is not None
+        axes = [0, *range(2, len(x.shape))]
+        mean = op.ReduceMean(x, axes, keepdims=1)
+        distance = op.Sub(x, mean)
+        var = op.ReduceMean(op.Mul(distance, distance), axes, keepdims=0, name=f"{name}.var")
+        copy.graph.outputs.extend([op.Squeeze(mean, axes, name=f"{name}.mean"), var])
+    common.RemoveUnusedNodesPass()(copy)
+    return copy

@@ -1,0 +1,64 @@
+"""How far the input of each norm drifts when the model's input is disturbed: which norms have something to repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.norms.calibration import Moments, statistics
+from ttac.passes.norms.norm_sites import NormSite
+
+STRENGTH = 0.5
+"""Size of the disturbances, in standard deviations of the calibration data."""
+
+SAMPLES = 64
+EPSILON = 1e-5
+
+
+def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> list[float]:
+    """The drift of every site: a mean over disturbances and channels, 0 for what does not move.
+
+    A channel's drift is the squared Wasserstein distance of two normal distributions in units of the variance on
+    undisturbed data: ((m' - m)^2 + (s' - s)^2)/s^2, with mean m and deviation s there and m', s' under a disturbance.
+    The first term alone is the squared Mahalanobis distance of the means.
+
+    Args:
+        samples: calibration data, float32 [n, ...]; the first 64 are used.
+    """
+    values = list(dict.fromkeys(site.x for site in sites))
+    few = samples[:SAMPLES]
+    source = statistics(model, few, values)
+    found = [statistics(model, disturbed, values) for disturbed in disturbances(few)]
+    names = [str(site.x.name) for site in sites]
+    return [float(np.mean([_distance(source[name], moments[name]) for moments in found])) for name in names]
+
+
+def _distance(source: Moments, shifted: Moments) -> float:
+    (mean, var), (other, wide) = ((m.astype(np.float64), v.astype(np.float64)) for m, v in (source, shifted))
+    apart = (other - mean) ** 2 + (np.sqrt(wide) - np.sqrt(var)) ** 2
+    return float(np.mean(apart / (var + EPSILON)))
+
+
+def disturbances(samples: np.ndarray) -> list[np.ndarray]:
+    """The samples [n, C, ...] in four versions that stand for what happens to sensors.
+
+    Noise, a constant added (light, offset), half the contrast, and neighbours averaged (blur, a slow sensor).
+    """
+    size = float(samples.std()) * STRENGTH
+    noise = np.random.default_rng(0).standard_normal(samples.shape).astype(np.float32)
+    axes = tuple(range(1, samples.ndim))
+    mean = samples.mean(axis=axes, keepdims=True)
+    made = [samples + size * noise, samples + size, mean + (1 - STRENGTH) * (samples - mean), _blurred(samples)]
+    return [version.astype(np.float32) for version in made]
+
+
+def _blurred(samples: np.ndarray) -> np.ndarray:
+    """Each value averaged with its neighbours along every axis behind the channels; the edges repeat."""
+    for axis in range(2, samples.ndim):
+        ends = [(1, 1) if i == axis else (0, 0) for i in range(samples.ndim)]
+        wide, length = np.pad(samples, ends, mode="edge"), samples.shape[axis]
+        parts = [np.take(wide, range(start, start + length), axis=axis) for start in range(3)]
+        samples = (parts[0] + parts[1] + parts[2]) / 3
+    return samples

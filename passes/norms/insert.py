@@ -1,0 +1,98 @@
+"""Give a folded Conv its norm back: an adaptive norm that is the identity on the source's own statistics.
+
+With the channel mean m and deviation s of the Conv's output on calibration data, (x - m)/s * s + m = x; m and s become
+the norm's statistics and its affine.  Where the export folded y = g*(x0 - mu)/sigma + b, s is |g| and m is b.
+
+Folding also scaled the kernel, by g/sigma.  Here every filter gets length 1 again, about what weight decay leaves
+behind a norm: only then does epsilon weigh as much, against the variance, as it did in training.
+
+Where the export left a scale g/sigma and a shift behind a layer, that layer is as it was; only statistics are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED_EPSILON
+from ttac.passes.normalise.fuse_norms import KIND
+from ttac.passes.norms.norm_sites import Candidate, NormSite, site_of
+
+ROOM = "insert"
+EPSILON = 1e-5
+"""What PyTorch's norms have by default; a folded file does not tell."""
+
+
+def insert_norms(
+    model: ir.Model, candidates: Sequence[Candidate], statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> list[NormSite]:
+    """Append a BatchNormalization to every candidate Conv of `model`, and complete scales and shifts to one; in place.
+
+    Args:
+        statistics: value name -> (mean, biased variance), float32 [C], over the calibration data.
+    """
+    op = Builder(model.graph, ROOM, model.opset_imports[""])
+    made = []
+    for candidate in candidates:
+        give = _insert if candidate.node.op_type in CONVOLUTIONS else _complete
+        made.append(give(op, model.graph, candidate, *statistics[str(candidate.value.name)]))
+    return made
+
+
+def _complete(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
+    """x*scale + shift -> (x - mean)/sqrt(var + eps)*(scale*sqrt(var + eps)) + (shift + scale*mean)."""
+    node, eps = candidate.node, epsilon_of(candidate)
+    scale, shift = (np.asarray(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
+    parameters = (scale * np.sqrt(var + eps), shift + scale * mean, mean, var)
+    for position, array in enumerate(parameters, start=1):
+        node.replace_input_with(position, op.constant(array.astype(np.float32)))
+    node.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
+    node.metadata_props.pop(KIND)
+    return site_of(node, candidate.name, inserted=True)
+
+
+def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
+    x = candidate.value
+    uses = list(x.uses())
+    length, eps = unit_filters(op, candidate.node), epsilon_of(candidate)
+    scale = np.sqrt(var + eps * length**2)
+    parameters = (array.astype(np.float32) for array in (scale, mean, mean / length, var / length**2))
+    after = _next_node(graph, candidate.node)
+    with op.at(candidate.name, before=after):
+        y = op.BatchNormalization(x, *parameters, epsilon=eps, name=f"{candidate.name}.norm")
+    for user, position in uses:
+        user.replace_input_with(position, y)
+    node = y.producer()
+    assert node is not None
+    return site_of(node, candidate.name, inserted=True)
+
+
+def epsilon_of(candidate: Candidate) -> float:
+    """The default of where the file comes from."""
+    return float(candidate.node.metadata_props.get(FOLDED_EPSILON, EPSILON))
+
+
+def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
+    """Divide kernel and bias of a convolution by the length of each filter, in place; a filter of zeros stays as it is.
+
+    Returns those lengths, float64 [C].
+    """
+    kernel, *bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
+    groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+    by_filter = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
+    by_filter = np.moveaxis(by_filter, 1 if node.op_type == "Conv" else 2, 1)
+    length: np.ndarray = np.sqrt((by_filter**2).sum(axis=tuple(range(2, by_filter.ndim)))).reshape(-1)
+    length[length == 0] = 1.0
+    by_filter /= length.reshape(groups, -1, *[1] * (by_filter.ndim - 2))
+    for position, array in enumerate((kernel, *(each / length for each in bias)), start=1):
+        node.replace_input_with(position, op.constant(array.astype(np.float32)))
+    return length
+
+
+def _next_node(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+    nodes = list(graph)
+    position = nodes.index(node) + 1
+    return nodes[position] if position < len(nodes) else None

@@ -1,0 +1,66 @@
+"""Which norms belong to the last stage of a network, by its graph alone: SAR leaves those untrained.
+
+A stage is a run of norms at one resolution (positions of a feature map, or tokens).  It begins where all paths through
+the network last meet before the first norm of the run, so that the norms of a block that changes resolution belong to
+the stage it leads to.  A network of one resolution (a vision transformer) has no stages: there the last quarter of the
+norms stands for it, blocks 9 to 11 of 12.  The last norm of all always counts.  In an encoder-decoder the last stage is
+that of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ttac.passes.norms.norm_sites import NormSite
+
+SHARE = 4
+"""One of this many norms of a network without stages is in its last stage."""
+
+
+def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
+    """Names of the sites, given in graph order, in the last stage; empty if that would be all of them."""
+    if not sites:
+        return frozenset()
+    run = _last_run(sites)
+    if len(run) == len(sites):
+        *blocks, last = sites
+        chosen = [*blocks[len(blocks) - len(blocks) // SHARE :], last]
+    else:
+        position = {node: index for index, node in enumerate(model.graph)}
+        entry = _entry(model.graph, position[run[0].node]) if run else 0
+        # What a skip connection leads around, a decoder's deeper stages, is smaller and lies behind the entry too.
+        large = min((site.spatial for site in run if site.spatial > 1), default=1)
+        inside = [s for s in sites if position[s.node] >= entry and s.spatial > large]
+        chosen = [site for site in sites if site in (*run, *inside) or site is sites[-1]]
+    return frozenset(site.name for site in chosen) if len(chosen) < len(sites) else frozenset()
+
+
+def _last_run(sites: Sequence[NormSite]) -> list[NormSite]:
+    """The sites at the end that share one resolution; pooled ones, with a single position, do not end the run."""
+    mapped = [site for site in sites if site.spatial > 1]
+    if not mapped:
+        return list(sites)
+    final = mapped[-1].spatial
+    # A class token beside the patches is one position more.
+    others = [i for i, site in enumerate(sites) if site.spatial > 1 and abs(site.spatial - final) > 1]
+    return list(sites[others[-1] + 1 :] if others else sites)
+
+
+def _entry(graph: ir.Graph, position: int) -> int:
+    """The last place in front of `position` where one tensor is all that goes on from the input."""
+    nodes = list(graph)
+    order = {node: index for index, node in enumerate(nodes)}
+    entry, furthest = 0, dict[int, int]()
+    data = {id(value) for value in graph.inputs}
+    for index, node in enumerate(nodes[:position]):
+        if any(value is not None and id(value) in data for value in node.inputs):
+            made = [v for v in node.outputs if v.dtype is not None and v.dtype.is_floating_point()]
+            data.update(id(value) for value in made)
+            for value in made:
+                furthest[id(value)] = max((order[use.node] for use in value.uses()), default=index)
+        alive = [end for end in furthest.values() if end > index]
+        if len(alive) == 1:
+            entry = index + 1
+    return entry

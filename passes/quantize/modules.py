@@ -1,0 +1,154 @@
+"""The 8-bit room: layers and the norms that do not adapt become single quantized modules; norms that adapt stay float.
+
+Around an adapted norm: an 8-bit Conv, its output back in float, the norm with whatever statistics the method gives it,
+the activation, and rounding to 8 bits again.  What lies outside the range seen in calibration is cut off at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.norms.norm_sites import NormSite, site_of
+from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
+from ttac.passes.quantize.qdq import Module, insert, mark, modules
+from ttac.passes.quantize.ranges import Range, ranges
+from ttac.spec import Target
+
+FORMS = ("qdq",)
+"""How an 8-bit operator is written: `qdq` as the float operator between DequantizeLinear and QuantizeLinear."""
+
+HEADROOM = 1.5
+"""By how much the range of a layer before an adapted norm is widened: a shift arrives there before it is corrected."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the room made: the sites as they are now, and every layer with how it runs."""
+
+    sites: list[NormSite]
+    modules: tuple[Module, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """`20 layers in 8 bits, 6 before a norm that adapts; 1 in float32`."""
+        whole = [module for module in self.modules if module.runs == "int8"]
+        adapting, rest = sum(bool(module.adapts) for module in whole), len(self.modules) - len(whole)
+        left = f"; {rest} in float32: {', '.join(sorted({m.operators for m in self.modules if m not in whole}))}"
+        return f"{len(whole)} modules in 8 bits, {adapting} before a norm that adapts" + (left if rest else "")
+
+    def table(self) -> list[dict[str, Any]]:
+        """The modules for a report."""
+        rows = [asdict(module) for module in self.modules]
+        return [{key: value for key, value in row.items() if key != "node"} for row in rows]
+
+
+def quantize(
+    model: ir.Model,
+    sites: Sequence[NormSite],
+    samples: np.ndarray | None,
+    target: Target,
+    settings: Mapping[str, Any],
+    known: Mapping[str, Range] | None = None,
+    *,
+    trains: bool = False,
+) -> Quantized:
+    """Rewrite `model` in place so that the engine of `target` runs its layers in 8 bits.
+
+    Args:
+        sites: norms that adapt; no other batch norm stays behind a layer.
+        samples: calibration data, float32 [n, ...].
+        settings: `calibration` ("minmax", "percentile", "entropy") and `percentile`.
+        trains: whether gradients pass through the graph.
+        known: ranges by the name of a value that do not come from the data: those of a file that is 8-bit already.
+
+    Raises UnsupportedError without calibration data, or if the target lacks an 8-bit kernel that the model needs;
+    UsageError if the data says nothing about ranges.
+    """
+    _refuse_target(model, target)
+    data = _usable(samples) if samples is not None or not known else None
+    known = _moved(known or {}, fold_norms(model, {site.node for site in sites}))
+    for site in sites:
+        if standardise(model, site):
+            known.pop(str(site.x.name), None)
+        pool_first(model, site.node)
+    common.RemoveUnusedNodesPass()(model)
+    found = ranges(model, data, settings["calibration"], settings["percentile"]) if data is not None else {}
+    ends = {**found, **_widened(found, sites), **known}
+    adapting = {site.node for site in sites if site.kind == "batch"}
+    try:
+        # A gradient would pass one rounding more.
+        marked = mark(model, ends, target, () if trains else adapting)
+    except KeyError as error:
+        raise _without_data(f"value `{error.args[0]}`, which the file does not round") from error
+    listed = modules(model, marked, {site.x: site.name for site in sites})
+    insert(model, marked, target, adapting, trains=trains)
+    return Quantized([refreshed(site) for site in sites], tuple(listed))
+
+
+def _moved(known: Mapping[str, Range], folded: Mapping[str, str]) -> dict[str, Range]:
+    """Ranges after norms were folded: the layer's output is what the norm's was, and not what it was itself."""
+    kept = {name: ends for name, ends in known.items() if name not in folded.values()}
+    return {folded.get(name, name): ends for name, ends in kept.items()}
+
+
+def _widened(found: Mapping[str, Range], sites: Sequence[NormSite]) -> dict[str, Range]:
+    """The ranges of the adapted norms' inputs, with room for what a shift adds to them."""
+    wide = {}
+    for site in [site for site in sites if str(site.x.name) in found]:
+        low, high = found[str(site.x.name)]
+        wide[str(site.x.name)] = (low * HEADROOM if low < 0 else low, high * HEADROOM)
+    return wide
+
+
+def refreshed(site: NormSite) -> NormSite:
+    """The site with what its node holds by now."""
+    if site.kind == "batch":
+        return replace(site_of(site.node, site.name, inserted=site.inserted), trained=site.trained, drift=site.drift)
+    x = site.node.inputs[0]
+    assert x is not None
+    return replace(site, x=x)
+
+
+def _refuse_target(model: ir.Model, target: Target) -> None:
+    if target.int8_form not in FORMS or not target.int8_operators:
+        raise UnsupportedError(
+            f"`{target.name}` states no 8-bit operators of its engine",
+            where="`--quantize int8`",
+            hint="state them in the target's file, `int8_operators = [...]`, or leave the option out",
+        )
+    lacking = [n for n in model.graph if n.op_type in ("Conv", "Gemm") and n.op_type not in target.int8_operators]
+    if lacking:
+        raise UnsupportedError(
+            f"the engine of `{target.name}` has no 8-bit `{lacking[0].op_type}`",
+            where=", ".join(f"node `{node.name}`" for node in lacking[:3]),
+            hint="compile for another `--target`, or leave out `--quantize int8`",
+        )
+
+
+def _without_data(where: str) -> UnsupportedError:
+    return UnsupportedError(
+        "8-bit numbers need the ranges of the activations, and there is no data to find them with",
+        where=where,
+        hint="give a few hundred unlabelled source samples: `--calibration PATH`",
+    )
+
+
+def _usable(samples: np.ndarray | None) -> np.ndarray:
+    if samples is None:
+        raise _without_data("`--quantize int8`")
+    flat = samples.reshape(len(samples), -1)
+    if (flat.min(axis=1) == flat.max(axis=1)).all():
+        which = "the only sample holds" if len(flat) == 1 else f"all {len(flat)} samples hold"
+        raise UsageError(
+            f"{which} one value everywhere, which tells nothing about the ranges of activations",
+            where="`--calibration`",
+            hint="give a few hundred unlabelled source samples",
+        )
+    return samples

@@ -1,0 +1,264 @@
+"""Random distortions of a batch of images as a graph: those of CoTTA (Wang et al., arXiv:2203.13591; METHODS 8).
+
+Colours are jittered, then the image is rotated, moved, scaled, blurred, perhaps mirrored, and gets noise.  One draw is
+for the whole batch.  Padding, affine transform, crop and mirror are one bilinear sampling, which gives what they give
+one after the other: a symmetric blur does not mind a mirror, and two more rows and columns on each side are sampled
+for it.  Brightness, contrast, saturation, hue and gamma come in this order; CoTTA shuffles them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.differentiate.heads import Head
+from ttac.passes.differentiate.losses import mean
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.context import Context, MethodGraph, finished
+from ttac.passes.step_graphs.random_numbers import Numbers, seeded
+
+ROOM = "augmentation"
+AUGMENTED, OUTSIDE, SEED = "augmented", "augmented.outside", "augmentation.seed"
+NOISE = 0.005
+"""Standard deviation of the noise, of a range from 0 to 1."""
+RIM = 2
+"""Rows and columns on each side that the blur reads."""
+GREY = np.array([0.2989, 0.587, 0.114], np.float32).reshape(1, 3, 1, 1)
+STRAY = 0.01
+"""By how much of the range a value may lie outside, and the share of values that may, before a range is wrong."""
+DRAWN = {
+    "brightness": (0.6, 1.4),
+    "contrast": (0.7, 1.3),
+    "saturation": (0.5, 1.5),
+    "hue": (-0.06, 0.06),
+    "gamma": (0.7, 1.3),
+    "angle": (-15.0, 15.0),
+    "right": (-1 / 8, 1 / 8),
+    "down": (-1 / 8, 1 / 8),
+    "scale": (0.9, 1.1),
+    "blur": (0.001, 0.5),
+    "mirror": (-1.0, 1.0),
+}
+"""Between what each number is drawn, evenly: factors; turns of the colour circle; degrees; shares of the image's width
+and height (CoTTA's sixteenth is of an image padded to twice its size); pixels of the blur's standard deviation;
+mirrored below 0."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for a batch: scalars [1] as in `DRAWN`, and standard normal noise like the images."""
+
+    numbers: Mapping[str, ir.Value]
+    noise: ir.Value
+
+    def __getitem__(self, name: str) -> ir.Value:
+        return self.numbers[name]
+
+
+def augment(context: Context) -> MethodGraph:
+    """`augmented` is the model's input distorted; `augmented.outside` the share of its values outside the range."""
+    x = context.x
+    assert x is not None
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": context.opset}, name="augment")
+    op = Builder(graph, ROOM, context.opset)
+    _, channels, *_ = sizes = image_sizes(x)
+    images = ir.val(str(x.name), dtype=x.dtype, shape=x.shape)
+    graph.inputs.append(images)
+    initial = seeded(int(context.settings["seed"]))
+    numbers = Numbers(op, state_input(graph, SEED, initial))
+    with op.at("draw"):
+        drawn = draw(op, numbers, images, context.batch)
+    black, white = pixel_range(context.settings, channels)
+    with op.at("range"):
+        span = (white - black).astype(np.float32).reshape(1, -1, 1, 1)
+        low = black.astype(np.float32).reshape(1, -1, 1, 1)
+        unit = op.Div(op.Sub(images, low), span)
+        inside = op.Clip(unit, 0.0, 1.0)
+        stray = op.Greater(op.Abs(op.Sub(unit, inside)), STRAY)
+        outside = mean(op, op.Cast(stray, to=int(ir.DataType.FLOAT)), "stray")
+    distorted = distort(op, inside, drawn)
+    with op.at("range"):
+        back = op.Add(op.Mul(distorted, span), low)
+    taken = len(DRAWN) + context.batch * math.prod([*sizes[1:-1], 2 * -(-sizes[-1] // 2)])
+    state = StateTensor(SEED, "counter", initial, numbers.state, numbers.following(taken))
+    return finished(op, {AUGMENTED: back, OUTSIDE: outside}, [state], {OUTSIDE: "outside"})
+
+
+def draw(op: Builder, numbers: Numbers, images: ir.Value, batch: int) -> Drawn:
+    """The numbers of one step for `images` [n, C, H, W], n at most `batch`."""
+    _, *sizes = image_sizes(images)
+    lows, highs = (np.array(bounds, np.float32) for bounds in zip(*DRAWN.values(), strict=True))
+    uniform = numbers.uniform(len(DRAWN))
+    found = op.Add(op.Mul(uniform, highs - lows), lows)
+    each = op.Split(found, [1] * len(DRAWN), axis=0, outputs=len(DRAWN))
+    count = op.Shape(images, start=0, end=1)
+    noise = numbers.normal(len(DRAWN), count, batch, sizes)
+    return Drawn(dict(zip(DRAWN, each, strict=True)), noise)
+
+
+def distort(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
+    """`images` [n, C, H, W] with values from 0 to 1, distorted, again from 0 to 1."""
+    with op.at("colours"):
+        found = jitter(op, images, drawn)
+    with op.at("move"):
+        found = move(op, found, drawn)
+    with op.at("blur"):
+        found = blur(op, found, drawn["blur"], images)
+    with op.at("noise"):
+        return op.Clip(op.Add(found, op.Mul(drawn.noise, NOISE)), 0.0, 1.0)
+
+
+def jitter(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
+    """Brightness, contrast, saturation, hue and gamma in this order, as torchvision computes them.
+
+    Images of one channel have neither saturation nor hue.
+    """
+    coloured = dims(images)[1] == 3
+    found: ir.Value = op.Clip(op.Mul(images, drawn["brightness"]), 0.0, 1.0)
+    found = blend(op, found, op.ReduceMean(grey(op, found), [1, 2, 3], keepdims=1), drawn["contrast"])
+    if coloured:
+        found = blend(op, found, grey(op, found), drawn["saturation"])
+        found = turn(op, found, drawn["hue"])
+    return op.Pow(op.Clip(found, 1e-8, 1.0), drawn["gamma"])
+
+
+def grey(op: Builder, images: ir.Value) -> ir.Value:
+    """The brightness of each pixel, [n, 1, H, W]."""
+    return op.ReduceSum(op.Mul(images, GREY), [1], keepdims=1) if dims(images)[1] == 3 else images
+
+
+def blend(op: Builder, images: ir.Value, other: ir.Value, factor: ir.Value) -> ir.Value:
+    """factor*images + (1 - factor)*other, from 0 to 1."""
+    return op.Clip(op.Add(op.Mul(op.Sub(images, other), factor), other), 0.0, 1.0)
+
+
+def turn(op: Builder, images: ir.Value, hue: ir.Value) -> ir.Value:
+    """The hue of colours [n, 3, H, W] turned by `hue` of a circle; largest and smallest channel stay.
+
+    Of hue h in sixths, a channel is max - (max - min)*clip(min(k, 4 - k), 0, 1), k = (n + h) mod 6, n = 5, 3, 1 of
+    red, green, blue.
+    """
+    red, green, blue = op.Split(images, [1, 1, 1], axis=1, outputs=3)
+    largest, smallest = op.ReduceMax(images, [1], keepdims=1), op.ReduceMin(images, [1], keepdims=1)
+    spread = op.Sub(largest, smallest)
+    # Without colour there is no hue, and any will do.
+    some = op.Add(spread, op.Cast(op.Equal(spread, 0.0), to=int(ir.DataType.FLOAT)))
+    of_red = op.Sub(green, blue)
+    of_green = op.Add(op.Sub(blue, red), op.Mul(some, 2.0))
+    of_blue = op.Add(op.Sub(red, green), op.Mul(some, 4.0))
+    rest = op.Where(op.Equal(largest, green), of_green, of_blue)
+    h = op.Div(op.Where(op.Equal(largest, red), of_red, rest), some)
+    k = op.Add(op.Add(h, op.Mul(hue, 6.0)), np.array([5, 3, 1], np.float32).reshape(1, 3, 1, 1))
+    k = op.Sub(k, op.Mul(op.Floor(op.Div(k, 6.0)), 6.0))
+    share = op.Clip(op.Min(k, op.Sub(4.0, k)), 0.0, 1.0)
+    return op.Sub(largest, op.Mul(spread, share))
+
+
+def move(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
+    """Rotated, moved by whole pixels, scaled and mirrored, with a rim for the blur: [1, n*C, H + 4, W + 4].
+
+    Beyond the edge is the edge: no corner comes from farther than CoTTA pads.
+    """
+    height, width = image_sizes(images)[2:]
+    grid = sampled(op, height, width, drawn)
+    flat = op.Reshape(images, [1, -1, height, width])
+    mode = "linear" if op.opset >= 20 else "bilinear"
+    return op.GridSample(flat, grid, mode=mode, padding_mode="border", align_corners=0)
+
+
+def sampled(op: Builder, height: int, width: int, drawn: Drawn) -> ir.Value:
+    """Where each pixel comes from, [1, H + 4, W + 4, 2], in halves of the image from its centre."""
+    radians = op.Mul(drawn["angle"], math.pi / 180)
+    cosine, sine = (op.Div(wave, drawn["scale"]) for wave in (op.Cos(radians), op.Sin(radians)))
+    is_mirrored = op.Cast(op.Less(drawn["mirror"], 0.0), to=int(ir.DataType.FLOAT))
+    sign = op.Sub(1.0, op.Mul(is_mirrored, 2.0))
+    places = [np.arange(size + 2 * RIM, dtype=np.float32) - (size - 1) / 2 - RIM for size in (height, width)]
+    right = op.Sub(op.Mul(places[1].reshape(1, -1), sign), op.Round(op.Mul(drawn["right"], float(width))))
+    down = op.Sub(places[0].reshape(-1, 1), op.Round(op.Mul(drawn["down"], float(height))))
+    x = op.Add(op.Mul(right, cosine), op.Mul(down, sine))
+    y = op.Sub(op.Mul(down, cosine), op.Mul(right, sine))
+    halves = [op.Unsqueeze(op.Mul(x, 2 / width), [0, 3]), op.Unsqueeze(op.Mul(y, 2 / height), [0, 3])]
+    return op.Concat(*halves, axis=3)
+
+
+def blur(op: Builder, moved: ir.Value, deviation: ir.Value, images: ir.Value) -> ir.Value:
+    """A Gaussian blur of 5x5 pixels without its rim, in the shape of `images`."""
+    height, width = image_sizes(images)[2:]
+    steps = np.arange(-RIM, RIM + 1, dtype=np.float32)
+    bell = op.Exp(op.Mul(op.Div(steps * steps, op.Mul(deviation, deviation)), -0.5))
+    row = op.Div(bell, op.ReduceSum(bell, [0], keepdims=1))
+    kernel = op.Mul(op.Reshape(row, [1, 1, -1, 1]), row)
+    planes = op.Reshape(moved, [-1, 1, height + 2 * RIM, width + 2 * RIM])
+    return op.Reshape(op.Conv(planes, kernel), [-1, *image_sizes(images)[1:]], like=images)
+
+
+def image_sizes(x: ir.Value) -> list[int]:
+    """Of [N, C, H, W]; the batch is 0."""
+    return [size if isinstance(size, int) else 0 for size in dims(x)]
+
+
+def refuse_other_than_images(x: ir.Value, head: Head | None) -> None:
+    """Raise UnsupportedError unless `x` is [N, C, H, W] with one or three channels, and each sample has one answer."""
+    shape = dims(x)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        last = len(shape) == 4 and shape[3] in (1, 3)
+        stated = ", ".join(str(size) for size in shape)
+        raise UnsupportedError(
+            f"only images can be augmented, [N, 1, H, W] or [N, 3, H, W]; the model takes [{stated}]",
+            where=f"`--set cr=true`, input `{x.name}`",
+            hint="export the model with the channels first, or leave `cr` out" if last else "leave `cr` out",
+        )
+    if head is not None and head.kind == "dense":
+        raise UnsupportedError(
+            "the model answers for each position, and the augmentation moves positions",
+            where="`--set cr=true`",
+            hint="leave `cr` out",
+        )
+
+
+def pixel_range(settings: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a black and of a white pixel for each channel, from settings["black"] and settings["white"].
+
+    Raises UsageError for what is no number, or not one for all channels or one for each, or leaves no range.
+    """
+    black, white = (_per_channel(str(settings[name]), channels, name) for name in ("black", "white"))
+    if not (white > black).all():
+        raise UsageError(
+            "white is not above black", where=f"`--set black={settings['black']} --set white={settings['white']}`"
+        )
+    return black, white
+
+
+def _per_channel(text: str, channels: int, name: str) -> np.ndarray:
+    try:
+        found = np.array([float(part) for part in text.split(",")], np.float64)
+    except ValueError:
+        found = np.array([])
+    if len(found) not in (1, channels) or not np.isfinite(found).all():
+        several = f", or {channels} with commas between, one for each channel" if channels > 1 else ""
+        raise UsageError(
+            f"`{text}` is no value of a pixel", where=f"`--set {name}={text}`", hint=f"give one number{several}"
+        )
+    return np.broadcast_to(found, channels)
+
+
+def refuse_values_outside(samples: np.ndarray, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError if calibration images [n, C, H, W] do not lie between black and white."""
+    black, white = (bound.reshape(1, -1, 1, 1) for bound in pixel_range(settings, samples.shape[1]))
+    slack = STRAY * (white - black)
+    if np.mean((samples < black - slack) | (samples > white + slack)) <= STRAY:
+        return
+    raise UsageError(
+        f"the calibration images go from {samples.min():.4g} to {samples.max():.4g}, beyond black and white",
+        where=f"`--set black={settings['black']} --set white={settings['white']}`",
+        hint="say what black and white are as the model takes them, one number or one for each channel: for mean m and "
+        "deviation s, black=-m/s and white=(1-m)/s",
+    )

@@ -1,0 +1,111 @@
+"""Predictions of a batch made to agree where features are alike: no parameter changes, nothing is kept.
+
+LAME (Boudiaf et al., "Parameter-free online test-time adaptation", CVPR 2022, arXiv:2201.05718): with the model's
+probabilities q_i and affinities w_ij of the features, assignments z minimise sum_i KL(z_i | q_i) - sum_ij w_ij z_i.z_j.
+Its bound optimisation repeats z_i <- softmax(ln q_i + sum_j w_ij z_j); here that is written out so many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+from ttac.passes.differentiate.heads import Head, scores_of
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
+
+ROOM = "refine"
+# As the official code: a probability of 0 costs 23 nats, which enough neighbours outweigh.
+FLOOR = 1e-10
+# Between normalised features, whose squared distances reach 4, float32 cannot tell less from 0.
+CLOSEST = 1e-6
+LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
+BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
+
+
+def assign(model: ir.Model, head: Head | None, settings: Mapping[str, Any]) -> None:
+    """Put the assignments of a batch in the place of the model's predictions, in the same form: in place.
+
+    Args:
+        settings: "affinity", "neighbours", "weight", "iterations" and "symmetric" (`ttac.methods.lame`).
+
+    Raises UnsupportedError unless the output predicts one class of each sample, by a linear layer.
+    """
+    output = model.graph.outputs[0]
+    if head is None or head.kind != "classes":
+        raise UnsupportedError(
+            "`lame` assigns classes to the samples of a batch, and the output is no prediction of one",
+            where=f"output `{output.name}` {output.shape}",
+            hint="choose an output that is, `--logits NAME`",
+        )
+    op = Builder(model.graph, ROOM, model.opset_imports[""])
+    with op.at("lame"):
+        scores = scores_of(op, output)
+        weights = op.Mul(affinity(op, features_of(op, scores), settings), float(settings["weight"]))
+        found = assigned(op, scores, weights, int(settings["iterations"]))
+        made = op.Softmax(found, axis=1) if head.values == "probabilities" else op.LogSoftmax(found, axis=1)
+    made.name, output.name = output.name, f"{output.name}.source"
+    made.shape = output.shape
+    model.graph.outputs[0] = made
+
+
+def features_of(op: Builder, scores: ir.Value) -> ir.Value:
+    """What the last linear layer reads, [N, features], each sample's of length 1."""
+    node = scores.producer()
+    while node is not None and node.op_type in BETWEEN:
+        made = [value.producer() for value in node.inputs if value is not None and value.const_value is None]
+        node = made[0] if made else None
+    if node is None or node.op_type not in LINEAR or node.inputs[0] is None:
+        raise UnsupportedError(
+            "no linear layer makes the predictions, so there are no features to compare samples by",
+            where=f"node `{node.name}` ({node.op_type})" if node else f"value `{scores.name}`",
+            hint="another method adapts without: `--method leantta`",
+        )
+    x = node.inputs[0]
+    flat = x if len(dims(x)) == 2 else op.Flatten(x, axis=1)
+    length = op.ReduceL2(flat, [1], keepdims=1)
+    return op.Div(flat, op.Max(length, 1e-12))
+
+
+def affinity(op: Builder, features: ir.Value, settings: Mapping[str, Any]) -> ir.Value:
+    """w [N, N] of normalised features [N, F].
+
+    "rbf": exp(-d^2/(2 s^2)), s the mean distance to the k-th nearest, a sample itself being the first.  "knn": 1 for
+    the k nearest others, and for what is as near as the last of them.  "linear": the cosine.
+    """
+    cosine = op.MatMul(features, op.Transpose(features, perm=[1, 0]))
+    if settings["affinity"] == "linear":
+        return cosine
+    itself = op.EyeLike(cosine)
+    apart = op.Max(op.Sub(2.0, op.Mul(cosine, 2.0)), 0.0)
+    squared = op.Mul(apart, op.Sub(1.0, itself))
+    count, knn = op.Shape(squared, start=0, end=1), int(settings["neighbours"])
+    if settings["affinity"] == "rbf":
+        scale = op.ReduceMean(op.Sqrt(_nearest(op, squared, op.Min(count, [knn]))), keepdims=0)
+        width = op.Mul(op.Mul(scale, scale), 2.0)
+        return op.Exp(op.Neg(op.Div(squared, op.Max(width, CLOSEST))))
+    last = _nearest(op, squared, op.Min(count, [knn + 1]))
+    near = op.Sub(op.Cast(op.LessOrEqual(squared, last), to=int(ir.DataType.FLOAT)), itself)
+    return op.Mul(op.Add(near, op.Transpose(near, perm=[1, 0])), 0.5) if settings["symmetric"] else near
+
+
+def _nearest(op: Builder, squared: ir.Value, count: ir.Value) -> ir.Value:
+    """The `count`-th smallest of each row [N, 1]."""
+    values, _ = op.TopK(squared, count, axis=1, largest=0)
+    return op.ReduceMax(values, [1], keepdims=1)
+
+
+def assigned(op: Builder, scores: ir.Value, weights: ir.Value, iterations: int) -> ir.Value:
+    """ln z + constant [N, C] after so many iterations from z = q."""
+    q = op.Softmax(scores, axis=1)
+    unary = op.Log(op.Add(q, FLOOR))
+    found = unary
+    for _ in range(iterations):
+        found = op.Add(unary, op.MatMul(weights, op.Softmax(found, axis=1)))
+    return found
+
+
+REFINEMENTS: dict[str, Callable[[ir.Model, Head | None, Mapping[str, Any]], None]] = {"laplacian": assign}

@@ -1,0 +1,220 @@
+"""Check a compile against itself before it is handed out: the same numbers by another way.
+
+Three questions, each on real executions: does the adapted graph with adaptation off still equal the source model, do
+the two halves give what the joint graph gives, and is the gradient the slope of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ttac.errors import VerificationError
+from ttac.passes.graph.execute import Executable, rows, run
+from ttac.passes.graph.graph_files import write_graphs
+
+LOGITS, HALVES, OPTIMISED, SLOPE = 1e-4, 1e-5, 5e-2, 2e-2
+ROUNDING = 0.5
+"""Root mean square that 8 bits may change logits by, relative to how much these vary: more is no longer the model."""
+FLIPS = 5e-2
+"""What takes the place of the bound on logits where a last digit may decide how a value is rounded."""
+CHANGES = (1e-3, 3e-4, 1e-4)
+"""How much the loss, in nats, should change over half a central difference; float32 resolves about 1e-6 of it."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Largest relative differences found, each against the largest magnitude of its reference; None: not applicable.
+
+    Attributes:
+        logits_off: logits with adaptation off, against the source model.
+        logits_halves: logits of the forward graph, against the joint graph.
+        gradients_halves: gradients of the backward graph, against the joint graph.
+        logits_optimised: logits of the forward graph as the engine optimises it, against the same as it is written.
+        slope: the loss along one random direction by central differences, against the gradients.
+        quantized: logits of the 8-bit graph against the source model, by root mean square.
+        residuals: gradients from residuals that are kept with an error, against exact ones, by root mean square.
+    """
+
+    logits_off: float
+    logits_halves: float | None = None
+    gradients_halves: float | None = None
+    logits_optimised: float | None = None
+    slope: float | None = None
+    quantized: float | None = None
+    residuals: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The differences by name."""
+        return asdict(self)
+
+    def refuse(self) -> None:
+        """Raise VerificationError if a difference is above its bound, or not a number."""
+        bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": HALVES}
+        bounds |= {"logits_optimised": OPTIMISED, "slope": SLOPE, "quantized": ROUNDING, "residuals": math.inf}
+        if self.quantized is not None:
+            # Optimised, 8-bit layers round once where the graph as written rounds twice; statistics of a few samples
+            # make a fifth of the largest logit of that on a net of random weights: reported, but no sign of a fault.
+            bounds |= {"logits_off": FLIPS, "logits_optimised": math.inf}
+        for name, bound in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not (value <= bound and math.isfinite(value)):
+                raise VerificationError(
+                    f"verification failed: {name.replace('_', ' ')} differ by {value:.2e}, allowed {bound:.0e}",
+                    hint="please report this model; `--dump DIR` writes the graph after every room",
+                )
+
+
+def relative(found: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference over the largest magnitude of `reference`."""
+    scale = max(float(np.max(np.abs(reference), initial=0.0)), 1e-12)
+    return float(np.max(np.abs(found - reference), initial=0.0)) / scale
+
+
+def check_files(folder: Path, graphs: Sequence[str]) -> None:
+    """Run onnx's checker on the written graphs; raises VerificationError with its message."""
+    for graph in graphs:
+        _check_file(folder / f"{graph}.onnx")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"`{path.name}` is not valid ONNX: {error}") from error
+
+
+def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
+    """The rewritten graph with source statistics and initial parameters, against the model that was loaded.
+
+    That one is run on as many samples at a time as its file asks for.
+    """
+    return relative(run(off, feeds)[logits], _plain(source, feeds[str(source.graph.inputs[0].name)]))
+
+
+def _plain(source: ir.Model, samples: np.ndarray) -> np.ndarray:
+    """The output of the model as it was loaded, for samples of any number."""
+    stated = source.graph.inputs[0].shape[0] if source.graph.inputs[0].shape else None
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"source": source})
+        plain = Executable(Path(folder) / "source.onnx")
+        return rows(plain, source, samples, stated if isinstance(stated, int) and stated > 0 else len(samples))
+
+
+def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str) -> float:
+    """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...]."""
+    expected = _plain(source, samples).astype(np.float64)
+    found = run(quantized, {str(quantized.graph.inputs[0].name): samples})[logits]
+    spread = max(float(expected.std()), 1e-12)
+    return float(np.sqrt(np.mean((found - expected) ** 2))) / spread
+
+
+class Halves:
+    """The written forward graph and the stages of the backward, loaded once for all questions about them.
+
+    Not `optimised`, the engine executes them as they are written.
+    """
+
+    def __init__(self, folder: Path, stages: Sequence[str], *, optimised: bool = True) -> None:
+        self.folder, self.stages = folder, stages
+        self.forward = Executable(folder / "forward.onnx", optimised=optimised)
+        self.backward = [Executable(folder / f"{stage}.onnx", optimised=optimised) for stage in stages]
+        self._last: tuple[Mapping[str, np.ndarray], dict[str, np.ndarray]] | None = None
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of all by name; asked again for the very same mapping, it does not compute again."""
+        if self._last is not None and self._last[0] is feeds:
+            return self._last[1]
+        found = self.forward(feeds)
+        for stage in self.backward:
+            found |= stage({**feeds, **found})
+        self._last = (feeds, found)
+        return found
+
+
+def compare_halves(
+    joint: ir.Model, halves: Halves, feeds: Mapping[str, np.ndarray], logits: str, gradients: Sequence[str]
+) -> tuple[float, float]:
+    """Largest differences of logits and of gradients between the joint graph and the two halves.
+
+    All are executed as they are written: optimised differently, a last digit may decide on which side of a Relu a value
+    is, and of a joint graph of thousands of nodes the engine's optimiser would take a third of the whole compile.
+    """
+    expected, found = run(joint, feeds, optimised=False), halves.run(feeds)
+    return relative(found[logits], expected[logits]), relative(_joined(found, gradients), _joined(expected, gradients))
+
+
+def residual_error(halves: Halves, exact: Halves, feeds: Mapping[str, np.ndarray], gradients: Sequence[str]) -> float:
+    """Length of the difference between the gradients of `halves` and of `exact`, over the length of the latter."""
+    expected = _joined(exact.run(feeds), gradients).astype(np.float64)
+    found = _joined(halves.run(feeds), gradients)
+    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))
+
+
+def _joined(values: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([values[name].reshape(-1) for name in names])
+
+
+def slope_error(
+    halves: Halves,
+    feeds: Mapping[str, np.ndarray],
+    loss: str,
+    parameters: Sequence[str],
+    gradients: Sequence[str],
+    weights: np.ndarray,
+    of_scores: Callable[[np.ndarray], float] | None = None,
+) -> float:
+    """Central difference of `loss` along one direction, against the gradients, relative to the slope.
+
+    Where `loss` is one value a sample, `weights` say how much each counts; where it is what the loss is computed from,
+    `of_scores` does that.
+
+    The direction is half the gradient's and half random, so that the slope stands out of float32 rounding.
+    """
+    found = halves.run(feeds)
+    slopes = [found[name].astype(np.float64) for name in gradients]
+    length = np.sqrt(sum(float((g**2).sum()) for g in slopes))
+    if length < 1e-7:
+        return 0.0
+    random = np.random.default_rng(0)
+    steps = [random.normal(size=g.shape) for g in slopes]
+    noise = np.sqrt(sum(float((s**2).sum()) for s in steps))
+    steps = [g / length + s / noise for g, s in zip(slopes, steps, strict=True)]
+    predicted = sum(float((g * s).sum()) for g, s in zip(slopes, steps, strict=True))
+
+    def at(width: float) -> float:
+        moved = {n: (feeds[n] + width * s).astype(np.float32) for n, s in zip(parameters, steps, strict=True)}
+        found = halves.forward({**feeds, **moved}, [loss])[loss]
+        if of_scores is not None:
+            return of_scores(found)
+        return float(np.sum(found * weights)) if found.ndim else float(found)
+
+    return _unexplained(at, predicted)
+
+
+def _unexplained(at: Callable[[float], float], predicted: float) -> float:
+    """How far central differences of `at` around 0 are from the slope, relative to it, beyond their own uncertainty.
+
+    That is what the quotient changes by between two widths (curvature, kinks); where it is not enough, as in a deep net
+    on maps of a few elements, a finer width is tried.
+    """
+    error: float = np.inf
+    far: float | None = None
+    for change in CHANGES:
+        width = change / abs(predicted)
+        near = (at(width) - at(-width)) / (2 * width)
+        if not math.isfinite(near):
+            return math.nan
+        if far is not None:
+            error = min(error, max(0.0, abs(near - predicted) - abs(near - far)) / abs(predicted))
+        if error <= SLOPE:
+            break
+        far = near
+    return float(error)

@@ -1,0 +1,110 @@
+"""`ttac run` and `ttac inspect` on a hand-made bundle, against the numbers it stands for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Run
+from tests.support.tiny_bundles import PLANNED, ema, ema_expected
+
+SAMPLES = np.random.default_rng(0).random((10, 3), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Path:
+    """A bundle, samples with labels, and samples that do not fit."""
+    ema(tmp_path / "tiny.ttac")
+    np.savez(tmp_path / "x.npz", x=SAMPLES, labels=np.arange(10) % 2, again=SAMPLES[:1])
+    np.save(tmp_path / "wrong.npy", np.zeros((4, 5), np.float32))
+    return tmp_path
+
+
+def stepped(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of all samples, batch by batch, and the last mean."""
+    parts = []
+    for start in range(0, len(SAMPLES), PLANNED):
+        logits, mean = ema_expected(SAMPLES[start : start + PLANNED], mean)
+        parts.append(logits)
+    return np.concatenate(parts), mean
+
+
+def test_a_stream_and_its_state(run: Run, folder: Path) -> None:
+    seen = run("run", "tiny.ttac", "x.npz", "-o", "out.npz", "--save-state", "s.safetensors")
+    assert (seen.code, seen.err) == (0, "")
+    told = {name.strip(): value.strip() for name, value in (line.split("  ", 1) for line in seen.out.splitlines())}
+    assert list(told) == [
+        "samples",
+        "seconds",
+        "ms per sample",
+        "mean entropy",
+        "rejected steps",
+        "error",
+        "output",
+        "state",
+    ]
+    expected, mean = stepped(np.array([0.5, 0, -0.5], np.float32))
+    with np.load("out.npz") as arrays:
+        np.testing.assert_allclose(arrays["logits"], expected, rtol=1e-5, atol=1e-6)
+    assert told["error"] == str(np.mean(expected.argmax(axis=1) != np.arange(10) % 2))
+    further = json.loads(run("run", "tiny.ttac", "x.npz", "--state", "s.safetensors", "-o", "more.npz", "--json").out)
+    assert further["samples"] == 10
+    with np.load("more.npz") as arrays:
+        np.testing.assert_allclose(arrays["logits"], stepped(mean)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_without_adapting_the_state_stays(run: Run, folder: Path) -> None:
+    report = json.loads(run("run", "tiny.ttac", "x.npz", "--no-adapt", "-o", "out.npz", "--batch", "3", "--json").out)
+    assert report["samples"] == 10 and report["rejected_steps"] == 0
+    expected, _ = ema_expected(SAMPLES, np.array([0.5, 0, -0.5], np.float32))
+    with np.load("out.npz") as arrays:
+        np.testing.assert_allclose(arrays["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("tiny.ttac none.npz", "error: there is no such input\n  at `none.npz`\n"),
+        ("tiny.ttac wrong.npy", "error: samples have shape [5], the model takes [3]\n  at `wrong.npy`\n"),
+        ("tiny.ttac x.npz --array agan", "error: the archive has no array `agan`\n  at `x.npz`\n"),
+        ("tiny.ttac x.npz --batch 5", "error: the bundle is planned for 4 samples a step\n  at `--batch 5`\n"),
+        ("tiny.ttac x.npz --state none", "error: there is no such state\n  at `none`\n"),
+        ("tiny.ttac x.npz -o none/out.npz", "error: the folder does not exist\n  at `none/out.npz`\n"),
+        ("tiny.ttac x.npz --save-state none/s", "error: the folder does not exist\n  at `none/s`\n"),
+        ("x.npz x.npz", "error: the path is a file, not a bundle\n  at `x.npz`\n"),
+    ],
+)
+def test_what_run_refuses(run: Run, arguments: str, message: str) -> None:
+    seen = run("run", *arguments.split())
+    assert (seen.code, seen.out) == (2, "") and seen.err.startswith(message) and "\nhint: " in seen.err
+
+
+def test_a_changed_file_is_refused(run: Run, folder: Path) -> None:
+    with (folder / "tiny.ttac" / "forward.onnx").open("ab") as file:
+        file.write(b" ")
+    for command in (["run", "tiny.ttac", "x.npz"], ["inspect", "tiny.ttac"]):
+        seen = run(*command)
+        assert (seen.code, seen.out) == (6, "") and "forward.onnx" in seen.err
+
+
+def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
+    seen = run("inspect", "tiny.ttac")
+    assert (seen.code, seen.err) == (0, "")
+    assert seen.out.splitlines()[:10] == [
+        "bundle         tiny.ttac",
+        "method         tiny",
+        "target         cpu (opset 18)",
+        "source         tiny.onnx",
+        "input          x float32 [N, 3]",
+        "output         logits float32 [N, 2]",
+        "head           classes, logits, axis 1",
+        "batch          4",
+        "norm sites     0, 0 trained, 0 inserted",
+        "state tensors  2",
+    ]
+    found = json.loads(run("inspect", "tiny.ttac", "--json").out)
+    assert found["bundle"] == "tiny.ttac" and found["report"] == {"plan": []}
+    assert found["manifest"]["method"] == {"name": "tiny", "settings": {"lr": 0.5}}

@@ -1,0 +1,150 @@
+"""Baking: the adapted state in a plain model gives the numbers the state stands for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+
+from tests.support.tiny_bundles import STEP, manifest_of
+from ttac import bake as baking
+from ttac.bake import bake
+from ttac.cli import main
+from ttac.errors import TtacError, UnsupportedError, UsageError
+from ttac.passes.graph.execute import Executable
+from ttac.passes.graph.graph_files import write_graphs
+from ttac.runtime import bundle as bundles
+from ttac.runtime.adapter import BUNDLE_KEY, IDENTITY
+from ttac.runtime.manifest import identity_of
+from ttac.runtime.tensors import save_tensors
+
+MODEL = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[N, 3, 8, 8] x) => (float[N, 5] logits) {
+  c = Conv <pads = [1, 1, 1, 1]> (x, "conv.weight")
+  y = BatchNormalization (c, "bn.scale", "bn.bias", "bn.mean", "bn.var")
+  r = Relu (y)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  logits = Gemm (f, "head.weight")
+}
+"""
+CHANNELS = 16
+STATE = {"bn.scale": "parameter", "bn.bias": "parameter", "bn.mean": "statistic", "bn.var": "statistic"}
+
+
+def weights() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "conv.weight": random.normal(size=(CHANNELS, 3, 3, 3)).astype(np.float32),
+        "head.weight": random.normal(size=(CHANNELS, 5)).astype(np.float32),
+        "bn.scale": np.ones(CHANNELS, np.float32),
+        "bn.bias": np.zeros(CHANNELS, np.float32),
+        "bn.mean": np.zeros(CHANNELS, np.float32),
+        "bn.var": np.ones(CHANNELS, np.float32),
+    }
+
+
+def network(tensors: dict[str, np.ndarray]) -> ir.Model:
+    proto = onnx.parser.parse_model(MODEL)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in tensors.items())
+    return ir.from_proto(proto)
+
+
+def adapted() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    return {name: random.random(CHANNELS, np.float32) + 0.5 for name in STATE}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose method trains `bn.scale` and `bn.bias` and tracks the statistics."""
+    folder = tmp_path / "net-tent-cpu.ttac"
+    folder.mkdir()
+    write_graphs(folder, {"infer": network(weights()), "forward": network(weights())})
+    (folder / "report.json").write_text("{}")
+    write_manifest(folder, STATE)
+    return folder
+
+
+def write_manifest(folder: Path, roles: dict[str, str]) -> None:
+    """Write the initial state and the manifest of a bundle whose graphs are there."""
+    state = {name: (np.ones(CHANNELS, np.float32), role) for name, role in roles.items()}
+    save_file({name: array for name, (array, _) in state.items()}, folder / "state.safetensors")
+    site = {"name": "bn", "kind": "batch", "channels": CHANNELS, "statistics": "batch", "trained": True}
+    images = {"name": "x", "dtype": "float32", "shape": ["N", 3, 8, 8]}
+    manifest = {**manifest_of({"forward": {}}, state, STEP, 5), "inputs": [images], "sites": [site]}
+    bundles.write_manifest(folder, manifest)
+
+
+def expected(tensors: dict[str, np.ndarray], x: np.ndarray, folder: Path) -> np.ndarray:
+    folder.mkdir()
+    write_graphs(folder, {"graph": network({**weights(), **tensors})})
+    return Executable(folder / "graph.onnx")({"x": x})["logits"]
+
+
+def save(folder: Path, file: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """A state as `Adapter.save` writes it."""
+    identity = identity_of(json.loads((folder / "manifest.json").read_text()))
+    save_tensors(file, tensors, {"format": IDENTITY, BUNDLE_KEY: identity})
+    return file
+
+
+def refusal(*arguments: Path) -> TtacError:
+    with pytest.raises(TtacError) as caught:
+        bake(*arguments)
+    assert not arguments[-1].exists() and not list(arguments[-1].parent.glob(".*"))
+    return caught.value
+
+
+@pytest.mark.parametrize("limit", [baking.SINGLE_FILE, 64])
+def test_the_baked_model_has_learned_the_state(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(baking, "SINGLE_FILE", limit)
+    state = save(bundle, tmp_path / "s.safetensors", adapted())
+    done = bake(bundle, state, tmp_path / "out.onnx")
+    assert done.replaced == {"parameter": 2, "statistic": 2} and done.probe == (1, 5) and not done.source_statistics
+    assert (tmp_path / "out.onnx.data").exists() == (limit == 64)
+    x = np.random.default_rng(2).random((3, 3, 8, 8), np.float32)
+    found = Executable(tmp_path / "out.onnx")({"x": x})["logits"]
+    np.testing.assert_allclose(found, expected(adapted(), x, tmp_path / "reference"), rtol=1e-6)
+
+
+def test_the_command_prints_the_path(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, out = save(bundle, tmp_path / "s.safetensors", adapted()), str(tmp_path / "out.onnx")
+    assert main(["bake", str(bundle), "--state", str(state), "-o", out]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}\n"
+    assert captured.err == "baked 2 parameter tensors, 2 statistic tensors; one sample gives [1, 5]\n"
+
+
+def test_sites_whose_statistics_nobody_tracked_are_told(bundle: Path, tmp_path: Path) -> None:
+    parameters = [name for name, role in STATE.items() if role == "parameter"]
+    write_manifest(bundle, dict.fromkeys(parameters, "parameter"))
+    state = save(bundle, tmp_path / "s.safetensors", {name: adapted()[name] for name in parameters})
+    assert bake(bundle, state, tmp_path / "out.onnx").source_statistics == ("bn",)
+
+
+def test_states_that_are_not_the_bundles(bundle: Path, tmp_path: Path) -> None:
+    state, out = tmp_path / "s.safetensors", tmp_path / "out.onnx"
+    assert isinstance(refusal(bundle, state, out), UsageError)
+    save_file(adapted(), state)
+    assert refusal(bundle, state, out).what == "the state belongs to another model, method or settings"
+
+
+def test_a_tensor_without_a_place_is_refused(bundle: Path, tmp_path: Path) -> None:
+    write_manifest(bundle, {**STATE, "prompt": "parameter"})
+    state = save(bundle, tmp_path / "s.safetensors", {**adapted(), "prompt": np.ones(CHANNELS, np.float32)})
+    error = refusal(bundle, state, tmp_path / "out.onnx")
+    assert isinstance(error, UnsupportedError) and error.what.startswith("`prompt` was adapted, but")
+
+
+def test_the_folder_must_exist(bundle: Path, tmp_path: Path) -> None:
+    state = save(bundle, tmp_path / "s.safetensors", adapted())
+    assert refusal(bundle, state, tmp_path / "none" / "out.onnx").what == "the folder does not exist"

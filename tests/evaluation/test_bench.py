@@ -1,0 +1,251 @@
+"""`ttac bench`: what is timed in which order, what is reported, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ttac
+from tests.conftest import Run
+from tests.support.tiny_bundles import GAIN, ema, read, reseal
+from ttac import demo
+from ttac.errors import RuntimeMissingError, UsageError
+from ttac.evaluation import bench as bench_module
+from ttac.evaluation.bench import Bench, Benchmark, Figures, Times, paired
+from ttac.evaluation.bench_report import columns, markdown, rows
+from ttac.evaluation.plain import inference, measure_inference, measured_by
+from ttac.reports.measure import CLEAR
+
+LINUX = pytest.mark.skipif(not CLEAR.exists(), reason="memory is measured on Linux")
+PEAK = {"peak": 4 * 2**20, "loaded": 2**20}
+
+
+def figures(**changes: Any) -> Figures:
+    made = dict(
+        model="net",
+        method="tent",
+        batch=8,
+        inference_ms=2.0,
+        step_ms=5.0,
+        ratio=2.5,
+        spread=(2.4, 2.75),
+        memory=PEAK,
+        inference={"peak": 2**20, "loaded": 2**20},
+        residuals=3 * 2**20,
+        cache=None,
+        compile_seconds=1.5,
+    )
+    return Figures(**{**made, **changes})
+
+
+ABOUT = {"date": "2026-01-01", "machine": "a machine", "packages": "ttac 1", "threads": "2"}
+
+
+# --- timing ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_run_in_turn_and_each_comes_first_every_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "SHORTEST", 0.0)
+    ran: list[str] = []
+    times = paired(lambda: ran.append("plain"), lambda: ran.append("step"), pairs=7)
+    timed = ran[2 * bench_module.WARM_UP :]
+    assert [timed[i : i + 2] for i in range(0, 14, 2)] == [["step", "plain"], ["plain", "step"]] * 3 + [
+        ["step", "plain"]
+    ]
+    assert len(times.plain) == len(times.step) == 7
+
+
+def test_short_steps_are_repeated_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def work(seconds: float) -> Callable[[], None]:
+        def action() -> None:
+            now[0] += seconds
+
+        return action
+
+    monkeypatch.setattr(bench_module.time, "perf_counter", lambda: now[0])
+    times = paired(work(0.001), work(0.004), pairs=7)
+    np.testing.assert_allclose(times.ratios, 4)
+    assert now[0] > 7 * 2 * bench_module.SHORTEST / 2
+
+
+def test_the_ratio_is_that_of_each_turn() -> None:
+    np.testing.assert_allclose(Times(np.array([1.0, 2, 4]), np.array([2.0, 4, 4])).ratios, [2, 2, 1])
+
+
+# --- reports --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_text() -> None:
+    found = Benchmark([figures(), figures(memory=None, inference=None, residuals=None)], ABOUT)
+    assert rows(found)[0][3:] == ["2.0", "5.0", "2.50 (2.40-2.75)", "4.00 MiB", "1.00 MiB", "1.00 MiB", "3.00 MiB"]
+    assert rows(found)[1][6:] == ["-", "-", "-", "-"]
+    assert len(columns(found)) == len(rows(found)[0])
+
+
+def test_the_published_cache_and_the_peers_have_columns_where_there_are_some() -> None:
+    peer = {"milliseconds": 9.0, "ratio": 4.5, "peak": 8 * 2**20, "loaded": 2**20}
+    found = Benchmark([figures(cache=5 * 2**20, peer=peer), figures(method="bn")], ABOUT, "PyTorch")
+    assert columns(found)[-3:] == ["published cache", "PyTorch / inference", "PyTorch peak"]
+    assert rows(found)[0][-3:] == ["5.00 MiB", "4.50", "8.00 MiB"] and rows(found)[1][-3:] == ["-", "-", "-"]
+    lines = markdown(found).splitlines()
+    assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_the_page() -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    from ttac.evaluation.bench_report import page
+
+    missing = [("net", "bn", UsageError("no <norm>"))]
+    text = page(Benchmark([figures(), figures(method="bn", memory=None)], ABOUT, missing=missing))
+    assert text.count("<svg") == 2 and "no &lt;norm&gt;" in text and "2.50 (2.40-2.75)" in text
+
+
+def test_json() -> None:
+    told = json.loads(json.dumps(Benchmark([figures()], ABOUT).as_json(), allow_nan=False))
+    assert told["rows"][0]["ratio"] == 2.5 and told["about"] == ABOUT and told["missing"] == []
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return ema(tmp_path / "tiny.ttac")
+
+
+def test_plain_inference_is_the_source_model_s(bundle: Path) -> None:
+    x = np.ones((2, 3), np.float32)
+    (found,) = inference(bundle / "infer.onnx", 1)(x)  # type: ignore[misc]
+    np.testing.assert_allclose(found, np.maximum(x @ GAIN, 0), rtol=1e-6)
+
+
+@LINUX
+@pytest.mark.slow
+def test_memory_of_plain_inference(bundle: Path) -> None:
+    found = measure_inference(bundle / "infer.onnx", 4, (3,), 1)
+    assert found is not None and 0 <= found["peak"] < 2**25 and 0 < found["loaded"] < 2**28
+
+
+def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ttac.evaluation.plain.CLEAR", tmp_path)
+    with pytest.raises(RuntimeMissingError) as caught:
+        measured_by([sys.executable, "-c", "raise SystemExit('no engine')"])
+    assert caught.value.where == "no engine"
+    monkeypatch.setattr("ttac.evaluation.plain.CLEAR", tmp_path / "none")
+    assert measured_by(["never"]) is None
+
+
+@pytest.mark.slow
+def test_a_bundle_is_measured_with_the_samples_given(bundle: Path, run: Run) -> None:
+    np.save("x.npy", np.ones((9, 3), np.float32))
+    seen = run("bench", str(bundle), "--data", "x.npy", "--threads", "1", "--json", "--markdown", "x.md")
+    report = json.loads(seen.out)
+    (row,) = report["rows"]
+    assert (row["model"], row["method"], row["batch"], row["compile_seconds"]) == ("tiny", "tiny", 4, None)
+    assert row["ratio"] > 0 and row["spread"][0] <= row["ratio"] <= row["spread"][1] and row["peer"] is None
+    assert Path("x.md").read_text().startswith("| model | method |") and report["about"]["threads"] == "1"
+    assert not CLEAR.exists() or (row["memory"]["loaded"] > 0 and row["inference"]["loaded"] > 0)
+
+
+@pytest.mark.slow
+def test_a_model_is_compiled_with_every_method(run: Run) -> None:
+    model = str(demo.file("fashion_resnet_gn.onnx"))
+    seen = run("bench", model, "--methods", "source,bn", "--batch", "2", "--threads", "1", "--json")
+    report = json.loads(seen.out)
+    assert seen.code == 0 and [(row["method"], row["batch"]) for row in report["rows"]] == [("source", 2)]
+    assert [each["method"] for each in report["missing"]] == ["bn"] and report["rows"][0]["compile_seconds"] > 0
+
+
+class Peer:
+    """A peer whose step does nothing."""
+
+    name = "Peer"
+
+    def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
+        return lambda x: None if manifest["method"]["name"] == "source" else x
+
+    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
+        return {"peak": 7, "loaded": 8}
+
+
+@pytest.mark.slow
+def test_peers_are_timed_too() -> None:
+    found = Bench(methods=["source"], batch=[1], threads=1, peers=Peer()).run([demo.file("fashion_resnet_gn.onnx")])
+    (row,) = found.figures
+    assert row.peer is not None and row.peer["peak"] == 7 and row.peer["ratio"] < 0.5 and found.peers == "Peer"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "the argument `MODEL_OR_BUNDLE...` is missing"),
+        (["none.onnx"], "there is no such model or bundle"),
+        (["tiny.ttac", "--pairs", "3"], "3 pairs are too few for a median"),
+        (["tiny.ttac", "--batch", "8"], "planned for 4 samples a step"),
+        (["tiny.ttac", "--methods", "tnet"], "did you mean `tent`?"),
+        (["tiny.ttac", "--against", "pytorc"], "did you mean `pytorch`?"),
+        (["tiny.ttac", "--data", "few.npy"], "there are 2 samples, a step takes 4"),
+        (["tiny.ttac", "--markdown", "no/x.md"], "the folder does not exist"),
+    ],
+)
+def test_what_is_wrong_is_told(arguments: list[str], error: str, bundle: Path, run: Run) -> None:
+    np.save("few.npy", np.ones((2, 3), np.float32))
+    seen = run("bench", *arguments)
+    assert seen.code == 2 and error in seen.err and not seen.out
+
+
+def test_pytorch_s_side_is_in_the_checkout_only(
+    bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ttac, "__file__", str(tmp_path / "site-packages/ttac/__init__.py"))
+    seen = run("bench", str(bundle), "--against", "pytorch")
+    assert seen.code == 5 and "not part of the installed package" in seen.err and "from a checkout" in seen.err
+
+
+@pytest.fixture
+def pytorch() -> Iterator[Any]:
+    pytest.importorskip("torch")
+    from benchmarks.peers import PyTorch
+
+    yield PyTorch()
+
+
+@pytest.mark.slow
+def test_names_that_are_no_network(pytorch: Any) -> None:
+    with pytest.raises(UsageError) as caught, pytorch.exported([Path("resnet81")]):
+        pass
+    assert caught.value.hint == "did you mean `resnet18`?"
+
+
+def test_a_bundle_for_another_batch_has_no_memory(bundle: Path) -> None:
+    manifest = read(bundle)
+    reseal(bundle, {**manifest, "batch": {"planned": 8, "smallest": 1}})
+    from ttac.evaluation.subjects import subjects
+
+    ((small,), _), ((whole,), _) = (subjects([bundle], [], [batch], {}, bundle) for batch in (4, 8))
+    assert bench_module._memory(small, 1, bundle / "none.npy") is None and small.batch == 4 and whole.batch == 8
+
+
+def test_the_peak_is_never_told_as_less_than_the_compile_measured(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random numbers may not make a method learn; the compile takes every branch."""
+    from ttac.evaluation.subjects import subjects
+
+    manifest = read(bundle)
+    reseal(bundle, {**manifest, "memory": {"measured": {"peak": 500}}})
+    ((subject,), _) = subjects([bundle], [], [], {}, bundle)
+    for found, told in ((400, 500), (600, 600)):
+        monkeypatch.setattr(bench_module, "measure", lambda *args, peak=found, **more: {"peak": peak, "loaded": 1})
+        assert bench_module._memory(subject, 1, bundle / "x.npy") == {"peak": told, "loaded": 1}
+    monkeypatch.setattr(bench_module, "measure", lambda *args, **more: None)
+    assert bench_module._memory(subject, 1, bundle / "x.npy") is None

@@ -1,0 +1,70 @@
+"""The slope of the loss by finite differences: what it lets pass, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from tests.support.source_models import Weights, saved, source
+from ttac.passes.graph.execute import Executable
+from ttac.passes.verify.compare import SLOPE, _unexplained, logits_off
+
+
+def kinky(width: float) -> float:
+    """Slope 2 at 0, with hundreds of kinks beside it, as a sum of ReLUs has."""
+    kinks = np.arange(1, 400) * 2e-6
+    return float(2 * width - 2e-3 * np.maximum(width - kinks, 0).sum() - 2e-3 * np.maximum(-width - kinks, 0).sum())
+
+
+def test_a_straight_loss_agrees_with_its_slope_only() -> None:
+    assert _unexplained(lambda width: 1.0 + 3.0 * width, 3.0) < 1e-6
+    assert _unexplained(lambda width: 1.0 + 3.0 * width, 3.3) == pytest.approx(0.3 / 3.3, rel=1e-3)
+
+
+def test_kinks_do_not_hide_a_wrong_slope() -> None:
+    assert _unexplained(kinky, 2.0) <= SLOPE
+    assert _unexplained(kinky, -2.0) > 0.5 and _unexplained(kinky, 4.0) > 0.2
+
+
+def test_a_finer_width_is_tried_before_a_refusal() -> None:
+    """A loss that bends by 40 % within the first widths, as batch norms of eight elements do."""
+
+    def bent(width: float) -> float:
+        return float(np.sign(width) * np.log1p(1500.0 * abs(width)) / 1500.0)
+
+    assert _unexplained(bent, 1.0) <= SLOPE < _unexplained(bent, 2.0)
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "N"])
+def test_a_file_with_a_fixed_batch_is_run_as_it_asks(batch: str, tmp_path: Path) -> None:
+    text = "net (float[%s,4] x) => (float[%s,5] y) { y = Gemm <transB = 1> (x, w) }"
+    weights: Weights = {"w": (5, 4)}
+    fixed = ir.from_proto(source(text % (batch, batch), weights))
+    free = ir.from_proto(source(text % ("N", "N"), weights))
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    assert logits_off(fixed, free, {"x": x}, "y") < 1e-6
+
+
+def test_rewrites_of_the_engine_that_break_a_graph_are_left_out(tmp_path: Path) -> None:
+    """Statistics of a layer norm behind an addition, and a batch norm of the rows of a product of three axes."""
+    text = """net (float[N,3,4] x) => (float[N,3,1] r) {
+      s = Add (x, x) y, m, r = LayerNormalization (s, ones)
+    }"""
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    path = saved(source(text, {"ones": np.ones(4, np.float32)}), tmp_path)
+    (found,) = Executable(path)({"x": x}).values()
+    np.testing.assert_allclose(found[..., 0], 1 / np.sqrt((2 * x).var(-1) + 1e-5), rtol=1e-4)
+    text = """net (float[2,3,4] x) => (float[6,5] y) {
+      p = MatMul (x, w) t = Reshape (p, rows) y = BatchNormalization (t, s, b, b, s)
+    }"""
+    weights: Weights = {"w": (4, 5), "rows": np.array([6, 5]), "s": (5,), "b": (5,)}
+    model = source(text, weights)
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    (found,) = Executable(saved(model, tmp_path))({"x": x}).values()
+    rows = (x @ held["w"]).reshape(6, 5)
+    expected = (rows - held["b"]) / np.sqrt(held["s"] + 1e-5) * held["s"] + held["b"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -1,0 +1,380 @@
+"""Bundles on disk: what is refused, with which exit code and words; and writing one whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from safetensors.numpy import save_file
+
+import ttac
+from tests.support import tiny_bundles as tiny
+from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
+from ttac.runtime.bundle import Bundle, check_replaceable, place, read_manifest, write_manifest
+from ttac.runtime.external import external_files
+
+FILES = ("forward.onnx", "infer.onnx", "report.json", "state.safetensors", "weights.safetensors")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return tiny.ema(tmp_path / "b")
+
+
+def refusal(folder: Path, error: type[TtacError]) -> str:
+    """What `load` says about the folder."""
+    with pytest.raises(error) as caught:
+        ttac.load(folder)
+    assert type(caught.value) is error and caught.value.where and caught.value.hint
+    return str(caught.value)
+
+
+def change(folder: Path, path: str, value: Any) -> None:
+    """Set (or with `...` delete) one value of the manifest, by a path such as `inputs/0/shape`."""
+    manifest = tiny.read(folder)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place: Any = manifest
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    said = refusal(bundle, VerificationError)
+    assert "not the one the manifest was written for" in said and str(bundle / name) in said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_or_truncated_file(bundle: Path, name: str) -> None:
+    data = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(data[:-1])
+    assert "not the one the manifest was written for" in refusal(bundle, VerificationError)
+    (bundle / name).unlink()
+    assert "a file of the bundle is missing" in refusal(bundle, VerificationError)
+
+
+def test_files_beyond_the_listed_ones_are_left_alone(bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    ttac.load(bundle).step(tiny.batch())
+
+
+@pytest.mark.parametrize(
+    "name", ["../forward.onnx", "/etc/hostname", "a/b.onnx", "a\\b.onnx", "C:b.onnx", "..", ".", "", "a\0b"]
+)
+def test_names_that_lead_elsewhere(bundle: Path, name: str) -> None:
+    files = tiny.read(bundle)["files"]
+    change(bundle, "files", {**files, name: "0" * 64})
+    assert "is not a plain file name inside the folder" in refusal(bundle, VerificationError)
+    change(bundle, "files", files)
+    change(bundle, "graphs/forward/file", name)
+    assert "is not a plain file name inside the folder" in refusal(bundle, VerificationError)
+
+
+def test_links_that_lead_elsewhere(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "forward.onnx").rename(tmp_path / "outside.onnx")
+    (bundle / "forward.onnx").symlink_to(tmp_path / "outside.onnx")
+    assert "`forward.onnx` leads out of the bundle's folder" in refusal(bundle, VerificationError)
+
+
+def test_a_bundle_may_be_reached_through_a_link(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(bundle, target_is_directory=True)
+    (bundle / "forward.onnx").rename(bundle / "real.onnx")
+    (bundle / "forward.onnx").symlink_to("real.onnx")
+    ttac.load(tmp_path / "link").step(tiny.batch())
+
+
+@pytest.mark.parametrize("location", ["../outside.bin", "outside.bin", "", "./weights.safetensors"])
+def test_weights_outside_the_listed_files(bundle: Path, tmp_path: Path, location: str) -> None:
+    for folder in (tmp_path, bundle):
+        (folder / "outside.bin").write_bytes(tiny.GAIN.tobytes())
+    model = tiny.with_external(tiny.parse(tiny.EMA), "gain", tiny.GAIN, location, 0)
+    (bundle / "forward.onnx").write_bytes(model.SerializeToString())
+    (bundle / "outside.bin").rename(tmp_path / "aside")
+    tiny.reseal(bundle)
+    (tmp_path / "aside").rename(bundle / "outside.bin")
+    said = refusal(bundle, VerificationError)
+    assert f"the graph wants weights from `{location}`, which the manifest does not list" in said
+
+
+def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
+    def tensor(location: str) -> onnx.TensorProto:
+        made = onnx.TensorProto(name=location, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+        made.external_data.add(key="offset", value="0")
+        made.external_data.add(key="location", value=location)
+        return made
+
+    def constant(location: str) -> onnx.NodeProto:
+        return onnx.helper.make_node("Constant", [], ["c"], value=tensor(location))
+
+    branch = onnx.helper.make_graph([constant("branch")], "branch", [], [], [tensor("inner")])
+    nodes = [constant("node"), onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch)]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [tensor("initializer")]))
+    sparse = model.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(tensor("sparse"))
+    function = model.functions.add(name="f", domain="d")
+    function.node.append(constant("function"))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    expected = {"branch", "inner", "node", "initializer", "sparse", "function"}
+    assert external_files(tmp_path / "m.onnx") == expected
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x3a\x05ab", b"\xff" * 12, b"\x0b", b"\x09\x01", b"\x08", b"<html>not found</html>"]
+)
+def test_a_graph_that_is_no_protobuf(bundle: Path, data: bytes) -> None:
+    (bundle / "forward.onnx").write_bytes(data)
+    tiny.reseal(bundle)
+    assert "the graph is not a whole ONNX file" in refusal(bundle, VerificationError)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "weights.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}" + b"\0"])
+def test_tensor_files_that_are_none(tmp_path: Path, name: str, data: bytes) -> None:
+    folder = tiny.trained(tmp_path / "b")
+    (folder / name).write_bytes(data)
+    tiny.reseal(folder)
+    assert "not a whole safetensors file" in refusal(folder, VerificationError)
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"mean": np.zeros(3, np.float32)}, "the state lacks `count`"),
+        (
+            {"mean": np.zeros(3, np.float32), "count": np.array(0), "more": np.array(0)},
+            "beyond the state table, `more`",
+        ),
+        ({"mean": np.zeros(2, np.float32), "count": np.array(0)}, "`mean` is float32 [2], the state table says"),
+        ({"mean": np.full(3, np.inf, np.float32), "count": np.array(0)}, "initial state `mean` is not finite"),
+    ],
+)
+def test_an_initial_state_that_is_not_the_table(bundle: Path, state: dict[str, np.ndarray], problem: str) -> None:
+    save_file(state, bundle / "state.safetensors")
+    tiny.reseal(bundle)
+    assert problem in refusal(bundle, VerificationError)
+
+
+def test_a_bundle_without_state_or_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    text = "forward (float[N,3] x) => (float[N,3] logits) { logits = Relu(x) }"
+    manifest = tiny.manifest_of({"forward": {}}, {}, tiny.STEP, 3)
+    tiny.write_bundle(folder, {"forward": tiny.parse(text)}, {}, manifest)
+    adapter = ttac.load(folder)
+    np.testing.assert_array_equal(adapter.step(tiny.batch()), np.maximum(tiny.batch(), 0))
+    adapter.save(tmp_path / "s")
+    adapter.restore(tmp_path / "s")
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def test_paths_that_are_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    assert "there is no such bundle" in refusal(tmp_path / "missing", UsageError)
+    assert "the path is a file, not a bundle" in refusal(bundle / "forward.onnx", UsageError)
+    (bundle / "manifest.json").unlink()
+    assert "it has no `manifest.json`" in refusal(bundle, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda text: text[:-20], "not valid JSON"),
+        (lambda text: "", "not valid JSON"),
+        (lambda text: "[]", "not a JSON object"),
+        (lambda text: text.replace('"memory": {}', '"memory": {"peak": NaN}'), "NaN is not JSON"),
+        (lambda text: text.replace('"format": 1', '"format": 1, "format": 1'), "the same key twice"),
+        (lambda text: '{"a":' * 5000, "not valid JSON"),
+        (lambda text: text.encode("utf-16"), "not valid JSON"),
+    ],
+)
+def test_a_damaged_manifest(bundle: Path, damage: Callable[[str], Any], problem: str) -> None:
+    damaged = damage((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    assert problem in refusal(bundle, VerificationError)
+
+
+def test_a_newer_format(bundle: Path) -> None:
+    change(bundle, "format", 2)
+    said = refusal(bundle, RuntimeMissingError)
+    assert "the bundle has format 2, this ttac reads format 1" in said and "written by ttac 0.1.0" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("format", True, "`format` is True, not 1"),
+        ("format", "1", "`format` is '1'"),
+        ("format", 0, "`format` is 0"),
+        ("surprise", 1, "has unknown keys: `surprise`"),
+        ("sites", ..., "has missing keys: `sites`"),
+        ("ttac", 1, "`ttac` is not a name"),
+        ("method", [], "`method` is not an object"),
+        ("method/settings", ..., "`method` lacks `settings`"),
+        ("target/engine", "tensorrt", "`target.engine` is 'tensorrt'"),
+        ("target/threads", -1, "`target.threads` is -1"),
+        ("source/sha256", "abc", "`source.sha256` is not a SHA-256"),
+        ("preprocessing", 1, "`preprocessing` is not an object"),
+        ("preprocessing", {"layout": "CHW"}, "`preprocessing.layout` is 'CHW'"),
+        ("preprocessing", {"mean": "0.5"}, "`preprocessing.mean` is not a list"),
+        ("preprocessing", {"mean": [0.5, True]}, "`preprocessing.mean` is not a list of at least 1 finite"),
+        ("preprocessing", {"std": [0.5, 0.0]}, "`preprocessing.std` is not above 0"),
+        ("preprocessing", {"range": [0]}, "`preprocessing.range` is not a list of at least 2 finite"),
+        ("sites", [{}], "`sites[0]` lacks `name`"),
+        ("executed_on", {}, "`executed_on` is not a list"),
+        ("files/forward.onnx", "f" * 63, "`files['forward.onnx']` is not a SHA-256"),
+        ("files/manifest.json", "f" * 64, "lists `manifest.json` itself"),
+        ("inputs", [], "`inputs` is empty"),
+        ("inputs/0/shape", [4, 3], "`inputs[0].shape` does not begin with `N`"),
+        ("inputs/0/shape", ["N", "M"], "`inputs[0].shape[1]` is 'M'"),
+        ("inputs/0/shape", "N3", "`inputs[0].shape` is not a list"),
+        ("inputs/0/dtype", "bfloat16", "`inputs[0].dtype` is 'bfloat16'"),
+        ("inputs/0/layout", "NCHW", "`inputs[0]` has the unknown key `layout`"),
+        ("outputs", [], "`outputs` has 0 entries, not one"),
+        ("outputs/0/name", "", "`outputs[0].name` is not a name"),
+        ("batch/planned", 0, "`batch.planned` is 0"),
+        ("batch/smallest", 5, "`batch.smallest` is 5, more than the planned 4"),
+        ("state/file", "other.safetensors", "names `other.safetensors`, which `files` does not list"),
+        ("state/tensors/0/role", "hero", "`state.tensors[0].role` is 'hero'"),
+        ("state/tensors/0/shape", ["N"], "`state.tensors[0].shape[0]` is 'N'"),
+        ("state/tensors/0/name", "count", "`state.tensors` has `count` twice"),
+        ("graphs/forward/file", "state.safetensors", "is `state.safetensors`, not an `.onnx` file"),
+        ("graphs/forward/state", {"mean_next": "sum"}, "names `sum`, which the state table lacks"),
+        ("graphs/forward/state", {"a": "mean", "b": "mean"}, "has `mean` twice"),
+        ("graphs/forward/stats", {"spread": "steps"}, "takes the name `steps`"),
+        ("graphs/forward/optimization", "most", "`graphs['forward'].optimization` is 'most'"),
+        ("graphs/forward/when", 1, "has the unknown key `when`"),
+        ("programs/train", [], "`programs` has the unknown key `train`"),
+        ("programs/predict", ..., "`programs` lacks `predict`"),
+    ],
+)
+def test_a_manifest_with_a_wrong_value(bundle: Path, path: str, value: Any, problem: str) -> None:
+    change(bundle, path, value)
+    said = refusal(bundle, VerificationError)
+    assert problem in said, said
+    with pytest.raises(VerificationError):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("graphs/forward/state", {"gone": "mean"}, "reads output `gone`, which the graph lacks"),
+        ("graphs/forward/stats", {"gone": "loss"}, "reads output `gone`, which the graph lacks"),
+        ("inputs/0/name", "image", "reads `x` in graph `forward`, and nothing provides it"),
+        ("inputs/0/shape", ["N", 4], "takes `x` as float32 ['N', 3], the manifest has float32 [N, 4]"),
+        ("inputs/0/dtype", "float64", "takes `x` as float32"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_graphs(bundle: Path, path: str, value: Any, problem: str) -> None:
+    change(bundle, path, value)
+    assert problem in refusal(bundle, VerificationError)
+
+
+def test_reading_gives_what_was_written(bundle: Path) -> None:
+    manifest = read_manifest(str(bundle))
+    assert manifest == tiny.read(bundle)
+    found = Bundle.read(str(bundle))
+    assert (found.path, found.manifest, found.report) == (bundle, manifest, {"plan": []})
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_placing_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.ttac"
+    placed = place(bundle, target)
+    assert placed.path == target and placed.report == {"plan": []} and placed.manifest == read_manifest(target)
+    assert names_in(tmp_path) == ["out.ttac"]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in target.iterdir())
+    ttac.load(target).step(tiny.batch())
+
+
+def test_placing_replaces_a_bundle_or_fills_an_empty_folder(bundle: Path, tmp_path: Path) -> None:
+    target = tiny.trained(tmp_path / "out.ttac")
+    place(bundle, str(target))
+    assert names_in(tmp_path) == ["out.ttac"] and "infer.onnx" in names_in(target)
+    (tmp_path / "empty").mkdir()
+    place(tiny.ema(tmp_path / "more"), tmp_path / "empty")
+    ttac.load(tmp_path / "empty")
+
+
+def test_a_damaged_bundle_may_be_replaced(bundle: Path, tmp_path: Path) -> None:
+    damaged = tiny.ema(tmp_path / "out")
+    change(damaged, "graphs", 5)
+    place(bundle, damaged)
+    ttac.load(damaged)
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"name": "a web app", "icons": []}', "not json"])
+def test_other_folders_are_not_overwritten(bundle: Path, tmp_path: Path, manifest: str | None) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("three years")
+    if manifest is not None:
+        (mine / "manifest.json").write_text(manifest)
+    before = names_in(mine)
+    with pytest.raises(UsageError, match="is not a ttac bundle"):
+        place(bundle, mine)
+    assert names_in(mine) == before and (bundle / "manifest.json").exists()
+
+
+def test_files_and_links_are_not_overwritten(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(bundle)
+    for target in (tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(UsageError, match="there is a file where the bundle should go"):
+            check_replaceable(target)
+
+
+def test_a_failing_rename_leaves_the_old_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny.trained(tmp_path / "out")
+    before, rename = names_in(target), Path.rename
+
+    def fail(self: Path, to: Path) -> Path:
+        if self == bundle:
+            raise OSError("the disk is full")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(UsageError, match="cannot write the bundle: the disk is full"):
+        place(bundle, target)
+    monkeypatch.undo()
+    assert names_in(target) == before and names_in(tmp_path) == ["b", "out"]
+
+
+def test_a_dry_bundle_has_no_path(bundle: Path) -> None:
+    dry = Bundle.dry(bundle)
+    assert dry.path is None and dry.manifest == read_manifest(bundle) and dry.report == {"plan": []}
+
+
+def test_writing_checks_the_manifest_first(bundle: Path) -> None:
+    manifest = tiny.read(bundle)
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(VerificationError, match="lacks `file`"):
+        write_manifest(bundle, {**manifest, "graphs": {"forward": {}}})
+    assert (bundle / "manifest.json").read_bytes() == before
+    os.remove(bundle / "manifest.json")
+    write_manifest(bundle, {key: value for key, value in manifest.items() if key != "files"})
+    assert (bundle / "manifest.json").read_bytes() == before

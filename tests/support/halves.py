@@ -1,0 +1,57 @@
+"""The joint graph of a small model, plans of it, and what its halves compute."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+import onnx_ir as ir
+
+from tests.support.whole_models import Arrays, normal, sites_of, spelled
+from ttac.passes.adapt.adapt_norms import adapt_norms
+from ttac.passes.differentiate.joint import Joint, differentiate_loss
+from ttac.passes.graph.execute import run
+from ttac.passes.partition.partition import Halves
+from ttac.passes.plan.plan import SMALL, Decide, Kept, Plan, keep_as, nbytes, plan_activations
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node stands behind those it reads."""
+    seen: set[ir.Node | None] = {None}
+    for node in graph:
+        if any(value is not None and value.producer() not in seen for value in node.inputs):
+            return False
+        seen.add(node)
+    return True
+
+
+def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
+    """A file's joint graph with batch statistics, the values the forward must give, and the state's initial values."""
+    model = normal(path)
+    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
+    return joint, [joint.logits], {tensor.name: tensor.initial for tensor in made.state}
+
+
+def packing(batch: int, floats: str = "dense") -> Decide:
+    """Masks as bits, and every large float as `floats` says."""
+
+    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
+        if value.dtype == ir.DataType.BOOL:
+            return keep_as(value, "bits", batch)
+        large = value.dtype == ir.DataType.FLOAT and nbytes(value, batch) > SMALL
+        return keep_as(value, floats if large else "dense", batch)
+
+    return decide
+
+
+def planned(joint: Joint, batch: int, decide: Decide | None = None) -> Plan:
+    graph = joint.model.graph
+    return plan_activations(graph, joint.backward, list(graph.inputs), batch, decide)
+
+
+def run_halves(halves: Halves, feeds: Arrays) -> Arrays:
+    """What both halves give, by name."""
+    assert halves.backward is not None
+    found = run(spelled(halves.forward), feeds)
+    return {**found, **run(spelled(halves.backward), {**feeds, **found})}

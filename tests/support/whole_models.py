@@ -1,0 +1,121 @@
+"""The small models of `tests/models`, their golden numbers, and what a compiled bundle's own graphs compute."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import ttac
+from tests.support.tiny_bundles import read
+from ttac import finish, targets
+from ttac.errors import TtacError
+from ttac.passes.graph.execute import Executable
+from ttac.passes.load.model_file import load
+from ttac.passes.lower.lower import lower
+from ttac.passes.normalise.normal_form import normalise
+from ttac.passes.norms.norm_sites import NormSite, find_norms
+
+HERE = Path(__file__).resolve().parents[1]
+MODELS = {path.stem: path for path in sorted((HERE / "models").glob("*.onnx"))}
+BATCH = 8
+SINGLE = ir.DataType.FLOAT
+
+Arrays = dict[str, np.ndarray]
+
+
+def operators(graph: ir.Graph) -> list[str]:
+    """The operators of the graph, in its order."""
+    return [node.op_type for node in graph]
+
+
+def samples(shape: Sequence[int], count: int = BATCH, seed: int = 0) -> np.ndarray:
+    """Inputs of the golden numbers, float32 [count, *shape]; RandomState's stream never changes."""
+    return np.random.RandomState(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def golden(name: str) -> Arrays:
+    """The golden numbers of a model, float64; see `make_models.py`."""
+    with safe_open(HERE / "golden" / "models.safetensors", "np") as file:
+        keys = [key for key in file.keys() if key.startswith(f"{name}/")]
+        return {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in keys}
+
+
+def golden_gradients(name: str) -> Arrays:
+    """The golden gradients of a model."""
+    return under_our_names(golden(name))
+
+
+def under_our_names(found: Arrays) -> Arrays:
+    """The gradients among golden numbers, `gradient/0.branch.1.weight` as `0.branch.1.scale`."""
+    slopes = {key.removeprefix("gradient/"): value for key, value in found.items() if key.startswith("gradient/")}
+    return {f"{key.removesuffix('.weight')}.scale" if key.endswith(".weight") else key: v for key, v in slopes.items()}
+
+
+def executed(folder: Path, x: np.ndarray) -> Arrays:
+    """Every value that one step of the bundle in `folder` hands on, by name; each graph run on its own, as written."""
+    manifest = read(folder)
+    values = {**load_file(folder / "weights.safetensors"), **load_file(folder / manifest["state"]["file"])}
+    values[manifest["inputs"][0]["name"]] = x
+    for word in manifest["programs"]["step"]:
+        if "run" in word:
+            values |= Executable(folder / manifest["graphs"][word["run"]]["file"])(values)
+    return values
+
+
+def gradient_errors(found: Arrays, expected: Arrays) -> Arrays:
+    """Per parameter, the distance of its gradient relative to the length of all gradients; under "all" that of all."""
+    length = np.sqrt(sum(float((value**2).sum()) for value in expected.values()))
+    apart = {name: np.linalg.norm(found[f"{name}.grad"].astype(np.float64) - value) for name, value in expected.items()}
+    return {**{name: d / length for name, d in apart.items()}, "all": np.linalg.norm(list(apart.values())) / length}
+
+
+def compiled(path: Path, folder: Path, **choices: Any) -> Path:
+    """A bundle below `folder`, without the measurement of its memory, which takes a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "measure", lambda *_, **__: None)
+        bundle = ttac.compile(path, output=folder / f"{path.stem}-{len(list(folder.iterdir()))}.ttac", **choices)
+    assert bundle.path is not None
+    return bundle.path
+
+
+def state_of(adapter: ttac.Adapter) -> Arrays:
+    """The adapter's state, read back from a file it saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapter.save(Path(folder) / "state.safetensors")
+        return load_file(Path(folder) / "state.safetensors")
+
+
+def normal(path: Path) -> ir.Model:
+    """The file in normal form."""
+    return normalise(load(path), simplifier=None)
+
+
+def sites_of(model: ir.Model) -> list[NormSite]:
+    return list(find_norms(model).sites)
+
+
+def spelled(model: ir.Model) -> ir.Model:
+    """A copy in standard operators."""
+    return lower(model.clone(), targets.find("cpu"))
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(kind: type[TtacError], path: Path, **choices: Any) -> str:
+    """The message of the refusal; that nothing was written, and that it says what to try, is checked here."""
+    before = everything(path.parent)
+    with pytest.raises(kind) as caught:
+        ttac.compile(path, **choices)
+    assert everything(path.parent) == before
+    assert caught.value.exit_code == kind.exit_code and caught.value.hint
+    return str(caught.value)

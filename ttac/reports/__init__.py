@@ -1,0 +1,1 @@
+"""What ttac tells a person: progress, inspection, comparison, measurement, diagnosis."""
