@@ -47,12 +47,12 @@ class Method:
         adapts: whether any norm is adapted; without, the bundle is the plain model.
         trains: whether the scale and bias of the adapted sites get gradients.
         loss: name of the loss in `ttac.passes.differentiate.losses`, empty if there is none.
-        refine: what happens to the predictions of a batch, by its name in `ttac.passes.step_graphs.laplacian`, empty for nothing.
-        drops: codec (`ttac.passes.plan.codecs`) by which each trained layer keeps a share of its cached input only, by the
+        refine: what happens to the predictions of a batch, by its name in `laplacian`, empty for nothing.
+        drops: codec (`plan.codecs`) by which each trained layer keeps a share of its cached input only, by the
             settings; empty for methods that keep all of it.
         options: hyperparameters, in the order `ttac methods NAME` lists them.
         settle: the settings once the model is known, for defaults that depend on it.
-        graphs: graphs of the program besides `forward` and `backward`, by their names in `ttac.passes.step_graphs.table`.
+        graphs: graphs of the program besides `forward` and `backward`, by their names in `step_graphs.table`.
         program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and three more conveniences:
             `{"return": "logits"}` whatever the model calls them; `{"run": "forward", "again": True}` without logits,
             reports and tracked state, which stay those of the first run, where "rows" may name a setting, and "on" a

@@ -127,7 +127,7 @@ class Rooms:
         self.line("verify", ", ".join(found) or "executed")
 
     def measured(self, found: Mapping[str, Any] | None, planned: Mapping[str, int]) -> None:
-        """Peak bytes and seconds of a step as `ttac.reports.measure` found them, None where it cannot, and what was planned."""
+        """Peak bytes and seconds of a step as `measure` found them, None where it cannot, and what was planned."""
         if found is None:
             self.line("measure", "not measured: the counters are on Linux only")
             return
