@@ -15,7 +15,7 @@ from ttac.passes.differentiate.rules import (
     rounding,
     shapes,
 )
-from ttac.passes.operators import channel_sums, conv_gradients, entropy, gate_masks, gelu, pool_gradients
+from ttac.passes.operators import channel_sums, conv_gradients, entropy, gate_masks, pool_gradients
 
 __all__ = [
     "activations",
@@ -34,4 +34,4 @@ __all__ = [
 ]
 
 # The rules write in these vocabularies.
-VOCABULARIES = (channel_sums, conv_gradients, entropy, gate_masks, gelu, pool_gradients)
+VOCABULARIES = (channel_sums, conv_gradients, entropy, gate_masks, pool_gradients)
