@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ class PyTorch:
     def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
         """Bytes `peak` and `loaded` of the step in a fresh process."""
         asked = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads)]
-        return measured_by([sys.executable, "-m", "benchmarks.memory", *asked], ROOT)
+        return measured_by("benchmarks.memory", asked)
 
 
 def restated(

@@ -5,9 +5,7 @@ The simplification is optional: whatever goes wrong, the model comes back as it 
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from ttac.child_process import run_module
 from ttac.passes.load.model_file import SMALL, Say, quiet, with_weights, without_weights
 
 SECONDS = 120
@@ -59,14 +58,8 @@ def worthwhile(model: ir.Model) -> bool:
 
 def _run_child(arguments: list[str], seconds: float) -> str:
     """What went wrong, or an empty string."""
-    command = [sys.executable, "-m", "ttac.passes.normalise.simplify_child", *arguments]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "PYTHONSAFEPATH": "1",
-    }
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
+        done = run_module("ttac.passes.normalise.simplify_child", arguments, seconds=seconds)
     except subprocess.TimeoutExpired:
         return f"took longer than {seconds:g} s"
     except OSError as error:

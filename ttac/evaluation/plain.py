@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ttac.child_process import run_module
 from ttac.errors import RuntimeMissingError
 from ttac.reports.measure import CLEAR, kilobytes
 from ttac.runtime.engine import plain_session, warm_engine
@@ -41,17 +41,17 @@ def measure_inference(path: Path, batch: int, shape: tuple[int, ...], threads: i
     Raises RuntimeMissingError when the process fails.
     """
     asked = [str(path), str(batch), "x".join(map(str, shape)), str(threads)]
-    return measured_by([sys.executable, "-m", "ttac.evaluation.plain", *asked])
+    return measured_by("ttac.evaluation.plain", asked)
 
 
-def measured_by(command: list[str], folder: Path | None = None) -> dict[str, Any] | None:
-    """What a process that measures itself prints; None where the system does not offer the counters.
+def measured_by(module: str, arguments: Sequence[str] = ()) -> dict[str, Any] | None:
+    """Return the figures that `python -m module` prints about its own memory; None where no counters exist.
 
-    Raises RuntimeMissingError when it fails.
+    Raises RuntimeMissingError when the process fails.
     """
     if not CLEAR.exists():
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    done = run_module(module, arguments)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RuntimeMissingError("a process that measures memory failed", where=last, hint="run `ttac doctor`")

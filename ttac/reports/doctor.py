@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from packaging.version import Version
 
 from ttac import targets
+from ttac.child_process import run_code
 from ttac.sizes import format_size
 from ttac.spec import Target
 
@@ -93,8 +93,7 @@ def installed(package: str) -> str:
 
 def import_failure() -> str:
     """Why the engine cannot be imported, empty when it can; tried in a child process, as a bad one may crash it."""
-    command = [sys.executable, "-c", "import onnxruntime"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = run_code("import onnxruntime", seconds=120)
     if done.returncode < 0:
         return f"the process ends with signal {-done.returncode}"
     last = (done.stderr.strip().splitlines() or [""])[-1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ttac.child_process import run_module
 from ttac.errors import RuntimeMissingError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -34,16 +34,8 @@ def measure(
     """
     if not CLEAR.exists():
         return None
-    command = [
-        sys.executable,
-        "-m",
-        "ttac.reports.measure",
-        str(bundle),
-        str(steps),
-        str(threads or 0),
-        str(samples or ""),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = [str(bundle), str(steps), str(threads or 0), str(samples or "")]
+    done = run_module("ttac.reports.measure", arguments)
     if done.returncode:
         raise RuntimeMissingError(
             "the bundle failed while its memory was measured",
