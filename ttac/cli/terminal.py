@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from rich.text import Text
 
 from ttac.errors import TtacError
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal may obey: C0 and C1 controls and changes of the writing direction."""
 PIPED_WIDTH = 1000
 """Characters of a line in a file or a pipe: more than any table has, so that nothing is wrapped there."""
 
@@ -29,7 +32,7 @@ class Terminal:
 
     def data(self, text: str) -> None:
         """Print `text` on stdout as it is: never wrapped, never coloured."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(visible(text) + "\n")
 
     def json(self, value: Any) -> None:
         """Print `value` on stdout as indented JSON."""
@@ -56,12 +59,12 @@ class Terminal:
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in pairs.items():
-            grid.add_row(name, str(value))
+            grid.add_row(visible(name), visible(str(value)))
         self.show(grid)
 
     def say(self, line: str = "") -> None:
         """Print a line of talk on stderr."""
-        self.talk.print(line, soft_wrap=True)
+        self.talk.print(visible(line), soft_wrap=True)
 
     def detail(self, line: str) -> None:
         """Print a line of talk that only `-v` shows."""
@@ -86,7 +89,15 @@ class Terminal:
             self._labelled("hint: ", "bold cyan", error.hint)
 
     def _labelled(self, label: str, style: str, text: str) -> None:
-        self.talk.print(Text.assemble((label, style), text), soft_wrap=True)
+        self.talk.print(Text.assemble((label, style), visible(text)), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    r"""Return `text` with every control character but newline and tab written as an escape, `\x1b`.
+
+    Names come from files of strangers: a terminal must not obey the sequences in them.
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
@@ -95,7 +106,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     for name in columns:
         made.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else visible(str(cell)) for cell in row))
     return made
 
 
