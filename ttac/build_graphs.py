@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ttac.bundle_writer import Compiled
 from ttac.method_facts import method_graphs
-from ttac.options import Request
+from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.joint import Joint
@@ -39,7 +39,7 @@ LEAST_KEPT = 0.05
 class Parts:
     """What the rooms before made: the plain graph, its sites, the joint graph and what the method starts from."""
 
-    request: Request
+    request: CompileOptions
     infer: ir.Model
     sites: list[NormSite]
     adaptation: Adaptation
@@ -126,7 +126,7 @@ def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
     )
 
 
-def staged(backward: ir.Model, residuals: Sequence[str], joint: Joint, asked: Request) -> list[ir.Model]:
+def staged(backward: ir.Model, residuals: Sequence[str], joint: Joint, asked: CompileOptions) -> list[ir.Model]:
     """The backward as the engine runs it: in standard operators, in stages, and in an order that it keeps to."""
     lower(backward, asked.target)
     stages = split_backward(backward, residuals, asked.batch, STAGES)

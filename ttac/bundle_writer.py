@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
-from ttac.options import Request
+from ttac.options import CompileOptions
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.keys import LAYER
@@ -46,7 +46,7 @@ class Compiled:
         quantized: the layers as 8-bit modules; no module without `--quantize`.
     """
 
-    request: Request
+    request: CompileOptions
     graphs: dict[str, ir.Model]
     sites: Sequence[NormSite] = ()
     statistics: str = "source"

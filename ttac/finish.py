@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ttac.bundle_writer import Compiled, manifest, report, write_files
 from ttac.errors import BudgetError, UsageError
-from ttac.options import Request
+from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.losses import WEIGHTS
@@ -82,7 +82,7 @@ def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples,
 
 
 @contextmanager
-def staging(asked: Request) -> Iterator[Path]:
+def staging(asked: CompileOptions) -> Iterator[Path]:
     """An empty folder on the output's file system; whatever was made for it is gone again unless the bundle is there.
 
     Raises UsageError if nothing can be written there.
@@ -263,9 +263,9 @@ def refuse_over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> None:
     """
     asked, plan = compiled.request, compiled.plan
     taken = memory["measured"].get("peak", plan.bytes if plan else 0)
-    if asked.budget is not None and asked.method.drops(asked.settings):
+    if asked.memory_budget is not None and asked.method.drops(asked.settings):
         taken = max(taken, memory["planned"].get("peak", 0))
-    needs, allowed, option = taken, asked.budget, "--memory-budget"
+    needs, allowed, option = taken, asked.memory_budget, "--memory-budget"
     hint = f"lower `--batch` (now {asked.batch}), or adapt fewer sites with `--train`"
     if allowed is None:
         loaded = memory["measured"].get("loaded", 0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.options import Request
+from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.differentiate.joint import Joint
@@ -30,7 +31,7 @@ from ttac.sites import Samples
 from ttac.spec import Facts
 
 
-def head_of(asked: Request, model: ir.Model) -> Head | None:
+def head_of(asked: CompileOptions, model: ir.Model) -> Head | None:
     """How the output of the normal form is read; None where that is unclear and the method does not ask.
 
     Raises UnsupportedError where the method, or the user, needs it to be read.
@@ -44,31 +45,31 @@ def head_of(asked: Request, model: ir.Model) -> Head | None:
         return None
 
 
-def refine(asked: Request, model: ir.Model, head: Head | None) -> None:
+def refine(asked: CompileOptions, model: ir.Model, head: Head | None) -> None:
     """Put what the method makes of a batch's predictions in their place, in place; most methods leave them."""
     if asked.method.refine:
         REFINEMENTS[asked.method.refine](model, head, asked.settings)
 
 
-def facts_of(asked: Request, head: Head | None, sites: Sequence[NormSite]) -> Facts:
+def facts_of(asked: CompileOptions, head: Head | None, sites: Sequence[NormSite]) -> Facts:
     """What the method's defaults may depend on."""
     return Facts(asked.batch, head.classes if head else 1, frozenset(site.kind for site in sites))
 
 
 def settled(
-    asked: Request,
+    asked: CompileOptions,
     model: ir.Model,
     head: Head | None,
     sites: Sequence[NormSite],
     samples: Samples,
     say: Callable[[str], None],
-) -> Request:
+) -> CompileOptions:
     """The request with the defaults that depend on the model.
 
     Raises UnsupportedError or UsageError where the model takes no images such as were stated, or the method distorts
     images and the model, or the calibration data, has other ones.
     """
-    asked = asked.settled(facts_of(asked, head, sites))
+    asked = replace(asked, settings=asked.method.settle(asked.settings, facts_of(asked, head, sites)))
     if asked.pixels:
         preparation(["N", *dims(model.graph.inputs[0])[1:]], asked.pixels)
     if "augment" in asked.method.graphs:
@@ -82,7 +83,7 @@ def settled(
 
 
 def anchor_of(
-    asked: Request, model: ir.Model, adaptation: Adaptation, samples: Samples, head: Head | None
+    asked: CompileOptions, model: ir.Model, adaptation: Adaptation, samples: Samples, head: Head | None
 ) -> dict[str, np.ndarray]:
     """Fisher information by parameter for a method that holds on to the source; empty without calibration data.
 
@@ -96,7 +97,7 @@ def anchor_of(
 
 
 def method_graphs(
-    asked: Request, joint: Joint, anchor: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
+    asked: CompileOptions, joint: Joint, anchor: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
 ) -> dict[str, MethodGraph]:
     """The graphs of the method besides forward and backward, by name."""
     assert joint.loss is not None

@@ -1,133 +1,263 @@
-"""What the user asked for, resolved: every name looked up, every value typed, before any model is opened."""
+"""The options of one compile: declared once and checked once, before any model is opened.
+
+Python, the command line and TOML files give the same mapping of names and values to `CompileOptions.from_mapping`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ttac import methods, targets
 from ttac.errors import UnsupportedError, UsageError
 from ttac.runtime.bundle import check_replaceable
 from ttac.samples.pixels import black_and_white, resolve_pixels
-from ttac.settings import resolve
+from ttac.settings import resolve, split_assignments
 from ttac.sizes import parse_size
-from ttac.spec import HEADS, Facts, Method, Target
+from ttac.spec import HEADS, Method, Target
+from ttac.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALL = "all"
-"""The selector for every norm, and all other weights besides."""
+"""The selector for all norms and all other weights."""
 NORMS = ("auto", "keep", "insert")
 
+Parse = Callable[[Any, str], Any]
+"""Value and its place in a message -> typed value.  Text and typed values are accepted; raises UsageError."""
 
-@dataclass(frozen=True)
-class Request:
-    """One compile.
+
+def one_of(*choices: str) -> Parse:
+    """Parser of a value that is one of a few words."""
+
+    def parse(value: Any, where: str) -> Any:
+        if value not in choices:
+            raise UsageError(f"`{value}` is no choice", where=where, hint=did_you_mean(str(value), choices))
+        return value
+
+    return parse
+
+
+def whole_number(low: int = 1) -> Parse:
+    """Parser of a whole number that is at least `low`."""
+
+    def parse(value: Any, where: str) -> Any:
+        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < low:
+            raise UsageError(f"`{value}` does not fit", where=where, hint=f"give a whole number, at least {low}")
+        return int(value)
+
+    return parse
+
+
+def size_in_bytes(value: Any, where: str) -> int:
+    """Parser of a size in bytes, such as `64MiB`."""
+    return parse_size(str(value), where)
+
+
+def sample_shape(value: Any, where: str) -> tuple[int, ...]:
+    """Parser of the shape of one sample: `3x224x224`, or a sequence of whole numbers."""
+    parts = value.lower().split("x") if isinstance(value, str) else [str(part) for part in value]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
+        raise UsageError(f"`{value}` is not a shape", where=where, hint=hint)
+    return tuple(int(part) for part in parts)
+
+
+def name_text(value: Any, where: str) -> str:
+    """Parser of a name."""
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"`{value}` is no name", where=where, hint="give a text that is not empty")
+    return value
+
+
+def path_of(value: Any, where: str) -> Path:
+    """Parser of a path."""
+    if not isinstance(value, (str, Path)):
+        raise UsageError(f"`{value}` is no path", where=where, hint="give a text or a `pathlib.Path`")
+    return Path(value)
+
+
+def truth(value: Any, where: str) -> bool:
+    """Parser of yes or no."""
+    if not isinstance(value, bool):
+        raise UsageError(f"`{value}` is neither true nor false", where=where, hint="give a truth value")
+    return value
+
+
+def sample_source(value: Any, where: str) -> Any:
+    """Parser of calibration samples: an array, or the path of a file or folder."""
+    return value if hasattr(value, "dtype") else path_of(value, where)
+
+
+def name_table(value: Any, where: str) -> dict[str, Any]:
+    """Parser of a table of settings: a mapping, or texts `name=value`."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return split_assignments([value] if isinstance(value, str) else value)
+
+
+def pixel_meaning(value: Any, where: str) -> dict[str, Any] | None:
+    """Parser of the pixels' meaning (`ttac.samples.pixels.resolve_pixels`)."""
+    return resolve_pixels(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One option as users write it.
 
     Attributes:
-        path: the model file; output: the bundle's folder.
-        settings: every option of `method` with its value.
-        batch: samples per step that the bundle is planned for.
-        calibration: unlabelled source samples, as an array, a file or a folder; None if there are none.
-        norms: "auto", "keep" or "insert"; train: which sites are adapted ("norms", "all" or name patterns).
-        quantize: "int8" where the frozen layers run in 8 bits.
-        budget: bytes of working memory a step may take, None for the target's.
-        shape: shape of one sample where the file leaves it open.
-        head: how the output is read, "auto" or one of `ttac.spec.HEADS`.
-        pixels: how bytes become the model's input (`ttac.samples.pixels`), None where nobody said.
+        parse: checks and converts a value; a typed value passes unchanged.
+        metavar, help: of the option on the command line.
+        default: where the option is left out; None where the model, the method or the target decide.
+    """
+
+    parse: Parse
+    metavar: str
+    help: str
+    default: Any = None
+
+
+def _rule(parse: Parse, metavar: str, help: str, default: Any = None) -> dict[str, Rule]:
+    return {"rule": Rule(parse=parse, metavar=metavar, help=help, default=default)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """The resolved options of one compile: names are looked up, values are typed and within their bounds.
+
+    Attributes:
+        path: the ONNX file.
+        method: the method, with the variants that `settings` turn on.
+        target: the device, by its name (`ttac targets`) or a `.toml` file.
+        output: folder of the bundle; `MODEL-METHOD-TARGET.ttac` beside the model by default.
+        batch: samples of one step that the bundle is planned for; the target's number by default.
+        calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
+            images; None without samples.
+        norms: "auto" inserts norms only into a file without any, "insert" after every Conv with a bias, "keep" never.
+        train: the sites to adapt: "norms" for all, "all" for all norms and all other weights, or comma-separated
+            selectors (`ttac.passes.norms.selectors`).
+        quantize: "int8" runs the frozen layers in 8 bits and needs `calibration`; None runs all layers in float32.
+        memory_budget: bytes of working memory of one step beyond the loaded bundle (Python and the command line also
+            take a size such as "64MiB"); None for the target's memory.
+        settings: value of every hyperparameter of the method (`ttac methods NAME`).
+        dump: folder that gets the graph after each room; None writes none.
+        dry_run: plan and report without writing `output`; the returned Bundle has no folder.
+        input, logits: names of the graph's input and output, for a graph with several.
+        shape: of one sample, for a file that leaves it open.
+        head: reading of the output: "classes", "binary" or "dense"; "auto" reads it from the shape and the last
+            operators.
+        pixels: meaning of bytes, and so of images: "imagenet", or a mapping with `mean`, `std`, `range` and `layout`
+            (`ttac.samples.pixels`); the manifest keeps it.
     """
 
     path: Path
-    method: Method
-    settings: Mapping[str, Any]
-    target: Target
-    output: Path
-    batch: int
-    calibration: str | Path | np.ndarray | None = None
-    norms: str = "auto"
-    train: str = "norms"
-    quantize: str | None = None
-    budget: int | None = None
-    dump: Path | None = None
-    dry_run: bool = False
-    input: str | None = None
-    logits: str | None = None
-    shape: tuple[int, ...] | None = None
-    head: str = "auto"
-    pixels: Mapping[str, Any] | None = None
-
-    def settled(self, facts: Facts) -> Request:
-        """The same request with the defaults that depend on the model."""
-        return replace(self, settings=self.method.settle(self.settings, facts))
-
-
-def request(
-    path: str | Path,
-    *,
-    method: str,
-    target: str,
-    output: str | Path | None,
-    batch: int | None,
-    norms: str,
-    train: str,
-    memory_budget: int | str | None,
-    settings: Mapping[str, Any] | None,
-    dump: str | Path | None,
-    quantize: str | None,
-    emit: str | None,
-    pixels: str | Sequence[str] | Mapping[str, Any] | None,
-    **rest: Any,
-) -> Request:
-    """Check and resolve the arguments of `ttac.compile`.
-
-    Raises UsageError for a name that does not exist, a value out of bounds, or an output that is something else
-    already; UnsupportedError for what this version does not do yet.
-    """
-    path, chosen, device = Path(path), methods.find(method), targets.find(target)
-    for word, words, option in ((norms, NORMS, "--norms"), (rest.get("head", "auto"), ("auto", *HEADS), "--head")):
-        if word not in words:
-            raise UsageError(f"`{word}` is not one of {', '.join(words)}", where=f"`{option}`")
-    if quantize not in (None, "int8"):
-        raise UsageError(f"`{quantize}` is not `int8`", where="`--quantize`")
-    _refuse_unbuilt(chosen, emit, train)
-    if quantize and train == ALL:
-        raise untrainable("`--train all --quantize int8`")
-    samples = device.batch if batch is None else batch
-    if samples < 1:
-        raise UsageError(f"a batch of {samples} samples cannot be planned", where="`--batch`", hint="give 1 or more")
-    folder = Path(output) if output is not None else path.with_name(f"{path.stem}-{chosen.name}-{device.name}.ttac")
-    if not rest.get("dry_run"):
-        check_replaceable(folder)
-    budget = None if memory_budget is None else parse_size(str(memory_budget), "`--memory-budget`")
-    stated = resolve_pixels(pixels)
-    resolved = resolve(chosen, _in_pixels(chosen, settings, stated), quantize)
-    return Request(
-        path,
-        chosen.variant(resolved),
-        resolved,
-        device,
-        folder,
-        samples,
-        norms=norms,
-        train=train,
-        quantize=quantize,
-        budget=budget,
-        dump=Path(dump) if dump is not None else None,
-        pixels=stated,
-        **rest,
+    method: Method = field(metadata=_rule(name_text, "M", "See `ttac methods`.", "tent"))
+    target: Target = field(metadata=_rule(name_text, "T", "See `ttac targets`; or your `.toml` file.", "cpu"))
+    output: Path = field(metadata=_rule(path_of, "DIR", "The bundle's folder.  [default: MODEL-M-T.ttac]"))
+    batch: int = field(
+        metadata=_rule(whole_number(), "N", "Samples per step to plan for.  [default: the target's number]")
     )
+    calibration: Path | np.ndarray | None = field(
+        metadata=_rule(sample_source, "PATH", "Unlabelled source samples: .npz, .npy or a folder of images.")
+    )
+    norms: str = field(
+        metadata=_rule(
+            one_of(*NORMS),
+            "|".join(NORMS),
+            "Insert norms where an exporter folded them: into a file without any (auto), never, or after every Conv.",
+            "auto",
+        )
+    )
+    head: str = field(
+        metadata=_rule(
+            one_of("auto", *HEADS),
+            "|".join(("auto", *HEADS)),
+            "The output predicts a class a sample, yes or no, or a class a pixel; auto reads it from the file.",
+            "auto",
+        )
+    )
+    input: str | None = field(metadata=_rule(name_text, "NAME", "The graph input that takes samples."))
+    logits: str | None = field(metadata=_rule(name_text, "NAME", "The graph output that holds logits."))
+    shape: tuple[int, ...] | None = field(
+        metadata=_rule(sample_shape, "CxHxW", "Shape of one sample, where the file leaves it open.")
+    )
+    pixels: Mapping[str, Any] | None = field(
+        metadata=_rule(
+            pixel_meaning,
+            "KEY=VALUE",
+            "How images become the model's input: `imagenet`, or `mean=`, `std=`, `range=`, `layout=`; several times.",
+        )
+    )
+    train: str = field(
+        metadata=_rule(
+            name_text,
+            "norms|all|SELECTOR",
+            "Norms that adapt: names, `first:4`, `last:30%`, `every:3`, `auto:6@20%`.",
+            "norms",
+        )
+    )
+    quantize: str | None = field(metadata=_rule(one_of("int8"), "int8", "Run the frozen layers in 8 bits."))
+    memory_budget: int | None = field(
+        metadata=_rule(size_in_bytes, "SIZE", "Refuse a bundle whose step needs more memory, as `64MiB`.")
+    )
+    settings: Mapping[str, Any] = field(
+        metadata=_rule(name_table, "KEY=VALUE", "A hyperparameter; see `ttac methods M`.", {})
+    )
+    dump: Path | None = field(metadata=_rule(path_of, "DIR", "Write the graph after each room to this folder."))
+    dry_run: bool = field(metadata=_rule(truth, "", "Plan and report, write nothing.", False))
+
+    @classmethod
+    def from_mapping(cls, path: str | Path, choices: Mapping[str, Any]) -> CompileOptions:
+        """The options of compiling the file `path` with `choices`: names and values; None leaves an option out.
+
+        Raises:
+            UsageError: unknown option, method, target or setting, a value of the wrong type or out of bounds, or an
+                output that is something else already.
+            UnsupportedError: options that contradict each other.
+        """
+        given = parsed(choices)
+        values = {name: given.get(name, rule.default) for name, rule in RULES.items()}
+        method, target = methods.find(values["method"]), targets.find(values["target"])
+        _refuse_contradiction(method, values["train"], values["quantize"])
+        settings = resolve(method, _with_pixels(method, values["settings"], values["pixels"]), values["quantize"])
+        path = Path(path)
+        output = values["output"] or path.with_name(f"{path.stem}-{method.name}-{target.name}.ttac")
+        if not values["dry_run"]:
+            check_replaceable(output)
+        values |= {"method": method.variant(settings), "target": target, "settings": settings, "output": output}
+        return cls(**{**values, "path": path, "batch": values["batch"] or target.batch})
 
 
-def _in_pixels(
-    method: Method, settings: Mapping[str, Any] | None, pixels: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """The settings; a method that distorts images takes black and white from what is stated of pixels."""
+RULES: dict[str, Rule] = {entry.name: entry.metadata["rule"] for entry in fields(CompileOptions) if entry.metadata}
+"""The options of `ttac.compile` by name."""
+
+
+def parsed(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `choices` state, typed; an option that is None is left out.
+
+    Raises UsageError for an unknown name, a value of the wrong type or out of bounds.
+    """
+    for name in choices:
+        if name not in RULES:
+            raise UsageError(f"a compile has no option `{name}`", hint=did_you_mean(name, RULES))
+    stated = {name: value for name, value in choices.items() if value is not None}
+    return {name: RULES[name].parse(value, f"`{spelling(name)}`") for name, value in stated.items()}
+
+
+def spelling(name: str) -> str:
+    """The option `name` as the command line spells it."""
+    return "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+
+
+def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The settings; a method that distorts images takes black and white from the stated pixels."""
     if pixels is None or "black" not in {option.name for option in method.options}:
         return settings
     black, white = black_and_white(pixels)
-    return {"black": black, "white": white, **(settings or {})}
+    return {"black": black, "white": white, **settings}
 
 
 def untrainable(where: str) -> UnsupportedError:
@@ -137,11 +267,11 @@ def untrainable(where: str) -> UnsupportedError:
     )
 
 
-def _refuse_unbuilt(method: Method, emit: str | None, train: str) -> None:
-    """What this version, or the method, does not do is refused rather than ignored."""
-    if emit is not None:
-        raise UnsupportedError("`--emit` is not available in this version", hint="leave the option out")
+def _refuse_contradiction(method: Method, train: str, quantize: str | None) -> None:
+    """Raise UnsupportedError for options that exclude each other."""
     if train == ALL and not method.trains:
         raise UnsupportedError(
             f"`{method.name}` trains nothing", where="`--train all`", hint="leave it out, or use `--method tent`"
         )
+    if quantize and train == ALL:
+        raise untrainable("`--train all --quantize int8`")

@@ -13,7 +13,7 @@ from ttac.build_graphs import Parts, build_graphs, plan_residuals
 from ttac.finish import OverBudget, finish
 from ttac.garbage import uncollected
 from ttac.method_facts import anchor_of, head_of, refine, settled
-from ttac.options import ALL, Request, request
+from ttac.options import ALL, CompileOptions
 from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.adapt.train_weights import own_weights, train_weights
 from ttac.passes.differentiate.joint import differentiate_loss, own_logits
@@ -47,70 +47,34 @@ def compile_model(
     quantize: str | None = None,
     memory_budget: int | str | None = None,
     settings: Mapping[str, Any] | None = None,
-    emit: str | None = None,
     dump: str | Path | None = None,
     dry_run: bool = False,
     input: str | None = None,
     logits: str | None = None,
-    shape: tuple[int, ...] | None = None,
+    shape: Sequence[int] | str | None = None,
     head: str = "auto",
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Compile the ONNX file `path` for test-time adaptation; returns the bundle, written to the folder `output`.
 
-    Args:
-        method, target: names (`ttac methods`, `ttac targets`), or for the target a `.toml` file.
-        batch: samples per step to plan for; the target's own by default.
-        calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
-            images.
-        norms: "auto" inserts norms only into a file that has none, "insert" after every Conv with a bias, "keep"
-            never.
-        train: which sites are adapted: "norms" for all, "all" with all other weights besides, or comma-separated
-            selectors (`ttac.passes.norms.selectors`).
-        quantize: "int8" runs the layers in 8 bits; needs `calibration`.
-        memory_budget: bytes, or a size such as "64MiB", that a step may use beyond the loaded bundle.
-        settings: the method's hyperparameters (`ttac methods NAME`).
-        dump: folder that gets the graph after each room.
-        dry_run: plan and report without writing `output`; the returned Bundle has no folder.
-        input, logits: names of the graph's input and output where it has several.
-        shape: of one sample, where the file leaves it open.
-        head: how the output is read: "classes", "binary" or "dense"; "auto" tells from its shape and last operators.
-        pixels: how bytes, and so images, become the model's input: "imagenet", or a mapping with `mean`, `std`,
-            `range` and `layout`; kept in the manifest (`ttac.samples.pixels`).
-        say: gets one line per room.
+    `ttac.options.CompileOptions` describes the arguments; `say` gets one line per room.
 
     Raises:
         UsageError, UnsupportedError, BudgetError, RuntimeMissingError, VerificationError: see `ttac.errors`; nothing
             is left behind.
     """
-    asked = request(
-        path,
-        method=method,
-        target=target,
-        output=output,
-        batch=batch,
-        calibration=calibration,
-        norms=norms,
-        train=train,
-        quantize=quantize,
-        memory_budget=memory_budget,
-        settings=settings,
-        emit=emit,
-        dump=dump,
-        dry_run=dry_run,
-        input=input,
-        logits=logits,
-        shape=shape,
-        head=head,
-        pixels=pixels,
-    )
-    with uncollected():
-        return compile_request(asked, say)
+    choices = {name: value for name, value in locals().items() if name not in ("path", "say")}
+    return compile_with(CompileOptions.from_mapping(path, choices), say)
 
 
-def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
+def compile_with(asked: CompileOptions, say: Callable[[str], None]) -> Bundle:
     """The rooms, one after the other."""
+    with uncollected():
+        return _compile(asked, say)
+
+
+def _compile(asked: CompileOptions, say: Callable[[str], None]) -> Bundle:
     rooms = Rooms(say, asked.dump)
     source = rooms.loaded(load(asked.path, input=asked.input, output=asked.logits, say=rooms.note))
     asked, plain = lifted(asked, source, rooms.note)
@@ -139,7 +103,7 @@ def compile_request(asked: Request, say: Callable[[str], None]) -> Bundle:
 
 def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundle:
     """Build and finish the bundle; where it measures above the budget, plan for less as long as there is less."""
-    goal = budget = parts.request.budget
+    goal = budget = parts.request.memory_budget
     refused: list[OverBudget] = []
     for left in reversed(range(TRIES)):
         planned = plan_residuals(parts, goal)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ttac import methods
 from ttac.errors import UnsupportedError
-from ttac.options import ALL, Request, untrainable
+from ttac.options import ALL, CompileOptions, untrainable
 from ttac.passes.adapt.per_sample import has_positions
 from ttac.passes.norms import calibration
 from ttac.passes.norms.drift import drifts
@@ -47,7 +47,7 @@ class Samples:
         return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
 
 
-def samples_of(asked: Request, model: ir.Model, say: Say) -> Samples:
+def samples_of(asked: CompileOptions, model: ir.Model, say: Say) -> Samples:
     """The calibration samples that `asked` names, checked against the model's input."""
     if asked.calibration is None:
         return Samples()
@@ -71,7 +71,7 @@ def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...
     return bound
 
 
-def lifted(asked: Request, source: ir.Model, say: Say) -> tuple[Request, ir.Model]:
+def lifted(asked: CompileOptions, source: ir.Model, say: Say) -> tuple[CompileOptions, ir.Model]:
     """A file that is 8-bit already as a float model with its grids noted down; then its layers stay 8-bit.
 
     Raises UnsupportedError for weights that are to be trained, and for 8-bit layers in a form that has no meaning.
@@ -89,7 +89,7 @@ def lifted(asked: Request, source: ir.Model, say: Say) -> tuple[Request, ir.Mode
     return replace(asked, quantize="int8", settings={**defaults, **asked.settings}), model
 
 
-def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) -> list[NormSite]:
+def choose_sites(model: ir.Model, asked: CompileOptions, samples: Samples, say: Say) -> list[NormSite]:
     """The sites to adapt, norms inserted in place where that was decided; empty for a method that adapts nothing.
 
     Raises UnsupportedError when the method needs norms and there are none, or none that it could do anything with.
@@ -120,7 +120,7 @@ def choose_sites(model: ir.Model, asked: Request, samples: Samples, say: Say) ->
     return sites
 
 
-def quantize_frozen(asked: Request, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Quantized:
+def quantize_frozen(asked: CompileOptions, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Quantized:
     """The layers of `model` as 8-bit modules, in place, where `--quantize` asks for it; otherwise nothing changes."""
     if asked.quantize is None:
         return Quantized(list(sites))
@@ -150,7 +150,7 @@ def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples:
     return taken
 
 
-def refuse_single_values(sites: Sequence[NormSite], asked: Request) -> None:
+def refuse_single_values(sites: Sequence[NormSite], asked: CompileOptions) -> None:
     """Raise UnsupportedError for a batch of one where a norm would take the statistics of a single value.
 
     It would subtract the value from itself: the model's output would no longer depend on its input.
@@ -166,7 +166,7 @@ def refuse_single_values(sites: Sequence[NormSite], asked: Request) -> None:
     )
 
 
-def with_own_statistics(sites: Sequence[NormSite], asked: Request, say: Say) -> list[NormSite]:
+def with_own_statistics(sites: Sequence[NormSite], asked: CompileOptions, say: Say) -> list[NormSite]:
     """The sites, for statistics of each sample only those where a sample has some: more than one value per channel.
 
     Raises UnsupportedError if none is left, UsageError for a setting of single sites that fits none of them.

@@ -15,7 +15,7 @@ from PIL import Image
 import ttac
 from tests.conftest import Run
 from ttac.errors import UsageError
-from ttac.options import request
+from ttac.options import CompileOptions
 from ttac.samples.images import preparation
 from ttac.samples.pixels import KNOWN, black_and_white, resolve_pixels
 
@@ -139,11 +139,11 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(model
 
 
 def test_distortions_take_black_and_white_from_it(model: Path, tmp_path: Path) -> None:
-    chosen: dict[str, Any] = dict(method="surgeon", target="cpu", output=tmp_path / "b.ttac", batch=4, norms="auto",
-                                  train="norms", memory_budget=None, dump=None, quantize=None, emit=None)  # fmt: skip
-    asked = request(model, settings={"cr": True, "white": "3"}, pixels={"mean": [0.5], "std": [0.25]}, **chosen)
-    assert (asked.settings["black"], asked.settings["white"]) == ("-2", "3")
-    assert request(model, settings={"cr": True}, pixels=None, **chosen).settings["white"] == "1"
+    chosen: dict[str, Any] = {"method": "surgeon", "output": tmp_path / "b.ttac", "settings": {"cr": True}}
+    stated = {**chosen, "settings": {"cr": True, "white": "3"}, "pixels": {"mean": [0.5], "std": [0.25]}}
+    settings = CompileOptions.from_mapping(model, stated).settings
+    assert (settings["black"], settings["white"]) == ("-2", "3")
+    assert CompileOptions.from_mapping(model, chosen).settings["white"] == "1"
 
 
 def test_no_images_no_pixels(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import click
 
 import ttac
 from ttac.cli.evaluating import COMPILING, numbers, several
-from ttac.cli.options import CONTEXT, PATH, as_json, count, model, one_of, pixels, terminal, verbose
+from ttac.cli.options import CONTEXT, PATH, as_json, checked, compile_options, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
+from ttac.options import one_of
 
 if TYPE_CHECKING:
     from ttac.evaluation.bench import Benchmark
@@ -26,13 +27,11 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="PATH", type=PATH, help="Samples of a step.  [default: random numbers]")
 @click.option("--pairs", metavar="N", default="9", show_default=True, callback=count(), help="Turns that are timed.")
 @click.option("--threads", metavar="N", callback=count(), help="Engine threads.  [default: all cores]")
-@click.option("--against", metavar="pytorch", callback=one_of("pytorch"), help="Also time the same method there.")
+@click.option(
+    "--against", metavar="pytorch", callback=checked(one_of("pytorch")), help="Also time the same method there."
+)
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
-@click.option("--target", metavar="T", default="cpu", show_default=True, help="See `ttac targets`.")
-@click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
-@click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
-@model
-@pixels
+@compile_options(*COMPILING)
 @click.option("--html", metavar="FILE", type=PATH, help="Write the figures with plots, for a browser.")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the figures as a Markdown table.")
 @as_json
@@ -97,7 +96,6 @@ def _measure(
     from ttac.settings import split_assignments
 
     options = {name: choices.pop(name) for name in list(choices) if name in COMPILING}
-    options["input"] = options.pop("input_name")
     settings = split_assignments(choices.pop("assignments"))
     peers = _peers() if against else None
     asked = Bench(options=options, settings=settings, threads=threads or 0, peers=peers, say=terminal.say, **choices)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac import methods
-from ttac.cli.options import CONTEXT, PATH, as_json, count, model, option_name, pixels, terminal, verbose
+from ttac.cli.options import CONTEXT, MODEL, PATH, as_json, compile_options, count, option_name, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import TtacError, UsageError
 from ttac.sizes import format_size
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ttac.evaluation.study import Watch
 
 OUTPUT = "ttac-eval"
-COMPILING = ("target", "calibration", "train", "norms", "head", "pixels", "input_name", "logits", "shape")
-"""Options that go to `ttac.compile` as they are."""
+COMPILING = ("target", "calibration", "train", *MODEL, "pixels")
+"""Options that go to `ttac.compile` unchanged."""
 
 BETWEEN = 10.0
 """Seconds between two lines of progress where stderr is no terminal."""
@@ -68,11 +68,7 @@ def several(*names: str, default: str = "", check: Any = words, **more: Any) -> 
 @several("--seed", "seeds", metavar="N,...", default="0", check=numbers, help="Of the order.")
 @click.option("--samples", metavar="N", callback=count(), help="Use this many, the same ones every time.")
 @click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
-@click.option("--target", metavar="T", default="cpu", show_default=True, help="See `ttac targets`.")
-@click.option("--calibration", metavar="PATH", type=PATH, help="Unlabelled source samples, as for `ttac compile`.")
-@click.option("--train", metavar="norms|all|SELECTOR", default="norms", show_default=True, help="What gets gradients.")
-@model
-@pixels
+@compile_options(*COMPILING)
 @click.option("-o", "--output", metavar="DIR", type=PATH, default=OUTPUT, show_default=True, help="Keeps the results.")
 @click.option("--jobs", metavar="N", default="1", show_default=True, callback=count(), help="Processes at a time.")
 @click.option("--cluster", metavar="ray[:ADDRESS]", help="Run the cells on a Ray cluster.")
@@ -125,7 +121,6 @@ def _evaluate(terminal: Terminal, models: tuple[Path, ...], **choices: Any) -> E
     from ttac.settings import split_assignments
 
     options = {name: choices.pop(name) for name in list(choices) if name in COMPILING}
-    options["input"] = options.pop("input_name")
     choices["arrays"] = choices["arrays"] or None
     choices["settings"] = split_assignments(choices.pop("assignments"))
     if choices["methods"] == ("all",):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac.cli.bundles import contents, is_bundle, summary
-from ttac.cli.options import CONTEXT, PATH, as_json, model, terminal, verbose
+from ttac.cli.options import CONTEXT, MODEL, PATH, as_json, compile_options, terminal, verbose
 from ttac.cli.reports import render
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("other", metavar="[OTHER]", type=PATH, required=False)
 @click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, a bar for each layer.")
-@model
+@compile_options(*MODEL)
 @as_json
 @verbose
 @terminal
@@ -86,6 +86,5 @@ def _draw(bundle: Bundle, svg: Path) -> None:
 def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:
     from ttac.reports.inspection import inspect_model
 
-    choices["input"] = choices.pop("input_name")
     with redirect_stdout(sys.stderr):
         return inspect_model(path, say=terminal.say, **choices)

@@ -9,59 +9,32 @@ from typing import Any, TypeVar
 import click
 
 from ttac.cli.terminal import Terminal
-from ttac.errors import UsageError
-from ttac.samples.pixels import resolve_pixels
-from ttac.sizes import parse_size
-from ttac.spec import HEADS
-from ttac.suggest import did_you_mean
+from ttac.options import RULES, Parse, spelling, truth, whole_number
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 Check = Callable[[click.Context, click.Parameter, Any], Any]
-"""A click callback: gives the value back, converted, or raises UsageError."""
+"""A click callback: returns the converted value, or raises UsageError."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-"""Of every command, also one that is called by itself."""
+"""Settings of every command, also of one that is called by itself."""
 PATH = click.Path(path_type=Path)
+SHORT = {"output": ("-o",)}
+"""Further spellings of options of `ttac.compile`."""
 
 
-def one_of(*words: str) -> Check:
-    """A value that is one of a few words; another one is answered with the nearest."""
+def checked(parse: Parse) -> Check:
+    """The callback that converts a value with `parse`; an option that is left out stays None."""
 
     def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value is not None and value not in words:
-            raise UsageError(f"`{value}` is no choice", where=option_name(param), hint=did_you_mean(value, words))
-        return value
+        return None if value is None or value == () else parse(value, option_name(param))
 
     return check
 
 
 def count(low: int = 1) -> Check:
-    """A value that is a whole number, at least `low`."""
-
-    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value is not None and (not str(value).isdecimal() or int(value) < low):
-            hint = f"give a whole number, at least {low}"
-            raise UsageError(f"`{value}` does not fit", where=option_name(param), hint=hint)
-        return value if value is None else int(value)
-
-    return check
-
-
-def size(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """A value that is a size, such as `64MiB`; becomes bytes."""
-    return value if value is None else parse_size(value, option_name(param))
-
-
-def shape(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """A value that is the shape of one sample, such as `3x224x224`; becomes a tuple."""
-    if value is None:
-        return None
-    parts = value.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
-        raise UsageError(f"`{value}` is not a shape", where=option_name(param), hint=hint)
-    return tuple(int(part) for part in parts)
+    """The callback for a whole number that is at least `low`."""
+    return checked(whole_number(low))
 
 
 def option_name(param: click.Parameter) -> str:
@@ -70,35 +43,35 @@ def option_name(param: click.Parameter) -> str:
     return f"`{next(iter(names), param.human_readable_name)}`"
 
 
-def model(command: Command) -> Command:
-    """Add how a model's file is read: `--norms`, `--head`, `--input` (as `input_name`), `--logits`, `--shape`."""
-    why = "Insert norms where an exporter folded them: if the file has none (auto), never, or after every Conv."
-    read = "What the output predicts: a class a sample, yes or no, or a class a pixel; told from the file (auto)."
-    for option in (
-        click.option(
-            "--shape", metavar="CxHxW", callback=shape, help="One sample's shape, where the file leaves it open."
-        ),
-        click.option("--logits", metavar="NAME", help="The graph output that holds logits."),
-        click.option("--input", "input_name", metavar="NAME", help="The graph input that takes samples."),
-        click.option("--head", default="auto", show_default=True, help=read, **_words("auto", *HEADS)),
-        click.option("--norms", default="auto", show_default=True, help=why, **_words("auto", "keep", "insert")),
-    ):
-        command = option(command)
-    return command
+MODEL = ("norms", "head", "input", "logits", "shape")
+"""Options of `ttac.compile` that say how a model's file is read."""
 
 
-def pixels(command: Command) -> Command:
-    """Add `--pixels`, how images become the model's input: a mapping, None where nothing is said."""
-    what = "How images become the model's input: `imagenet`, or `mean=`, `std=`, `range=`, `layout=`; several times."
+def compile_options(*names: str) -> Callable[[Command], Command]:
+    """Add the options `names` of `ttac.compile`, as `ttac.options.CompileOptions` declares them."""
 
-    def resolved(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        return resolve_pixels(value)
+    def add(command: Command) -> Command:
+        for name in reversed(names):
+            command = _compile_option(name)(command)
+        return command
 
-    return click.option("--pixels", metavar="KEY=VALUE", multiple=True, callback=resolved, help=what)(command)
+    return add
 
 
-def _words(*words: str) -> dict[str, Any]:
-    return {"metavar": "|".join(words), "callback": one_of(*words)}
+def _compile_option(name: str) -> Callable[[Command], Command]:
+    rule = RULES[name]
+    spellings = (*SHORT.get(name, ()), spelling(name), name)
+    if rule.parse is truth:
+        return click.option(*spellings, is_flag=True, help=rule.help)
+    return click.option(
+        *spellings,
+        metavar=rule.metavar,
+        help=rule.help,
+        default=rule.default or None,
+        show_default=bool(rule.default),
+        multiple=rule.metavar == "KEY=VALUE",
+        callback=checked(rule.parse),
+    )
 
 
 def verbose(command: Command) -> Command:

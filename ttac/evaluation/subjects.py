@@ -12,6 +12,7 @@ from typing import Any
 from ttac import methods, targets
 from ttac.errors import UsageError
 from ttac.evaluation.cells import Subject, digest
+from ttac.options import RULES
 from ttac.runtime.bundle import digest_of, read_manifest
 from ttac.settings import resolve, split_assignments
 
@@ -19,8 +20,6 @@ BATCH = 64
 """Samples of a step where neither the user nor a bundle says how many."""
 
 SOURCE = "source"
-DEFAULTS = {"target": "cpu", "norms": "auto", "train": "norms", "head": "auto"}
-"""Of `ttac.compile`; an option given as what it is anyway changes nothing, and None is the default of all others."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _distinct(paths: Iterable[Path]) -> list[str]:
 
 
 def _is_default(option: str, value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value == DEFAULTS.get(option))
+    return value is None or (isinstance(value, str) and value == RULES[option].default)
 
 
 def _identity_of(option: str, value: Any) -> Any:
