@@ -16,7 +16,8 @@ from ttac.passes.norms import calibration
 from ttac.passes.norms.drift import drifts
 from ttac.passes.norms.insert import insert_norms
 from ttac.passes.norms.last_stage import last_stage
-from ttac.passes.norms.norm_sites import NormSite, decide, find_norms
+from ttac.passes.norms.norm_choice import decide
+from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.norms.selectors import chosen, wants_ranking
 from ttac.passes.quantize.modules import Quantized, quantize
 from ttac.passes.quantize.quantized_files import grids_of, is_quantized, lift

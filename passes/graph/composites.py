@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-if TYPE_CHECKING:
-    from ttac.passes.graph.builder import Builder
-
 DOMAIN = "ttac"
 Types = list[tuple[ir.DataType | None, ir.Shape | None]]
+Expansion = TypeVar("Expansion", bound=Callable[..., Any])
+"""A function `(op: Builder, node) -> Value or tuple of Values`; the builder is not imported here, for it reads this."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,16 @@ class Composite:
     name: str
     outputs: int
     types: Callable[[ir.Node], Types]
-    expand: Callable[[Builder, ir.Node], Any]
+    expand: Callable[..., Any]
 
 
 COMPOSITES: dict[str, Composite] = {}
 
 
-def composite(name: str, types: Callable[[ir.Node], Types], outputs: int = 1) -> Callable[..., Any]:
+def composite(name: str, types: Callable[[ir.Node], Types], outputs: int = 1) -> Callable[[Expansion], Expansion]:
     """Register the decorated function as the expansion of `ttac::name`."""
 
-    def register(expand: Callable[[Builder, ir.Node], Any]) -> Callable[[Builder, ir.Node], Any]:
+    def register(expand: Expansion) -> Expansion:
         COMPOSITES[name] = Composite(name, outputs, types, expand)
         return expand
 

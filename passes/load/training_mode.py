@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.rewire import replace
 
 HINT = "export the model in `eval()` mode"
 
@@ -108,36 +109,6 @@ def _drop_dropout(graph: ir.Graph, node: ir.Node) -> bool:
         training = value is not None and bool(value.as_tensor().numpy().any())
     replace(graph, node, x)
     return training
-
-
-def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
-    """Let all who read the first output of `node` read `value` instead, and remove the node.
-
-    A graph output keeps its name; it gets an Identity where `value` cannot take it.
-    """
-    assert value is not None
-    (old, *_) = node.outputs
-    if old.is_graph_output():
-        if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
-            return _pass_on(graph, node, value)
-        name, value.type = old.name, old.type or value.type
-        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-        value.name = name
-    else:
-        old.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
-
-
-def _pass_on(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
-    if node.op_type == "Identity":
-        return
-    (old, *_) = node.outputs
-    identity = ir.node("Identity", [value], name=node.name, metadata_props=dict(node.metadata_props))
-    graph.insert_before(node, identity)
-    name, identity.outputs[0].type = old.name, old.type
-    ir.convenience.replace_all_uses_with(old, identity.outputs[0], replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    identity.outputs[0].name = name
 
 
 def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:

@@ -21,11 +21,12 @@ from ttac.passes.graph.execute import Executable, rows
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
+from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.load.model_file import ORIGINAL, Say, quiet
-from ttac.passes.load.training_mode import replace
 from ttac.passes.normalise.batch_walk import ROOM, fixed, ints
-from ttac.passes.normalise.fuse_norms import fuse_affines, fuse_norms
+from ttac.passes.normalise.folded_affines import fuse_affines
+from ttac.passes.normalise.fuse_norms import fuse_norms
 from ttac.passes.normalise.simplify import simplify, worthwhile
 from ttac.passes.normalise.traced_batch import free_batch, loses_batch
 

@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from ttac.child_process import run_module
-from ttac.passes.load.model_file import SMALL, Say, quiet, with_weights, without_weights
+from ttac.passes.load.model_file import Say, quiet
+from ttac.passes.load.weights_apart import SMALL_BYTES, with_weights, without_weights
 
 SECONDS = 120
 """A ResNet-50 takes three, most of it the import of onnxsim."""
@@ -30,9 +31,9 @@ GROWTH, ALLOWANCE = 2, 1 << 20
 def simplify(model: ir.Model, say: Say = quiet, *, seconds: float = SECONDS) -> ir.Model:
     """A model that computes the same with fewer nodes, or `model` itself if onnxsim did not manage."""
     held = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    limit = LARGE if sum(tensor.nbytes for tensor in held) < TOGETHER else SMALL
+    limit = LARGE if sum(tensor.nbytes for tensor in held) < TOGETHER else SMALL_BYTES
     bare, weights = without_weights(model, limit)
-    foldable = max([SMALL, *(tensor.nbytes for tensor in held if tensor.nbytes <= limit)])
+    foldable = max([SMALL_BYTES, *(tensor.nbytes for tensor in held if tensor.nbytes <= limit)])
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         source, result = Path(folder) / "source.onnx", Path(folder) / "simple.onnx"
         onnx.save_model(bare, str(source))

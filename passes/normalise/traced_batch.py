@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.load.training_mode import replace
+from ttac.passes.graph.rewire import replace
 from ttac.passes.normalise.batch_walk import IMAGINED, Walk, integer, rewrites
 
 BROADCASTS = frozenset(

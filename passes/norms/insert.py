@@ -18,8 +18,10 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED_EPSILON
-from ttac.passes.normalise.fuse_norms import KIND
-from ttac.passes.norms.norm_sites import Candidate, NormSite, site_of
+from ttac.passes.graph.rewire import node_after
+from ttac.passes.normalise.affine_nodes import KIND
+from ttac.passes.norms.folded_norms import Candidate
+from ttac.passes.norms.norm_sites import NormSite, site_of
 
 ROOM = "insert"
 EPSILON = 1e-5
@@ -60,7 +62,7 @@ def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray
     length, eps = unit_filters(op, candidate.node), epsilon_of(candidate)
     scale = np.sqrt(var + eps * length**2)
     parameters = (array.astype(np.float32) for array in (scale, mean, mean / length, var / length**2))
-    after = _next_node(graph, candidate.node)
+    after = node_after(graph, candidate.node)
     with op.at(candidate.name, before=after):
         y = op.BatchNormalization(x, *parameters, epsilon=eps, name=f"{candidate.name}.norm")
     for user, position in uses:
@@ -90,9 +92,3 @@ def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
     for position, array in enumerate((kernel, *(each / length for each in bias)), start=1):
         node.replace_input_with(position, op.constant(array.astype(np.float32)))
     return length
-
-
-def _next_node(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
-    nodes = list(graph)
-    position = nodes.index(node) + 1
-    return nodes[position] if position < len(nodes) else None

@@ -6,32 +6,20 @@ Nothing is changed here.  A recogniser never half-matches: what it does not take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError, UsageError
+from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED, unique
-from ttac.passes.graph.match import standardised
+from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED
 from ttac.passes.graph.shapes import sample_size
-from ttac.passes.normalise.fuse_norms import KIND, XHAT
-from ttac.suggest import did_you_mean
+from ttac.passes.normalise.affine_nodes import KIND, XHAT
+from ttac.passes.normalise.norm_patterns import standardised
+from ttac.passes.norms.folded_norms import Candidate, Passed, folded_convolutions
 
 KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
-AFTERTHOUGHTS = frozenset(
-    "AveragePool Clip Flatten GlobalAveragePool GlobalMaxPool LogSoftmax ReduceMean Relu Reshape Resize Sigmoid "
-    "Softmax Squeeze Transpose".split()
-)
-"""Operators without parameters that may stand between the last layer and the output."""
-
-KEEP_NORMS = (
-    'with PyTorch, export it with its norms: `torch.onnx.export(model, x, "model.onnx", dynamo=True, optimize=False)`, '
-    "or with `dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False`"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,31 +61,6 @@ class NormSite:
         return {role: array for role, array in held.items() if array is not None}
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A convolution that may be given a norm behind it, or a scale and a shift that were a norm.
-
-    Attributes:
-        name: of the norm that was folded into it, where the file tells, else of the convolution.
-        value: what the norm normalises, [N, C, ...]: the convolution's output, or what is scaled.
-    """
-
-    name: str
-    node: ir.Node
-    value: ir.Value
-    because: str
-
-
-@dataclass(frozen=True, eq=False)
-class Passed:
-    """A node that was looked at and left alone."""
-
-    name: str
-    kind: str
-    node: ir.Node
-    because: str
-
-
 @dataclass(frozen=True)
 class Found:
     """All norms of a model.
@@ -126,15 +89,6 @@ class Found:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Which norms are adapted: `sites` as they are in the file, then those `inserted` where one was; and why."""
-
-    sites: tuple[NormSite, ...]
-    inserted: tuple[Candidate, ...]
-    because: str
-
-
 def find_norms(model: ir.Model) -> Found:
     """The norms of a normalised model; raises nothing."""
     looked = [_look(node) for node in model.graph]
@@ -142,7 +96,7 @@ def find_norms(model: ir.Model) -> Found:
     passed = [found for found in looked if isinstance(found, Passed)]
     normed = {id(site.x): site.name for site in sites}
     told = any(FOLDED in node.metadata_props for node in model.graph if _holds_norm(node))
-    folded, skipped = _convolutions(model, normed, told)
+    folded, skipped = folded_convolutions(model, normed, told)
     affine = [site for site in sites if site.kind == "affine"]
     folded += [_once_a_norm(site) for site in affine if FOLDED in site.node.metadata_props or not told]
     return Found(sites, tuple(folded), tuple(passed), tuple(skipped))
@@ -272,151 +226,3 @@ def _per_channel(node: ir.Node) -> bool:
     size = [int(str(d)) for d in constants[0].shape]
     wanted = [shape[1], *[1] * (len(shape) - 2)]
     return size[-len(wanted) :] == wanted and all(d == 1 for d in size[: -len(wanted)])
-
-
-def _convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Passed]]:
-    convolutions = [node for node in model.graph if node.op_type in CONVOLUTIONS]
-    names = {node.metadata_props.get(LAYER, "") for node in model.graph}
-    candidates, skipped = [], []
-    for node in convolutions:
-        layer, norm = node.metadata_props.get(LAYER) or str(node.name), node.metadata_props.get(FOLDED, "")
-        reason = _reason_against(node, normed, told)
-        if reason:
-            skipped.append(Passed(layer, "convolution", node, reason))
-            continue
-        name = unique(norm, names) if norm not in ("", "?") else layer
-        names.add(name)
-        candidates.append(Candidate(name, node, node.outputs[0], _reason_for(norm)))
-    return candidates, skipped
-
-
-def _reason_for(norm: str) -> str:
-    if norm == "?":
-        return "the exporter renamed its kernel and bias, as it does when it folds a norm"
-    return f"the exporter folded `{norm}` into it" if norm else "it has a bias and no norm behind it"
-
-
-def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
-    """Why a convolution gets no norm; an empty string if it may."""
-    y = node.outputs[0]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if id(y) in normed:
-        return f"followed by `{normed[id(y)]}`"
-    if bias is None and not node.metadata_props.get(FOLDED):  # exporters drop a bias of zeros, an untrained net's
-        return "it has no bias, which a folded norm always leaves behind"
-    if (bias is not None and bias.const_value is None) or node.inputs[1] is None or node.inputs[1].const_value is None:
-        return "its kernel or bias is computed"
-    if y.is_graph_output():
-        return "it gives the output"
-    if y.shape is None or not all(isinstance(size, int) for size in y.shape[1:]):
-        return f"the shape of its output is {y.shape}"
-    if all(size == 1 for size in y.shape[2:]):
-        return "it gives one value per channel (squeeze-and-excite, or a classifier)"
-    if FOLDED in node.metadata_props:
-        return ""
-    if told:
-        return "it kept its own bias, and the exporter marked those it folded a norm into"
-    return "only operators without parameters stand between it and the output" if _is_last(y) else ""
-
-
-def _is_last(value: ir.Value) -> bool:
-    while not value.is_graph_output():
-        readers = [use.node for use in value.uses()]
-        if len(readers) != 1 or readers[0].op_type not in AFTERTHOUGHTS:
-            return False
-        value = readers[0].outputs[0]
-    return True
-
-
-def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) -> Decision:
-    """Which norms to adapt and which convolutions to give one.
-
-    Args:
-        found: the norms of the model.
-        norms: "keep" adapts what the file has; "insert" also gives every candidate a norm; "auto" does that only for a
-            file without any norm, or whose exporter states which norms it folded; without source samples it makes do
-            with the batch norms that are left, where there are any.
-        has_calibration: whether there are source samples to take an inserted norm's statistics from.
-
-    Raises UnsupportedError, with both ways out, if nothing can be adapted.
-    """
-    told = [candidate for candidate in found.folded if FOLDED in candidate.node.metadata_props]
-    batch = [site for site in found.sites if site.kind == "batch"]
-    repairs = bool(told) if has_calibration else not batch and bool(told or not found.sites)
-    wanted = {"keep": False, "insert": True, "auto": repairs or not found.sites}[norms]
-    if not wanted or not found.folded:
-        if not found.sites:
-            raise _nothing(found, norms)
-        left = f"; {len(told)} more were folded by the exporter (`--norms insert` restores them)" if told else ""
-        return Decision(found.sites, (), f"the file has {_by_kind(found.sites)}{left}")
-    if not has_calibration:
-        lost = f"the exporter folded {_many(told, 'norm')} into convolutions" if told else "the file holds no norm"
-        raise UnsupportedError(
-            f"{lost}: without calibration data there are no statistics to adapt from"
-            if norms == "auto"
-            else f"`--norms insert` needs calibration data for {_many(found.folded, 'convolution')}",
-            where=_listed(found.folded),
-            hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
-        )
-    bare = [candidate for candidate in found.folded if candidate.node.op_type in CONVOLUTIONS]
-    scaled = [candidate for candidate in found.folded if candidate not in bare]
-    parts = [_many(items, word) for items, word in ((bare, "convolution"), (scaled, "scale-and-shift")) if items]
-    completed = {id(candidate.node) for candidate in scaled}
-    kept = tuple(site for site in found.sites if id(site.node) not in completed)
-    return Decision(kept, found.folded, f"{' and '.join(parts)} get a norm from calibration data")
-
-
-def _many(items: Sequence[object], word: str) -> str:
-    return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
-
-
-def _by_kind(sites: Sequence[NormSite]) -> str:
-    """`24 layer norms, 1 batch norm`."""
-    kinds = Counter(site.kind for site in sites)
-    return ", ".join(_many(range(count), f"{kind} norm") for kind, count in kinds.items())
-
-
-def _nothing(found: Found, norms: str) -> UnsupportedError:
-    if norms == "keep" and found.folded:
-        return UnsupportedError(
-            "the file has no batch norm, and `--norms keep` restores none",
-            where=_listed(found.folded),
-            hint=f"leave out `--norms keep` and give `--calibration PATH`, or {KEEP_NORMS}",
-        )
-    has = "nothing that is quite a norm" if found.near_misses else "no norm and no convolution that may have had one"
-    return UnsupportedError(
-        f"nothing to adapt: the file has {has}",
-        where=_listed([*found.near_misses, *found.skipped]),
-        hint=f"`ttac inspect` tells why each was left alone; if the model has batch norms, {KEEP_NORMS}",
-    )
-
-
-def _listed(items: Sequence[Candidate | Passed]) -> str:
-    lines = [f"`{item.name}`: {item.because}" for item in items[:5]]
-    return "\n     ".join([*lines, *([f"and {len(items) - 5} more"] if len(items) > 5 else [])])
-
-
-def select(sites: Sequence[NormSite], selector: str = "norms") -> tuple[NormSite, ...]:
-    """The sites that `--train` names: "norms" for all, or patterns and module names, `layer3,layer4.*.bn1`.
-
-    Raises UsageError for a pattern that fits no site, naming the nearest.
-    """
-    if selector == "norms":
-        return tuple(sites)
-    patterns = [pattern.strip() for pattern in selector.split(",") if pattern.strip()]
-    names = [site.name for site in sites]
-    for pattern in patterns or [selector]:
-        if not any(_fits(name, pattern) for name in names):
-            near = did_you_mean(pattern, dict.fromkeys([*names, *_modules(names)]))
-            raise UsageError(f"`{pattern}` fits no norm site", where=f"`--train {selector}`", hint=near)
-    return tuple(site for site in sites if any(_fits(site.name, pattern) for pattern in patterns))
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
-
-
-def _modules(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        parts = name.split(".")
-        yield from (".".join(parts[:count]) for count in range(1, len(parts)))

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 
 from ttac.errors import UsageError
-from ttac.passes.norms.norm_sites import NormSite, select
+from ttac.passes.norms.norm_sites import NormSite
+from ttac.suggest import did_you_mean
 
 Ranking = Callable[[Sequence[NormSite]], Sequence[float]]
 """The drift of each site, in their order."""
@@ -99,3 +101,29 @@ def _share(text: str, where: str) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"`{text}` is not a share above 0 % and up to 100 %", where=where, hint=FORMS)
     return share
+
+
+def select(sites: Sequence[NormSite], selector: str = "norms") -> tuple[NormSite, ...]:
+    """The sites that `--train` names: "norms" for all, or patterns and module names, `layer3,layer4.*.bn1`.
+
+    Raises UsageError for a pattern that fits no site, naming the nearest.
+    """
+    if selector == "norms":
+        return tuple(sites)
+    patterns = [pattern.strip() for pattern in selector.split(",") if pattern.strip()]
+    names = [site.name for site in sites]
+    for pattern in patterns or [selector]:
+        if not any(_fits(name, pattern) for name in names):
+            near = did_you_mean(pattern, dict.fromkeys([*names, *_modules(names)]))
+            raise UsageError(f"`{pattern}` fits no norm site", where=f"`--train {selector}`", hint=near)
+    return tuple(site for site in sites if any(_fits(site.name, pattern) for pattern in patterns))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+
+
+def _modules(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[:count]) for count in range(1, len(parts)))

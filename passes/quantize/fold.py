@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.normalise.fuse_norms import KIND
+from ttac.passes.normalise.affine_nodes import KIND
 from ttac.passes.norms.norm_sites import NormSite
 
 ROOM = "quantize"

@@ -17,7 +17,8 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
-from ttac.passes.quantize.qdq import Module, insert, mark, modules
+from ttac.passes.quantize.grids import mark
+from ttac.passes.quantize.qdq import Module, insert, modules
 from ttac.passes.quantize.ranges import Range, ranges
 from ttac.spec import Target
 

@@ -19,8 +19,8 @@ from onnx.reference import ReferenceEvaluator
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.rewire import replace
 from ttac.passes.load.model_file import ORIGINAL
-from ttac.passes.load.training_mode import replace
 from ttac.passes.normalise.normal_form import tidy
 from ttac.passes.quantize.fold import STEPS, channel_axis, layer_before, rescale
 from ttac.passes.quantize.ranges import Range

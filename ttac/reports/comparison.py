@@ -13,7 +13,7 @@ import onnx
 from ttac.errors import UsageError
 from ttac.passes.graph.keys import LAYER, ROOM
 from ttac.passes.graph.shorten import told_by_name
-from ttac.passes.load.model_file import parse
+from ttac.passes.load.checked_file import parse
 
 SOURCE = "source"
 """The room of nodes that no room made."""

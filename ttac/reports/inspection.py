@@ -15,7 +15,9 @@ from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.differentiate.reverse_walk import RULES, nodes_between
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
-from ttac.passes.norms.norm_sites import Candidate, Found, Passed, decide, find_norms
+from ttac.passes.norms.folded_norms import Candidate, Passed
+from ttac.passes.norms.norm_choice import decide
+from ttac.passes.norms.norm_sites import Found, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
 from ttac.sites import with_statistics
 from ttac.spec import Method

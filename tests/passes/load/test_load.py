@@ -14,7 +14,8 @@ import pytest
 from tests.support.source_models import CONV_NORM, CONV_NORM_WEIGHTS, norm, run, saved, source
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.load.model_file import ORIGINAL, load, with_weights, without_weights
+from ttac.passes.load.model_file import ORIGINAL, load
+from ttac.passes.load.weights_apart import with_weights, without_weights
 
 Change = Callable[[onnx.ModelProto], None]
 

@@ -18,7 +18,9 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms import calibration
-from ttac.passes.norms.norm_sites import Found, decide, find_norms, select, site_of
+from ttac.passes.norms.norm_choice import decide
+from ttac.passes.norms.norm_sites import Found, find_norms, site_of
+from ttac.passes.norms.selectors import select
 
 FOLDED = """
 net (float[N,3,8,8] x) => (float[N,5] y) {

@@ -25,8 +25,9 @@ from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.float_layers import float_layers, refuse_float_layers
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
+from ttac.passes.quantize.grids import Grid, grid
 from ttac.passes.quantize.modules import Quantized, quantize
-from ttac.passes.quantize.qdq import Grid, Module, grid, int8_kernel
+from ttac.passes.quantize.qdq import Module, int8_kernel
 from ttac.passes.quantize.ranges import ranges
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

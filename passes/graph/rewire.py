@@ -1,0 +1,42 @@
+"""Rewire a graph: put one value in the place of another, and find the node that runs next."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
+    """Let all who read the first output of `node` read `value` instead, and remove the node.
+
+    A graph output keeps its name; it gets an Identity where `value` cannot take it.
+    """
+    assert value is not None
+    (old, *_) = node.outputs
+    if old.is_graph_output():
+        if value.is_graph_input() or value.is_graph_output() or value.const_value is not None:
+            return _pass_on(graph, node, value)
+        name, value.type = old.name, old.type or value.type
+        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+        value.name = name
+    else:
+        old.replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+
+
+def _pass_on(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    if node.op_type == "Identity":
+        return
+    (old, *_) = node.outputs
+    identity = ir.node("Identity", [value], name=node.name, metadata_props=dict(node.metadata_props))
+    graph.insert_before(node, identity)
+    name, identity.outputs[0].type = old.name, old.type
+    ir.convenience.replace_all_uses_with(old, identity.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    identity.outputs[0].name = name
+
+
+def node_after(graph: ir.Graph, node: ir.Node | None) -> ir.Node | None:
+    """The node that runs after `node`, None behind the last one; the first node of the graph for None."""
+    nodes = list(graph)
+    position = 0 if node is None else nodes.index(node) + 1
+    return nodes[position] if position < len(nodes) else None

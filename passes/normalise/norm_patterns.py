@@ -1,0 +1,274 @@
+"""How exporters spell norms in single operators: what a few nodes compute together, or why they are no norm.
+
+Nothing is changed here; `fuse` rewrites what is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.graph.match import array_of, made_by, only_reader, with_constant
+
+
+@dataclass(frozen=True, eq=False)
+class Standardised:
+    """y = (x - mean)/sqrt(variance + eps) over `axes`, or y = x/sqrt(mean of x^2 + eps) where not `centred`.
+
+    TensorFlow multiplies scale and bias in before y is there: then y has them in it, constants in the file's shapes.
+    """
+
+    x: ir.Value
+    y: ir.Value
+    axes: tuple[int, ...]
+    eps: float
+    centred: bool
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    @property
+    def woven(self) -> bool:
+        """Whether scale or bias are part of what the nodes compute."""
+        return self.scale is not None or self.bias is not None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the axes; empty if one is not known."""
+        sizes = [(self.x.shape or ())[axis] for axis in self.axes]
+        return tuple(size for size in sizes if isinstance(size, int)) if all(isinstance(s, int) for s in sizes) else ()
+
+    @property
+    def trailing(self) -> bool:
+        """Whether the axes are the last ones, all of them from some axis on."""
+        rank = len(self.x.shape or ())
+        return self.axes == tuple(range(rank - len(self.axes), rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """y = x*scale + bias with constants in the shapes the file has, None where there is none."""
+
+    y: ir.Value
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def standardised(node: ir.Node) -> Standardised | str | None:
+    """What `node` completes: a standardisation, None if nothing like one, else a text that says what it lacks."""
+    if node.op_type in ("Add", "Sub"):
+        return _moved(node)
+    for top, inverse, scale in _quotient(node):
+        root = _root(inverse)
+        if root is not None:
+            found = _over_deviation(node, top, root)
+            return replace(found, scale=scale) if isinstance(found, Standardised) else found
+    return None
+
+
+def affine_after(value: ir.Value) -> Affine:
+    """The constant scale and bias that `value`, and nothing else, goes through next."""
+    scale = bias = None
+    product = only_reader(value, "Mul")
+    parts = with_constant(product)
+    if product is not None and parts is not None and product.outputs[0].shape == value.shape:
+        value, scale = product.outputs[0], parts[1]
+    total = only_reader(value, "Add")
+    parts = with_constant(total)
+    if total is not None and parts is not None and total.outputs[0].shape == value.shape:
+        value, bias = total.outputs[0], parts[1]
+    return Affine(value, scale, bias)
+
+
+Quotients = list[tuple[ir.Value, ir.Value, "np.ndarray | None"]]
+
+
+def _quotient(node: ir.Node) -> Quotients:
+    """Triples (x, d, scale) such that the node computes x/d, or x times scale/d with a constant."""
+    first, second = node.inputs if len(node.inputs) == 2 else (None, None)
+    if first is None or second is None:
+        return []
+    if node.op_type == "Div":
+        return [(first, second, None)] if first.const_value is None else []
+    if node.op_type != "Mul":
+        return []
+    pairs: Quotients = []
+    for x, r in ((first, second), (second, first)):
+        inverse, scale = _scaled_inverse(r)
+        pairs += [(x, inverse, scale)] if inverse is not None else []
+    return pairs
+
+
+def _scaled_inverse(value: ir.Value) -> tuple[ir.Value | None, np.ndarray | None]:
+    """d and scale where `value` is scale/d; None for d where it is no such thing, for the scale where it is 1/d."""
+    scaled = with_constant(made_by(value, "Mul"))
+    return (inverted(value), None) if scaled is None else (inverted(scaled[0]), scaled[1])
+
+
+def inverted(value: ir.Value) -> ir.Value | None:
+    """d where `value` is 1/d."""
+    node = made_by(value, "Reciprocal", "Div")
+    if node is None:
+        return None
+    if node.op_type == "Reciprocal":
+        return node.inputs[0]
+    one = array_of(node.inputs[0])
+    return node.inputs[1] if one is not None and one.size == 1 and float(one.reshape(-1)[0]) == 1 else None
+
+
+def _root(value: ir.Value) -> ir.Node | None:
+    """The Add of variance and epsilon under the Sqrt, or power of one half, that makes `value`."""
+    node = made_by(value, "Sqrt", "Pow")
+    if node is None or (node.op_type == "Pow" and not _is_number(node.inputs[1], 0.5)):
+        return None
+    total = made_by(node.inputs[0], "Add")
+    means = [made_by(value, "ReduceMean", "GlobalAveragePool") for value in total.inputs] if total is not None else []
+    mean = next((node for node in means if node is not None), None)
+    return total if mean is not None and _squared(mean.inputs[0]) is not None else None
+
+
+def _is_number(value: ir.Value | None, number: float) -> bool:
+    array = array_of(value)
+    return array is not None and array.size == 1 and abs(float(array.reshape(-1)[0]) - number) < 1e-9
+
+
+def _squared(value: ir.Value | None) -> ir.Value | None:
+    """v where `value` is v*v."""
+    node = made_by(value, "Mul", "Pow")
+    if node is None:
+        return None
+    squares = node.inputs[0] is node.inputs[1] if node.op_type == "Mul" else _is_number(node.inputs[1], 2)
+    return node.inputs[0] if squares else None
+
+
+def _reduction(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """What a ReduceMean that keeps its axes reduces, and over which; None if it is none or they are not known.
+
+    tf2onnx writes it as a pool where the axes allow, [N, T, C] over C for instance.
+    """
+    pool = made_by(value, "GlobalAveragePool")
+    if pool is not None and pool.inputs[0] is not None and pool.inputs[0].shape is not None:
+        return pool.inputs[0], tuple(range(2, len(pool.inputs[0].shape)))
+    node = made_by(value, "ReduceMean")
+    if node is None or not node.attributes.get_int("keepdims", 1) or node.inputs[0] is None:
+        return None
+    x, axes = node.inputs[0], array_of(node.inputs[1] if len(node.inputs) > 1 else None)
+    if axes is None or x.shape is None:
+        return None
+    return x, tuple(sorted(int(axis) % len(x.shape) for axis in axes.reshape(-1)))
+
+
+def _centred(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """x and axes where `value` is x minus its mean over the axes."""
+    node = made_by(value, "Sub")
+    found = _reduction(node.inputs[1]) if node is not None else None
+    return found if node is not None and found is not None and node.inputs[0] is found[0] else None
+
+
+def _variance(total: ir.Node) -> tuple[ir.Value, tuple[int, ...], float] | str:
+    """What is squared, the axes of its mean and epsilon, of an Add of variance and epsilon."""
+    parts = with_constant(total)
+    if parts is None or parts[1].size != 1:
+        return "its epsilon is computed, or not one number"
+    found = _reduction(parts[0])
+    value = _squared(found[0]) if found is not None else None
+    if found is None or value is None:
+        return "the axes of its variance are computed, or not kept"
+    return value, found[1], float(parts[1].reshape(-1)[0])
+
+
+def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardised | str:
+    found = _variance(total)
+    if isinstance(found, str):
+        return found
+    value, axes, eps = found
+    y = node.outputs[0]
+    below, above = _centred(value), _centred(top)
+    if below is not None and above is not None and below[0] is above[0]:
+        if below[1] != axes or above[1] != axes:
+            return "mean and variance are taken over different axes"
+        return Standardised(below[0], y, axes, eps, centred=True)
+    if top is not value:
+        return "what it divides is not what its variance was taken of"
+    return Standardised(value, y, axes, eps, centred=False)
+
+
+def _moved(node: ir.Node) -> Standardised | str | None:
+    """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps), however the shift is written."""
+    product, rest = node.inputs if len(node.inputs) == 2 else (None, None)
+    orders = ((product, rest), (rest, product)) if node.op_type == "Add" else ((product, rest),)
+    for outer, inner in orders:
+        factors = made_by(outer, "Mul")
+        if factors is None or inner is None:
+            continue
+        for x, r in (factors.inputs, reversed(factors.inputs)):
+            shift = _shift(inner, r, negative=node.op_type == "Sub")
+            if x is not None and r is not None and shift is not None:
+                found = _from_moments(node, x, r, *shift)
+                if found is not None:
+                    return found
+    return None
+
+
+Shift = tuple[ir.Value, "np.ndarray | str | None"]
+
+
+def _shift(value: ir.Value, r: ir.Value | None, *, negative: bool = False) -> Shift | None:
+    """The mean and the bias of a shift: bias - mean*r, -mean*r + bias, -mean*r; of its opposite where `negative`.
+
+    The bias is a text where it is computed.
+    """
+    if negative:
+        mean = _times(value, r)
+        return None if mean is None else (mean, None)
+    opposite = _opposite_times(value, r)
+    if opposite is not None:
+        return opposite, None
+    node = made_by(value, "Sub", "Add")
+    if node is None or len(node.inputs) != 2:
+        return None
+    for constant, other in (node.inputs, reversed(node.inputs)):
+        mean = _times(other, r) if node.op_type == "Sub" else _opposite_times(other, r)
+        if mean is not None:
+            array = array_of(constant)
+            return mean, array if array is not None else "its shift is computed"
+        if node.op_type == "Sub":
+            break
+    return None
+
+
+def _times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
+    """m where `value` is m*r."""
+    node = made_by(value, "Mul")
+    others = [factor for factor in node.inputs if factor is not r] if node is not None else []
+    return others[0] if len(others) == 1 else None
+
+
+def _opposite_times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
+    """m where `value` is -m*r, by a Neg before or behind the product."""
+    behind = made_by(value, "Neg")
+    if behind is not None:
+        return _times(behind.inputs[0], r)
+    before = made_by(_times(value, r), "Neg")
+    return before.inputs[0] if before is not None else None
+
+
+def _from_moments(
+    node: ir.Node, x: ir.Value, r: ir.Value, mean: ir.Value, bias: np.ndarray | str | None
+) -> Standardised | str | None:
+    inverse, scale = _scaled_inverse(r)
+    total = _root(inverse) if inverse is not None else None
+    if total is None:
+        return None
+    found = _variance(total)
+    if isinstance(found, str):
+        return found
+    value, axes, eps = found
+    below, average = _centred(value), _reduction(mean)
+    if below is None or average is None or not (below[0] is average[0] is x) or not (below[1] == average[1] == axes):
+        return "mean and variance are not those of its input"
+    if isinstance(bias, str):
+        return bias
+    # Without a bias the nodes still hold the whole: what follows must know that their shift is in it.
+    return Standardised(x, node.outputs[0], axes, eps, True, scale, np.zeros(1, np.float32) if bias is None else bias)

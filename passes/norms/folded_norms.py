@@ -1,0 +1,100 @@
+"""Find the convolutions that lost their norm to the exporter, or say why one keeps as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED, unique
+
+AFTERTHOUGHTS = frozenset(
+    "AveragePool Clip Flatten GlobalAveragePool GlobalMaxPool LogSoftmax ReduceMean Relu Reshape Resize Sigmoid "
+    "Softmax Squeeze Transpose".split()
+)
+"""Operators without parameters that may stand between the last layer and the output."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A convolution that may be given a norm behind it, or a scale and a shift that were a norm.
+
+    Attributes:
+        name: of the norm that was folded into it, where the file tells, else of the convolution.
+        value: what the norm normalises, [N, C, ...]: the convolution's output, or what is scaled.
+    """
+
+    name: str
+    node: ir.Node
+    value: ir.Value
+    because: str
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """A node that was looked at and left alone."""
+
+    name: str
+    kind: str
+    node: ir.Node
+    because: str
+
+
+def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Passed]]:
+    """The convolutions that may be given a norm, and the ones that get none, each with the reason.
+
+    normed: names of sites, by the id of the value that the site reads.
+    marked: whether the exporter marked the nodes that it folded a norm into.
+    """
+    convolutions = [node for node in model.graph if node.op_type in CONVOLUTIONS]
+    names = {node.metadata_props.get(LAYER, "") for node in model.graph}
+    candidates, skipped = [], []
+    for node in convolutions:
+        layer, norm = node.metadata_props.get(LAYER) or str(node.name), node.metadata_props.get(FOLDED, "")
+        reason = _reason_against(node, normed, told)
+        if reason:
+            skipped.append(Passed(layer, "convolution", node, reason))
+            continue
+        name = unique(norm, names) if norm not in ("", "?") else layer
+        names.add(name)
+        candidates.append(Candidate(name, node, node.outputs[0], _reason_for(norm)))
+    return candidates, skipped
+
+
+def _reason_for(norm: str) -> str:
+    if norm == "?":
+        return "the exporter renamed its kernel and bias, as it does when it folds a norm"
+    return f"the exporter folded `{norm}` into it" if norm else "it has a bias and no norm behind it"
+
+
+def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
+    """Why a convolution gets no norm; an empty string if it may."""
+    y = node.outputs[0]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if id(y) in normed:
+        return f"followed by `{normed[id(y)]}`"
+    if bias is None and not node.metadata_props.get(FOLDED):  # exporters drop a bias of zeros, an untrained net's
+        return "it has no bias, which a folded norm always leaves behind"
+    if (bias is not None and bias.const_value is None) or node.inputs[1] is None or node.inputs[1].const_value is None:
+        return "its kernel or bias is computed"
+    if y.is_graph_output():
+        return "it gives the output"
+    if y.shape is None or not all(isinstance(size, int) for size in y.shape[1:]):
+        return f"the shape of its output is {y.shape}"
+    if all(size == 1 for size in y.shape[2:]):
+        return "it gives one value per channel (squeeze-and-excite, or a classifier)"
+    if FOLDED in node.metadata_props:
+        return ""
+    if told:
+        return "it kept its own bias, and the exporter marked those it folded a norm into"
+    return "only operators without parameters stand between it and the output" if _is_last(y) else ""
+
+
+def _is_last(value: ir.Value) -> bool:
+    while not value.is_graph_output():
+        readers = [use.node for use in value.uses()]
+        if len(readers) != 1 or readers[0].op_type not in AFTERTHOUGHTS:
+            return False
+        value = readers[0].outputs[0]
+    return True
