@@ -213,9 +213,11 @@ def test_the_same_numbers_in_other_processes(place: dict[str, Any], bundle: Path
         ({"severities": [6]}, "no severity 6", "1 to 5"),
         ({"arrays": ["c"]}, "no array `c`", "choose from `a`, `b`"),
         ({"arrays": []}, "nothing to stream", "name an array"),
-        ({"batch": 0}, "at least one sample", "1 or more"),
+        ({"batch": 0}, "`0` does not fit", "at least 1"),
         ({"batch": 9}, "planned for 4 samples", "--batch 9"),
-        ({"samples": 0}, "at least one sample", "1 or more"),
+        ({"samples": 0}, "`0` does not fit", "at least 1"),
+        ({"options": {"trian": "all"}}, "a compile has no option `trian`", "did you mean `train`?"),
+        ({"order": ["file"]}, "an evaluation has no option `order`", "did you mean `orders`?"),
         ({"cluster": "slurm"}, "no cluster `slurm`", "--cluster ray"),
     ],
 )

@@ -13,15 +13,14 @@ from ttac.evaluation import corruptions as images_of
 from ttac.evaluation.arrays import Arrays
 from ttac.evaluation.cells import Cell, Job, Subject, run_cell
 from ttac.evaluation.evaluation import Evaluation, Missing
-from ttac.evaluation.protocols import ORDERS, PROTOCOLS, WITH_LABELS, Order, streams
+from ttac.evaluation.evaluation_options import EvaluationOptions
+from ttac.evaluation.protocols import WITH_LABELS, Order, streams
 from ttac.evaluation.results import Folder
 from ttac.evaluation.samples import Source, open_source
 from ttac.evaluation.subjects import Recipe, compile_subject, method_specs, subjects
 from ttac.evaluation.sweep import perform
 from ttac.runtime.bundle import Bundle, read_manifest
 from ttac.suggest import did_you_mean
-
-METHODS = ("source", "bn", "tent")
 
 
 def quiet(*told: object) -> None:
@@ -37,117 +36,33 @@ class Watch:
     moved: Callable[[int], object] = quiet
 
 
-@dataclass(frozen=True)
-class Streams:
-    """What is streamed.
-
-    Attributes:
-        data: see `ttac.evaluation.samples.open_source`.
-        arrays: names of the arrays that are shifts themselves; None for all where no corruption is asked for.
-        corruptions: names, or `all`; made of the first array.
-        protocols, orders, seeds: each is run with each.
-        samples: how many of the samples are used; the same ones every time.
-    """
-
-    data: Any
-    arrays: Sequence[str] | None = None
-    corruptions: Sequence[str] = ()
-    severities: Sequence[int] = (5,)
-    protocols: Sequence[str] = ("continual",)
-    orders: Sequence[str] = ("shuffled",)
-    concentration: float = 0.1
-    seeds: Sequence[int] = (0,)
-    samples: int | None = None
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where the cells run: processes, the cluster, and threads of the engine (None shares the cores out)."""
-
-    jobs: int = 1
-    cluster: str | None = None
-    threads: int | None = None
-
-    @property
-    def engine_threads(self) -> int:
-        """Threads for each worker's engine; 0 leaves it to the engine."""
-        if self.threads is not None:
-            return self.threads
-        return 0 if self.jobs == 1 and self.cluster is None else 1
-
-
 def evaluate(
-    models: str | Path | Iterable[str | Path],
-    data: Any,
-    *,
-    methods: Sequence[str] = METHODS,
-    settings: Mapping[str, Any] | None = None,
-    batch: int | Sequence[int] | None = None,
-    arrays: Sequence[str] | None = None,
-    corruptions: Sequence[str] = (),
-    severities: Sequence[int] = (5,),
-    protocols: Sequence[str] = ("continual",),
-    orders: Sequence[str] = ("shuffled",),
-    concentration: float = 0.1,
-    seeds: Sequence[int] = (0,),
-    samples: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    output: str | Path | None = None,
-    jobs: int = 1,
-    cluster: str | None = None,
-    threads: int | None = None,
-    watch: Watch | None = None,
+    models: str | Path | Iterable[str | Path], data: Any, *, watch: Watch | None = None, **options: Any
 ) -> Evaluation:
     """Error, calibration, entropy, drift, time and memory of methods on models over streams of shifted samples.
 
     Args:
-        models: `.onnx` files and bundles; files are compiled with every method, bundles are taken as they are.
+        models: `.onnx` files and bundles; files are compiled with every method, bundles are used unchanged.
         data: a path, arrays, or an iterator of batches; see `ttac.evaluation.samples.open_source`.
-        methods: names, or `name:option=value` for another setting; `settings` go to all that have them.
-        batch: samples of a step, one or several; 64, or what a bundle is planned for.
-        arrays, corruptions, severities, protocols, orders, concentration, seeds, samples: see `Streams`.
-        options: further arguments of `ttac.compile`: `target`, `calibration`, `norms`, `train` and so on.
-        output: folder that keeps every finished cell, so that a second call goes on where the first one stopped; None
-            keeps nothing.
-        jobs, cluster, threads: see `Workers`.
-        watch: who follows the progress.
+        watch: receiver of the progress.
+        options: `methods`, `batch` and the others of `EvaluationOptions`.
 
     Raises:
         UsageError: a name that does not exist, or samples that do not fit.
         RuntimeMissingError: a package that an option needs is not installed.
     """
     paths = [Path(models)] if isinstance(models, (str, Path)) else [Path(model) for model in models]
-    batches = [] if batch is None else [batch] if isinstance(batch, int) else list(batch)
-    asked = Streams(data, arrays, corruptions, severities, protocols, orders, concentration, seeds, samples)
-    specs = method_specs(methods, settings or {})
-    checked(asked, batches)
+    asked = EvaluationOptions.from_mapping(options)
+    specs = method_specs(asked.methods, asked.settings)
     source = open_source(data)
-    workers = Workers(jobs, cluster, threads)
-    with _folder(output) as folder:
-        found, recipes = subjects(paths, specs, batches, options or {}, folder.bundles)
+    with _folder(asked.output) as folder:
+        found, recipes = subjects(paths, specs, asked.batches, asked.options, folder.bundles)
         cells = cells_of(found, asked, source)
-        return Run(folder, source, recipes, workers, watch or Watch()).all(cells, asked)
+        run = Run(folder=folder, source=source, recipes=recipes, options=asked, watch=watch or Watch())
+        return run.all(cells)
 
 
-def checked(asked: Streams, batches: Sequence[int]) -> None:
-    """Raise UsageError for the first choice that does not exist, before anything is opened."""
-    images_of.chosen(asked.corruptions)
-    for word, words, option in (
-        *((word, PROTOCOLS, "--protocol") for word in asked.protocols),
-        *((word, ORDERS, "--order") for word in asked.orders),
-    ):
-        if word not in words:
-            raise UsageError(f"`{word}` is no choice", where=f"`{option}`", hint=did_you_mean(word, words))
-    for severity in asked.severities:
-        if severity not in images_of.SEVERITIES:
-            raise UsageError(f"there is no severity {severity}", where="`--severity`", hint="give some of 1 to 5")
-    if any(size < 1 for size in batches):
-        raise UsageError("a batch has at least one sample", where="`--batch`", hint="give 1 or more")
-    if asked.samples is not None and asked.samples < 1:
-        raise UsageError("at least one sample is needed", where="`--samples`", hint="give 1 or more")
-
-
-def cells_of(found: Sequence[Subject], asked: Streams, source: Source) -> list[Cell]:
+def cells_of(found: Sequence[Subject], asked: EvaluationOptions, source: Source) -> list[Cell]:
     """Every cell of the sweep, those of a subject after each other.
 
     Raises UsageError for arrays that the samples lack, or an order that needs labels.
@@ -173,7 +88,7 @@ def cells_of(found: Sequence[Subject], asked: Streams, source: Source) -> list[C
     ]
 
 
-def _arrays(asked: Streams, source: Source, corrupts: bool) -> Sequence[str]:
+def _arrays(asked: EvaluationOptions, source: Source, corrupts: bool) -> Sequence[str]:
     if asked.arrays is None:
         return () if corrupts else source.variants
     for name in asked.arrays:
@@ -183,18 +98,18 @@ def _arrays(asked: Streams, source: Source, corrupts: bool) -> Sequence[str]:
     return asked.arrays
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """One evaluation under way."""
 
     folder: Folder
     source: Source
     recipes: Mapping[Path, Recipe]
-    workers: Workers
+    options: EvaluationOptions
     watch: Watch
     missing: dict[Path, TtacError] = field(default_factory=dict)
 
-    def all(self, cells: Sequence[Cell], asked: Streams) -> Evaluation:
+    def all(self, cells: Sequence[Cell]) -> Evaluation:
         """Run what is not kept yet, and give everything back in the order of `cells`."""
         results = {cell.key: result for cell in cells if (result := self.folder.read(cell.key)) is not None}
         waiting = list({cell.key: cell for cell in cells if cell.key not in results}.values())
@@ -204,7 +119,7 @@ class Run:
         ready = [cell for cell in waiting if cell.subject.bundle not in self.missing]
         refused = [cell for cell in waiting if cell.subject.bundle in self.missing]
         failures = {cell.key: self.missing[cell.subject.bundle] for cell in refused}
-        for key, outcome in self._run(ready, Arrays(self.folder, self.source, asked.samples)):
+        for key, outcome in self._run(ready, Arrays(self.folder, self.source, self.options.samples)):
             if isinstance(outcome, TtacError):
                 failures[key] = outcome
             else:
@@ -219,7 +134,7 @@ class Run:
         if not needed:
             return
         self.watch.expect("compiling", len(needed))
-        for done in perform(compile_subject, needed, jobs=self.workers.jobs):
+        for done in perform(compile_subject, needed, jobs=self.options.jobs):
             recipe = needed[done.number]
             if done.failure is not None:
                 self.missing[recipe.output] = done.failure
@@ -231,13 +146,13 @@ class Run:
             return
         for bundle in dict.fromkeys(cell.subject.bundle for cell in cells):
             self._check_labels(bundle)
-        made = arrays.prepare(cells, self.workers.jobs, self.watch)
-        jobs = [Job(cell, made.of(cell), made.labels, self.workers.engine_threads) for cell in cells]
-        here = self.workers.jobs == 1 and self.workers.cluster is None
+        made = arrays.prepare(cells, self.options.jobs, self.watch)
+        jobs = [Job(cell, made.of(cell), made.labels, self.options.engine_threads) for cell in cells]
+        here = self.options.jobs == 1 and self.options.cluster is None
         sizes = [len(cell.shifts) * made.count for cell in cells]
         self.watch.expect("evaluating", sum(sizes))
         function = _Counted(self.watch.moved) if here else run_cell
-        for done in perform(function, jobs, jobs=self.workers.jobs, cluster=self.workers.cluster):
+        for done in perform(function, jobs, jobs=self.options.jobs, cluster=self.options.cluster):
             if not here:
                 self.watch.moved(sizes[done.number])
             outcome = done.made if done.failure is None else done.failure
