@@ -22,8 +22,8 @@ import torch
 
 import ttac
 from benchmarks.peers import METHODS, restated
-from ttac.evaluation.plain import inference
 from ttac.evaluation.protocols import Order, Shift, schedule
+from ttac.evaluation.source_inference import inference
 from ttac.settings import split_assignments
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
 """Peak working memory of a method in PyTorch, by the protocol that `ttac.reports.measure` uses for bundles.
 
-Runs in a process of its own: `python -m benchmarks.memory resnet50 8 tent 2`.
+Runs in a fresh process: `python -m benchmarks.memory resnet50 8 tent 2`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import sys
 
-from ttac.evaluation.plain import peak_of
-from ttac.reports.measure import kilobytes
+from ttac.reports.measure import kilobytes, random_samples, step_memory
 
 
 def main() -> None:
-    """Measure the method that the command line names, with its defaults, and print it as JSON."""
+    """Measure the method on the command line with its defaults, and print the figures as JSON."""
     network, batch, method, threads = sys.argv[1:]
     import torch
 
@@ -24,7 +23,8 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     model, side = build(network)
     peer = restated(method, model, {})
-    print(json.dumps(peak_of(lambda x: peer.step(torch.from_numpy(x)), int(batch), (3, side, side), bare)))
+    samples = random_samples(int(batch), (3, side, side))
+    print(json.dumps(step_memory(lambda x: peer.step(torch.from_numpy(x)), samples, bare)))
 
 
 if __name__ == "__main__":

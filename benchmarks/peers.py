@@ -16,7 +16,7 @@ from benchmarks.exporting import export
 from benchmarks.networks import NETWORKS, build
 from benchmarks.pytorch_peers import NORMS, BatchStatistics, Eata, Sar, Source, Surgeon, Tent
 from ttac.errors import UsageError
-from ttac.evaluation.plain import measured_by
+from ttac.reports.measure import measured_by
 from ttac.suggest import did_you_mean
 
 METHODS = ("source", "bn", "tent", "eata", "sar", "surgeon")

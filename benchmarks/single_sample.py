@@ -17,7 +17,8 @@ import numpy as np
 
 import ttac
 from benchmarks.exporting import export
-from ttac.evaluation.plain import inference, samples
+from ttac.evaluation.source_inference import inference
+from ttac.reports.measure import random_samples
 
 NETWORKS = ("resnet18", "resnet18_32", "mobilenet_v2")
 CHOICES = {
@@ -53,12 +54,12 @@ def row(network: str, folder: Path) -> list[str]:
     """The network's name, milliseconds of inference, and each choice's ratio to it, `1.17 (1.15 to 1.20)`."""
     model = export(network, folder)
     adapters = {title: loaded(model, method, train) for title, (method, train) in CHOICES.items()}
-    x, plain = samples(1, adapters["source"].input_shape), inference(model, 1)
+    x, source = random_samples(1, adapters["source"].input_shape), inference(model, 1)
     work = {title: partial(adapter.step, x) for title, adapter in adapters.items()}
-    times = in_turn({"plain": partial(plain, x), **work})
-    quartiles = [np.quantile(times[title] / times["plain"], (0.5, 0.25, 0.75)) for title in CHOICES]
+    times = in_turn({"inference": partial(source, x), **work})
+    quartiles = [np.quantile(times[title] / times["inference"], (0.5, 0.25, 0.75)) for title in CHOICES]
     cells = [f"{median:.2f} ({low:.2f} to {high:.2f})" for median, low, high in quartiles]
-    return [network, f"{1e3 * np.median(times['plain']):.1f}", *cells]
+    return [network, f"{1e3 * np.median(times['inference']):.1f}", *cells]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`python -m ttac`, the command line where its script is not on the path."""
+"""`python -m ttac`: the command line where the script `ttac` is not on the path."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 def parse_size(text: str, where: str = "") -> int:
-    """Bytes that `text` stands for; a bare number is bytes, `MB` is 10^6 and `MiB` 2^20.
+    """Return the number of bytes that `text` names: a bare number counts bytes, `MB` is 10^6, `MiB` is 2^20.
 
-    Raises UsageError for anything else, and for zero.
+    Raises UsageError for any other text and for less than one byte; `where` names the place in the error.
     """
     match = PATTERN.fullmatch(text)
     if match is None or match[2].lower() not in UNITS:
@@ -34,7 +34,7 @@ def parse_size(text: str, where: str = "") -> int:
 
 
 def format_size(size: float) -> str:
-    """`size` bytes with three significant digits: `512 B`, `1.50 KiB`, `4.19 MiB`."""
+    """Return `size` in bytes as text with three significant digits: `512 B`, `1.50 KiB`, `4.19 MiB`."""
     scaled, unit = float(size), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if abs(scaled) < 1023.5:

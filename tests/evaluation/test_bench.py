@@ -18,8 +18,8 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.evaluation import bench as bench_module
 from ttac.evaluation.bench import Bench, Benchmark, Figures, Times, paired
 from ttac.evaluation.bench_report import columns, markdown, rows
-from ttac.evaluation.plain import inference, measure_inference, measured_by
-from ttac.reports.measure import CLEAR
+from ttac.evaluation.source_inference import inference, measure_inference
+from ttac.reports.measure import CLEAR, measured_by
 
 LINUX = pytest.mark.skipif(not CLEAR.exists(), reason="memory is measured on Linux")
 PEAK = {"peak": 4 * 2**20, "loaded": 2**20}
@@ -121,7 +121,7 @@ def bundle(tmp_path: Path) -> Path:
     return ema(tmp_path / "tiny.ttac")
 
 
-def test_plain_inference_is_the_source_model_s(bundle: Path) -> None:
+def test_inference_runs_the_source_model(bundle: Path) -> None:
     x = np.ones((2, 3), np.float32)
     (found,) = inference(bundle / "infer.onnx", 1)(x)  # type: ignore[misc]
     np.testing.assert_allclose(found, np.maximum(x @ GAIN, 0), rtol=1e-6)
@@ -129,17 +129,17 @@ def test_plain_inference_is_the_source_model_s(bundle: Path) -> None:
 
 @LINUX
 @pytest.mark.slow
-def test_memory_of_plain_inference(bundle: Path) -> None:
+def test_memory_of_the_inference_of_the_source(bundle: Path) -> None:
     found = measure_inference(bundle / "infer.onnx", 4, (3,), 1)
     assert found is not None and 0 <= found["peak"] < 2**25 and 0 < found["loaded"] < 2**28
 
 
 def test_a_failed_process_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("ttac.evaluation.plain.CLEAR", tmp_path)
+    monkeypatch.setattr("ttac.reports.measure.CLEAR", tmp_path)
     with pytest.raises(RuntimeMissingError) as caught:
         measured_by("no_such_module")
     assert "no_such_module" in caught.value.where
-    monkeypatch.setattr("ttac.evaluation.plain.CLEAR", tmp_path / "none")
+    monkeypatch.setattr("ttac.reports.measure.CLEAR", tmp_path / "none")
     assert measured_by("never") is None
 
 

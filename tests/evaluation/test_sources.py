@@ -13,8 +13,8 @@ from ttac.errors import UsageError
 from ttac.evaluation.samples import open_source, subset
 from ttac.samples.images import Preparation
 
-GREY = Preparation((1, 4, 6))
-RGB = Preparation((3, 4, 6))
+GREY = Preparation(sample=(1, 4, 6))
+RGB = Preparation(sample=(3, 4, 6))
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 6), np.uint8)
 ALL = np.arange(5)
 
@@ -73,7 +73,7 @@ def test_idx_files(packed: bool, tmp_path: Path) -> None:
         source = open_source(place)
         assert source.labels is not None and source.labels.tolist() == labels.tolist()
         np.testing.assert_array_equal(source.read("clean", ALL, GREY), IMAGES[:, None])
-    assert source.read("clean", ALL, Preparation((3, 8, 8))).shape == (5, 3, 8, 8)
+    assert source.read("clean", ALL, Preparation(sample=(3, 8, 8))).shape == (5, 3, 8, 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x0d\x01", idx(IMAGES)[:-1], idx(IMAGES) + b"x", b"\0\0\x08\x02ab"])
@@ -92,7 +92,7 @@ def test_an_archive_has_a_shift_in_each_array(tmp_path: Path) -> None:
 
 def test_arrays_and_iterators() -> None:
     x, y = np.zeros((7, 3), np.float32), np.arange(7)
-    how = Preparation((3,))
+    how = Preparation(sample=(3,))
     digests = set()
     for data in ((x, y), {"x": x, "labels": y}, iter([(x[:4], y[:4]), (x[4:], y[4:])])):
         source = open_source(data)
@@ -145,7 +145,7 @@ def test_files_that_are_no_samples(tmp_path: Path) -> None:
 
 def test_images_of_another_size_in_an_array() -> None:
     with pytest.raises(UsageError, match=r"samples have shape \[4, 6\], the model takes \[1, 28, 28\]"):
-        open_source(IMAGES).read("clean", ALL, Preparation((1, 28, 28)))
+        open_source(IMAGES).read("clean", ALL, Preparation(sample=(1, 28, 28)))
 
 
 def test_a_subset_is_the_same_every_time() -> None:

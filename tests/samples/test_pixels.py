@@ -76,7 +76,7 @@ def test_what_may_be_said(given: Any, expected: Any) -> None:
     ("given", "what"),
     [
         ("imagnet", "`imagnet` is no statement"),
-        ({"means": 1}, "`means` is nothing"),
+        ({"means": 1}, "`means` is no key"),
         (["mean=a"], "`a` is not a number"),
         (["mean="], "`` is not a number"),
         ({"mean": [math.nan]}, "`nan` is not a number"),
@@ -132,7 +132,7 @@ def test_channels_last_are_recognised(run: Run, tmp_path: Path) -> None:
         np.testing.assert_allclose(out["logits"], pictures.mean((2, 3)), rtol=1e-4)
 
 
-def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:
+def test_pixels_that_do_not_fit_the_model_write_no_bundle(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 numbers are stated for `mean`, the model's images have 3 channels"):
         ttac.compile(model, method="source", output=tmp_path / "b.ttac", pixels={"mean": [0.5, 0.5]})
     assert not (tmp_path / "b.ttac").exists()

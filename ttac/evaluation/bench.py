@@ -23,10 +23,10 @@ import numpy as np
 from ttac.errors import TtacError, UsageError
 from ttac.evaluation.arrays import preparation_of
 from ttac.evaluation.cells import Subject
-from ttac.evaluation.plain import inference, measure_inference, samples
 from ttac.evaluation.samples import open_source
+from ttac.evaluation.source_inference import inference, measure_inference
 from ttac.evaluation.subjects import Recipe, compile_subject, is_bundle, method_specs, subjects
-from ttac.reports.measure import measure
+from ttac.reports.measure import measure, random_samples
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle
 
@@ -209,7 +209,7 @@ class Bench:
     def _samples(self, subject: Subject, shape: tuple[int, ...]) -> np.ndarray:
         """What a step gets, [batch, *shape]; raises UsageError when the data do not fit."""
         if self.data is None:
-            return samples(subject.batch, shape)
+            return random_samples(subject.batch, shape)
         source, how = open_source(self.data), preparation_of(subject.bundle)
         if source.count < subject.batch:
             what = f"there are {source.count} samples, a step takes {subject.batch}"

@@ -1,4 +1,4 @@
-"""What became of a graph: the nodes that were added, removed or rewired, by the room that made them and by layer."""
+"""Comparison of two graphs: added, removed and rewired nodes, grouped by layer and by the room that made them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ttac.passes.graph.shorten import told_by_name
 from ttac.passes.load.checked_file import parse
 
 SOURCE = "source"
-"""The room of nodes that no room made."""
-PLAIN = "infer"
-"""The graph of a bundle that is the source model over again."""
+"""Name of the room in the report for nodes that no room made."""
+SOURCE_FILE = "infer"
+"""Stem of the file in a bundle that holds the source model; the comparison leaves it out."""
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A node: its name, operator, room and layer, and what it reads and how it is set."""
+@dataclass(frozen=True, kw_only=True)
+class GraphNode:
+    """A node: name, operator, room, layer, and its content: the names of its inputs and its attributes."""
 
     name: str
     operator: str
@@ -33,16 +33,16 @@ class Placed:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes it the same node in another graph."""
+        """Name and operator; nodes with equal keys are the same node in two graphs."""
         return self.name, self.operator
 
 
 def compare_graphs(before: Path, after: Path) -> dict[str, Any]:
-    """A report of what `after` has that `before` has not, and the reverse, that JSON can hold.
+    """Return a report, in JSON values, of the nodes that differ between `before` and `after`.
 
-    Each is an `.onnx` file or a folder of them: a bundle, or a room of `--dump`.  Nodes are the same if name and
-    operator are; such nodes are rewired if they read other values or have other attributes.  Raises UsageError or
-    UnsupportedError for what is no model.
+    Each path is an `.onnx` file or a folder of such files: a bundle, or a room of `--dump`.  Two nodes are the same if
+    their names and operators are equal.  The same node is rewired if it reads other values or has other attributes.
+    Raises UsageError or UnsupportedError for a file that is no model.
     """
     old, new = ({node.key: node for node in nodes_of(path)} for path in (before, after))
     removed = [node for key, node in old.items() if key not in new]
@@ -62,36 +62,37 @@ def compare_graphs(before: Path, after: Path) -> dict[str, Any]:
     }
 
 
-def nodes_of(path: Path) -> Iterator[Placed]:
-    """The nodes of a file, or of all graphs of a folder."""
+def nodes_of(path: Path) -> Iterator[GraphNode]:
+    """Yield the nodes of a file, or of all graphs of a folder."""
     for file in _files(path):
         for node in parse(file).graph.node:
-            yield _placed(node)
+            yield _graph_node(node)
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.glob("*.onnx") if file.stem != PLAIN)
+    files = sorted(file for file in path.glob("*.onnx") if file.stem != SOURCE_FILE)
     if not files:
         hint = "give an `.onnx` file, a bundle, or one room's folder of `--dump`"
         raise UsageError("the folder holds no graph", where=f"`{path}`", hint=hint)
     return files
 
 
-def _placed(node: onnx.NodeProto) -> Placed:
+def _graph_node(node: onnx.NodeProto) -> GraphNode:
     notes = {entry.key: entry.value for entry in node.metadata_props}
     name = node.name or next((output for output in node.output if output), "?")
     attributes = sorted(str(attribute) for attribute in node.attribute)
-    told = told_by_name(name, node.op_type)
-    room = notes.get(ROOM) or told[0] or SOURCE
-    layer = notes.get(LAYER) or (told[1] if room != SOURCE else "") or "-"
-    return Placed(name, node.op_type, room, layer, (*node.input, *attributes))
+    named_room, named_layer = told_by_name(name, node.op_type)
+    room = notes.get(ROOM) or named_room or SOURCE
+    layer = notes.get(LAYER) or (named_layer if room != SOURCE else "") or "-"
+    content = (*node.input, *attributes)
+    return GraphNode(name=name, operator=node.op_type, room=room, layer=layer, content=content)
 
 
-def _by_layer(change: str, nodes: Iterable[Placed]) -> Iterator[dict[str, Any]]:
-    """One row for each room and layer, in the order of the graph."""
-    groups: dict[tuple[str, str], list[Placed]] = {}
+def _by_layer(change: str, nodes: Iterable[GraphNode]) -> Iterator[dict[str, Any]]:
+    """Yield one row for each room and layer, in the order of the graph."""
+    groups: dict[tuple[str, str], list[GraphNode]] = {}
     for node in nodes:
         groups.setdefault((node.room, node.layer), []).append(node)
     for (room, layer), members in groups.items():

@@ -1,4 +1,4 @@
-"""Whether this machine can compile and run bundles: Python, engine, its limits, and what a target asks for."""
+"""Checks of this machine: Python, the engine, its limits, the packages, and the demands of a target."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ Verdict = Literal["ok", "info", "warn", "fail"]
 ENGINES = ("onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime-gpu")
 RUN, COMPILE = "run", "compile"
 PARTS = {"numpy": RUN, "safetensors": RUN, "onnx": COMPILE, "onnx-ir": COMPILE, "onnxsim": COMPILE, "networkx": COMPILE}
+"""Packages that ttac needs, and the task that needs each."""
 OPTIONAL = {"netron": "`ttac view`", "torch": "more tests and the benchmarks", "matplotlib": "`ttac demo --png`"}
+"""Packages that ttac can do without, and the use of each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One line of the report.
 
-    `verdict` "fail" means that something essential is missing or known to be bad; `hint` then says what to do.
+    Attributes:
+        verdict: "fail" means that something essential is missing or known to be bad.
+        hint: a command that repairs the fault; empty where nothing failed.
     """
 
     part: str
@@ -47,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Limits:
-    """The highest opset and IR version a release of the engine accepts."""
+    """The highest opset and IR version that a release of the engine accepts."""
 
     opset: int
     ir_version: int
@@ -55,36 +59,36 @@ class Limits:
 
 
 def examine(target: Target | None = None) -> list[Check]:
-    """All checks of this machine, and those of `target` against it."""
+    """Return all checks of this machine, and those of `target` if there is one."""
     checks = [*_machine(), *_engine(), *_packages()]
     return [*checks, *_target(target)] if target else checks
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
-    """The report for programs: `ok` and one object per check."""
+    """Return the report for programs: `ok` and one object per check."""
     return {"ok": all(check.verdict != "fail" for check in checks), "checks": [asdict(check) for check in checks]}
 
 
 def known_versions() -> list[str]:
-    """The releases in the table, oldest first."""
+    """Return the releases in the table, oldest first."""
     return sorted(_table()["releases"], key=Version)
 
 
 def limits(version: str) -> Limits:
-    """What onnxruntime `version` accepts; a version beyond the table counts as its newest row."""
+    """Return the limits of onnxruntime `version`; a version beyond the table has those of the newest row."""
     known, release = known_versions(), Version(version).release[:2]
     reached = [name for name in known if Version(name).release <= release]
     return Limits(**_table()["releases"][reached[-1] if reached else known[0]])
 
 
 def denied(version: str, machine: str) -> str:
-    """Why the engine version is known to be bad on a machine like `aarch64`; empty when it is not."""
+    """Return the reason why the engine version is bad on a machine like `aarch64`; empty when none is known."""
     rows = [row for row in _table()["bad"] if Version(row["version"]) == Version(version)]
     return next((str(row["reason"]) for row in rows if machine.lower() in row["machines"]), "")
 
 
 def installed(package: str) -> str:
-    """The version of an installed distribution, empty if there is none."""
+    """Return the version of an installed distribution; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -92,7 +96,10 @@ def installed(package: str) -> str:
 
 
 def import_failure() -> str:
-    """Why the engine cannot be imported, empty when it can; tried in a child process, as a bad one may crash it."""
+    """Return the reason why the engine cannot be imported; empty when it can.
+
+    The import runs in a child process because a bad engine may crash it.
+    """
     done = run_code("import onnxruntime", seconds=120)
     if done.returncode < 0:
         return f"the process ends with signal {-done.returncode}"
@@ -101,7 +108,7 @@ def import_failure() -> str:
 
 
 def physical_memory() -> int:
-    """Bytes of memory this machine has, 0 where the system does not say."""
+    """Return the bytes of memory of this machine; 0 where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -109,49 +116,71 @@ def physical_memory() -> int:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _machine() -> Iterator[Check]:
     version = platform.python_version()
     fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    yield Check("python", "ok" if fits else "warn", version, "" if fits else "tested with 3.10 to 3.12")
-    yield Check("system", "info", f"{platform.system()} {platform.machine()}")
-    yield Check("cores", "info", str(cores()))
-    yield Check("memory", "info", format_size(physical_memory()) if physical_memory() else "unknown")
+    yield Check(
+        part="python", verdict="ok" if fits else "warn", found=version, note="" if fits else "tested with 3.10 to 3.12"
+    )
+    yield Check(part="system", verdict="info", found=f"{platform.system()} {platform.machine()}")
+    yield Check(part="cores", verdict="info", found=str(cores()))
+    yield Check(part="memory", verdict="info", found=format_size(physical_memory()) if physical_memory() else "unknown")
 
 
 def _engine() -> Iterator[Check]:
     found = {package: installed(package) for package in ENGINES if installed(package)}
     if not found:
-        yield Check("engine", "fail", "none", "nothing can run a bundle", "pip install onnxruntime")
+        yield Check(
+            part="engine", verdict="fail", found="none", note="nothing can run a bundle", hint="pip install onnxruntime"
+        )
         return
     for package, version in found.items():
         known = limits(version)
         reason = denied(version, platform.machine())
         note = reason or f"accepts opset {known.opset} and IR version {known.ir_version}"
         hint = f"pip install '{package}!={version}'" if reason else ""
-        yield Check("engine", "fail" if reason else "ok", f"{package} {version}", note, hint)
+        yield Check(
+            part="engine", verdict="fail" if reason else "ok", found=f"{package} {version}", note=note, hint=hint
+        )
     if crash := import_failure():
         yield Check(
-            "engine", "fail", "it cannot be imported", crash, "pip install --force-reinstall " + next(iter(found))
+            part="engine",
+            verdict="fail",
+            found="it cannot be imported",
+            note=crash,
+            hint="pip install --force-reinstall " + next(iter(found)),
         )
     if len(found) > 1:
         note = "they overwrite each other's files; keep one"
-        yield Check("engine", "warn", f"{len(found)} packages", note, "pip uninstall " + " ".join(list(found)[1:]))
+        yield Check(
+            part="engine",
+            verdict="warn",
+            found=f"{len(found)} packages",
+            note=note,
+            hint="pip uninstall " + " ".join(list(found)[1:]),
+        )
 
 
 def _packages() -> Iterator[Check]:
     for package, purpose in PARTS.items():
         if version := installed(package):
-            yield Check(package, "ok", version)
+            yield Check(part=package, verdict="ok", found=version)
         else:
             verdict: Verdict = "fail" if purpose == RUN else "warn"
-            yield Check(package, verdict, "none", f"needed to {purpose} a bundle", f"pip install {package}")
+            yield Check(
+                part=package,
+                verdict=verdict,
+                found="none",
+                note=f"needed to {purpose} a bundle",
+                hint=f"pip install {package}",
+            )
     for package, purpose in OPTIONAL.items():
         version = installed(package) if util.find_spec(package) else ""
-        yield Check(package, "info", version or "none", f"optional, for {purpose}")
+        yield Check(part=package, verdict="info", found=version or "none", note=f"optional, for {purpose}")
 
 
 def _target(target: Target) -> Iterator[Check]:
@@ -163,32 +192,46 @@ def _target(target: Target) -> Iterator[Check]:
     memory = physical_memory()
     if memory and memory < target.memory:
         note = f"the target's budget is {format_size(target.memory)}"
-        yield Check(part, "warn", f"{format_size(memory)} of memory", note)
+        yield Check(part=part, verdict="warn", found=f"{format_size(memory)} of memory", note=note)
     else:
-        yield Check(part, "ok", f"budget {format_size(target.memory)}", f"batch {target.batch}")
+        yield Check(part=part, verdict="ok", found=f"budget {format_size(target.memory)}", note=f"batch {target.batch}")
     for note in target.notes:
-        yield Check(part, "info", "note", note)
+        yield Check(part=part, verdict="info", found="note", note=note)
 
 
 def _engine_against(part: str, target: Target, version: str) -> Check:
     reason = target.denied.get(version, "")
     if reason:
-        return Check(part, "fail", f"{target.engine} {version}", reason, f"pip install '{target.engine}!={version}'")
+        return Check(
+            part=part,
+            verdict="fail",
+            found=f"{target.engine} {version}",
+            note=reason,
+            hint=f"pip install '{target.engine}!={version}'",
+        )
     if not targets.admits(target.engine_versions, version):
         return _against(part, target.engine, target.engine_versions, version)
     known = limits(version)
     if known.opset < target.opset or known.ir_version < target.ir_version:
         note = f"accepts opset {known.opset}, IR version {known.ir_version}"
         note += f"; the target is {target.opset}, {target.ir_version}"
-        return Check(part, "fail", f"{target.engine} {version}", note, f"pip install '{target.engine}>=1.18'")
-    return Check(part, "ok", f"{target.engine} {version}", f"needs {target.engine_versions or 'any'}")
+        return Check(
+            part=part,
+            verdict="fail",
+            found=f"{target.engine} {version}",
+            note=note,
+            hint=f"pip install '{target.engine}>=1.18'",
+        )
+    return Check(
+        part=part, verdict="ok", found=f"{target.engine} {version}", note=f"needs {target.engine_versions or 'any'}"
+    )
 
 
 def _against(part: str, what: str, wanted: str, version: str) -> Check:
     if targets.admits(wanted, version):
-        return Check(part, "ok", f"{what} {version}", f"needs {wanted}" if wanted else "")
+        return Check(part=part, verdict="ok", found=f"{what} {version}", note=f"needs {wanted}" if wanted else "")
     hint = f"pip install '{what}{wanted}'" if what != "Python" else f"install Python {wanted}"
-    return Check(part, "fail", f"{what} {version}", f"needs {wanted}", hint)
+    return Check(part=part, verdict="fail", found=f"{what} {version}", note=f"needs {wanted}", hint=hint)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a model offers to adaptation: its norms, what stands in the way, and which methods fit."""
+"""The report of `ttac inspect MODEL`: its norms, the operators without gradient, and the methods that fit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.folded_norms import Candidate, Passed
 from ttac.passes.norms.norm_choice import decide
-from ttac.passes.norms.norm_sites import Found, find_norms
+from ttac.passes.norms.norm_sites import Found, NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
 from ttac.sites import with_statistics
 from ttac.spec import Method
 
 IDLE = {False: "it adapts nothing", True: "it changes predictions only"}
-"""Why a method that adapts no norm fits every model: without and with a refinement of the predictions."""
+"""Reason why a method that adapts no norm fits every model; the key says whether it refines the predictions."""
 
 
 def inspect_model(
@@ -36,47 +36,51 @@ def inspect_model(
     head: str = "auto",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """A report of the model that JSON can hold, in the order `ttac inspect` prints it.
+    """Return a report of the model in JSON values, in the order in which `ttac inspect` prints them.
 
-    Arguments are those of `ttac.compile`.  Raises UsageError and UnsupportedError when the file cannot be read at all;
-    what adaptation lacks is part of the report.
+    The arguments are those of `ttac.compile`.  Raises UsageError and UnsupportedError when the file cannot be read; an
+    obstacle to adaptation is part of the report instead.
     """
     source = load(path, input=input, output=logits, say=say)
-    plain, grids = lift(source) if is_quantized(source) else (source, 0)
-    model = normalise(plain, shape=shape, say=say)
-    found, missing = find_norms(model), without_gradient(model)
-    read, unread = _head(model, head)
+    lifted, grids = lift(source) if is_quantized(source) else (source, 0)
+    model = normalise(lifted, shape=shape, say=say)
+    census, missing = find_norms(model), without_gradient(model)
+    reading, unread = _head(model, head)
     return {
         "model": str(path),
         **_facts(source, model),
         **({"eight_bit": f"{grids} values are rounded, the layers between them run in 8 bits"} if grids else {}),
-        "head": read or f"none: {unread}",
-        "norms": found.summary,
-        "norm_sites": [
-            {
-                "order": order,
-                "name": site.name,
-                "kind": site.kind,
-                "channels": site.channels,
-                "spatial": site.spatial,
-                "of_all_values": site.channels
-                * site.spatial
-                / max(1, sum(s.channels * s.spatial for s in found.sites)),
-            }
-            for order, site in enumerate(found.sites, start=1)
-        ],
-        "folded": _listed(found.folded),
-        "near_misses": _listed(found.near_misses),
-        "left_alone": _listed(found.skipped) if not found.sites else [],
+        "head": reading or f"none: {unread}",
+        "norms": census.summary,
+        "norm_sites": _site_rows(census.sites),
+        "folded": _listed(census.folded),
+        "near_misses": _listed(census.near_misses),
+        "left_alone": _listed(census.skipped) if not census.sites else [],
         "without_gradient": missing,
-        "methods": [_fit(methods.find(name), found, norms, missing, unread) for name in methods.names()],
+        "methods": [_fit(methods.find(name), census, norms, missing, unread) for name in methods.names()],
     }
 
 
+def _site_rows(sites: Sequence[NormSite]) -> list[dict[str, Any]]:
+    """Return one row per norm site; `of_all_values` is the fraction of the values of all sites."""
+    values = max(1, sum(site.channels * site.spatial for site in sites))
+    return [
+        {
+            "order": order,
+            "name": site.name,
+            "kind": site.kind,
+            "channels": site.channels,
+            "spatial": site.spatial,
+            "of_all_values": site.channels * site.spatial / values,
+        }
+        for order, site in enumerate(sites, start=1)
+    ]
+
+
 def without_gradient(model: ir.Model) -> list[dict[str, Any]]:
-    """Operators between a norm, or a place for one, and the logits that have no gradient rule, with their nodes."""
-    found = find_norms(model)
-    starts = [site.y for site in found.sites] + [candidate.value for candidate in found.folded]
+    """Return the operators without gradient rule, and their nodes, between the norms or folded norms and the logits."""
+    census = find_norms(model)
+    starts = [site.y for site in census.sites] + [candidate.value for candidate in census.folded]
     lacking: dict[str, list[str]] = {}
     for node in nodes_between(model.graph, starts, model.graph.outputs[0]):
         if node.op_type not in RULES:
@@ -103,17 +107,20 @@ def _listed(items: Sequence[Candidate | Passed]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
-def _head(model: ir.Model, asked: str) -> tuple[str, str]:
-    """How the output is read, or else why not."""
+def _head(model: ir.Model, choice: str) -> tuple[str, str]:
+    """Return the reading of the output, and the reason why there is none; one of the two is empty."""
     try:
-        return str(decide_head(model.graph.outputs[0], asked)), ""
+        return str(decide_head(model.graph.outputs[0], choice)), ""
     except UnsupportedError as error:
         return "", f"{error.what} ({error.hint})"
 
 
-def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, Any]], unread: str) -> dict[str, str]:
-    """Whether `method` can adapt the model: yes, with calibration, or no, and why; `unread`: why it has no head."""
-    fits, because = _norms_fit(found, norms, method) if method.adapts else ("yes", IDLE[bool(method.refine)])
+def _fit(method: Method, census: Found, norms: str, missing: Sequence[dict[str, Any]], unread: str) -> dict[str, str]:
+    """Return whether `method` can adapt the model (yes, in part, with --calibration, or no) and the reason.
+
+    `unread` is the reason why the output has no head; empty if it has one.
+    """
+    fits, because = _norms_fit(census, norms, method) if method.adapts else ("yes", IDLE[bool(method.refine)])
     if (method.loss or method.refine) and unread and fits != "no":
         return {"method": method.name, "fits": "no", "because": unread}
     if method.trains and missing and fits != "no":
@@ -122,21 +129,21 @@ def _fit(method: Method, found: Found, norms: str, missing: Sequence[dict[str, A
     return {"method": method.name, "fits": fits, "because": because}
 
 
-def _norms_fit(found: Found, norms: str, method: Method) -> tuple[str, str]:
-    """Whether there are norms to adapt, without calibration data or with them."""
+def _norms_fit(census: Found, norms: str, method: Method) -> tuple[str, str]:
+    """Return whether there are norms to adapt, without calibration samples or with them, and the reason."""
     try:
-        return "yes", _decided(found, norms, method, calibrated=False)
+        return "yes", _decision(census, norms, method, calibrated=False)
     except UnsupportedError as error:
-        alone = error.what
+        reason = error.what
     try:
-        return "with --calibration", _decided(found, norms, method, calibrated=True)
+        return "with --calibration", _decision(census, norms, method, calibrated=True)
     except UnsupportedError:
-        return "no", alone
+        return "no", reason
 
 
-def _decided(found: Found, norms: str, method: Method, *, calibrated: bool) -> str:
-    """What would be adapted; raises UnsupportedError if that is nothing."""
-    chosen = decide(found, norms, has_calibration=calibrated)
-    if not method.trains and not chosen.inserted:
-        with_statistics(chosen.sites, method)
-    return chosen.because
+def _decision(census: Found, norms: str, method: Method, *, calibrated: bool) -> str:
+    """Return the reason for the norms that a compile adapts; raises UnsupportedError if it adapts none."""
+    choice = decide(census, norms, has_calibration=calibrated)
+    if not method.trains and not choice.inserted:
+        with_statistics(choice.sites, method)
+    return choice.because

@@ -1,10 +1,12 @@
-"""The memory plan as a picture: a bar for each layer, what is kept of it by how, and what the plan saves.
+"""The memory plan as a picture: one bar per layer with the kept bytes of each codec and the saved bytes.
 
-The drawing is SVG of its own, without fonts or scripts from elsewhere, readable on a light and on a dark page.
+The picture is one SVG element without foreign fonts or scripts, readable on a light and on a dark page.  Its style
+applies to its own class only, so that a page can hold several such elements.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +25,19 @@ COLOURS = {
     "bits": ("#8a4fae", "#c08ce0"),
     "fp16": ("#b0413e", "#e88480"),
 }
-"""By codec, on a light page and on a dark one."""
+"""Colours of the codecs on a light page and on a dark page."""
 INK, SAVED = ("#24292f", "#e6edf3"), ("#8c959f", "#6e7681")
 LABELS, BAR, ROW, TOP, WIDTH = 210, 420, 18, 44, 780
+"""Pixels: width of the names, of the longest bar, height of a row and of the head, width of the picture."""
 LONGEST = 34
-"""Letters of a layer's name, of which the last are shown."""
+"""Letters of a layer's name in the picture; a longer name loses its first letters."""
 SMALLEST = 0.005
-"""A layer below this share of the largest is not drawn by itself."""
+"""Fraction of the largest layer below which layers share one bar."""
 
 
 @dataclass
-class Layer:
-    """Bytes of one layer: kept, by how, and had everything been kept as it is."""
+class LayerBytes:
+    """Bytes of one layer: kept bytes by codec, and the bytes of the dense values."""
 
     name: str
     kept: dict[str, int]
@@ -42,39 +45,37 @@ class Layer:
 
     @property
     def total(self) -> int:
-        """Bytes kept in all."""
+        """Sum of the kept bytes."""
         return sum(self.kept.values())
 
 
-def layers_of(plan: Sequence[Mapping[str, Any]]) -> list[Layer]:
-    """The plan's rows summed by layer, in the order of their first value; small layers together at the end."""
-    found: dict[str, Layer] = {}
+def layers_of(plan: Sequence[Mapping[str, Any]]) -> list[LayerBytes]:
+    """Return the plan's rows summed by layer, in the order of their first value; the last entry sums small layers."""
+    layers: dict[str, LayerBytes] = {}
     for row in plan:
         name = str(row.get("layer") or row["value"])
-        layer = found.setdefault(name, Layer(name, {}))
+        layer = layers.setdefault(name, LayerBytes(name, {}))
         if row["how"] != "recompute":
             layer.kept[str(row["how"])] = layer.kept.get(str(row["how"]), 0) + int(row["bytes"])
         layer.dense += int(row["dense"])
-    least = SMALLEST * max((max(layer.dense, layer.total) for layer in found.values()), default=0)
-    told = [layer for layer in found.values() if max(layer.dense, layer.total) >= least]
-    rest = [layer for layer in found.values() if layer not in told]
-    if len(rest) < 2:
-        return [*told, *rest]
-    kept: dict[str, int] = {}
-    for layer in rest:
-        for how, size in layer.kept.items():
-            kept[how] = kept.get(how, 0) + size
-    return [*told, Layer(f"{len(rest)} small layers", kept, sum(layer.dense for layer in rest))]
+    least = SMALLEST * max((max(layer.dense, layer.total) for layer in layers.values()), default=0)
+    large = [layer for layer in layers.values() if max(layer.dense, layer.total) >= least]
+    small = [layer for layer in layers.values() if layer not in large]
+    if len(small) < 2:
+        return [*large, *small]
+    kept: Counter[str] = Counter()
+    for layer in small:
+        kept.update(layer.kept)
+    return [*large, LayerBytes(f"{len(small)} small layers", dict(kept), sum(layer.dense for layer in small))]
 
 
 def plan_picture(plan: Sequence[Mapping[str, Any]], title: str) -> str:
-    """The SVG of a plan as `report.json` of a bundle holds it; `title` stands above the bars."""
+    """Return the SVG of the plan in a bundle's `report.json`, with `title` above the bars."""
     layers = layers_of(plan)
     hows = list(dict.fromkeys(how for layer in layers for how in layer.kept))
-    height = TOP + ROW * len(layers) + 16
-    root = ElementTree.Element(
-        "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}", role="img", width=str(WIDTH)
-    )
+    box = f"0 0 {WIDTH} {TOP + ROW * len(layers) + 16}"
+    names = {"xmlns": "http://www.w3.org/2000/svg", "class": "plan"}
+    root = ElementTree.Element("svg", {**names, "viewBox": box, "role": "img", "width": str(WIDTH)})
     ElementTree.SubElement(root, "title").text = title
     ElementTree.SubElement(root, "style").text = _style(hows)
     _text(root, 8, 18, title, "ink")
@@ -87,15 +88,15 @@ def plan_picture(plan: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def _style(hows: Sequence[str]) -> str:
-    """Colours of both pages; a codec without a colour of its own takes that of the text."""
+    """Return the colours of both pages as CSS; an unknown codec takes the colour of the text."""
     names = {"ink": INK, "saved": SAVED, **{f"how-{how}": COLOURS.get(how, INK) for how in hows}}
     light, dark = (_rules({name: pair[page] for name, pair in names.items()}) for page in (0, 1))
-    return f"text{{font:11px sans-serif}}{light}@media(prefers-color-scheme:dark){{{dark}}}"
+    return f".plan text{{font:11px sans-serif}}{light}@media(prefers-color-scheme:dark){{{dark}}}"
 
 
 def _rules(colours: Mapping[str, str]) -> str:
     return "".join(
-        f".{name}{{fill:none;stroke:{value}}}" if name == "saved" else f".{name}{{fill:{value}}}"
+        f".plan .{name}{{fill:none;stroke:{value}}}" if name == "saved" else f".plan .{name}{{fill:{value}}}"
         for name, value in colours.items()
     )
 
@@ -108,11 +109,10 @@ def _legend(root: ElementTree.Element, hows: Sequence[str]) -> None:
         x += 24 + 7 * len(label)
 
 
-def _bar(root: ElementTree.Element, layer: Layer, y: float, scale: float) -> None:
-    """The layer's name, its parts side by side, the outline of what it would take dense, and the figures."""
-    _text(
-        root, LABELS - 8, y + 11, layer.name if len(layer.name) <= 34 else f"…{layer.name[-33:]}", "ink", anchor="end"
-    )
+def _bar(root: ElementTree.Element, layer: LayerBytes, y: float, scale: float) -> None:
+    """Draw the layer's name, its parts side by side, the outline of the saved bytes, and the figures."""
+    name = layer.name if len(layer.name) <= LONGEST else f"…{layer.name[1 - LONGEST :]}"
+    _text(root, LABELS - 8, y + 11, name, "ink", anchor="end")
     x = float(LABELS)
     for how, size in layer.kept.items():
         _rectangle(root, x, y + 2, size * scale, f"how-{how}")

@@ -1,7 +1,7 @@
-"""Streams of samples: an `.npz`, an `.npy` or a folder of images, read as float32 batches the model takes.
+"""Streams of samples: an `.npz`, an `.npy` or a folder of images, read as float32 batches that the model takes.
 
-Float arrays are taken as already prepared.  Bytes (uint8), and so images, are prepared as the bundle says: scaled to
-its range, less the mean, over the standard deviation, in its layout.  Needs numpy, and Pillow for a folder of images.
+Float arrays count as prepared samples and pass unchanged.  Bytes (uint8) and images are prepared as the bundle says:
+scaled to its range, minus the mean, divided by the standard deviation, in its layout.  A folder of images needs Pillow.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 CHANNELS = (1, 3, 4)
-"""Of images: grey, RGB, and RGB with something more."""
+"""Numbers of channels that an image can have: grey, RGB, and RGB with one more channel."""
 FORMS = "give an `.npz` (its first array), an `.npy` or a folder of images"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How bytes become the model's input.
+    """The rule by which bytes become the model's input.
 
     Attributes:
-        sample: shape of one sample as the model takes it, [C, H, W] or, with layout "NHWC", [H, W, C].
-        span: values that byte 0 and byte 255 become; then `mean` is subtracted and `std` divides, per channel.
-        known: False where the bundle does not say, and bytes become [0, 1].
+        sample: shape of one sample of the model's input, [C, H, W] or, with layout "NHWC", [H, W, C].
+        span: values that byte 0 and byte 255 become.
+        mean, std: `mean` is subtracted from the scaled values, then `std` divides them; one number or one per channel.
+        known: False where the bundle states no rule; bytes then become [0, 1].
     """
 
     sample: tuple[int, ...]
@@ -45,7 +46,7 @@ class Preparation:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """(channels, height, width); raises UsageError where a sample is no image."""
+        """Channels, height and width of a sample; raises UsageError where a sample is no image."""
         if len(self.sample) != 3:
             shape = list(self.sample)
             raise UsageError(f"the model takes samples of shape {shape}, not images", hint="give them as a float array")
@@ -53,11 +54,11 @@ class Preparation:
 
     @property
     def stated(self) -> dict[str, Any]:
-        """As the manifest's `preprocessing`."""
+        """The rule as the manifest's entry `preprocessing`."""
         return {"layout": self.layout, "mean": list(self.mean), "std": list(self.std), "range": list(self.span)}
 
     def prepare(self, channels_first: np.ndarray) -> np.ndarray:
-        """uint8 [n, C, H, W] -> float32 [n, *sample]."""
+        """Return uint8 images [n, C, H, W] as float32 samples [n, *sample]."""
         low, high = self.span
         scaled = low + channels_first.astype(np.float32) * np.float32((high - low) / 255)
         mean, std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -67,18 +68,18 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples in order: `read(start, stop)` gives float32 [stop - start, *sample]."""
+    """Samples in order: `read(start, stop)` returns float32 [stop - start, *sample]."""
 
     count: int
     read: Callable[[int, int], np.ndarray]
     labels: np.ndarray | None = None
     prepared: bool = True
-    """False when samples are bytes that this module prepares."""
+    """False when the samples are bytes, which this module prepares."""
 
     def batches(self, size: int, smallest: int = 1) -> Iterator[np.ndarray]:
-        """Batches of `size` samples, the last ones smaller where the samples run out, none below `smallest`.
+        """Yield batches of `size` samples; the last ones are smaller when the samples run out, none below `smallest`.
 
-        Raises UsageError when the samples cannot be divided like that.
+        Raises UsageError when the samples cannot be divided into such batches.
         """
         start = 0
         for count in division(self.count, size, smallest):
@@ -87,12 +88,12 @@ class Stream:
 
 
 def division(count: int, size: int, smallest: int) -> list[int]:
-    """How many samples each batch gets, none more than `size` or fewer than `smallest`; raises UsageError otherwise."""
+    """Return the number of samples of each batch, between `smallest` and `size`; raises UsageError if none fits."""
     batches = -(-count // size)
     sizes, spare = [size] * batches, batches * size - count
     for position in reversed(range(batches)):
-        given = min(spare, size - smallest)
-        sizes[position], spare = size - given, spare - given
+        removed = min(spare, size - smallest)
+        sizes[position], spare = size - removed, spare - removed
     if spare:
         what = f"{count} samples cannot be divided into batches of {smallest} to {size}"
         raise UsageError(what, hint=f"leave out {count % size}, or add {-count % size}")
@@ -100,38 +101,42 @@ def division(count: int, size: int, smallest: int) -> list[int]:
 
 
 def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Preparation:
-    """From a manifest: the input's shape with its batch axis, and `preprocessing`, which may be null.
+    """Return the preparation that a manifest states.
 
-    Raises UsageError where what is stated does not fit the shape.
+    Args:
+        shape: the input's shape with its batch axis.
+        stated: the manifest's entry `preprocessing`, which may be null.
+
+    Raises UsageError where the number of means or deviations does not fit the shape.
     """
     sample = tuple(int(size) for size in shape[1:])
     if stated is None:
-        return Preparation(sample, likely_layout(sample), known=False)
+        return Preparation(sample=sample, layout=likely_layout(sample), known=False)
     low, high = stated.get("range") or (0.0, 1.0)
-    found = Preparation(
-        sample,
+    how = Preparation(
+        sample=sample,
         layout=str(stated.get("layout") or likely_layout(sample)),
         mean=tuple(stated.get("mean") or (0.0,)),
         std=tuple(stated.get("std") or (1.0,)),
         span=(float(low), float(high)),
     )
-    channels, *_ = found.size
-    for name, numbers in (("mean", found.mean), ("std", found.std)):
+    channels, *_ = how.size
+    for name, numbers in (("mean", how.mean), ("std", how.std)):
         if len(numbers) not in (1, channels):
             what = f"{len(numbers)} numbers are stated for `{name}`, the model's images have {channels} channels"
             raise UsageError(what, where=f"`--pixels {name}=...`", hint="give one number, or one for each channel")
-    return found
+    return how
 
 
 def likely_layout(sample: Sequence[int]) -> str:
-    """NHWC where only the last of three sizes can be that of channels, as TensorFlow exports; else NCHW."""
+    """Return "NHWC" where only the last of three sizes can count channels, as TensorFlow exports; otherwise "NCHW"."""
     return "NHWC" if len(sample) == 3 and sample[-1] in CHANNELS and sample[0] not in CHANNELS else "NCHW"
 
 
 def open_stream(path: Path, how: Preparation, array: str | None = None) -> Stream:
-    """The samples of `path`, checked against the model's input; `array` chooses one of an `.npz`.
+    """Return the samples of `path`, checked against the model's input; `array` names the array of an `.npz` to read.
 
-    Raises UsageError when the path is none of the three forms, is empty, or holds samples of another shape.
+    Raises UsageError when the path has none of the three forms, is empty, or holds samples of another shape.
     """
     if path.is_dir():
         return _open_folder(path, how)
@@ -142,7 +147,7 @@ def open_stream(path: Path, how: Preparation, array: str | None = None) -> Strea
 
 
 def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None = None, where: str = "") -> Stream:
-    """The samples of one array, its first axis; raises UsageError when they do not fit the model's input."""
+    """Return the samples along the first axis of `array`; raises UsageError when they do not fit the model's input."""
     if array.ndim == 0 or len(array) == 0:
         raise UsageError("the input holds no sample", where=where, hint=FORMS)
     if labels is not None and labels.shape[:1] != array.shape[:1]:
@@ -159,7 +164,7 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
 
 
 def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The samples of an `.npy` or `.npz` file, and the array `labels` of the latter."""
+    """Return the samples of an `.npy` or `.npz` file, and the array `labels` of an `.npz`."""
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
@@ -181,7 +186,7 @@ def _choose(names: list[str], wanted: str | None, path: Path) -> str:
 
 
 def _channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
-    """Bytes [n, C, H, W], [n, H, W, C] or, with one channel, [n, H, W] -> [n, C, H, W]."""
+    """Return bytes [n, C, H, W], [n, H, W, C] or, with one channel, [n, H, W] as [n, C, H, W]."""
     channels, height, width = how.size
     sample = array.shape[1:]
     if sample == (channels, height, width):
@@ -206,7 +211,7 @@ def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
 
 
 def misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
-    """What is said of samples in another shape than the model takes."""
+    """Return the error for samples whose shape is not that of the model's input."""
     return UsageError(
         f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
         where=where,
@@ -227,7 +232,10 @@ def _open_folder(folder: Path, how: Preparation) -> Stream:
 
 
 def read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [C, H, W] of `size`; raises UsageError when the file is no image, RuntimeMissingError without Pillow."""
+    """Return the image as uint8 [C, H, W] of `size`.
+
+    Raises UsageError when the file is no image, RuntimeMissingError without Pillow.
+    """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -240,9 +248,9 @@ def read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
 
 
 def fitted_image(picture: Image, size: tuple[int, int, int]) -> np.ndarray:
-    """uint8 [C, H, W] of `size`: in its colours, the short side resized to fit, the centre cut out.
+    """Return the picture as uint8 [C, H, W] of `size`: colours converted, short side resized, centre cut out.
 
-    Raises UsageError where an image cannot have that many channels.
+    Raises UsageError where `size` has a number of channels that no image has.
     """
     channels, height, width = size
     modes = {1: "L", 3: "RGB", 4: "RGBA"}

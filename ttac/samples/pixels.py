@@ -1,4 +1,4 @@
-"""How pixels become what the model takes, as the user states it (`--pixels`) and the manifest keeps it."""
+"""`--pixels`: how the user says that pixels become the model's input; the manifest keeps the same mapping."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ttac.suggest import did_you_mean
 LAYOUTS = ("NCHW", "NHWC")
 KEYS = ("mean", "std", "range", "layout")
 KNOWN: dict[str, dict[str, Any]] = {"imagenet": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
-"""Statements that have a name: torchvision's, which most models trained on ImageNet were trained with."""
+"""Statements with a name: `imagenet` is torchvision's, used in the training of most ImageNet models."""
 OPTION = "`--pixels`"
 HINT = "for example `--pixels imagenet`, or `--pixels mean=0.5 --pixels std=0.5`; also `range=0,255`, `layout=NHWC`"
 
 
-def resolve_pixels(given: str | Sequence[str] | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What is stated of pixels, of `KEYS` those given; None if nothing is.
+def resolve_pixels(pixels: str | Sequence[str] | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the stated keys among `KEYS` with checked values, or None if nothing is stated.
 
     Args:
-        given: a name of `KNOWN`; texts, each one a name or `key=value`, numbers with commas between them; or a mapping.
-            `range` is what bytes 0 and 255 become first; then `mean` is subtracted and `std` divides, one number or one
-            for each channel.
+        pixels: a name of `KNOWN`; or texts, each a name or `key=value` with commas between numbers; or a mapping.
+            `range` holds the values that bytes 0 and 255 become.  Then `mean` is subtracted and `std` divides, each
+            one number or one per channel.
 
-    Raises UsageError for an unknown word, what is no number, a `std` that is not positive, or an empty range.
+    Raises UsageError for an unknown word, a text that is no number, a `std` that is not positive, or an empty range.
     """
-    if isinstance(given, Mapping):
-        stated = dict(given)
+    if isinstance(pixels, Mapping):
+        stated = dict(pixels)
     else:
         stated = {}
-        for text in [given] if isinstance(given, str) else given or ():
+        for text in [pixels] if isinstance(pixels, str) else pixels or ():
             stated |= _of_text(text)
     return {key: _checked(key, value) for key, value in stated.items()} or None
 
@@ -49,7 +49,7 @@ def _of_text(text: str) -> dict[str, Any]:
 def _checked(key: str, value: Any) -> Any:
     where = f"`--pixels {key}=...`"
     if key not in KEYS:
-        raise UsageError(f"`{key}` is nothing that can be said of pixels", where=OPTION, hint=did_you_mean(key, KEYS))
+        raise UsageError(f"`{key}` is no key of `--pixels`", where=OPTION, hint=did_you_mean(key, KEYS))
     if key == "layout":
         if value not in LAYOUTS:
             raise UsageError(f"`{value}` is no layout", where=where, hint=f"it is {' or '.join(LAYOUTS)}")
@@ -73,7 +73,7 @@ def _number(item: Any, where: str) -> float:
 
 
 def black_and_white(stated: Mapping[str, Any]) -> tuple[str, str]:
-    """A black and a white pixel as the model takes them, as settings: a number, or one for each channel with commas."""
+    """Return a black and a white pixel of the model's input as settings: one number, or one per channel with commas."""
     mean, std = stated.get("mean") or [0.0], stated.get("std") or [1.0]
     count = max(len(mean), len(std))
     mean, std = (list(part) * (count if len(part) == 1 else 1) for part in (mean, std))

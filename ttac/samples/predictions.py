@@ -1,4 +1,7 @@
-"""What outputs say, read as a bundle's `head` tells: entropies, predictions and errors.  Standard library and numpy."""
+"""Entropies, predictions and errors, computed from outputs that a bundle's `head` describes.
+
+Imports the standard library, numpy and the manifest's `HeadSpec` only.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,29 @@ from ttac.errors import UsageError
 from ttac.runtime.manifest import HeadSpec
 
 CLASSES = HeadSpec("classes", 1, "logits")
-"""How an output is read where nothing else is said."""
+"""The default reading of an output: logits of one class per sample along axis 1."""
 
 
 def entropies(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
-    """The entropy of each prediction in nats, float64: outputs [n, ...] without the axis of classes."""
-    found = outputs.astype(np.float64)
+    """Return the entropy of each prediction in nats, float64, with the shape of the outputs without the class axis."""
+    values = outputs.astype(np.float64)
     if is_binary(outputs.shape, head):
-        sides = np.stack([found, np.zeros_like(found)], -1) if head.values == "logits" else np.log(_sided(found))
+        sides = np.stack([values, np.zeros_like(values)], -1) if head.values == "logits" else np.log(_sided(values))
         return _entropy(sides, -1)
     if head.values == "probabilities":
         with np.errstate(divide="ignore"):
-            found = np.log(found)
+            values = np.log(values)
     assert head.axis is not None
-    return _entropy(found, head.axis)
+    return _entropy(values, head.axis)
 
 
 def is_binary(shape: tuple[int, ...], head: HeadSpec) -> bool:
-    """Whether each number of an output of this shape is an answer of its own."""
+    """Whether each number of an output of this shape is a separate yes-or-no answer."""
     return head.kind == "binary" or head.axis is None or shape[head.axis] == 1
 
 
 def decisions(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
-    """The class at each position, or 0 and 1 for each binary answer; without the head's axis if that has one entry."""
+    """Return the class at each position, or 0 or 1 for each binary answer; a head axis with one entry disappears."""
     if not is_binary(outputs.shape, head):
         return np.asarray(outputs.argmax(axis=head.axis))
     bound = {"logits": 0.0, "probabilities": 0.5, "log_probabilities": np.log(0.5)}[head.values]
@@ -40,13 +43,13 @@ def decisions(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     return chosen if head.axis is None or outputs.shape[head.axis] > 1 else chosen.squeeze(head.axis)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tally:
     """Predictions counted batch by batch.
 
     Attributes:
-        entropy: sum over `answers` predictions, in nats.
-        wrong: predictions that differ from their label, of `labelled` ones.
+        entropy: sum of the entropies of `answers` predictions, in nats.
+        wrong: number of predictions that differ from their label, among `labelled` predictions with a label.
     """
 
     head: HeadSpec = CLASSES
@@ -56,13 +59,13 @@ class Tally:
     labelled: int = 0
 
     def add(self, outputs: np.ndarray, labels: np.ndarray | None = None) -> None:
-        """Count the predictions in `outputs`; labels as `fit_labels` gives them.
+        """Count the predictions in `outputs`; `labels` have the shape that `fit_labels` returns.
 
-        A dense head's labels that are no class (255 by custom) leave their position out.
+        A position of a dense head whose label is no class (255 by custom) counts neither as right nor as wrong.
         """
-        found = entropies(outputs, self.head)
-        self.entropy += float(found.sum())
-        self.answers += found.size
+        each = entropies(outputs, self.head)
+        self.entropy += float(each.sum())
+        self.answers += each.size
         if labels is None:
             return
         chosen = decisions(outputs, self.head)
@@ -75,29 +78,29 @@ class Tally:
 
     @property
     def mean_entropy(self) -> float:
-        """Mean entropy of a prediction, in nats."""
+        """Mean entropy per prediction, in nats."""
         return self.entropy / max(1, self.answers)
 
     @property
     def error(self) -> float | None:
-        """Share of wrong predictions; None without labels."""
+        """Fraction of wrong predictions; None without labels."""
         return self.wrong / self.labelled if self.labelled else None
 
 
 def fit_labels(labels: np.ndarray, shape: tuple[int, ...], head: HeadSpec = CLASSES) -> np.ndarray:
-    """Labels for predictions of outputs [n, ...] of this `shape`: one for each; an axis of size 1 may be there or not.
+    """Return the labels in the shape of the predictions of outputs [n, ...] of this `shape`, one label for each.
 
-    Raises UsageError where there are more, or fewer.
+    The labels may have axes of size 1 more or fewer.  Raises UsageError where there are more labels, or fewer.
     """
     many = head.axis is None or (is_binary(shape, head) and shape[head.axis] > 1)
-    wanted = shape if many else tuple(size for axis, size in enumerate(shape) if axis != head.axis)
-    if _without_ones(labels.shape) != _without_ones(wanted):
+    expected = shape if many else tuple(size for axis, size in enumerate(shape) if axis != head.axis)
+    if _without_ones(labels.shape) != _without_ones(expected):
         raise UsageError(
-            f"labels of {len(labels)} samples have shape {list(labels.shape)}, the predictions {list(wanted)}",
+            f"labels of {len(labels)} samples have shape {list(labels.shape)}, the predictions {list(expected)}",
             where="array `labels`",
             hint="give one label for each prediction, or remove the array `labels`",
         )
-    return labels.reshape(wanted)
+    return labels.reshape(expected)
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,16 +108,16 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _sided(s: np.ndarray) -> np.ndarray:
-    """s and 1 - s of probabilities, none so small that its logarithm is infinite; [..., 2]."""
+    """Return [..., 2], the probabilities s and 1 - s, clipped so that their logarithms are finite."""
     s = s.clip(1e-12, 1 - 1e-12)
     return np.stack([s, 1 - s], -1)
 
 
 def _entropy(scores: np.ndarray, axis: int) -> np.ndarray:
-    """-sum p log p with p = softmax of the scores along the axis; scores of -infinity are probabilities of 0."""
+    """Return -sum p log p with p = softmax of the scores along the axis; a score of -infinity is a probability of 0."""
     shifted = scores - scores.max(axis=axis, keepdims=True)
     powers = np.exp(shifted)
     total = powers.sum(axis=axis, keepdims=True)
     terms = np.where(powers > 0, powers, 0.0) * np.where(powers > 0, shifted, 0.0)
-    found: np.ndarray = (np.log(total) - terms.sum(axis=axis, keepdims=True) / total).squeeze(axis)
-    return found
+    entropy: np.ndarray = (np.log(total) - terms.sum(axis=axis, keepdims=True) / total).squeeze(axis)
+    return entropy

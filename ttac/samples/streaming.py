@@ -1,4 +1,7 @@
-"""A stream of samples through an adapter, batch by batch, with what came of it.  Standard library and numpy."""
+"""A stream of samples through an adapter, batch by batch, and the figures of the run.
+
+Imports the standard library, numpy and neighbours of this folder only.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from ttac.samples.images import Stream
 from ttac.samples.predictions import CLASSES, Tally, fit_labels
 
 
-class Adapter(Protocol):
-    """The part of `ttac.Adapter` a stream needs."""
+class Stepper(Protocol):
+    """The part of `ttac.Adapter` that a stream needs."""
 
     @property
     def stats(self) -> Mapping[str, Any]:
@@ -28,17 +31,17 @@ class Adapter(Protocol):
         """Predict with the adapted state."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a stream gave.
+    """The result of a stream.
 
     Attributes:
-        logits: float32 [samples, ...], the outputs in order; none where they were not kept.
-        samples: how many there were.
-        seconds: time inside the adapter, reading the samples not included.
-        rejected: steps whose new state was not finite, so that the state stayed.
-        entropy: mean entropy of the predictions in nats, 0 when all are certain; None where the outputs are not read.
-        error: share of wrong predictions, None without labels.
+        logits: float32 [samples, ...], the outputs in order; None where they were not kept.
+        samples: number of samples.
+        seconds: time inside the adapter; the time to read the samples does not count.
+        rejected: number of steps whose new state was not finite, so that the adapter kept the old state.
+        entropy: mean entropy of the predictions in nats, 0 when all are certain; None where the outputs have no head.
+        error: fraction of wrong predictions; None without labels.
     """
 
     logits: np.ndarray | None
@@ -49,7 +52,7 @@ class Outcome:
     error: float | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, by name."""
+        """The numbers by name, without those that are None."""
         numbers: dict[str, Any] = {
             "samples": self.samples,
             "seconds": round(self.seconds, 4),
@@ -62,7 +65,7 @@ class Outcome:
 
 
 def run_stream(
-    adapter: Adapter,
+    adapter: Stepper,
     stream: Stream,
     *,
     batch: int,
@@ -72,14 +75,19 @@ def run_stream(
     keep: bool = True,
     moved: Callable[[int], object] = lambda samples: None,
 ) -> Outcome:
-    """Feed all samples in order, `batch` at a time and never fewer than `smallest`; tell `moved` each batch's size.
+    """Run all samples in order, `batch` at a time and never fewer than `smallest`, and return the outcome.
 
-    `head` says how the outputs are read, None that they are not; `keep` whether the outcome holds them all.
+    Args:
+        adapt: True for `adapter.step`, False for `adapter.predict`.
+        head: the reading of the outputs; None where they are not read.
+        keep: whether the outcome holds all outputs.
+        moved: called with the number of samples after each batch.
+
     Raises UsageError for labels that do not fit the predictions.
     """
     before = int(adapter.stats.get("rejected", 0))
     run = adapter.step if adapt else adapter.predict
-    tally = Tally(head) if head is not None else None
+    tally = Tally(head=head) if head is not None else None
     parts: list[np.ndarray] = []
     seconds, done = 0.0, 0
     for x in stream.batches(batch, smallest):
@@ -92,14 +100,18 @@ def run_stream(
             parts.append(outputs)
         done += len(x)
         moved(len(x))
-    logits, rejected = np.concatenate(parts) if keep else None, int(adapter.stats.get("rejected", 0)) - before
-    if tally is None:
-        return Outcome(logits, done, seconds, rejected)
-    return Outcome(logits, done, seconds, rejected, tally.mean_entropy, tally.error)
+    return Outcome(
+        logits=np.concatenate(parts) if keep else None,
+        samples=done,
+        seconds=seconds,
+        rejected=int(adapter.stats.get("rejected", 0)) - before,
+        entropy=None if tally is None else tally.mean_entropy,
+        error=None if tally is None else tally.error,
+    )
 
 
 def _labels(stream: Stream, start: int, outputs: np.ndarray, head: HeadSpec) -> np.ndarray | None:
-    """The labels of the samples from `start` that `outputs` belong to; None if there are none."""
+    """Return the labels of the samples whose `outputs` begin at sample `start`; None without labels."""
     if stream.labels is None:
         return None
     return fit_labels(stream.labels[start : start + len(outputs)], outputs.shape, head)

@@ -316,7 +316,7 @@ def test_decisions_and_their_error() -> None:
     y = np.array([[-1.0, 2.0], [0.4, 0.6]], np.float32)
     np.testing.assert_array_equal(decisions(y, LOGITS), [[0, 1], [1, 1]])
     np.testing.assert_array_equal(decisions(y, PROBABILITIES), [[0, 1], [0, 1]])
-    tally = Tally(LOGITS)
+    tally = Tally(head=LOGITS)
     tally.add(y, fit_labels(np.array([[0, 1], [0, 1]]), y.shape, LOGITS))
     assert (tally.wrong, tally.labelled, tally.error) == (1, 4, 0.25)
     assert fit_labels(np.zeros((2, 1)), (2, 1), LOGITS).shape == (2,)
