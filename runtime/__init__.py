@@ -1,6 +1,6 @@
 """The device half of ttac: load a bundle, predict, adapt.
 
-Needs numpy, safetensors and onnxruntime, and nothing else; each is imported when first used.
+It needs numpy, safetensors and onnxruntime only, and imports each at its first use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACES = {
 
 
 def load(path: str | Path, threads: int | None = None, settings: EngineSettings | None = None) -> Adapter:
-    """The adapter for the bundle in folder `path`; arguments and errors are those of `Adapter`."""
+    """Return the adapter for the bundle in folder `path`; arguments and errors are those of `Adapter`."""
     from ttac.runtime.adapter import Adapter
 
     return Adapter(path, threads, settings)

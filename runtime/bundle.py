@@ -19,7 +19,8 @@ from typing import Any
 from ttac.errors import UsageError, VerificationError
 from ttac.runtime.checks import HINT, MANIFEST, is_plain_name
 from ttac.runtime.external import external_files
-from ttac.runtime.manifest import LARGEST, Manifest, decode_object, parse_manifest
+from ttac.runtime.manifest import LARGEST, decode_object, parse_manifest
+from ttac.runtime.records import Manifest
 
 REPORT = "report.json"
 

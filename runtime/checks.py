@@ -1,4 +1,4 @@
-"""Checks of decoded JSON: each returns the value with its type, or refuses the manifest with the place."""
+"""Checks of decoded JSON: each returns the value with its type, or refuses the manifest and names the place."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def refuse(where: str, problem: str) -> NoReturn:
-    """Raise the VerificationError that says what is wrong at `where` in the manifest."""
+    """Raise the VerificationError for the `problem` at `where` in the manifest."""
     raise VerificationError(f"the manifest is not valid: `{where}` {problem}", where=f"`{MANIFEST}`", hint=HINT)
 
 
 def an_object(
     value: Any, where: str, *, only: tuple[str, ...] = (), also: tuple[str, ...] = (), needs: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """`value` as an object with all keys of `only` and `needs`, and if `only` is given none beyond it and `also`."""
+    """`value` as an object with all keys of `only` and `needs`; with `only`, no keys beyond `only` and `also`."""
     if not isinstance(value, dict):
         refuse(where, "is not an object")
     for key in (*only, *needs):
@@ -75,7 +75,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def check_distinct(names: Iterable[str], where: str) -> None:
-    """Refuse names that are there twice."""
+    """Refuse a name that occurs twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -1,7 +1,7 @@
 """onnxruntime behind a seam: sessions, tensors and the settings that make planned memory real.
 
-The only file of the runtime that imports onnxruntime, and only when a bundle is loaded.  Works with 1.18 to 1.31 and
-with the last training wheel, 1.19.2.  Why the settings are what they are: `docs/decisions/engine-memory.md`.
+Only this file of the runtime imports onnxruntime, and only when a bundle is loaded.  It works with 1.18 to 1.31 and
+with the last training wheel, 1.19.2.  `docs/decisions/engine-memory.md` gives the reasons for the settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, TtacError, UnsupportedError
-from ttac.runtime.program import Tensor
+from ttac.runtime.program.world import Tensor
 
 OLDEST = (1, 18)
 DENIED = {
@@ -32,45 +32,48 @@ DENIED = {
 """Engine versions known to be bad, by version and machine, with the reason."""
 
 QUIET = 4
-"""The engine's log level that leaves fatal messages only: what fails is raised anyway."""
+"""The engine's log level for fatal messages only; a failure is raised anyway."""
 
 FAULTY = ["MatMul_BatchNormalization_Fusion", "SkipLayerNormFusion"]
-"""Rewrites of the engine that are left out, for what they do in 1.19: the first makes a Gemm of a product of more than
-two axes (MatMul, Reshape, BatchNormalization, as in LeViT) and does not load the graph; the second forgets that the
-further outputs of a LayerNormalization, its statistics, are read."""
+"""Rewrites of the engine that are disabled, because they are wrong in 1.19.  The first makes a Gemm of a product of
+more than two axes (MatMul, Reshape, BatchNormalization, as in LeViT), and the graph does not load.  The second ignores
+readers of the further outputs of a LayerNormalization, its statistics."""
 
 DTYPES = {"float": "float32", "double": "float64"}
-"""Element types the engine calls otherwise than numpy."""
+"""The engine's names of element types -> numpy's names, where they differ."""
 
 ARENA = {"arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 1 << 16, "initial_chunk_size_bytes": 1 << 30}
-"""Split a free block that is a little too large (by default a tensor may take one of twice its size), and begin with
-one region of address space large enough to stay the only one: neighbours in different regions never merge.  Only what
-is used of it becomes memory; where so much is refused, the engine asks for less."""
+"""Settings of the shared arena.
 
-SMALL = 1 << 16
-"""Bytes up to which what a run gives is copied out of the arena."""
+The arena splits a free block that is slightly too large (by default a tensor may occupy a block of twice its size).  It
+begins with one region of address space that is large enough to stay the only region: neighbours in different regions
+never merge.  Only the used part of the region becomes memory.  If the system refuses the size, the engine asks for
+less."""
+
+COPIED_BYTES = 1 << 16
+"""Most bytes of a run's output that is copied out of the arena."""
 
 _shared_arena = threading.Lock()
 _arena_made = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How the sessions of a bundle are made.
+    """Settings of the sessions of a bundle.
 
     Attributes:
-        threads: threads inside an operator; 0 leaves it to the bundle's target, then to the engine.
-        spinning: idle threads poll instead of sleeping; with several sessions they take the cores from each other.
-        shared_arena: all sessions of the process allocate from one arena, so that what a forward run frees serves the
-            backward run; the arena stays when the sessions go.
-        memory_pattern: one block per run, laid out from the run before, instead of one allocation per tensor.
-        memory_reuse: keep the room of a tensor that nobody needs for a later one of the same shape, instead of giving
-            it back at once; other shapes cannot have it meanwhile.
-        file_order: run nodes in the order of the file, as the plan assumes; the engine's own order starts saves and
-            recomputations early or ends them late, and holds their tensors meanwhile.
+        threads: threads inside an operator; 0 means the count of the bundle's target, then the engine's choice.
+        spinning: idle threads poll instead of sleeping; threads of several sessions then compete for the cores.
+        shared_arena: all sessions of the process allocate from one arena, so that the backward run reuses memory of the
+            forward run; the arena outlives the sessions.
+        memory_pattern: one block per run, planned from the previous run, instead of one allocation per tensor.
+        memory_reuse: reserve the memory of a dead tensor for a later tensor of the same shape, instead of freeing it at
+            once; other shapes cannot use this memory in the meantime.
+        file_order: run nodes in the order of the file, which the plan assumes; the engine's default order starts saves
+            and recomputations early or ends them late, and keeps their tensors in the meantime.
         optimization: "basic", "extended" or "all" (also hardware layouts: faster, but it breaks the file order);
-            a graph's own entry in the manifest wins.
-        prepacking: keep weights a second time in the layout the kernels like.
+            the entry of a graph in the manifest has priority.
+        prepacking: keep a second copy of the weights in the kernels' layout.
     """
 
     threads: int = 0
@@ -96,7 +99,7 @@ class Session:
     """One graph, ready to run on tensors."""
 
     def __init__(self, path: Path, settings: EngineSettings) -> None:
-        """Load `path`, with its external data beside it; raises RuntimeMissingError if the engine refuses it."""
+        """Load the graph `path`, with its external data in the same folder; raises RuntimeMissingError on failure."""
         self.path = path
         if settings.shared_arena:
             _make_shared_arena()
@@ -109,8 +112,8 @@ class Session:
         """The named outputs for `feed`; raises RuntimeMissingError if the engine fails."""
         options = self._whole if len(outputs) == len(self.outputs) else self._partial
         try:
-            found = self.native.run_with_ort_values(list(outputs), dict(feed), options)
-            return [_released(tensor) for tensor in found]
+            tensors = self.native.run_with_ort_values(list(outputs), dict(feed), options)
+            return [_released(tensor) for tensor in tensors]
         except Exception as error:
             raise RuntimeMissingError(
                 f"onnxruntime {engine().__version__} failed: {_first_line(error)}",
@@ -120,12 +123,12 @@ class Session:
 
 
 def _released(tensor: Tensor) -> Tensor:
-    """The tensor on its own: as the engine hands them out, each output of a run keeps all others of that run alive.
+    """The tensor without its siblings: in the engine's result, each output keeps all other outputs of the run alive.
 
-    Without this no residual would be freed before the last one is.  A small one is copied: left in the arena, it would
-    split the room that the large ones of the next run need.
+    Without this, no residual is freed before the last residual.  A small tensor is copied: in the arena, it would split
+    the space for the large tensors of the next run.
     """
-    if (view := tensor.numpy()).nbytes <= SMALL:
+    if (view := tensor.numpy()).nbytes <= COPIED_BYTES:
         return engine().OrtValue.ortvalue_from_numpy(np.array(view))
     alone = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state").OrtValueVector()
     alone.push_back(tensor._ortvalue)
@@ -133,26 +136,26 @@ def _released(tensor: Tensor) -> Tensor:
 
 
 class Device:
-    """Tensors in the engine's hands, without copies: a tensor of an array shares its memory, and the other way."""
+    """Conversion between arrays and tensors without copies: both share the memory."""
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """`array`, which must stay unchanged as long as the tensor is used."""
+        """`array` as a tensor; the array must stay unchanged while the tensor is used."""
         return engine().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
     def array(self, tensor: Tensor) -> np.ndarray:
-        """A view for reading, valid as long as the tensor is."""
-        found: np.ndarray = tensor.numpy()
-        return found
+        """A view for reading, valid while the tensor exists."""
+        view: np.ndarray = tensor.numpy()
+        return view
 
 
 def warm_engine() -> None:
-    """Import the engine, so that its own memory is told apart from a bundle's; raises RuntimeMissingError."""
+    """Import the engine, so that a measurement separates its memory from a bundle's; raises RuntimeMissingError."""
     engine()
 
 
 @cache
 def engine() -> Any:
-    """The onnxruntime module; raises RuntimeMissingError if it is missing, too old or known to be bad here."""
+    """Return the onnxruntime module; raises RuntimeMissingError if it is missing, too old or known to be bad here."""
     try:
         module = _import_without_training()
         version = str(module.__version__)
@@ -170,9 +173,10 @@ def engine() -> Any:
 
 
 def _import_without_training() -> Any:
-    """onnxruntime; the training wheel would look for PyTorch on the way and load it: 2.5 s and 240 MB for nothing.
+    """Import onnxruntime without PyTorch, which the training wheel would also import: 2.5 s and 240 MB without use.
 
-    It takes the absence of its `onnxruntime.training` for a plain build, so that package is hidden meanwhile.
+    The wheel behaves like an inference build if `onnxruntime.training` is absent, so that package is hidden during the
+    import.
     """
     training = "onnxruntime.training"
     hide = "onnxruntime" not in sys.modules and training not in sys.modules
@@ -186,7 +190,7 @@ def _import_without_training() -> Any:
 
 
 def problem_with(version: str, machine: str) -> str:
-    """Why that engine version cannot be used on a machine like `aarch64`; empty when it can."""
+    """Return the reason against this engine version on a machine such as `aarch64`; empty if there is none."""
     release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if release < OLDEST:
         return "it is older than 1.18"
@@ -194,10 +198,10 @@ def problem_with(version: str, machine: str) -> str:
 
 
 def plain_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any:
-    """The engine's own session on `path`, with its default settings but quiet, and threads that sleep when idle.
+    """Return the engine's own session on `path`: default settings, but quiet, and with threads that sleep when idle.
 
-    Not `optimised`, the graph is executed as it is written.  Raises RuntimeMissingError if the engine is missing or
-    refuses the file.
+    With `optimised=False` the engine executes the unchanged graph.  Raises RuntimeMissingError if the engine is missing
+    or refuses the file.
     """
     options = engine().SessionOptions()
     if not optimised:
@@ -226,7 +230,7 @@ def _options(settings: EngineSettings) -> Any:
 
 
 def _run_options(*, partial: bool) -> Any:
-    """Options of one run; `partial` leaves out what only other outputs need, where the engine can (training builds)."""
+    """Options of one run; with `partial`, training builds skip the nodes that only other outputs need."""
     options = engine().RunOptions()
     options.log_severity_level = QUIET
     options.only_execute_path_to_fetches = partial
@@ -234,7 +238,7 @@ def _run_options(*, partial: bool) -> Any:
 
 
 def _open(path: Path, options: Any) -> Any:
-    """The engine prints about a provider's failure before it raises; that line is caught here, the error is enough."""
+    """The engine's session; the lines that the engine prints before it raises are suppressed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return engine().InferenceSession(
@@ -251,9 +255,9 @@ def _open(path: Path, options: Any) -> Any:
 
 
 def _make_shared_arena() -> None:
-    """Register the process's arena, once: newer engines would replace it, older ones refuse a second one.
+    """Register the arena of the process once: newer engines would replace it, older engines refuse a second arena.
 
-    It may have been registered by other code; then that one is shared.
+    If other code has registered an arena, the sessions share that arena.
     """
     global _arena_made
     with _shared_arena:

@@ -1,4 +1,4 @@
-"""What a user passes in, checked against the model's contract before anything runs."""
+"""Input arrays of the user, checked against the contract of the model before anything runs."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import NoReturn
 import numpy as np
 
 from ttac.errors import UsageError
-from ttac.runtime.manifest import Manifest, TensorSpec
+from ttac.runtime.records import Manifest, TensorSpec
 from ttac.runtime.tensors import is_finite
 
 
 def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
-    """The inputs by name, in the dtypes the model takes.
+    """Return the inputs by name, in the dtypes the model takes.
 
-    An array stands for the only input.  float16 and float64 become float32; integers do not, because a model that
-    takes floats was trained on normalised values.  Raises UsageError for anything else that does not fit.
+    An array is the value of the only input.  float16 and float64 become float32.  Integers do not become floats,
+    because a model of floats was trained on normalised values.  Raises UsageError for any other mismatch.
     """
-    given = x if isinstance(x, Mapping) else {manifest.inputs[0].name: x}
+    arrays = x if isinstance(x, Mapping) else {manifest.inputs[0].name: x}
     names = [spec.name for spec in manifest.inputs]
-    if set(given) != set(names):
+    if set(arrays) != set(names):
         listed = ", ".join(f"`{name}`" for name in names)
-        found = ", ".join(f"`{name}`" for name in given) or "none"
+        passed = ", ".join(f"`{name}`" for name in arrays) or "none"
         raise UsageError(
-            f"the model takes the inputs {listed}; got {found}", where="the input", hint="pass a dict, name to array"
+            f"the model takes the inputs {listed}; got {passed}", where="the input", hint="pass a dict, name to array"
         )
-    inputs = {spec.name: _checked(given[spec.name], spec, manifest) for spec in manifest.inputs}
+    inputs = {spec.name: _checked(arrays[spec.name], spec, manifest) for spec in manifest.inputs}
     counts = {name: len(array) for name, array in inputs.items()}
     if len(set(counts.values())) > 1:
         raise UsageError(
@@ -56,7 +56,7 @@ def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
 
 
 def _converted(value: object, spec: TensorSpec) -> np.ndarray:
-    """Anything numpy can read as an array, such as a list or a tensor on the CPU."""
+    """The array that numpy makes of `value`, such as a list or a tensor on the CPU."""
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -64,16 +64,16 @@ def _converted(value: object, spec: TensorSpec) -> np.ndarray:
 
 
 def _cast(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    wanted = np.dtype(spec.dtype)
-    if array.dtype == wanted:
+    dtype = np.dtype(spec.dtype)
+    if array.dtype == dtype:
         return array
-    if array.dtype.kind == "f" == wanted.kind:
+    if array.dtype.kind == "f" == dtype.kind:
         with np.errstate(over="ignore"):
-            return array.astype(wanted)
-    if array.dtype.kind in "iu" and wanted.kind in "iu" and np.can_cast(array.dtype, wanted, "safe"):
-        return array.astype(wanted)
+            return array.astype(dtype)
+    if array.dtype.kind in "iu" and dtype.kind in "iu" and np.can_cast(array.dtype, dtype, "safe"):
+        return array.astype(dtype)
     hint = f"`x.astype(np.{spec.dtype})`, if the values mean the same"
-    if array.dtype.kind in "iu" and wanted.kind == "f":
+    if array.dtype.kind in "iu" and dtype.kind == "f":
         hint = "scale and normalise the values as in training, then pass floats"
     _refuse(spec, f"has dtype {array.dtype}; the model takes {spec.dtype}", hint)
 

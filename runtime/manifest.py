@@ -1,6 +1,6 @@
-"""What `manifest.json` says, parsed strictly: anything it does not know, it refuses with the place and a way out.
+"""The manifest of a bundle, parsed strictly: an unknown entry is refused with its place and a way out.
 
-Format 1 is described in `docs/bundle.md`.  Nothing here opens another file of the bundle.
+`docs/bundle.md` describes format 2.  Nothing here opens another file of the bundle.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ttac.errors import RuntimeMissingError, VerificationError
@@ -25,21 +24,25 @@ from ttac.runtime.checks import (
     check_distinct,
     refuse,
 )
-from ttac.runtime.program import Word, graphs_of, hosts_of, parse_program
+from ttac.runtime.program.parse import parse_program
+from ttac.runtime.program.words import Word, graphs_of
+from ttac.runtime.records import (
+    BATCH_AXIS,
+    COUNTED,
+    DTYPES,
+    HEADS,
+    OPTIMIZATIONS,
+    ROLES,
+    VALUES,
+    GraphSpec,
+    HeadSpec,
+    Manifest,
+    TensorSpec,
+)
 
-FORMAT = 1
-WEIGHTS = "weights.safetensors"
+FORMAT = 2
 LARGEST = 64 * 2**20
-"""Bytes a manifest may have; a larger one is not read."""
-
-BATCH_AXIS = "N"
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
-ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
-OPTIMIZATIONS = ("basic", "extended", "all")
-HEADS = ("classes", "binary", "dense")
-VALUES = ("logits", "probabilities", "log_probabilities")
-COUNTED = ("steps", "samples", "rejected", "milliseconds")
-"""Names in `adapter.stats` that a graph's scalars may not take."""
+"""Most bytes of a manifest; a larger one is not read."""
 
 KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
@@ -47,68 +50,8 @@ KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype and shape of a tensor; `N` in the shape is the batch axis."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One graph of the program.
-
-    Attributes:
-        state: graph output -> state tensor it becomes when the step commits.
-        stats: graph output -> name it is reported under in `adapter.stats`.
-        optimization: the engine's level for this graph, empty for the engine's default.
-    """
-
-    name: str
-    file: str
-    state: Mapping[str, str]
-    stats: Mapping[str, str]
-    optimization: str = ""
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """How the output is read.
-
-    Attributes:
-        kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position.
-        axis: that of the classes or answers in the output, None where each position has one number.
-        values: one of `VALUES`, what the output holds.
-    """
-
-    kind: str
-    axis: int | None
-    values: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The part of a manifest the runtime acts on; `raw` is all of it."""
-
-    raw: Mapping[str, Any]
-    identity: str
-    threads: int
-    files: Mapping[str, str]
-    inputs: tuple[TensorSpec, ...]
-    output: TensorSpec
-    head: HeadSpec | None
-    planned: int
-    smallest: int
-    state_file: str
-    state: Mapping[str, TensorSpec]
-    graphs: Mapping[str, GraphSpec]
-    programs: Mapping[str, tuple[Word, ...]]
-
-
 def decode_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data`; raises VerificationError for invalid, ambiguous or non-standard JSON."""
+    """Return the JSON object in `data`; raises VerificationError for invalid, ambiguous or non-standard JSON."""
     try:
         decoded = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -119,11 +62,11 @@ def decode_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
-    """The manifest as data.
+    """Return the checked record of the manifest `raw`.
 
     Raises:
-        RuntimeMissingError: its format is newer than this ttac.
-        VerificationError: anything else that is not as `docs/bundle.md` says.
+        RuntimeMissingError: the format is newer or older than this ttac.
+        VerificationError: an entry does not fit `docs/bundle.md`.
     """
     _check_format(raw)
     keys = set(raw)
@@ -156,25 +99,26 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
 
 
 def identity_of(raw: Mapping[str, Any]) -> str:
-    """SHA-256 over source, method and settings: bundles that share it can share a saved state."""
+    """SHA-256 over source, method and settings, in hexadecimal."""
     facts = [raw["source"]["sha256"], raw["method"]["name"], raw["method"]["settings"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_format(raw: Mapping[str, Any]) -> None:
-    found = raw.get("format")
-    if isinstance(found, int) and not isinstance(found, bool) and found > FORMAT:
+    version = raw.get("format")
+    if type(version) is not int or version < 1:
+        refuse("format", f"is {version!r}, not {FORMAT}")
+    if version != FORMAT:
+        hint = "`pip install --upgrade ttac`" if version > FORMAT else "recompile the model with this ttac"
         raise RuntimeMissingError(
-            f"the bundle has format {found}, this ttac reads format {FORMAT}",
+            f"the bundle has format {version}, this ttac reads format {FORMAT}",
             where=f"`{MANIFEST}`, written by ttac {raw.get('ttac', 'unknown')}",
-            hint="`pip install --upgrade ttac`",
+            hint=hint,
         )
-    if found != FORMAT or isinstance(found, bool):
-        refuse("format", f"is {found!r}, not {FORMAT}")
 
 
 def _check_informative(raw: Mapping[str, Any]) -> None:
-    """Types of what people and other tools read; keys beyond the known ones may appear here."""
+    """Check the types of the entries that people and other tools read; these objects may have further keys."""
     a_name(raw["ttac"], "ttac")
     method = an_object(raw["method"], "method", needs=("name", "settings"))
     a_name(method["name"], "method.name")
@@ -294,18 +238,18 @@ def _graph(name: str, value: Any, files: Mapping[str, str], state: Mapping[str, 
     file = _listed(entry["file"], f"{where}.file", files)
     if not file.endswith(".onnx"):
         refuse(f"{where}.file", f"is `{file}`, not an `.onnx` file")
-    moves, stats = (_names_by_output(entry[key], f"{where}.{key}") for key in ("state", "stats"))
-    for into in moves.values():
+    moved, stats = (_names_by_output(entry[key], f"{where}.{key}") for key in ("state", "stats"))
+    for into in moved.values():
         if into not in state:
             refuse(f"{where}.state", f"names `{into}`, which the state table lacks")
-    check_distinct(moves.values(), f"{where}.state")
+    check_distinct(moved.values(), f"{where}.state")
     for reported in stats.values():
         if reported in COUNTED:
             refuse(f"{where}.stats", f"takes the name `{reported}`, which the runtime counts itself")
     optimization = entry.get("optimization", "")
     if optimization and optimization not in OPTIMIZATIONS:
         refuse(f"{where}.optimization", f"is {optimization!r}")
-    return GraphSpec(name, file, moves, stats, optimization)
+    return GraphSpec(name=name, file=file, state=moved, stats=stats, optimization=optimization)
 
 
 def _names_by_output(value: Any, where: str) -> dict[str, str]:
@@ -321,16 +265,14 @@ def _programs(
         for graph in graphs_of(words):
             if graph not in graphs:
                 refuse(f"programs.{name}", f"runs `{graph}`, which `graphs` lacks")
-    if hosts_of(programs["predict"]):
-        refuse("programs.predict", "has a host step; prediction changes nothing")
     return programs
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("an object has the same key twice")
-    return found
+    return entries
 
 
 def _no_constant(name: str) -> float:

@@ -1,4 +1,4 @@
-"""A stand-in for `onnxruntime.InferenceSession` that adapts to what it sees."""
+"""A replacement for `onnxruntime.InferenceSession` that adapts to its inputs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.runtime.adapter import Adapter
-from ttac.runtime.manifest import TensorSpec
+from ttac.runtime.records import TensorSpec
 
 TYPES = {"float32": "float", "float64": "double"}
-"""Element types ONNX Runtime calls otherwise than numpy."""
+"""numpy's dtype names -> ONNX Runtime's names, where they differ."""
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -31,18 +31,18 @@ class NodeArg:
 class InferenceSession:
     """`session.run(None, {"x": x})` as before; each call is one `adapter.step`.
 
-    Where the source model's session is `onnxruntime.InferenceSession("model.onnx")`, this one takes the bundle's path.
-    With `adapt=False` it predicts with the state as it is.  `adapter` is there to reset, save and restore.
+    The session of the source model is `onnxruntime.InferenceSession("model.onnx")`; this session takes the bundle's
+    path. With `adapt=False` it predicts with the unchanged state.  Use `adapter` to reset, save and restore.
 
     Args:
         path_or_bytes: the bundle's folder.
-        sess_options: only its `intra_op_num_threads` counts; how sessions are made is the bundle's matter.
-        providers: must admit the CPU, on which bundles run.
+        sess_options: only its `intra_op_num_threads` counts; the bundle decides the other session options.
+        providers: must include the CPU provider, on which bundles run.
         provider_options: not used.
         adapt: whether `run` adapts; the attribute may be changed at any time.
         threads: as in `ttac.load`.
 
-    Raises what `ttac.load` raises, and UsageError for providers without the CPU.
+    Raises the errors of `ttac.load`, and UsageError for providers without the CPU.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class InferenceSession:
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, np.ndarray], run_options: Any = None
     ) -> list[np.ndarray]:
-        """The named outputs (None: all) for the feed, adapting unless `adapt` is off; `run_options` is not used.
+        """Return the named outputs (None: all) for the feed, and adapt unless `adapt` is off.
 
-        Raises what `adapter.step` raises, and UsageError for an output the model lacks; nothing changed then.
+        `run_options` is not used.  Raises the errors of `adapter.step`, and UsageError for an output the model lacks;
+        in both cases the state is unchanged.
         """
         known = self.adapter.output.name
         for name in output_names or ():
@@ -90,7 +91,7 @@ class InferenceSession:
         return [_described(self.adapter.output)]
 
     def get_providers(self) -> list[str]:
-        """Where the bundle runs."""
+        """Name of the provider that runs the bundle."""
         return [PROVIDER]
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from ttac.errors import UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from ttac.runtime.manifest import TensorSpec
+    from ttac.runtime.records import TensorSpec
 
 DTYPES = {
     "F16": "float16",

@@ -24,9 +24,9 @@ from ttac.passes.plan.plan import Plan
 from ttac.passes.quantize.modules import Quantized
 from ttac.program_writer import Word
 from ttac.runtime.bundle import digest_of
+from ttac.runtime.manifest import FORMAT
 from ttac.samples.images import preparation
 
-FORMAT = 1
 STATE = "state.safetensors"
 OWN = "sample"
 """What norms other than batch norms normalise with: the statistics of each sample."""

@@ -1,6 +1,6 @@
-"""What ttac raises on purpose: each error says what happened, where, and one thing to try.
+"""The errors of ttac: each names the problem, the place, and one thing to try.
 
-The exit codes are part of the command line's contract.
+The exit codes are part of the contract of the command line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ class TtacError(Exception):
     """An error with a place and a way out.
 
     Args:
-        what: one sentence without a full stop.
+        what: the problem, one sentence without a full stop.
         where: the file, node or option it happened at; may span lines.
         hint: one thing to try.
     """
@@ -51,6 +51,6 @@ class RuntimeMissingError(TtacError):
 
 
 class VerificationError(TtacError):
-    """Numbers that must agree do not, or a bundle's file is not what its manifest says."""
+    """Numbers that must agree differ, or a file of a bundle does not fit its manifest."""
 
     exit_code = 6

@@ -68,14 +68,14 @@ def _how(compiled: Compiled, word: Word, graph: str) -> Word:
     """`{"rows": k}` for a run on the first k samples, as many as the setting that the word names says.
 
     `{"feed": {input: value}}` for one that takes the value for the model's input, where the graph reads that;
-    `{"late": True}` for further graphs of a step that moves state.
+    `{"deferred": True}` for further graphs of a step that moves state.
     """
     rows = {"rows": int(compiled.request.settings[word["rows"]])} if "rows" in word else {}
     x = str(compiled.graphs["infer"].graph.inputs[0].name)
     reads = any(value.name == x for value in compiled.graphs[graph].graph.inputs)
     fed = {"feed": {x: word["on"]}} if "on" in word and reads else {}
-    late = {"late": True} if graph != word["run"] and _only_moves(compiled, graph) else {}
-    return {**rows, **fed, **late}
+    deferred = {"deferred": True} if graph != word["run"] and _only_moves(compiled, graph) else {}
+    return {**rows, **fed, **deferred}
 
 
 def _only_moves(compiled: Compiled, graph: str) -> bool:

@@ -2,7 +2,7 @@
 
 Small parameters are one flat vector inside: an Adam step on a hundred norms is fifteen nodes.  Large ones go one by
 one, so that what a step computes in between is never as large as the model; and where they are many, in graphs of
-their own, so that their next state need not exist as a whole either (`late` in `docs/bundle.md`).  The formulas are
+their own, so that their next state need not exist as a whole either (`deferred` in `docs/bundle.md`).  The formulas are
 those of PyTorch 2 (METHODS 0.3), bias correction and first-step rules included.
 """
 

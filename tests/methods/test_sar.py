@@ -27,7 +27,7 @@ from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.last_stage import last_stage
 from ttac.passes.norms.norm_sites import find_norms
-from ttac.runtime.program import Run
+from ttac.runtime.program.words import Run
 from ttac.spec import Facts
 
 MODELS = Path(__file__).resolve().parents[1] / "models"

@@ -1,4 +1,4 @@
-"""Bundles on disk: what is refused, with which exit code and words; and writing one whole or not at all."""
+"""Bundles on disk: refusals with their exit code and message, and writing a bundle whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path, error: type[TtacError]) -> str:
-    """What `load` says about the folder."""
+    """The message of `load` for the folder."""
     with pytest.raises(error) as caught:
         ttac.load(folder)
     assert type(caught.value) is error and caught.value.where and caught.value.hint
@@ -57,8 +57,8 @@ def test_a_changed_file(bundle: Path, name: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
-    said = refusal(bundle, VerificationError)
-    assert "not the one the manifest was written for" in said and str(bundle / name) in said
+    message = refusal(bundle, VerificationError)
+    assert "not the one the manifest was written for" in message and str(bundle / name) in message
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -109,8 +109,8 @@ def test_weights_outside_the_listed_files(bundle: Path, tmp_path: Path, location
     (bundle / "outside.bin").rename(tmp_path / "aside")
     tiny.reseal(bundle)
     (tmp_path / "aside").rename(bundle / "outside.bin")
-    said = refusal(bundle, VerificationError)
-    assert f"the graph wants weights from `{location}`, which the manifest does not list" in said
+    message = refusal(bundle, VerificationError)
+    assert f"the graph wants weights from `{location}`, which the manifest does not list" in message
 
 
 def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_paths_that_are_no_bundle(bundle: Path, tmp_path: Path) -> None:
         (lambda text: "", "not valid JSON"),
         (lambda text: "[]", "not a JSON object"),
         (lambda text: text.replace('"memory": {}', '"memory": {"peak": NaN}'), "NaN is not JSON"),
-        (lambda text: text.replace('"format": 1', '"format": 1, "format": 1'), "the same key twice"),
+        (lambda text: text.replace('"format": 2', '"format": 2, "format": 2'), "the same key twice"),
         (lambda text: '{"a":' * 5000, "not valid JSON"),
         (lambda text: text.encode("utf-16"), "not valid JSON"),
     ],
@@ -211,16 +211,18 @@ def test_a_damaged_manifest(bundle: Path, damage: Callable[[str], Any], problem:
     assert problem in refusal(bundle, VerificationError)
 
 
-def test_a_newer_format(bundle: Path) -> None:
-    change(bundle, "format", 2)
-    said = refusal(bundle, RuntimeMissingError)
-    assert "the bundle has format 2, this ttac reads format 1" in said and "written by ttac 0.1.0" in said
+@pytest.mark.parametrize(("version", "hint"), [(3, "pip install --upgrade ttac"), (1, "recompile the model")])
+def test_another_format(bundle: Path, version: int, hint: str) -> None:
+    change(bundle, "format", version)
+    message = refusal(bundle, RuntimeMissingError)
+    assert f"the bundle has format {version}, this ttac reads format 2" in message
+    assert "written by ttac 0.1.0" in message and hint in message
 
 
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("format", True, "`format` is True, not 1"),
+        ("format", True, "`format` is True, not 2"),
         ("format", "1", "`format` is '1'"),
         ("format", 0, "`format` is 0"),
         ("surprise", 1, "has unknown keys: `surprise`"),
@@ -267,8 +269,8 @@ def test_a_newer_format(bundle: Path) -> None:
 )
 def test_a_manifest_with_a_wrong_value(bundle: Path, path: str, value: Any, problem: str) -> None:
     change(bundle, path, value)
-    said = refusal(bundle, VerificationError)
-    assert problem in said, said
+    message = refusal(bundle, VerificationError)
+    assert problem in message, message
     with pytest.raises(VerificationError):
         read_manifest(bundle)
 
@@ -276,8 +278,8 @@ def test_a_manifest_with_a_wrong_value(bundle: Path, path: str, value: Any, prob
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("graphs/forward/state", {"gone": "mean"}, "reads output `gone`, which the graph lacks"),
-        ("graphs/forward/stats", {"gone": "loss"}, "reads output `gone`, which the graph lacks"),
+        ("graphs/forward/state", {"absent": "mean"}, "reads output `absent`, which the graph lacks"),
+        ("graphs/forward/stats", {"absent": "loss"}, "reads output `absent`, which the graph lacks"),
         ("inputs/0/name", "image", "reads `x` in graph `forward`, and nothing provides it"),
         ("inputs/0/shape", ["N", 4], "takes `x` as float32 ['N', 3], the manifest has float32 [N, 4]"),
         ("inputs/0/dtype", "float64", "takes `x` as float32"),

@@ -1,4 +1,4 @@
-"""The engine behind its seam, the session stand-in, and what importing either loads."""
+"""The engine behind its seam, the replacement session, and the modules that both import."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_session_looks_like_the_engines_own(tmp_path: Path) -> None:
     assert ours.get_providers() == theirs.get_providers()
 
 
-def test_the_session_gives_the_source_models_numbers_where_the_state_is_neutral(tmp_path: Path) -> None:
+def test_the_session_equals_the_source_on_a_neutral_state(tmp_path: Path) -> None:
     folder = tiny.ema(tmp_path / "b")
     session, source = ttac.InferenceSession(str(folder)), plain_session(folder / "infer.onnx")
     save_file(
@@ -44,7 +44,7 @@ def test_the_session_gives_the_source_models_numbers_where_the_state_is_neutral(
     np.testing.assert_allclose(session.run(None, feed)[0], source.run(None, feed)[0], rtol=1e-6, atol=1e-7)
 
 
-def test_the_session_adapts_unless_told_not_to(tmp_path: Path) -> None:
+def test_the_session_adapts_by_default(tmp_path: Path) -> None:
     folder = tiny.ema(tmp_path / "b")
     session = ttac.InferenceSession(folder, providers=["CUDAExecutionProvider", ("CPUExecutionProvider", {})])
     session.run(["logits"], {"x": batch()})

@@ -13,14 +13,13 @@ import ttac
 from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import batch, state_of
 from ttac.errors import RuntimeMissingError, VerificationError
-from ttac.runtime import host
 from ttac.runtime.engine import Session
 
 RETURN = {"return": "logits"}
 
 
 def level_after(folder: Path, *words: Any) -> float:
-    """What a step that ends in a forward reads as `level`."""
+    """The value of `level` that the last forward of a step reads."""
     adapter = ttac.load(tiny.counting(folder, [*words, {"run": "forward"}, RETURN]))
     return float(adapter.step(np.zeros((2, 3), np.float32))[0, 0])
 
@@ -40,7 +39,7 @@ def test_when(tmp_path: Path, raises: int, level: float) -> None:
     assert level_after(tmp_path / "b", *words, {"run": "measure", "only": ["gate"]}, choice) == level
 
 
-def test_when_without_otherwise_and_with_state_as_its_value(tmp_path: Path) -> None:
+def test_when_on_a_state_tensor_without_otherwise(tmp_path: Path) -> None:
     assert level_after(tmp_path / "b", {"when": "level", "then": [{"run": "raise"}]}) == 2
 
 
@@ -69,7 +68,7 @@ def test_rows_limit_the_user_inputs_only(tmp_path: Path) -> None:
 
 
 def test_a_run_may_be_fed_another_value(tmp_path: Path) -> None:
-    """Also of an earlier run of the same graph, cut to as many rows; the user's input is as it was."""
+    """Also a value of an earlier run of the same graph, cut to `rows`; the input of the user is unchanged."""
     fed = {"run": "forward", "feed": {"x": "logits"}}
     folder = tiny.counting(tmp_path / "b", [{"run": "forward"}, fed, {**fed, "rows": 2}, RETURN])
     adapter, x = ttac.load(folder), batch()
@@ -77,9 +76,7 @@ def test_a_run_may_be_fed_another_value(tmp_path: Path) -> None:
     np.testing.assert_array_equal(adapter.predict(x), x + 1)
 
 
-def test_a_run_computes_what_is_needed_later_and_keeps_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_computes_only_outputs_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, ...]] = []
     run = Session.run
 
@@ -97,18 +94,7 @@ def test_a_run_computes_what_is_needed_later_and_keeps_nothing_else(
     manifest["programs"]["predict"][0]["only"] = ["logits", "h"]
     tiny.reseal(tmp_path / "b", manifest)
     ttac.load(tmp_path / "b").predict(batch())
-    assert fetched == [("logits",)], "of several outputs that are wanted, those that nobody reads are left out"
-
-
-def test_host_steps_read_values_and_write_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def add(values: Any) -> dict[str, np.ndarray]:
-        return {"level": values["level"] + values["other"], "logits": values["x"] * 2}
-
-    monkeypatch.setitem(host.STEPS, "add", host.HostStep(("level", "other", "x"), ("level", "logits"), add))
-    adapter = ttac.load(tiny.counting(tmp_path / "b", [{"host": "add"}, RETURN]))
-    x = batch()
-    np.testing.assert_array_equal(adapter.step(x), 2 * x)
-    assert state_of(adapter)["level"] == 8
+    assert fetched == [("logits",)], "an output in `only` without a reader is not computed"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +103,11 @@ def test_host_steps_read_values_and_write_state(tmp_path: Path, monkeypatch: pyt
         ([{"run": "forward"}], "`programs.step` does not end with `return`"),
         ([], "`programs.step` does not end with `return`"),
         ([{"when": "x", "then": [RETURN]}], "`programs.step` does not end with `return`"),
-        ([RETURN, {"run": "forward"}, RETURN], "`programs.step[0]` returns, so what follows is never reached"),
+        ([RETURN, {"run": "forward"}, RETURN], "`programs.step[0]` returns, so the next word is never reached"),
         ([{"repeat": 2, "do": [RETURN]}, RETURN], "`programs.step[0].do` returns inside `repeat`"),
         ([{"repeat": 0, "do": []}, RETURN], "`programs.step[0]` is 0, not a whole number of at least 1"),
         ([{"run": "forward", "rows": True}, RETURN], "`programs.step[0].rows` is True"),
-        ([{"run": "forward", "twice": 1}, RETURN], "`programs.step[0]` has the unknown key `twice`"),
+        ([{"run": "forward", "late": True}, RETURN], "`programs.step[0]` has the unknown key `late`"),
         ([{"run": "forward", "feed": ["x"]}, RETURN], "`programs.step[0].feed` is not an object"),
         ([{"run": "forward", "feed": {"x": 1}}, RETURN], "`programs.step[0].feed`"),
         ([{"run": "sideways"}, RETURN], "runs `sideways`, which `graphs` lacks"),
@@ -130,7 +116,7 @@ def test_host_steps_read_values_and_write_state(tmp_path: Path, monkeypatch: pyt
         (["run"], "`programs.step[0]` is not an object"),
     ],
 )
-def test_programs_that_make_no_sense(tmp_path: Path, step: Any, problem: str) -> None:
+def test_invalid_programs(tmp_path: Path, step: Any, problem: str) -> None:
     with pytest.raises(VerificationError) as caught:
         tiny.counting(tmp_path / "b", step)
     assert problem in str(caught.value) and "at `manifest.json`" in str(caught.value)
@@ -149,7 +135,7 @@ def test_programs_that_make_no_sense(tmp_path: Path, step: Any, problem: str) ->
         ),
     ],
 )
-def test_programs_that_read_what_nobody_makes(tmp_path: Path, step: Any, problem: str) -> None:
+def test_programs_that_read_missing_values(tmp_path: Path, step: Any, problem: str) -> None:
     folder = tiny.counting(tmp_path / "b", step)
     with pytest.raises(VerificationError, match=problem):
         ttac.load(folder)
@@ -157,11 +143,11 @@ def test_programs_that_read_what_nobody_makes(tmp_path: Path, step: Any, problem
 
 @pytest.mark.parametrize("word", [{"dance": 1}, {}, {"run": "forward", "reset": "all"}, {"host": "cma_ask"}])
 def test_words_of_a_newer_ttac(tmp_path: Path, word: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeMissingError, match=r"this ttac (knows the program words|has no host step)"):
+    with pytest.raises(RuntimeMissingError, match=r"this ttac knows the program words"):
         tiny.counting(tmp_path / "b", [word, RETURN])
 
 
-def test_programs_may_not_be_endlessly_deep(tmp_path: Path) -> None:
+def test_deep_programs_are_refused(tmp_path: Path) -> None:
     step: list[dict[str, Any]] = [{"run": "forward"}]
     for _ in range(20):
         step = [{"repeat": 1, "do": step}]

@@ -56,9 +56,9 @@ def test_steps_on_the_stock_engine(tmp_path: Path) -> None:
         shape = ttac.load(bundles[name]).input_shape
         inputs |= {f"{bundles[name].stem}/{i}": samples(shape, size, seed=i) for i, size in enumerate(STEPS)}
     np.savez(tmp_path / "inputs.npz", **inputs)
-    told = stock(tmp_path, [str(bundle) for bundle in bundles.values()])
-    version, place = told[0].split(" ", 1)
-    assert place == str(Path(FOLDER).resolve()) and told[1] == "[]"
+    lines = stock(tmp_path, [str(bundle) for bundle in bundles.values()])
+    version, place = lines[0].split(" ", 1)
+    assert place == str(Path(FOLDER).resolve()) and lines[1] == "[]"
     for name, bundle in bundles.items():
         adapter = ttac.load(bundle, threads=1)
         with np.load(f"{bundle}.logits.npz") as theirs:

@@ -152,7 +152,7 @@ def manifest_of(
 ) -> dict[str, Any]:
     """A manifest without `files`, which `write_manifest` fills in."""
     return {
-        "format": 1,
+        "format": 2,
         "ttac": "0.1.0",
         "method": {"name": "tiny", "settings": {"lr": 0.5}},
         "target": {"name": "cpu", "engine": "onnxruntime", "opset": 18, "ir_version": 8, "threads": 1},

@@ -14,7 +14,7 @@ from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
 if TYPE_CHECKING:
-    from ttac.runtime.manifest import HeadSpec
+    from ttac.runtime.records import HeadSpec
     from ttac.samples.images import Stream
     from ttac.samples.streaming import Outcome
 

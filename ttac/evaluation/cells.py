@@ -19,7 +19,7 @@ import numpy as np
 from ttac.errors import UnsupportedError
 from ttac.evaluation.metrics import Predictions, calibration_bins, packed, predictions
 from ttac.evaluation.protocols import Batch, Order, Shift, schedule
-from ttac.runtime.manifest import COUNTED
+from ttac.runtime.records import COUNTED
 from ttac.samples.images import Preparation, preparation
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttac.errors import UsageError
-from ttac.runtime.manifest import HeadSpec
+from ttac.runtime.records import HeadSpec
 
 CLASSES = HeadSpec("classes", 1, "logits")
 """The default reading of an output: logits of one class per sample along axis 1."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ttac.runtime.manifest import HeadSpec
+from ttac.runtime.records import HeadSpec
 from ttac.samples.images import Stream
 from ttac.samples.predictions import CLASSES, Tally, fit_labels
 

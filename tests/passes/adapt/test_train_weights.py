@@ -91,7 +91,7 @@ def test_a_large_state_is_overwritten_tensor_by_tensor(tmp_path: Path, monkeypat
         monkeypatch.setattr(optimizers, "WORTH", worth)
         (tmp_path / str(worth)).mkdir()
         folder = compiled(MODELS["resnet"], tmp_path / str(worth), method="tent", batch=4, train="all")
-        lates.append([word["run"] for word in read(folder)["programs"]["step"] if word.get("late")])
+        lates.append([word["run"] for word in read(folder)["programs"]["step"] if word.get("deferred")])
         adapters.append(ttac.load(folder))
     assert len(lates[0]) > 2 and not lates[1]
     late, once = adapters

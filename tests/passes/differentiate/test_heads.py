@@ -41,8 +41,9 @@ from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.last_stage import last_stage
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.plan.plan import plan_activations
-from ttac.runtime.manifest import HeadSpec, parse_manifest
-from ttac.runtime.program import Run as RunWord
+from ttac.runtime.manifest import parse_manifest
+from ttac.runtime.program.words import Run as RunWord
+from ttac.runtime.records import HeadSpec
 from ttac.samples.predictions import Tally, decisions, entropies, fit_labels
 
 # --- parity -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""State that is overwritten graph by graph: equal to an exchange at once, whole or refused, whatever comes between."""
+"""State that deferred runs overwrite: equal to an exchange at once, and after any interruption whole or refused."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ MOVES = {
     "update-2": {"b_next": "b", "memory_next": "memory"},
 }
 RETURN = {"return": "logits"}
-LATE = [{"run": "update"}, {"run": "update-1", "late": True}, {"run": "update-2", "late": True}]
+DEFERRED = [{"run": "update"}, {"run": "update-1", "deferred": True}, {"run": "update-2", "deferred": True}]
 
 
-def bundle(folder: Path, words: Sequence[Any] = (*LATE, RETURN)) -> Path:
+def bundle(folder: Path, words: Sequence[Any] = (*DEFERRED, RETURN)) -> Path:
     folder.mkdir()
     graphs = {name: {"state": MOVES.get(name, {})} for name in GRAPHS}
     manifest = tiny.manifest_of(graphs, STATE, [{"run": "forward"}, *words], 3)
@@ -71,11 +71,11 @@ def bundle(folder: Path, words: Sequence[Any] = (*LATE, RETURN)) -> Path:
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Adapter:
-    return ttac.load(bundle(tmp_path / "late.ttac"))
+    return ttac.load(bundle(tmp_path / "deferred.ttac"))
 
 
 def on_call(adapter: Adapter, graph: str, number: int, act: Callable[[], Any]) -> None:
-    """Let `act` happen when the graph runs for the given time of a step, counted from 1; what it returns is the result."""
+    """Replace the given run of the graph in a step, counted from 1, by `act`; a None result means the real outputs."""
     run, calls = adapter._graphs[graph].run, []
 
     def counted(feed: Any, outputs: Sequence[str]) -> Any:
@@ -90,17 +90,17 @@ def fail() -> None:
     raise RuntimeMissingError("no memory")
 
 
-def test_late_runs_give_what_runs_at_once_give(tmp_path: Path) -> None:
-    late = ttac.load(bundle(tmp_path / "late"))
-    once = ttac.load(bundle(tmp_path / "once", [*({"run": word["run"]} for word in LATE), RETURN]))
+def test_deferred_runs_equal_immediate_runs(tmp_path: Path) -> None:
+    deferred = ttac.load(bundle(tmp_path / "deferred"))
+    once = ttac.load(bundle(tmp_path / "once", [*({"run": word["run"]} for word in DEFERRED), RETURN]))
     for seed in range(5):
-        np.testing.assert_array_equal(late.step(batch(seed=seed)), once.step(batch(seed=seed)))
-        np.testing.assert_equal(state_of(late), state_of(once))
-        np.testing.assert_array_equal(late.predict(batch(seed=9)), once.predict(batch(seed=9)))
-    assert state_of(late)["count"] == 5 and late.stats["rejected"] == 0
+        np.testing.assert_array_equal(deferred.step(batch(seed=seed)), once.step(batch(seed=seed)))
+        np.testing.assert_equal(state_of(deferred), state_of(once))
+        np.testing.assert_array_equal(deferred.predict(batch(seed=9)), once.predict(batch(seed=9)))
+    assert state_of(deferred)["count"] == 5 and deferred.stats["rejected"] == 0
 
 
-def test_the_numbers_are_those_of_the_formulas(adapter: Adapter) -> None:
+def test_the_numbers_match_the_formulas(adapter: Adapter) -> None:
     before, x = {name: array for name, (array, _) in STATE.items()}, batch()
     logits = (x + before["a"]) * before["b"].max()
     np.testing.assert_allclose(adapter.step(x), logits, rtol=1e-6)
@@ -119,15 +119,15 @@ def test_the_state_stays_in_its_place(adapter: Adapter) -> None:
     assert [name for name in STATE if np.shares_memory(before[name], after[name])] == ["a", "b", "memory"]
 
 
-def test_what_was_read_is_let_go_before_the_next_run(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_freed_before_the_next_run(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     commit = adapter._state.commit
 
-    def spy(pending: Any, late: Any) -> bool:
-        on_call(adapter, "update-2", 2, lambda: held.extend(len(run.feed) for run in late))
-        for run in late:
+    def spy(pending: Any, deferred: Any) -> bool:
+        on_call(adapter, "update-2", 2, lambda: held.extend(len(run.feed) for run in deferred))
+        for run in deferred:
             run.graph = adapter._graphs["update-1" if "a" in run.feed else "update-2"]
-        return commit(pending, late)
+        return commit(pending, deferred)
 
     monkeypatch.setattr(adapter._state, "commit", spy)
     adapter.step(batch())
@@ -160,10 +160,13 @@ def resident(path: Path) -> int:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is in memory")
-def test_the_first_values_of_what_is_overwritten_stay_on_disk(tmp_path: Path) -> None:
-    """They are wanted by a reset only; beside the buffers they would be the state a second time."""
-    for name, words in (("late", [*LATE, RETURN]), ("once", [*({"run": word["run"]} for word in LATE), RETURN])):
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux reports the resident pages of a file")
+def test_initial_values_of_buffers_stay_on_disk(tmp_path: Path) -> None:
+    """Only a reset reads them; in memory they would be a second copy of the state."""
+    for name, words in (
+        ("deferred", [*DEFERRED, RETURN]),
+        ("once", [*({"run": word["run"]} for word in DEFERRED), RETURN]),
+    ):
         adapter = ttac.load(bundle(tmp_path / name, words))
         file = (tmp_path / name / "state.safetensors").resolve()
         assert (resident(file) > 0) == (name == "once")
@@ -175,16 +178,16 @@ def test_the_first_values_of_what_is_overwritten_stay_on_disk(tmp_path: Path) ->
         np.testing.assert_equal(state_of(adapter), {key: array for key, (array, _) in STATE.items()})
 
 
-def test_arrays_that_are_not_of_a_file_are_left_alone() -> None:
+def test_arrays_without_a_file_are_unchanged() -> None:
     array = np.arange(4)
     leave_on_disk([array, array[1:]])
     assert array.tolist() == [0, 1, 2, 3]
 
 
-def test_a_next_state_that_is_not_finite_changes_nothing(adapter: Adapter) -> None:
+def test_an_infinite_next_state_changes_nothing(adapter: Adapter) -> None:
     adapter.step(batch())
     before = state_of(adapter)
-    x = np.full((4, 3), 1e20, np.float32)  # its square is infinite, and only `update-2` takes it
+    x = np.full((4, 3), 1e20, np.float32)  # the square is infinite, and only `update-2` computes it
     assert np.isfinite(adapter.step(x)).all() and adapter.stats["rejected"] == 1
     np.testing.assert_equal(state_of(adapter), before)
     adapter.step(batch())
@@ -192,7 +195,7 @@ def test_a_next_state_that_is_not_finite_changes_nothing(adapter: Adapter) -> No
 
 
 @pytest.mark.parametrize(("graph", "number"), [("update-1", 1), ("update-2", 1), ("update-1", 2)])
-def test_a_failure_before_anything_is_written_changes_nothing(adapter: Adapter, graph: str, number: int) -> None:
+def test_a_failure_before_the_first_write_changes_nothing(adapter: Adapter, graph: str, number: int) -> None:
     adapter.step(batch())
     before, stats = state_of(adapter), adapter.stats
     on_call(adapter, graph, number, fail)
@@ -205,7 +208,7 @@ def test_a_failure_before_anything_is_written_changes_nothing(adapter: Adapter, 
 
 
 def torn(adapter: Adapter, act: Callable[[], Any] = fail, error: type[Exception] = RuntimeMissingError) -> None:
-    """Let the second large tensor fail after the first is written."""
+    """Fail at the second large tensor, after the first is written."""
     on_call(adapter, "update-2", 2, act)
     with pytest.raises(error):
         adapter.step(batch())
@@ -218,7 +221,7 @@ def test_a_torn_state_is_refused_until_it_is_reset(adapter: Adapter, tmp_path: P
     for use in uses:
         with pytest.raises(RuntimeMissingError, match="half of one step and half of the next") as caught:
             use(batch())
-        assert "`reset()`" in caught.value.hint and "late.ttac" in caught.value.where
+        assert "`reset()`" in caught.value.hint and "deferred.ttac" in caught.value.where
     assert not (tmp_path / "state.safetensors").exists()
     adapter.reset()
     np.testing.assert_array_equal(adapter.predict(batch()), before)
@@ -236,7 +239,7 @@ def test_a_torn_state_can_be_restored(adapter: Adapter, tmp_path: Path) -> None:
     assert state_of(adapter)["count"] == 2
 
 
-def test_a_graph_that_draws_other_numbers_the_second_time_is_refused(adapter: Adapter) -> None:
+def test_a_graph_with_random_outputs_is_refused(adapter: Adapter) -> None:
     def not_a_number() -> list[Any]:
         return [adapter._device.tensor(np.full(2, np.nan, np.float32))] * 2
 
@@ -264,21 +267,21 @@ def test_an_interrupt_waits_until_the_state_is_whole(adapter: Adapter, tmp_path:
     np.testing.assert_array_equal(adapter.step(batch(seed=1)), other.step(batch(seed=1)))
 
 
-def late(graph: str, **more: Any) -> dict[str, Any]:
-    return {"run": graph, "late": True, **more}
+def deferred(graph: str, **more: Any) -> dict[str, Any]:
+    return {"run": graph, "deferred": True, **more}
 
 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([{"run": "update-1", "late": False}], "`programs.step[1].late` is not `true`"),
-        ([{"run": "update-1", "late": 1}], "`programs.step[1].late` is not `true`"),
-        ([late("update-2", only=["b_next"])], "`programs.step[1].late` leaves out outputs by `only`"),
-        ([{"repeat": 2, "do": [late("update-1")]}], "`programs.step[1].do` has a late run inside `repeat`"),
-        ([{"repeat": 2, "do": [{"when": "b", "then": [late("update-1")]}]}], "has a late run inside `repeat`"),
+        ([{"run": "update-1", "deferred": False}], "`programs.step[1].deferred` is not `true`"),
+        ([{"run": "update-1", "deferred": 1}], "`programs.step[1].deferred` is not `true`"),
+        ([deferred("update-2", only=["b_next"])], "`programs.step[1].deferred` excludes outputs by `only`"),
+        ([{"repeat": 2, "do": [deferred("update-1")]}], "`programs.step[1].do` has a deferred run inside `repeat`"),
+        ([{"repeat": 2, "do": [{"when": "b", "then": [deferred("update-1")]}]}], "has a deferred run inside `repeat`"),
     ],
 )
-def test_manifests_with_senseless_late_runs(tmp_path: Path, words: list[Any], problem: str) -> None:
+def test_manifests_with_invalid_deferred_runs(tmp_path: Path, words: list[Any], problem: str) -> None:
     with pytest.raises(VerificationError) as caught:
         bundle(tmp_path / "b", [{"run": "update"}, *words, RETURN][1:])
     assert problem in str(caught.value)
@@ -290,35 +293,35 @@ UPDATE = {"run": "update"}
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([late("forward")], "has graph `forward` run late, and its output `logits` is no state"),
-        ([UPDATE, late("update-1"), {"run": "forward"}], "touches `a` in graph `forward`"),
-        ([UPDATE, late("update-1"), {"reset": "all"}], "touches `a` in `reset`"),
-        ([UPDATE, late("update-1"), late("update-1")], "touches `a` in graph `update-1`"),
-        ([UPDATE, late("update-1"), {"run": "update-1"}], "touches `a` in graph `update-1`"),
-        ([UPDATE, late("update-1"), {"return": "a"}], "touches `a` in `return`"),
-        ([late("update-2"), {"return": "b_next"}], "touches `b_next` in `return`"),
-        ([late("update-2"), {"when": "memory", "then": [UPDATE]}], "touches `memory` in `when`"),
-        ([UPDATE, {"when": "b", "then": [late("update-1")]}, {"run": "forward"}], "touches `a` in graph `forward`"),
-        ([late("update"), late("update-1")], "touches `count_next` in graph `update-1`"),
+        ([deferred("forward")], "defers graph `forward`, and its output `logits` is no state"),
+        ([UPDATE, deferred("update-1"), {"run": "forward"}], "touches `a` in graph `forward`"),
+        ([UPDATE, deferred("update-1"), {"reset": "all"}], "touches `a` in `reset`"),
+        ([UPDATE, deferred("update-1"), deferred("update-1")], "touches `a` in graph `update-1`"),
+        ([UPDATE, deferred("update-1"), {"run": "update-1"}], "touches `a` in graph `update-1`"),
+        ([UPDATE, deferred("update-1"), {"return": "a"}], "touches `a` in `return`"),
+        ([deferred("update-2"), {"return": "b_next"}], "touches `b_next` in `return`"),
+        ([deferred("update-2"), {"when": "memory", "then": [UPDATE]}], "touches `memory` in `when`"),
+        ([UPDATE, {"when": "b", "then": [deferred("update-1")]}, {"run": "forward"}], "touches `a` in graph `forward`"),
+        ([deferred("update"), deferred("update-1")], "touches `count_next` in graph `update-1`"),
     ],
 )
-def test_programs_that_use_what_a_late_run_moves(tmp_path: Path, words: list[Any], problem: str) -> None:
+def test_programs_that_use_deferred_state(tmp_path: Path, words: list[Any], problem: str) -> None:
     folder = bundle(tmp_path / "b", words if "return" in words[-1] else [*words, RETURN])
     with pytest.raises(VerificationError) as caught:
         ttac.load(folder)
     assert problem in str(caught.value) and "`programs.step`" in str(caught.value)
 
 
-def test_a_late_run_may_read_what_was_reset_before(tmp_path: Path) -> None:
-    words = [UPDATE, {"reset": ["a"]}, late("update-1"), RETURN]
+def test_a_deferred_run_may_read_reset_state(tmp_path: Path) -> None:
+    words = [UPDATE, {"reset": ["a"]}, deferred("update-1"), RETURN]
     adapter = ttac.load(bundle(tmp_path / "b", words))
     for _ in range(2):
         slope = adapter.step(batch()).mean(axis=0)
     np.testing.assert_allclose(state_of(adapter)["a"], STATE["a"][0] - slope / 2, rtol=1e-5)
 
 
-def test_a_reset_of_what_a_late_run_moves_stays_in_its_place(tmp_path: Path) -> None:
-    words = [UPDATE, {"when": "memory", "then": [{"reset": "all"}], "otherwise": LATE[1:]}, RETURN]
+def test_a_reset_of_deferred_state_keeps_its_buffer(tmp_path: Path) -> None:
+    words = [UPDATE, {"when": "memory", "then": [{"reset": "all"}], "otherwise": DEFERRED[1:]}, RETURN]
     adapter = ttac.load(bundle(tmp_path / "b", words))
     place = adapter._state.arrays()["a"]
     x = np.ones((4, 3), np.float32)
@@ -329,8 +332,8 @@ def test_a_reset_of_what_a_late_run_moves_stays_in_its_place(tmp_path: Path) -> 
         assert np.array_equal(place, STATE["a"][0]) == (expected == 0)
 
 
-def test_on_a_branch_that_is_not_taken_nothing_is_late(tmp_path: Path) -> None:
-    words = [UPDATE, {"when": "memory", "then": [late("update-1")]}, RETURN]
+def test_a_branch_not_taken_defers_nothing(tmp_path: Path) -> None:
+    words = [UPDATE, {"when": "memory", "then": [deferred("update-1")]}, RETURN]
     adapter = ttac.load(bundle(tmp_path / "b", words))
     adapter.step(batch())
     assert state_of(adapter)["count"] == 1

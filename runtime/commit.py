@@ -1,7 +1,8 @@
-"""What an adapter carries from step to step, and how a step's new values become it: all of them or none.
+"""The state of an adapter, and the commit of a step: all new values become the state, or none.
 
-Small tensors are exchanged at once.  What late runs move is too large to exist twice: it lies in buffers of its own
-that are overwritten, graph by graph, after all of it was computed once to see that it is finite.
+Small tensors are exchanged at once.  Tensors of deferred runs are too large to exist twice.  They lie in separate
+buffers, which the commit overwrites graph by graph.  Before that, each deferred run happens once as a check for finite
+values.
 """
 
 from __future__ import annotations
@@ -13,22 +14,24 @@ import numpy as np
 
 from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.runtime.checks import HINT
-from ttac.runtime.manifest import TensorSpec
-from ttac.runtime.program import Device, Late, Tensor
+from ttac.runtime.program.perform import DeferredRun
+from ttac.runtime.program.world import Device, Tensor
+from ttac.runtime.records import TensorSpec
 from ttac.runtime.tensors import is_finite, leave_on_disk
 
-LARGE = 1 << 20
-"""Bytes from which on a new state tensor stays where the engine put it."""
+COPIED_BYTES = 1 << 20
+"""Bytes of a new state tensor from which it stays in the engine's arena; smaller tensors are copied."""
 
 
 class State:
     """The state tensors of a bundle.
 
     Args:
-        initial: what they were when the bundle was compiled, never written to.
+        device: the engine's tensors.
+        initial: the compiled values, which are never written.
         specs: the state table.
-        overwritten: names of tensors that late runs move; they get room of their own.
-        where: the bundle, for errors.
+        overwritten: names of tensors that deferred runs update; they get separate buffers.
+        where: the bundle, for error messages.
     """
 
     def __init__(
@@ -41,11 +44,11 @@ class State:
     ) -> None:
         self._device, self._specs, self._where = device, specs, where
         self._buffers = {name: np.array(initial[name], order="C") for name in overwritten}
-        # Beside buffers, what stays is copied too: read where it lies, it would bring the file's pages back every step.
-        held = {name: array.copy() for name, array in initial.items() if self._buffers and name not in self._buffers}
+        # With buffers, the other tensors are copied too: a view would bring the file's pages back at every step.
+        copies = {name: array.copy() for name, array in initial.items() if self._buffers and name not in self._buffers}
         self._first = initial
         self.initial: dict[str, Tensor] = {
-            name: device.tensor(held.get(name, array)) for name, array in initial.items()
+            name: device.tensor(copies.get(name, array)) for name, array in initial.items()
         }
         own = {name: device.tensor(array) for name, array in self._buffers.items()}
         self.tensors: dict[str, Tensor] = {**self.initial, **own}
@@ -53,11 +56,11 @@ class State:
         self._leave_first_on_disk()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The state for reading, valid until it changes."""
+        """Views of the state for reading, valid until the next change."""
         return {name: self._device.array(tensor) for name, tensor in self.tensors.items()}
 
     def refuse_torn(self) -> None:
-        """Raise RuntimeMissingError if a failure left some tensors of one step beside others of the next."""
+        """Raise RuntimeMissingError if a failure mixed tensors of one step with tensors of the next."""
         if self._torn:
             raise RuntimeMissingError(
                 "the state is half of one step and half of the next: the engine failed while a step was committed",
@@ -66,49 +69,53 @@ class State:
             )
 
     def reset(self) -> None:
-        """Back to what was compiled."""
+        """Set the state to its compiled values."""
         self._take(self._first, self.initial)
         self._leave_first_on_disk()
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take the values of `arrays`, which are those of the state table."""
+        """Set the state to copies of `arrays`, which fit the state table."""
         others = {name: array for name, array in arrays.items() if name not in self._buffers}
         self._take(arrays, {name: self._device.tensor(array.copy()) for name, array in others.items()})
 
-    def commit(self, pending: Mapping[str, Tensor], late: Sequence[Late]) -> bool:
-        """Make the pending tensors, and what the late runs give, the state if all are finite; whether they were.
+    def commit(self, pending: Mapping[str, Tensor], deferred: Sequence[DeferredRun]) -> bool:
+        """Make the pending tensors and the outputs of the deferred runs the state if all are finite.
+
+        Returns whether all are finite.
 
         Raises:
-            VerificationError: a graph made a tensor that is not as the state table says; nothing changed.
-            RuntimeMissingError: the engine failed.  Nothing changed, unless it failed at a run that it had just
-                finished: then the state is torn, and refused until it is reset or restored.
+            VerificationError: a tensor does not fit the state table; the state is unchanged.
+            RuntimeMissingError: the engine failed.  The state is unchanged if the first pass over the deferred runs
+                failed.  If the second pass failed, the state is torn and refused until it is reset or restored.
         """
-        if not self._are_finite(pending) or not all(self._are_finite(run()) for run in late):
+        if not self._are_finite(pending) or not all(self._are_finite(run()) for run in deferred):
             return False
-        moved = {name: self._owned(tensor) for name, tensor in pending.items() if name not in self._buffers}
+        exchanged = {name: self._owned(tensor) for name, tensor in pending.items() if name not in self._buffers}
         copied = {name: self._device.array(tensor) for name, tensor in pending.items() if name in self._buffers}
-        if late or copied:
-            _uninterrupted(lambda: self._overwrite(late, copied, moved))
+        if deferred or copied:
+            _uninterrupted(lambda: self._overwrite(deferred, copied, exchanged))
         else:
-            self.tensors = {**self.tensors, **moved}
+            self.tensors = {**self.tensors, **exchanged}
         return True
 
-    def _overwrite(self, late: Sequence[Late], copied: Mapping[str, np.ndarray], moved: Mapping[str, Tensor]) -> None:
-        for run in late:
-            made = run()
-            # The same nodes on the same numbers, so a difference means a graph that draws random ones.
-            if not self._are_finite(made):
-                what = "a graph gave a finite state at first and another one when it ran again"
+    def _overwrite(
+        self, deferred: Sequence[DeferredRun], copied: Mapping[str, np.ndarray], exchanged: Mapping[str, Tensor]
+    ) -> None:
+        for run in deferred:
+            outputs = run()
+            # Same nodes, same numbers: only a graph that draws random numbers can differ from the first pass.
+            if not self._are_finite(outputs):
+                what = "a graph gave a finite state in its first run and another state in its second run"
                 raise VerificationError(what, where=self._where, hint=HINT)
             self._torn = True
-            for name, tensor in made.items():
+            for name, tensor in outputs.items():
                 np.copyto(self._buffers[name], self._device.array(tensor))
-            del made
+            del outputs
             run.release()
         self._torn = True
         for name, array in copied.items():
             np.copyto(self._buffers[name], array)
-        self.tensors = {**self.tensors, **moved}
+        self.tensors = {**self.tensors, **exchanged}
         self._torn = False
 
     def _take(self, arrays: Mapping[str, np.ndarray], others: Mapping[str, Tensor]) -> None:
@@ -127,7 +134,7 @@ class State:
         _uninterrupted(overwrite)
 
     def _leave_first_on_disk(self) -> None:
-        """What large tensors were at first is wanted by a reset only."""
+        """Free the pages of the compiled values of large tensors; only a reset reads them."""
         if self._buffers:
             leave_on_disk(self._first.values())
 
@@ -136,23 +143,23 @@ class State:
         for name, array in arrays.items():
             spec = self._specs[name]
             if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
-                made, told = f"{array.dtype} {list(array.shape)}", f"{spec.dtype} {list(spec.shape)}"
-                what = f"a graph made state `{name}` {made}, the state table says {told}"
+                actual, declared = f"{array.dtype} {list(array.shape)}", f"{spec.dtype} {list(spec.shape)}"
+                what = f"a graph made state `{name}` {actual}, the state table says {declared}"
                 raise VerificationError(what, where=self._where, hint=HINT)
         return all(is_finite(array) for array in arrays.values())
 
     def _owned(self, tensor: Tensor) -> Tensor:
-        """The tensor; a small one copied out of the engine's arena.
+        """The tensor; a small tensor is copied out of the engine's arena.
 
-        What lives on between the runs would break up the room the residuals need.  Of a large tensor, a copy would cost
-        more than its gap.
+        A tensor that survives the runs would fragment the arena space of the residuals.  The copy of a large tensor
+        would cost more memory than its gap.
         """
         array = self._device.array(tensor)
-        return self._device.tensor(array.copy()) if array.nbytes < LARGE else tensor
+        return self._device.tensor(array.copy()) if array.nbytes < COPIED_BYTES else tensor
 
 
 def _uninterrupted(work: Callable[[], None]) -> None:
-    """Do `work` in a thread of its own, where no Ctrl-C arrives; one that came meanwhile is raised when it is done."""
+    """Do `work` in a separate thread, where no Ctrl-C arrives; raise a Ctrl-C of the main thread afterwards."""
     interrupt: KeyboardInterrupt | None = None
     with ThreadPoolExecutor(1) as worker:
         done = worker.submit(work)
@@ -164,7 +171,7 @@ def _uninterrupted(work: Callable[[], None]) -> None:
 
 
 def _interrupt_during(work: Future[None]) -> KeyboardInterrupt | None:
-    """The Ctrl-C that came while `work` was going on, if one did."""
+    """The Ctrl-C that came during `work`, if any."""
     try:
         wait([work])
     except KeyboardInterrupt as interrupt:

@@ -1,0 +1,107 @@
+"""One pass through a bound program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ttac.runtime.program.words import Repeat, Reset, Run, When, Word
+from ttac.runtime.program.world import Graph, Tensor, World
+
+
+@dataclass
+class DeferredRun:
+    """A run that the commit does; it keeps its input tensors until `release`."""
+
+    graph: Graph
+    fetch: tuple[str, ...]
+    feed: dict[str, Tensor]
+
+    def __call__(self) -> dict[str, Tensor]:
+        """State tensor -> next value, for each state tensor that the graph updates."""
+        outputs = self.graph.run(self.feed, self.fetch)
+        return {self.graph.state[name]: tensor for name, tensor in zip(self.fetch, outputs, strict=True)}
+
+    def release(self) -> None:
+        """Free the input tensors; the run cannot happen again."""
+        self.feed = {}
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One pass through a program: its values, and its changes of the state.
+
+    Attributes:
+        values: user inputs, and outputs of the graphs that ran and can still be read.
+        pending: state tensors with the value they get if the step is committed.
+        deferred: runs for the commit, in order; each gives further pending state.
+        reported: scalars for `adapter.stats`.
+    """
+
+    world: World
+    values: dict[str, Tensor]
+    pending: dict[str, Tensor] = field(default_factory=dict)
+    deferred: list[DeferredRun] = field(default_factory=list)
+    reported: dict[str, float] = field(default_factory=dict)
+
+    def perform(self, words: Sequence[Word]) -> Tensor | None:
+        """Do the words in order; return the returned tensor, or None if the words hold no `return`."""
+        for word in words:
+            result = None
+            if isinstance(word, Run):
+                self._run(word)
+            elif isinstance(word, When):
+                result = self.perform(word.then if self._is_positive(word.value) else word.otherwise)
+            elif isinstance(word, Repeat):
+                for _ in range(word.times):
+                    self.perform(word.do)
+            elif isinstance(word, Reset):
+                self.pending.update((name, self.world.initial[name]) for name in word.names)
+            else:
+                result = self.find(word.name)
+            if result is not None:
+                return result
+        return None
+
+    def find(self, name: str) -> Tensor:
+        """The tensor a name means now."""
+        for place in (self.values, self.pending, self.world.state, self.world.weights):
+            if name in place:
+                return place[name]
+        raise KeyError(name)
+
+    def _run(self, word: Run) -> None:
+        graph = self.world.graphs[word.graph]
+        if word.fetch:
+            feed = {name: self._rows(name, word) for name in graph.inputs}
+            if word.deferred:
+                self._defer(graph, word, feed)
+            else:
+                self._run_now(graph, word, feed)
+        self.values = {name: value for name, value in self.values.items() if name in word.keep}
+
+    def _defer(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> None:
+        self.deferred.append(DeferredRun(graph, word.fetch, feed))
+        self.pending = {name: value for name, value in self.pending.items() if name not in graph.state.values()}
+
+    def _run_now(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> None:
+        outputs = dict(zip(word.fetch, graph.run(feed, word.fetch), strict=True))
+        feed.clear()
+        self.pending.update((graph.state[name], tensor) for name, tensor in outputs.items() if name in graph.state)
+        self.reported.update(
+            (graph.stats[name], self._scalar(tensor)) for name, tensor in outputs.items() if name in graph.stats
+        )
+        self.values.update(outputs)
+
+    def _rows(self, name: str, word: Run) -> Tensor:
+        tensor = self.find(word.feed.get(name, name))
+        if not word.rows or name not in self.world.inputs:
+            return tensor
+        device = self.world.device
+        return device.tensor(device.array(tensor)[: word.rows])
+
+    def _is_positive(self, name: str) -> bool:
+        return self._scalar(self.find(name)) > 0
+
+    def _scalar(self, tensor: Tensor) -> float:
+        return float(self.world.device.array(tensor).reshape(-1)[0])

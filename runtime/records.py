@@ -1,0 +1,81 @@
+"""Records of a manifest, and the words that its entries may use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttac.runtime.program.words import Word
+
+WEIGHTS = "weights.safetensors"
+BATCH_AXIS = "N"
+DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
+ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
+OPTIMIZATIONS = ("basic", "extended", "all")
+HEADS = ("classes", "binary", "dense")
+VALUES = ("logits", "probabilities", "log_probabilities")
+COUNTED = ("steps", "samples", "rejected", "milliseconds")
+"""Names in `adapter.stats` that a graph's scalars may not take."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor; `N` in the shape is the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """One graph of the program.
+
+    Attributes:
+        name: the key in the manifest.
+        file: name of the `.onnx` file.
+        state: graph output -> state tensor that the output becomes at the commit.
+        stats: graph output -> name under which `adapter.stats` reports the output.
+        optimization: the engine's level for this graph, empty for the engine's default.
+    """
+
+    name: str
+    file: str
+    state: Mapping[str, str]
+    stats: Mapping[str, str]
+    optimization: str = ""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Reading of the output.
+
+    Attributes:
+        kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position.
+        axis: axis of the classes or answers in the output, None if each position has one number.
+        values: one of `VALUES`, the meaning of the numbers.
+    """
+
+    kind: str
+    axis: int | None
+    values: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The part of a manifest that the runtime uses; `raw` is all of it."""
+
+    raw: Mapping[str, Any]
+    identity: str
+    threads: int
+    files: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    head: HeadSpec | None
+    planned: int
+    smallest: int
+    state_file: str
+    state: Mapping[str, TensorSpec]
+    graphs: Mapping[str, GraphSpec]
+    programs: Mapping[str, tuple[Word, ...]]
