@@ -23,7 +23,7 @@ from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.keep_ratios import Layer, keep_a_share, keep_shares, layers_of
 from ttac.passes.plan.plan import Plan, plan_activations
-from ttac.passes.quantize.modules import Quantized
+from ttac.passes.quantize.modules import Int8Modules
 from ttac.reports.progress import Rooms
 from ttac.spec import Target
 
@@ -46,7 +46,7 @@ class Parts:
     joint: Joint
     anchor: Mapping[str, np.ndarray]
     head: Head | None = None
-    quantized: Quantized | None = None
+    quantized: Int8Modules | None = None
 
     def keeping(self, factor: float) -> Parts:
         """The same for a method that keeps a share of each layer's input, and `factor` of that share."""

@@ -21,7 +21,7 @@ from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.plan import Plan
-from ttac.passes.quantize.modules import Quantized
+from ttac.passes.quantize.modules import Int8Modules
 from ttac.program_writer import Word
 from ttac.runtime.bundle import digest_of
 from ttac.runtime.manifest import FORMAT
@@ -57,7 +57,7 @@ class Compiled:
     plan: Plan | None = None
     exact: dict[str, ir.Model] = field(default_factory=dict)
     head: Head | None = None
-    quantized: Quantized | None = None
+    quantized: Int8Modules | None = None
 
     @property
     def logits(self) -> str:

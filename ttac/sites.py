@@ -18,8 +18,8 @@ from ttac.passes.norms.insert import insert_norms
 from ttac.passes.norms.last_stage import last_stage
 from ttac.passes.norms.norm_choice import decide
 from ttac.passes.norms.norm_sites import NormSite, find_norms
-from ttac.passes.norms.selectors import chosen, wants_ranking
-from ttac.passes.quantize.modules import Quantized, quantize
+from ttac.passes.norms.selectors import selected_sites, wants_ranking
+from ttac.passes.quantize.modules import Int8Modules, quantize
 from ttac.passes.quantize.quantized_files import grids_of, is_quantized, lift
 from ttac.settings import QUANTIZATION, refuse_unused
 from ttac.spec import Method
@@ -121,10 +121,10 @@ def choose_sites(model: ir.Model, asked: CompileOptions, samples: Samples, say: 
     return sites
 
 
-def quantize_frozen(asked: CompileOptions, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Quantized:
+def quantize_frozen(asked: CompileOptions, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Int8Modules:
     """The layers of `model` as 8-bit modules, in place, where `--quantize` asks for it; otherwise nothing changes."""
     if asked.quantize is None:
-        return Quantized(list(sites))
+        return Int8Modules(list(sites))
     trains = asked.method.trains
     return quantize(model, sites, samples.array, asked.target, asked.settings, grids_of(model), trains=trains)
 
@@ -135,7 +135,7 @@ def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples:
     Raises UsageError for a selector that fits nothing, UnsupportedError for `auto` without calibration data.
     """
     if not wants_ranking(selector):
-        return chosen(sites, selector, lambda sites: [])
+        return selected_sites(sites, selector, lambda sites: [])
     if samples.array is None:
         raise UnsupportedError(
             "`auto` chooses the norms that drift most on disturbed source samples, and there are none",
@@ -144,7 +144,7 @@ def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples:
         )
     found = drifts(model, sites, samples.array)
     ranked = [replace(site, drift=drift) for site, drift in zip(sites, found, strict=True)]
-    taken = chosen(ranked, selector, lambda sites: found)
+    taken = selected_sites(ranked, selector, lambda sites: found)
     share = sum(s.channels * s.spatial for s in taken) / max(1, sum(s.channels * s.spatial for s in sites))
     farthest = ", ".join(f"{s.name} {s.drift:.2g}" for s in sorted(taken, key=lambda s: -(s.drift or 0))[:4])
     say(f"{len(taken)} of {len(sites)} norms adapt, which see {share:.0%} of the values; drift most: {farthest}")

@@ -114,7 +114,7 @@ def untie(op: Builder, site: NormSite) -> list[StateTensor]:
         initial = constant(site.node, position)
         value = state_input(op.graph, f"{site.name}.{role}", initial)
         site.node.replace_input_with(position, value)
-        made.append(StateTensor(str(value.name), "parameter", initial, value))
+        made.append(StateTensor(name=str(value.name), role="parameter", initial=initial, value=value))
     return made
 
 
@@ -169,7 +169,9 @@ def use_average(
         shifted = op.Sub(running, batch.shift) if role == "mean" and batch.shift.any() else running
         average = op.Add(shifted, op.Mul(op.Sub(observed, shifted), momentum))
         following = op.Add(average, batch.shift) if shifted is not running else average
-        made.append(StateTensor(str(running.name), "statistic", initial, running, following))
+        made.append(
+            StateTensor(name=str(running.name), role="statistic", initial=initial, value=running, next=following)
+        )
         followed.append(average)
     _normalise_with(site, *followed)
     return made
@@ -212,5 +214,5 @@ def _average(
     made = []
     for value, initial, part in zip(inputs, initials, parts, strict=True):
         part.name = f"{value.name}.next"
-        made.append(StateTensor(str(value.name), "statistic", initial, value, part))
+        made.append(StateTensor(name=str(value.name), role="statistic", initial=initial, value=value, next=part))
     return made

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from ttac.passes.adapt.blend_weight import own_share, shortened
 from ttac.passes.adapt.centre import centre, constant, is_counted
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.keys import LAYER, ROOM
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.windows import spatial
 from ttac.passes.norms.norm_sites import NormSite
@@ -89,7 +89,7 @@ def normalise_one(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) ->
     """Hand mean and variance [C] of the only sample to the norm."""
     for position, value in ((3, mean), (4, var)):
         site.node.replace_input_with(position, value)
-    site.node.metadata_props[ROOM] = op.room
+    site.node.metadata_props[ROOM_KEY] = op.room
     site.node.metadata_props[LAYER] = site.name
 
 

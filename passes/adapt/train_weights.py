@@ -69,7 +69,7 @@ def train_weights(model: ir.Model, owned: Sequence[Owned]) -> tuple[StateTensor,
         model.graph.initializers.pop(str(value.name), None)
         held = state_input(model.graph, entry.name, initial)
         ir.convenience.replace_all_uses_with(value, held)
-        made.append(StateTensor(entry.name, "parameter", initial, held))
+        made.append(StateTensor(name=entry.name, role="parameter", initial=initial, value=held))
     return tuple(made)
 
 

@@ -18,12 +18,12 @@ from onnx_ir.serde import serialize_node, serialize_tensor
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph import composites
-from ttac.passes.graph.keys import LAYER, ROOM
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
 
 Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
 
-SHOWN, REMEMBERED = 1 << 14, 1 << 14
+SHOWN_ELEMENTS, CACHED_TYPES = 1 << 14, 1 << 14
 """Elements up to which the inference sees what a constant holds; answers of it that are remembered."""
 
 _KINDS = ir.AttributeType
@@ -32,7 +32,7 @@ PLAIN = frozenset({_KINDS.INT, _KINDS.FLOAT, _KINDS.STRING, _KINDS.INTS, _KINDS.
 
 if TYPE_CHECKING:
 
-    class Made(ir.Value):
+    class Output(ir.Value):
         """What an operator returns, to a type checker: its output, which unpacks where there are several."""
 
         def __iter__(self) -> Iterator[ir.Value]: ...
@@ -63,7 +63,7 @@ class Builder:
         finally:
             self.layer, self._before = outer
 
-    def __getattr__(self, op_type: str) -> Callable[..., Made]:
+    def __getattr__(self, op_type: str) -> Callable[..., Output]:
         if not op_type[:1].isupper():
             raise AttributeError(op_type)
 
@@ -93,7 +93,7 @@ class Builder:
             value.type, value.shape = ir.TensorType(dtype) if dtype is not None else None, shape
             value.name = self._fresh(self._suffixed(name, op_type, position))
         node.name = node.outputs[0].name
-        node.metadata_props[ROOM] = self.room
+        node.metadata_props[ROOM_KEY] = self.room
         if self.layer:
             node.metadata_props[LAYER] = self.layer
         if self._before is None:
@@ -157,7 +157,7 @@ def infer(node: ir.Node, opset: int) -> Types:
         found = _infer(node, opset)
         if key is None:
             return found
-        if len(_inferred) >= REMEMBERED:
+        if len(_inferred) >= CACHED_TYPES:
             _inferred.clear()
         _inferred[key] = found
     return [(dtype, None if shape is None else shape.copy()) for dtype, shape in _inferred[key]]
@@ -177,7 +177,7 @@ def _signature(node: ir.Node, opset: int) -> Any:
             operands.append(None)
             continue
         held = value.const_value
-        data = held.tobytes() if held is not None and held.size <= SHOWN else None
+        data = held.tobytes() if held is not None and held.size <= SHOWN_ELEMENTS else None
         dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
         operands.append((value.dtype, dims, data))
     return node.op_type, opset, len(node.outputs), tuple(attributes), tuple(operands)
@@ -189,7 +189,9 @@ def _infer(node: ir.Node, opset: int) -> Types:
         inputs = [value for value in node.inputs if value is not None]
         types = {str(v.name): _type_proto(v) for v in inputs}
         known = [(str(v.name), v.const_value) for v in inputs]
-        data = {name: serialize_tensor(held) for name, held in known if held is not None and held.size <= SHOWN}
+        data = {
+            name: serialize_tensor(held) for name, held in known if held is not None and held.size <= SHOWN_ELEMENTS
+        }
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
         found = onnx.shape_inference.infer_node_outputs(

@@ -13,11 +13,11 @@ import onnx
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
-from ttac.passes.graph.shorten import SHARED, constant_vectors, fill, is_8_bit, shorten
+from ttac.passes.graph.shorten import SHARED_BYTES, constant_vectors, fill, is_8_bit, shorten
 
 WEIGHTS = "weights.safetensors"
-INLINE = 1024
-INLINE_INTEGERS = 64 * 1024
+INLINE_BYTES = 1024
+INLINE_INT64_BYTES = 64 * 1024
 """Bytes up to which int64 stays in the graph: engines read sizes and axes while they load it."""
 
 
@@ -100,7 +100,7 @@ def write_graphs(
 
 def is_outside(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is written to the weights file instead of into the graph."""
-    return tensor.nbytes > (INLINE_INTEGERS if tensor.dtype == ir.DataType.INT64 else INLINE)
+    return tensor.nbytes > (INLINE_INT64_BYTES if tensor.dtype == ir.DataType.INT64 else INLINE_BYTES)
 
 
 def _repeated(models: Mapping[str, ir.Model]) -> set[str]:
@@ -109,7 +109,7 @@ def _repeated(models: Mapping[str, ir.Model]) -> set[str]:
     for model in (model for model in models.values() if is_8_bit(model.graph)):
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes > SHARED and tensor.dtype != ir.DataType.INT64:
+            if tensor is not None and tensor.nbytes > SHARED_BYTES and tensor.dtype != ir.DataType.INT64:
                 key = name, _digest(tensor.numpy())
                 found[key] = found.get(key, 0) + 1
     return {name for (name, _), count in found.items() if count > 1}

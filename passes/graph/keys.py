@@ -1,6 +1,6 @@
 """Keys of the metadata that ttac attaches to nodes and values."""
 
-ROOM = "ttac.room"
+ROOM_KEY = "ttac.room"
 """Node metadata: name of the room that made the node."""
 LAYER = "ttac.layer"
 """Node metadata: name of the source network's layer that the node belongs to."""

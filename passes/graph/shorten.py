@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.keys import ROOM as ROOM_KEY
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
 
 ROOM = "emit"
-SHARED = 128
+SHARED_BYTES = 128
 """Bytes from which a constant that several graphs hold is kept once for all of them: less takes no more to repeat."""
 ROUNDINGS = {
     "QuantizeLinear": "int8",
@@ -34,7 +33,9 @@ def constant_vectors(model: ir.Model, kept: Collection[str]) -> set[str]:
     if not is_8_bit(model.graph):
         return set()
     held = {name: value.const_value for name, value in model.graph.initializers.items() if name not in kept}
-    vectors = {name: t.numpy() for name, t in held.items() if t is not None and len(t.shape) == 1 and t.nbytes > SHARED}
+    vectors = {
+        name: t.numpy() for name, t in held.items() if t is not None and len(t.shape) == 1 and t.nbytes > SHARED_BYTES
+    }
     return {name for name, array in vectors.items() if (array == array[0]).all()}
 
 
@@ -77,7 +78,7 @@ def shorten(proto: onnx.ModelProto, kept: Collection[str]) -> None:
     del graph.value_info[:]
     graph.value_info.extend(shapes)
     for node in graph.node:
-        room, layer = told_by_name(node.name, node.op_type)
+        room, layer = layer_in_name(node.name, node.op_type)
         if layer and layer == _note(node, LAYER):
             known = {LAYER, ROOM_KEY} if room == _note(node, ROOM_KEY) else {LAYER}
             notes = [note for note in node.metadata_props if note.key not in known]
@@ -103,7 +104,7 @@ def _note(node: onnx.NodeProto, key: str) -> str:
     return next((str(note.value) for note in node.metadata_props if note.key == key), "")
 
 
-def told_by_name(name: str, op_type: str) -> tuple[str, str]:
+def layer_in_name(name: str, op_type: str) -> tuple[str, str]:
     """Room and layer of a node, as far as its name tells them.
 
     `conv1.kernel`, a DequantizeLinear, is of the 8-bit room and layer `conv1`; `conv1.mul.2`, a Mul, of that layer.

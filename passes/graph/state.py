@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StateTensor:
     """A tensor that survives a step.
 

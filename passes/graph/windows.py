@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """A window over the spatial axes; each field has one int per axis.
 
@@ -69,7 +69,14 @@ def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: 
     strides = node.attributes.get_ints("strides") or [1] * count
     dilations = node.attributes.get_ints("dilations") or [1] * count
     pads = node.attributes.get_ints("pads") or [0] * (2 * count)
-    free = Window(tuple(kernel), tuple(strides), tuple(dilations), (0,) * count, tuple(sizes), tuple(outs))
+    free = Window(
+        kernel=tuple(kernel),
+        strides=tuple(strides),
+        dilations=tuple(dilations),
+        begins=(0,) * count,
+        sizes=tuple(sizes),
+        outs=tuple(outs),
+    )
     totals = [max(0, total) for total in free.overhang]
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     begins = {
@@ -80,7 +87,14 @@ def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: 
     }
     if mode not in begins:
         raise UnsupportedError(f"unknown `auto_pad` {mode!r}", where=f"node `{node.name}` ({node.op_type})")
-    return Window(free.kernel, free.strides, free.dilations, tuple(begins[mode]), free.sizes, free.outs)
+    return Window(
+        kernel=free.kernel,
+        strides=free.strides,
+        dilations=free.dilations,
+        begins=tuple(begins[mode]),
+        sizes=free.sizes,
+        outs=free.outs,
+    )
 
 
 def spatial(value: ir.Value | None) -> list[int]:

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 RAISED_TO, NEWEST = 18, 21
 READABLE_IR = 10
 
-ORIGINAL = "ttac.original"
+REFERENCE = "ttac.original"
 """`model.meta` key: the model before its opset was changed, what every later room must agree with."""
 
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
@@ -58,7 +58,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     model = convert(model, path, say)
     original = model.clone() if original.opset_imports[""] > NEWEST else original
     original.ir_version = model.ir_version
-    model.meta[ORIGINAL] = original
+    model.meta[REFERENCE] = original
     return model
 
 

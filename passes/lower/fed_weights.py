@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.graph.graph_files import INLINE
+from ttac.passes.graph.graph_files import INLINE_BYTES
 
 STATISTICS = frozenset({"ReduceMean", "ReduceSumSquare", "Reshape"})
 """What reads an activation to take its statistics, in the engine's plain layout."""
@@ -46,7 +46,7 @@ def feed_pointwise(models: Iterable[ir.Model], *, observed: bool = False) -> dic
 def is_pointwise_weight(value: ir.Value) -> bool:
     """Whether every reader of the constant is an ungrouped 1x1 convolution that takes it as its kernel."""
     tensor = value.const_value
-    if tensor is None or tensor.nbytes <= INLINE or len(tensor.shape) < 3:
+    if tensor is None or tensor.nbytes <= INLINE_BYTES or len(tensor.shape) < 3:
         return False
     if any(size != 1 for size in tensor.shape[2:]):
         return False

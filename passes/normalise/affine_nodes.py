@@ -28,7 +28,7 @@ def per_channel(array: np.ndarray | None, value: ir.Value) -> np.ndarray | None:
     return array.reshape(-1)
 
 
-def spread(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+def filled(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """A shift in `shape` where it is one number, as an exporter leaves a bias that is absent."""
     return array if array is None or array.size > 1 else np.full(shape, array.reshape(-1)[0], array.dtype)
 
@@ -56,7 +56,7 @@ def channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> bo
     after = affine_after(value)
     scale, bias = per_channel(after.scale, value), per_channel(after.bias, value)
     if scale is not None and after.bias is not None and after.bias.size == 1:
-        bias = spread(after.bias, (value.shape[1],))
+        bias = filled(after.bias, (value.shape[1],))
     if (after.scale is not None and scale is None) or (after.bias is not None and bias is None):
         after, scale, bias = Affine(value), None, None
     layer = layer_of(node, after.y)

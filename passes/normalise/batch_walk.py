@@ -19,7 +19,7 @@ from ttac.passes.graph.shapes import BATCH
 
 ROOM = "normalise"
 IMAGINED = (101, 103)
-SMALL, FOLDED = 1 << 16, 1 << 16
+FOLDABLE_ELEMENTS, GROWTH_BYTES = 1 << 16, 1 << 16
 """Elements up to which constants are computed along; bytes by which a folded one may outgrow what it is made of."""
 
 INFLATING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile"})
@@ -34,7 +34,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Known:
+class ValueFacts:
     """A value under both imagined batches.
 
     Attributes:
@@ -102,31 +102,31 @@ class Walk:
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[str] = []
         self.rewritten: list[str] = []
-        self._known: dict[ir.Value, Known] = {}  # by object, not by id: a folded value's id is given to another
+        self._known: dict[ir.Value, ValueFacts] = {}  # by object, not by id: a folded value's id is given to another
         x = model.graph.inputs[0]
         assert x.shape is not None
         sample = ints(x.shape[1:])
-        self._learn(x, Known(x.dtype, ((IMAGINED[0], *sample), (IMAGINED[1], *sample))))
+        self._learn(x, ValueFacts(x.dtype, ((IMAGINED[0], *sample), (IMAGINED[1], *sample))))
 
-    def of(self, value: ir.Value) -> Known:
+    def of(self, value: ir.Value) -> ValueFacts:
         """What is known of `value`; an initializer is known by its tensor."""
         if value not in self._known and value.const_value is not None:
             tensor = value.const_value
             shape = ints(tensor.shape)
-            small = tensor.size <= (8 if tensor.dtype.is_floating_point() else SMALL)
+            small = tensor.size <= (8 if tensor.dtype.is_floating_point() else FOLDABLE_ELEMENTS)
             data = tensor.numpy() if small else None
-            self._learn(value, Known(tensor.dtype, (shape, shape), None if data is None else (data, data)))
-        return self._known.get(value, Known(value.dtype, None))
+            self._learn(value, ValueFacts(tensor.dtype, (shape, shape), None if data is None else (data, data)))
+        return self._known.get(value, ValueFacts(value.dtype, None))
 
     def contents(self, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray] | None:
         """What `value` holds for each imagined batch, if it is small and depends on shapes and constants only."""
         if value is None or self.of(value).data is not None:
             return None if value is None else self.of(value).data
-        if value.const_value is None or value.const_value.size > SMALL:
+        if value.const_value is None or value.const_value.size > FOLDABLE_ELEMENTS:
             return None
         return value.const_value.numpy(), value.const_value.numpy()
 
-    def _learn(self, value: ir.Value, known: Known) -> None:
+    def _learn(self, value: ir.Value, known: ValueFacts) -> None:
         self._known[value] = known
         if known.dtype is not None:
             value.dtype = known.dtype
@@ -152,7 +152,7 @@ class Walk:
         assert node is not None
         self.visit(node)
 
-    def _compute(self, node: ir.Node, inputs: list[Known | None], found: list[Known]) -> bool:
+    def _compute(self, node: ir.Node, inputs: list[ValueFacts | None], found: list[ValueFacts]) -> bool:
         """Learn the contents of the outputs, where shapes and constants decide them; False where they do not."""
         if node.op_type == "Shape" and inputs[0] is not None and inputs[0].shapes is not None:
             start, end = integer(node, "start") or 0, integer(node, "end")
@@ -165,7 +165,9 @@ class Walk:
         if not (sizes[0] and sizes[1]):
             return False
         for value, first, second in zip(node.outputs, *sizes, strict=False):
-            self._learn(value, Known(ir.DataType.from_numpy(first.dtype), (first.shape, second.shape), (first, second)))
+            self._learn(
+                value, ValueFacts(ir.DataType.from_numpy(first.dtype), (first.shape, second.shape), (first, second))
+            )
         if all(np.array_equal(*pair) for pair in zip(*sizes, strict=True)):
             self._fold(node, sizes[0])
         return True
@@ -173,7 +175,9 @@ class Walk:
     def _fold(self, node: ir.Node, contents: list[np.ndarray]) -> None:
         """Replace a node whose outputs are the same for every batch by initializers of the same names."""
         source = sum(v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None)
-        if sum(array.nbytes for array in contents) > FOLDED + source or any(v.is_graph_output() for v in node.outputs):
+        if sum(array.nbytes for array in contents) > GROWTH_BYTES + source or any(
+            v.is_graph_output() for v in node.outputs
+        ):
             return
         for old, array in zip(node.outputs, contents, strict=False):
             name, old.name = old.name, None
@@ -182,7 +186,7 @@ class Walk:
             old.replace_all_uses_with(value)
         self.graph.remove(node, safe=True)
 
-    def _infer(self, node: ir.Node, inputs: list[Known | None], outer: int | None) -> list[Known]:
+    def _infer(self, node: ir.Node, inputs: list[ValueFacts | None], outer: int | None) -> list[ValueFacts]:
         found = [self._infer_once(node, inputs, case) for case in range(2)]
         outer = outer or max(
             [known.outer for known in inputs if known is not None and known.axis is not None], default=1
@@ -190,11 +194,11 @@ class Walk:
         results = []
         for (dtype, first), (_, second) in zip(*found, strict=True):
             shapes = None if first is None or second is None else (first, second)
-            results.append(Known(dtype, shapes, outer=outer))
+            results.append(ValueFacts(dtype, shapes, outer=outer))
         return results
 
     def _infer_once(
-        self, node: ir.Node, inputs: list[Known | None], case: int
+        self, node: ir.Node, inputs: list[ValueFacts | None], case: int
     ) -> list[tuple[ir.DataType | None, tuple[int, ...] | None]]:
         if node.op_type in LIKE_INPUT and inputs[0] is not None:
             return [(inputs[0].dtype, inputs[0].shapes[case] if inputs[0].shapes else None)]
@@ -216,7 +220,7 @@ class Walk:
             raise self.fixed(node, str(error).strip().splitlines()[-1]) from error
         return [_typed(found.get(str(value.name))) for value in node.outputs]
 
-    def _refuse_odd(self, node: ir.Node, known: Known) -> None:
+    def _refuse_odd(self, node: ir.Node, known: ValueFacts) -> None:
         for first, second in zip(*known.shapes or ((), ()), strict=True):
             if first != second and (first % IMAGINED[0] or first // IMAGINED[0] * IMAGINED[1] != second):
                 raise self.fixed(node, "its output does not grow in proportion to the batch")
@@ -237,7 +241,7 @@ class Walk:
         if str(node.name) not in self.rewritten:
             self.rewritten.append(str(node.name))
 
-    def batched(self, node: ir.Node, position: int = 0) -> Known | None:
+    def batched(self, node: ir.Node, position: int = 0) -> ValueFacts | None:
         """The input at `position` if it grows with the batch."""
         value = node.inputs[position] if position < len(node.inputs) else None
         known = None if value is None else self.of(value)
@@ -256,13 +260,13 @@ def fixed(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
     return UnsupportedError(f"the batch is fixed: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
 
 
-def _outgrows(node: ir.Node, found: list[Known]) -> bool:
+def _outgrows(node: ir.Node, found: list[ValueFacts]) -> bool:
     """Whether the outputs are too large to compute along, or may be, or cannot be computed at all."""
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return True
     sizes = [int(np.prod(shape, dtype=np.int64)) for known in found for shape in known.shapes or ()]
     unknown = any(known.shapes is None for known in found)
-    return max(sizes, default=0) > SMALL or (unknown and node.op_type in INFLATING)
+    return max(sizes, default=0) > FOLDABLE_ELEMENTS or (unknown and node.op_type in INFLATING)
 
 
 def _evaluate(node: ir.Node, data: Sequence[np.ndarray], opset: int) -> list[np.ndarray]:
@@ -278,7 +282,7 @@ def _evaluate(node: ir.Node, data: Sequence[np.ndarray], opset: int) -> list[np.
         return []
     if not isinstance(results, list | tuple) or not all(isinstance(r, np.ndarray | np.generic) for r in results):
         return []
-    return [np.asarray(result) for result in results] if all(np.size(r) <= SMALL for r in results) else []
+    return [np.asarray(result) for result in results] if all(np.size(r) <= FOLDABLE_ELEMENTS for r in results) else []
 
 
 def _typed(proto: onnx.TypeProto | None) -> tuple[ir.DataType | None, tuple[int, ...] | None]:

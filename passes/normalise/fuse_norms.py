@@ -21,15 +21,15 @@ from ttac.passes.normalise.affine_nodes import (
     KIND,
     XHAT,
     channel_affine,
+    filled,
     layer_of,
     per_channel,
     replace_by_norm,
     shared_layer,
-    spread,
 )
 from ttac.passes.normalise.folded_affines import folded_batch_norm
 from ttac.passes.normalise.group_norms import group_norm, over_groups, split_group_norm, whole_group_norm
-from ttac.passes.normalise.norm_patterns import Affine, Standardised, affine_after, standardised
+from ttac.passes.normalise.norm_patterns import Affine, Standardisation, affine_after, standardisation
 
 ROOM = "fuse"
 
@@ -38,9 +38,9 @@ def fuse_norms(model: ir.Model) -> int:
     """Rewrite `model` in place; returns how many norms were gathered."""
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     for node in list(model.graph):
-        found = standardised(node)
-        if isinstance(found, Standardised) and found.woven:
-            _unwoven(op, node, found)
+        found = standardisation(node)
+        if isinstance(found, Standardisation) and found.holds_affine:
+            _write_plainly(op, node, found)
     common.RemoveUnusedNodesPass()(model)
     count = sum(_fused(op, node) for node in list(model.graph) if node.graph is not None)
     common.RemoveUnusedNodesPass()(model)
@@ -54,8 +54,8 @@ def _fused(op: Builder, node: ir.Node) -> bool:
         return whole_group_norm(op, node)
     if node.op_type == "LayerNormalization":
         return _bare_layer_norm(op, node)
-    found = standardised(node)
-    if isinstance(found, Standardised):
+    found = standardisation(node)
+    if isinstance(found, Standardisation):
         if over_groups(found):
             return split_group_norm(op, node, found)
         if _over_space(found):
@@ -64,7 +64,7 @@ def _fused(op: Builder, node: ir.Node) -> bool:
     return node.op_type == "Mul" and folded_batch_norm(op, node)
 
 
-def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
+def over_axes(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
     """A constant in the shape `sizes` of the axes a layer norm works on; None if it varies along others."""
     if array is None or array.size == 1:
         return None
@@ -78,7 +78,7 @@ def over(array: np.ndarray | None, sizes: tuple[int, ...]) -> np.ndarray | None:
         return None
 
 
-def _unwoven(op: Builder, node: ir.Node, found: Standardised) -> None:
+def _write_plainly(op: Builder, node: ir.Node, found: Standardisation) -> None:
     """Write a norm whose nodes hold its scale and bias the plain way: standardise, then scale, then shift."""
     old, axes = found.y, list(found.axes)
     makers = [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
@@ -91,10 +91,10 @@ def _unwoven(op: Builder, node: ir.Node, found: Standardised) -> None:
         y = y if found.bias is None or not found.bias.any() else op.Add(y, found.bias)
     y.type, y.shape = old.type, old.shape
     old.replace_all_uses_with(y, replace_graph_outputs=True)
-    old.name, y.name = f"{old.name}.woven", old.name
+    old.name, y.name = f"{old.name}.holds_affine", old.name
 
 
-def _over_space(found: Standardised) -> bool:
+def _over_space(found: Standardisation) -> bool:
     """Whether each channel is taken by itself, [N, C, ...] over all but N and C, and no constant varies within one.
 
     Instance norm written out is, and filter response norm (arXiv:1911.09737), which does without the mean.
@@ -107,7 +107,7 @@ def _over_space(found: Standardised) -> bool:
     return all(per_channel(array, found.y) is not None for array in held) if held else rank > 3
 
 
-def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
+def _layer_norm(op: Builder, node: ir.Node, found: Standardisation) -> bool:
     """(x - mean)/sqrt(var + eps)*scale + bias -> LayerNormalization; over channels, its scale and bias as one node."""
     if found.axes == (1,) and not found.trailing:
         return channel_affine(op, found.y, "layer", node)
@@ -123,20 +123,20 @@ def _layer_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
     return True
 
 
-def _parameters(found: Standardised, sizes: tuple[int, ...]) -> Affine:
+def _parameters(found: Standardisation, sizes: tuple[int, ...]) -> Affine:
     """Scale and bias of a standardisation in the shape `sizes`, as far as they are constants of that shape."""
     after = affine_after(found.y)
-    scale = over(after.scale, sizes)
+    scale = over_axes(after.scale, sizes)
     if after.scale is not None and scale is None:
         return Affine(found.y)
-    bias = over(spread(after.bias, sizes), sizes) if scale is not None else over(after.bias, sizes)
+    bias = over_axes(filled(after.bias, sizes), sizes) if scale is not None else over_axes(after.bias, sizes)
     if after.bias is not None and bias is None:
         product = only_reader(found.y, "Mul")
         return Affine(product.outputs[0] if scale is not None and product is not None else found.y, scale)
     return Affine(after.y, scale, bias)
 
 
-def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
+def _root_mean_square(op: Builder, node: ir.Node, found: Standardisation) -> bool:
     """x/sqrt(mean of x^2 + eps)*scale: the scale as second operand, in the shape of the axes; ones where it lacks.
 
     Over channels the scale is [C, 1, ...].
@@ -148,7 +148,7 @@ def _root_mean_square(op: Builder, node: ir.Node, found: Standardised) -> bool:
     if not sizes:
         return False
     product = only_reader(found.y, "Mul")
-    scale = over(affine_after(found.y).scale, sizes)
+    scale = over_axes(affine_after(found.y).scale, sizes)
     old = product.outputs[0] if scale is not None and product is not None else found.y
     with op.at(layer_of(node, old), before=node_after(op.graph, old.producer())):
         y = op.Mul(found.y, scale if scale is not None else np.ones(sizes, np.float32))

@@ -20,7 +20,7 @@ from ttac.passes.normalise.affine_nodes import (
     channel_affine,
     layer_of,
 )
-from ttac.passes.normalise.norm_patterns import Affine, Standardised, affine_after
+from ttac.passes.normalise.norm_patterns import Affine, Standardisation, affine_after
 
 
 def group_norm(op: Builder, node: ir.Node) -> bool:
@@ -64,13 +64,13 @@ def whole_group_norm(op: Builder, node: ir.Node) -> bool:
     return True
 
 
-def over_groups(found: Standardised) -> bool:
+def over_groups(found: Standardisation) -> bool:
     """Whether channels that come last are split in groups, [N, ..., G, C/G] over all but N and G, as Keras does."""
     rank = len(found.x.shape or ())
     return found.centred and rank > 3 and found.axes == (*range(1, rank - 2), rank - 1)
 
 
-def split_group_norm(op: Builder, node: ir.Node, found: Standardised) -> bool:
+def split_group_norm(op: Builder, node: ir.Node, found: Standardisation) -> bool:
     """The same with the channels first: Reshape, InstanceNormalization, Reshape, scale and shift per channel."""
     after, shape = affine_after(found.y), dims(found.x)
     batch, *space, groups, size = shape

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from ttac.passes.graph.match import array_of, made_by, only_reader, with_constant
 
 
-@dataclass(frozen=True, eq=False)
-class Standardised:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Standardisation:
     """y = (x - mean)/sqrt(variance + eps) over `axes`, or y = x/sqrt(mean of x^2 + eps) where not `centred`.
 
     TensorFlow multiplies scale and bias in before y is there: then y has them in it, constants in the file's shapes.
@@ -29,7 +29,7 @@ class Standardised:
     bias: np.ndarray | None = None
 
     @property
-    def woven(self) -> bool:
+    def holds_affine(self) -> bool:
         """Whether scale or bias are part of what the nodes compute."""
         return self.scale is not None or self.bias is not None
 
@@ -55,7 +55,7 @@ class Affine:
     bias: np.ndarray | None = None
 
 
-def standardised(node: ir.Node) -> Standardised | str | None:
+def standardisation(node: ir.Node) -> Standardisation | str | None:
     """What `node` completes: a standardisation, None if nothing like one, else a text that says what it lacks."""
     if node.op_type in ("Add", "Sub"):
         return _moved(node)
@@ -63,7 +63,7 @@ def standardised(node: ir.Node) -> Standardised | str | None:
         root = _root(inverse)
         if root is not None:
             found = _over_deviation(node, top, root)
-            return replace(found, scale=scale) if isinstance(found, Standardised) else found
+            return replace(found, scale=scale) if isinstance(found, Standardisation) else found
     return None
 
 
@@ -178,7 +178,7 @@ def _variance(total: ir.Node) -> tuple[ir.Value, tuple[int, ...], float] | str:
     return value, found[1], float(parts[1].reshape(-1)[0])
 
 
-def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardised | str:
+def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardisation | str:
     found = _variance(total)
     if isinstance(found, str):
         return found
@@ -188,13 +188,13 @@ def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardise
     if below is not None and above is not None and below[0] is above[0]:
         if below[1] != axes or above[1] != axes:
             return "mean and variance are taken over different axes"
-        return Standardised(below[0], y, axes, eps, centred=True)
+        return Standardisation(x=below[0], y=y, axes=axes, eps=eps, centred=True)
     if top is not value:
         return "what it divides is not what its variance was taken of"
-    return Standardised(value, y, axes, eps, centred=False)
+    return Standardisation(x=value, y=y, axes=axes, eps=eps, centred=False)
 
 
-def _moved(node: ir.Node) -> Standardised | str | None:
+def _moved(node: ir.Node) -> Standardisation | str | None:
     """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps), however the shift is written."""
     product, rest = node.inputs if len(node.inputs) == 2 else (None, None)
     orders = ((product, rest), (rest, product)) if node.op_type == "Add" else ((product, rest),)
@@ -256,7 +256,7 @@ def _opposite_times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | No
 
 def _from_moments(
     node: ir.Node, x: ir.Value, r: ir.Value, mean: ir.Value, bias: np.ndarray | str | None
-) -> Standardised | str | None:
+) -> Standardisation | str | None:
     inverse, scale = _scaled_inverse(r)
     total = _root(inverse) if inverse is not None else None
     if total is None:
@@ -271,4 +271,12 @@ def _from_moments(
     if isinstance(bias, str):
         return bias
     # Without a bias the nodes still hold the whole: what follows must know that their shift is in it.
-    return Standardised(x, node.outputs[0], axes, eps, True, scale, np.zeros(1, np.float32) if bias is None else bias)
+    return Standardisation(
+        x=x,
+        y=node.outputs[0],
+        axes=axes,
+        eps=eps,
+        centred=True,
+        scale=scale,
+        bias=np.zeros(1, np.float32) if bias is None else bias,
+    )

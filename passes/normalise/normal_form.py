@@ -23,7 +23,7 @@ from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
-from ttac.passes.load.model_file import ORIGINAL, Say, quiet
+from ttac.passes.load.model_file import REFERENCE, Say, quiet
 from ttac.passes.normalise.batch_walk import ROOM, fixed, ints
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
@@ -54,7 +54,7 @@ def normalise(
     Raises UsageError if `shape` contradicts the file; UnsupportedError if a dimension stays open, a node holds on to
     the batch the file was exported with, or shapes cannot be inferred.
     """
-    original = model.meta.get(ORIGINAL) or model.clone()
+    original = model.meta.get(REFERENCE) or model.clone()
     model = model.clone()
     traced = bind(model, shape)
     resolve_casts(model)
@@ -79,7 +79,7 @@ def normalise(
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)
-    model.meta.pop(ORIGINAL, None)
+    model.meta.pop(REFERENCE, None)
     return model
 
 

@@ -78,7 +78,7 @@ def damage(before: ir.Model, after: ir.Model) -> str:
         _names(v) for v in (after.graph.inputs, after.graph.outputs)
     ]:
         return "changed the inputs or outputs"
-    missing = norms(before) - norms(after)
+    missing = norm_counts(before) - norm_counts(after)
     if missing:
         return "removed norms: " + ", ".join(f"{count} {kind}" for kind, count in sorted(missing.items()))
     if _bytes(after) > GROWTH * _bytes(before) + ALLOWANCE:
@@ -90,7 +90,7 @@ def _names(values: Sequence[ir.Value]) -> list[str | None]:
     return [value.name for value in values]
 
 
-def norms(model: ir.Model) -> Counter[str]:
+def norm_counts(model: ir.Model) -> Counter[str]:
     """How many norms of each kind the graph has, norms of mere weights apart."""
     reached = {id(value) for value in model.graph.inputs}
     found: Counter[str] = Counter()

@@ -19,7 +19,7 @@ from ttac.passes.graph.graph_files import write_graphs
 from ttac.samples.images import FORMS, open_stream, preparation
 
 ROOM = "calibration"
-FEW = 32
+FEW_SAMPLES = 32
 """Samples below which the statistics are too coarse to trust; a few hundred are right."""
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -95,7 +95,7 @@ def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:
     constant = int(np.sum(flat.min(axis=1) == flat.max(axis=1)))
     if constant:
         say(f"{constant} of {len(samples)} calibration samples are constant, the same value everywhere")
-    if len(samples) < FEW:
+    if len(samples) < FEW_SAMPLES:
         say(f"{len(samples)} calibration samples are few; a few hundred give statistics to rely on")
 
 

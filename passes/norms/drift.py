@@ -13,7 +13,7 @@ from ttac.passes.norms.norm_sites import NormSite
 STRENGTH = 0.5
 """Size of the disturbances, in standard deviations of the calibration data."""
 
-SAMPLES = 64
+DRIFT_SAMPLES = 64
 EPSILON = 1e-5
 
 
@@ -28,7 +28,7 @@ def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> l
         samples: calibration data, float32 [n, ...]; the first 64 are used.
     """
     values = list(dict.fromkeys(site.x for site in sites))
-    few = samples[:SAMPLES]
+    few = samples[:DRIFT_SAMPLES]
     source = statistics(model, few, values)
     found = [statistics(model, disturbed, values) for disturbed in disturbances(few)]
     names = [str(site.x.name) for site in sites]

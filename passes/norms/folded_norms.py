@@ -32,7 +32,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
+class Rejection:
     """A node that was looked at and left alone."""
 
     name: str
@@ -41,7 +41,7 @@ class Passed:
     because: str
 
 
-def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Passed]]:
+def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Rejection]]:
     """The convolutions that may be given a norm, and the ones that get none, each with the reason.
 
     normed: names of sites, by the id of the value that the site reads.
@@ -54,7 +54,7 @@ def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> 
         layer, norm = node.metadata_props.get(LAYER) or str(node.name), node.metadata_props.get(FOLDED, "")
         reason = _reason_against(node, normed, told)
         if reason:
-            skipped.append(Passed(layer, "convolution", node, reason))
+            skipped.append(Rejection(layer, "convolution", node, reason))
             continue
         name = unique(norm, names) if norm not in ("", "?") else layer
         names.add(name)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED
-from ttac.passes.norms.folded_norms import Candidate, Passed
-from ttac.passes.norms.norm_sites import Found, NormSite
+from ttac.passes.norms.folded_norms import Candidate, Rejection
+from ttac.passes.norms.norm_sites import ModelNorms, NormSite
 
 KEEP_NORMS = (
     'with PyTorch, export it with its norms: `torch.onnx.export(model, x, "model.onnx", dynamo=True, optimize=False)`, '
@@ -26,7 +26,7 @@ class Decision:
     because: str
 
 
-def decide(found: Found, norms: str = "auto", *, has_calibration: bool = False) -> Decision:
+def decide(found: ModelNorms, norms: str = "auto", *, has_calibration: bool = False) -> Decision:
     """Which norms to adapt and which convolutions to give one.
 
     Args:
@@ -74,7 +74,7 @@ def _by_kind(sites: Sequence[NormSite]) -> str:
     return ", ".join(_many(range(count), f"{kind} norm") for kind, count in kinds.items())
 
 
-def _nothing(found: Found, norms: str) -> UnsupportedError:
+def _nothing(found: ModelNorms, norms: str) -> UnsupportedError:
     if norms == "keep" and found.folded:
         return UnsupportedError(
             "the file has no batch norm, and `--norms keep` restores none",
@@ -89,6 +89,6 @@ def _nothing(found: Found, norms: str) -> UnsupportedError:
     )
 
 
-def _listed(items: Sequence[Candidate | Passed]) -> str:
+def _listed(items: Sequence[Candidate | Rejection]) -> str:
     lines = [f"`{item.name}`: {item.because}" for item in items[:5]]
     return "\n     ".join([*lines, *([f"and {len(items) - 5} more"] if len(items) > 5 else [])])

@@ -16,13 +16,13 @@ from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.normalise.affine_nodes import KIND, XHAT
-from ttac.passes.normalise.norm_patterns import standardised
-from ttac.passes.norms.folded_norms import Candidate, Passed, folded_convolutions
+from ttac.passes.normalise.norm_patterns import standardisation
+from ttac.passes.norms.folded_norms import Candidate, Rejection, folded_convolutions
 
 KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NormSite:
     """A norm whose parameters are constant inputs of one node: scale second, then bias, mean and variance.
 
@@ -62,7 +62,7 @@ class NormSite:
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelNorms:
     """All norms of a model.
 
     Attributes:
@@ -74,8 +74,8 @@ class Found:
 
     sites: tuple[NormSite, ...]
     folded: tuple[Candidate, ...]
-    near_misses: tuple[Passed, ...]
-    skipped: tuple[Passed, ...]
+    near_misses: tuple[Rejection, ...]
+    skipped: tuple[Rejection, ...]
 
     @property
     def summary(self) -> str:
@@ -89,17 +89,17 @@ class Found:
         return ", ".join(parts)
 
 
-def find_norms(model: ir.Model) -> Found:
+def find_norms(model: ir.Model) -> ModelNorms:
     """The norms of a normalised model; raises nothing."""
     looked = [_look(node) for node in model.graph]
     sites = tuple(found for found in looked if isinstance(found, NormSite))
-    passed = [found for found in looked if isinstance(found, Passed)]
+    passed = [found for found in looked if isinstance(found, Rejection)]
     normed = {id(site.x): site.name for site in sites}
     told = any(FOLDED in node.metadata_props for node in model.graph if _holds_norm(node))
     folded, skipped = folded_convolutions(model, normed, told)
     affine = [site for site in sites if site.kind == "affine"]
     folded += [_once_a_norm(site) for site in affine if FOLDED in site.node.metadata_props or not told]
-    return Found(sites, tuple(folded), tuple(passed), tuple(skipped))
+    return ModelNorms(sites, tuple(folded), tuple(passed), tuple(skipped))
 
 
 def _holds_norm(node: ir.Node) -> bool:
@@ -120,82 +120,109 @@ def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
     Raises UnsupportedError if it is not one.
     """
     found = _batch_norm(node, name, inserted)
-    if isinstance(found, Passed):
+    if isinstance(found, Rejection):
         raise UnsupportedError(f"`{name}` cannot be adapted: {found.because}", where=f"node `{node.name}`")
     return found
 
 
-def _look(node: ir.Node) -> NormSite | Passed | None:
+def _look(node: ir.Node) -> NormSite | Rejection | None:
     name = node.metadata_props.get(LAYER) or str(node.name)
     kind = node.metadata_props.get(KIND) or KINDS.get(node.op_type, "")
     if kind == "instance" and _splits_channels(node):
-        return Passed(name, "group", node, "a norm over groups of channels whose own scale and bias are not 1 and 0")
+        return Rejection(name, "group", node, "a norm over groups of channels whose own scale and bias are not 1 and 0")
     if kind == XHAT:
         return None
     if kind:
         return _own_statistics(node, name, kind)
     if node.op_type == "BatchNormalization":
         return _batch_norm(node, name)
-    found = standardised(node)
+    found = standardisation(node)
     if found is not None:
         because = found if isinstance(found, str) else "it works on other axes than the last ones or the channels"
-        return Passed(name, "written out", node, because)
+        return Rejection(name, "written out", node, because)
     if _is_affine(node):
         because = "a scale and a shift per channel, but no layer before it: it may prepare the input"
-        return Passed(name, "affine", node, because)
+        return Rejection(name, "affine", node, because)
     return None
 
 
-def _own_statistics(node: ir.Node, name: str, kind: str) -> NormSite | Passed:
+def _own_statistics(node: ir.Node, name: str, kind: str) -> NormSite | Rejection:
     """The site of a norm that keeps no statistics of the source."""
     x, y = node.inputs[0], node.outputs[0]
     held = dict(zip(("scale", "bias"), node.inputs[1:3], strict=False))
     for role, value in held.items():
         if value is not None and value.const_value is None:
-            return Passed(name, kind, node, f"`{value.name}` is computed, so it cannot be a norm's {role}")
+            return Rejection(name, kind, node, f"`{value.name}` is computed, so it cannot be a norm's {role}")
     arrays = {
         role: np.asarray(value.const_value.numpy(), np.float32)
         for role, value in held.items()
         if value is not None and value.const_value is not None
     }
     if x is None or x.shape is None or len(x.shape) < 2 or not _one_symbol(x.shape) or "scale" not in arrays:
-        return Passed(name, kind, node, f"the shape of its input `{x.name if x else ''}` is not known")
+        return Rejection(name, kind, node, f"the shape of its input `{x.name if x else ''}` is not known")
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        return Passed(name, kind, node, "its parameters are not finite")
+        return Rejection(name, kind, node, "its parameters are not finite")
     scale = arrays["scale"]
     channels = int(str(x.shape[1])) if kind in ("group", "instance") else scale.size
     eps = node.attributes.get_float("epsilon", 1e-5)
     spatial = max(1, sample_size(x.shape) // channels)
-    return NormSite(name, kind, node, x, y, scale, arrays.get("bias"), None, None, eps, channels, spatial)
+    return NormSite(
+        name=name,
+        kind=kind,
+        node=node,
+        x=x,
+        y=y,
+        scale=scale,
+        bias=arrays.get("bias"),
+        mean=None,
+        var=None,
+        eps=eps,
+        channels=channels,
+        spatial=spatial,
+    )
 
 
 def _one_symbol(shape: ir.Shape) -> bool:
     return sum(not isinstance(size, int) for size in shape) == 1
 
 
-def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | Passed:
+def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | Rejection:
     x, *parameters = node.inputs
     roles = ("scale", "bias", "mean", "var")
     computed = [(v, role) for v, role in zip(parameters, roles, strict=True) if v is None or v.const_value is None]
     if computed:
         value, role = computed[0]
-        return Passed(
+        return Rejection(
             name, "batch", node, f"`{value.name if value else ''}` is computed, so it cannot be a norm's {role}"
         )
     if x is None or x.shape is None or len(x.shape) < 2 or not all(isinstance(size, int) for size in x.shape[1:]):
-        return Passed(name, "batch", node, f"its input `{x.name if x else ''}` is not [N, C, ...]")
+        return Rejection(name, "batch", node, f"its input `{x.name if x else ''}` is not [N, C, ...]")
     if isinstance(x.shape[0], int):
-        return Passed(name, "batch", node, f"its input `{x.name}` is {x.shape}: no batch on the first axis")
+        return Rejection(name, "batch", node, f"its input `{x.name}` is {x.shape}: no batch on the first axis")
     scale, bias, mean, var = (np.asarray(v.const_value.numpy(), np.float32) for v in parameters if v and v.const_value)
     channels = int(str(x.shape[1]))
     if any(array.shape != (channels,) for array in (scale, bias, mean, var)):
-        return Passed(name, "batch", node, f"its parameters are not [{channels}] each")
+        return Rejection(name, "batch", node, f"its parameters are not [{channels}] each")
     if not all(np.isfinite(array).all() for array in (scale, bias, mean, var)) or (var < 0).any():
-        return Passed(name, "batch", node, "its parameters are not finite, or a variance is negative")
+        return Rejection(name, "batch", node, "its parameters are not finite, or a variance is negative")
     eps = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     spatial = max(1, sample_size(x.shape) // max(1, channels))
     y = node.outputs[0]
-    return NormSite(name, "batch", node, x, y, scale, bias, mean, var, eps, channels, spatial, inserted)
+    return NormSite(
+        name=name,
+        kind="batch",
+        node=node,
+        x=x,
+        y=y,
+        scale=scale,
+        bias=bias,
+        mean=mean,
+        var=var,
+        eps=eps,
+        channels=channels,
+        spatial=spatial,
+        inserted=inserted,
+    )
 
 
 def _splits_channels(node: ir.Node) -> bool:

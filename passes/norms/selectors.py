@@ -30,7 +30,7 @@ WORDS = re.compile(r"(first|last|every|auto):(.*)", re.DOTALL)
 FORMS = "write `first:4`, `last:30%`, `every:3`, `auto:6` or `auto:6@20%`"
 
 
-def chosen(sites: Sequence[NormSite], selector: str, ranking: Ranking) -> list[NormSite]:
+def selected_sites(sites: Sequence[NormSite], selector: str, ranking: Ranking) -> list[NormSite]:
     """The sites that `selector` names, in the order given, which is the graph's.
 
     Args:
@@ -43,7 +43,7 @@ def chosen(sites: Sequence[NormSite], selector: str, ranking: Ranking) -> list[N
     for part in [part.strip() for part in selector.split(",") if part.strip()] or [selector]:
         words = WORDS.fullmatch(part)
         if words is None:
-            fitting = {id(site) for site in select(sites, part)}
+            fitting = {id(site) for site in sites_by_name(sites, part)}
             taken |= {index for index, site in enumerate(sites) if id(site) in fitting}
         else:
             taken |= set(_counted(sites, words[1], words[2], ranking, f"`--train {part}`"))
@@ -103,7 +103,7 @@ def _share(text: str, where: str) -> float:
     return share
 
 
-def select(sites: Sequence[NormSite], selector: str = "norms") -> tuple[NormSite, ...]:
+def sites_by_name(sites: Sequence[NormSite], selector: str = "norms") -> tuple[NormSite, ...]:
     """The sites that `--train` names: "norms" for all, or patterns and module names, `layer3,layer4.*.bn1`.
 
     Raises UsageError for a pattern that fits no site, naming the nearest.

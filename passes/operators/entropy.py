@@ -41,7 +41,7 @@ def entropy(op: Builder, node: ir.Node) -> tuple[ir.Value, ...]:
 
 
 @composite("EntropySlope", like(1))
-def entropy_slope(op: Builder, node: ir.Node) -> ir.Value:
+def entropy_grad(op: Builder, node: ir.Node) -> ir.Value:
     """dH, z, H, m, S of `Entropy`, `axis` -> dz = -dH*p*(log p + H)."""
     slope, z, found, peak, total = node.inputs
     axis = node.attributes.get_int("axis")
@@ -60,7 +60,7 @@ def binary_entropy(op: Builder, node: ir.Node) -> ir.Value:
 
 
 @composite("BinaryEntropySlope", like(1))
-def binary_entropy_slope(op: Builder, node: ir.Node) -> ir.Value:
+def binary_entropy_grad(op: Builder, node: ir.Node) -> ir.Value:
     """dH, x -> dx = -dH*x*s*(1 - s), with s*(1 - s) = t/(1 + t)^2 and t = e^-|x|."""
     slope, x = node.inputs
     t = op.Exp(op.Neg(op.Abs(x)))

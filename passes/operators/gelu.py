@@ -25,7 +25,7 @@ def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
 
 
 @composite("GeluSlope", like(0))
-def gelu_slope(op: Builder, node: ir.Node) -> ir.Value:
+def gelu_derivative(op: Builder, node: ir.Node) -> ir.Value:
     """x -> c + u*e^(-u^2)/sqrt(pi), the derivative of x*c, with u = x/sqrt 2 and c = (1 + erf u)/2.
 
     One operator, so that it can stand between x and x*c: with the density first, four tensors of x's size are alive at

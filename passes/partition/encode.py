@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.keys import LAYER, LIKELY_BYTES, SAMPLE_BYTES
-from ttac.passes.graph.keys import ROOM as ROOM_KEY
+from ttac.passes.graph.keys import LAYER, LIKELY_BYTES, ROOM_KEY, SAMPLE_BYTES
 from ttac.passes.graph.shapes import dims, is_batch, sample_size
 from ttac.passes.plan.blocks import Wanted
 from ttac.passes.plan.codecs import CODECS, Codec

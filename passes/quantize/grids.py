@@ -45,14 +45,14 @@ class Grid:
 
 
 @dataclass
-class Marked:
+class GridAssignment:
     """What is going to run in 8 bits, and the values that are rounded to a grid, each with its own."""
 
     nodes: set[ir.Node] = field(default_factory=set)
     grids: dict[ir.Value, Grid] = field(default_factory=dict)
 
 
-def grid(ends: Range, dtype: str) -> Grid:
+def finest_grid(ends: Range, dtype: str) -> Grid:
     """The finest grid of 256 numbers that reaches from the lower to the higher end and holds 0."""
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     smallest = int(np.iinfo(dtype).min)
@@ -62,13 +62,15 @@ def grid(ends: Range, dtype: str) -> Grid:
     return Grid(scale, int(np.clip(round(smallest - low / scale), smallest, smallest + 255)), dtype)
 
 
-def mark(model: ir.Model, ranges: Mapping[str, Range], target: Target, norms: Collection[ir.Node] = ()) -> Marked:
+def assign_grids(
+    model: ir.Model, ranges: Mapping[str, Range], target: Target, norms: Collection[ir.Node] = ()
+) -> GridAssignment:
     """Decide what runs in 8 bits; `model` stays as it is.
 
     Args:
         norms: batch normalisations whose output may be rounded again, for an operator without a kernel behind them.
     """
-    marked = Marked()
+    marked = GridAssignment()
     for node in model.graph:
         if node.op_type in target.int8_operators and _fits(node, marked, ranges, norms):
             marked.nodes.add(node)
@@ -81,7 +83,7 @@ def mark(model: ir.Model, ranges: Mapping[str, Range], target: Target, norms: Co
     return marked
 
 
-def _fits(node: ir.Node, marked: Marked, ranges: Mapping[str, Range], norms: Collection[ir.Node]) -> bool:
+def _fits(node: ir.Node, marked: GridAssignment, ranges: Mapping[str, Range], norms: Collection[ir.Node]) -> bool:
     """Whether a node can run in 8 bits; one without a kernel only where that needs no range that nobody knows."""
     if node.op_type in WEIGHTED:
         return _is_activation(node.inputs[0]) and _kernel(node) is not None
@@ -102,7 +104,7 @@ def _is_activation(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None and value.dtype == ir.DataType.FLOAT
 
 
-def _made_in_8_bits(value: ir.Value | None, marked: Marked, norms: Collection[ir.Node] = ()) -> bool:
+def _made_in_8_bits(value: ir.Value | None, marked: GridAssignment, norms: Collection[ir.Node] = ()) -> bool:
     """Whether a value comes out of a marked node, through tails, moves and `norms`."""
     while value is not None and (node := value.producer()) is not None:
         if node in marked.nodes:
@@ -113,7 +115,7 @@ def _made_in_8_bits(value: ir.Value | None, marked: Marked, norms: Collection[ir
     return False
 
 
-def _leads_on(node: ir.Node, marked: Marked) -> bool:
+def _leads_on(node: ir.Node, marked: GridAssignment) -> bool:
     """Whether some reader of a moving node takes 8 bits; what selects among its inputs does so where they are made."""
     if node.op_type == "MaxPool" and not _made_in_8_bits(node.inputs[0], marked):
         return False
@@ -121,20 +123,20 @@ def _leads_on(node: ir.Node, marked: Marked) -> bool:
     return len(node.outputs) == 1 and _is_activation(node.inputs[0]) and any(n in marked.nodes for n in readers)
 
 
-def _place(node: ir.Node, marked: Marked, ranges: Mapping[str, Range], dtype: str) -> None:
+def _place(node: ir.Node, marked: GridAssignment, ranges: Mapping[str, Range], dtype: str) -> None:
     """Give the inputs and the output of a marked node their grids."""
     data = node.inputs[:1] if node.op_type in WEIGHTED | MOVING else node.inputs
     for value in data:
         assert value is not None
         if value not in marked.grids:
-            marked.grids[value] = grid(ranges[str(value.name)], dtype)
+            marked.grids[value] = finest_grid(ranges[str(value.name)], dtype)
     if node.op_type in MOVING:
         first = data[0]
         assert first is not None
         marked.grids[node.outputs[0]] = marked.grids[first]
     elif node.op_type in {"Conv"} | COMPUTING:
         output = end_of(node)
-        marked.grids[output] = grid(ranges[str(output.name)], dtype)
+        marked.grids[output] = finest_grid(ranges[str(output.name)], dtype)
 
 
 def end_of(node: ir.Node) -> ir.Value:

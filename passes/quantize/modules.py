@@ -17,8 +17,8 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
-from ttac.passes.quantize.grids import mark
-from ttac.passes.quantize.qdq import Module, insert, modules
+from ttac.passes.quantize.grids import assign_grids
+from ttac.passes.quantize.qdq import Module, list_modules, round_to_grids
 from ttac.passes.quantize.ranges import Range, ranges
 from ttac.spec import Target
 
@@ -30,7 +30,7 @@ HEADROOM = 1.5
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Int8Modules:
     """What the room made: the sites as they are now, and every layer with how it runs."""
 
     sites: list[NormSite]
@@ -59,7 +59,7 @@ def quantize(
     known: Mapping[str, Range] | None = None,
     *,
     trains: bool = False,
-) -> Quantized:
+) -> Int8Modules:
     """Rewrite `model` in place so that the engine of `target` runs its layers in 8 bits.
 
     Args:
@@ -85,12 +85,12 @@ def quantize(
     adapting = {site.node for site in sites if site.kind == "batch"}
     try:
         # A gradient would pass one rounding more.
-        marked = mark(model, ends, target, () if trains else adapting)
+        marked = assign_grids(model, ends, target, () if trains else adapting)
     except KeyError as error:
         raise _without_data(f"value `{error.args[0]}`, which the file does not round") from error
-    listed = modules(model, marked, {site.x: site.name for site in sites})
-    insert(model, marked, target, adapting, trains=trains)
-    return Quantized([refreshed(site) for site in sites], tuple(listed))
+    listed = list_modules(model, marked, {site.x: site.name for site in sites})
+    round_to_grids(model, marked, target, adapting, trains=trains)
+    return Int8Modules([refreshed(site) for site in sites], tuple(listed))
 
 
 def _moved(known: Mapping[str, Range], folded: Mapping[str, str]) -> dict[str, Range]:

@@ -17,13 +17,13 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.rewire import node_after
 from ttac.passes.quantize.fold import MADE_OF, ROOM, STEPS, channel_axis, constants
-from ttac.passes.quantize.grids import MOVING, TAILS, WEIGHTED, Grid, Marked, end_of
+from ttac.passes.quantize.grids import MOVING, TAILS, WEIGHTED, Grid, GridAssignment, end_of
 from ttac.spec import Target
 
 LARGEST_BIAS = 2.0**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Module:
     """One layer as it runs: the operators that became one 8-bit kernel, and the norm behind it that adapts, if any.
 
@@ -41,8 +41,8 @@ class Module:
     range: tuple[float, float] | None = None
 
 
-def insert(
-    model: ir.Model, marked: Marked, target: Target, norms: Collection[ir.Node] = (), *, trains: bool = False
+def round_to_grids(
+    model: ir.Model, marked: GridAssignment, target: Target, norms: Collection[ir.Node] = (), *, trains: bool = False
 ) -> None:
     """Round the marked values to their grids and hold the kernels of marked nodes as int8, in place.
 
@@ -182,7 +182,7 @@ def int8_kernel(
     return np.clip(rounded, -most if steps is None else -128, most).astype(np.int8), scale
 
 
-def modules(model: ir.Model, marked: Marked, adapted: Mapping[ir.Value, str]) -> list[Module]:
+def list_modules(model: ir.Model, marked: GridAssignment, adapted: Mapping[ir.Value, str]) -> list[Module]:
     """The layers of the graph in order, before `insert`; `adapted` names the norm that reads a value."""
     found = []
     for node in model.graph:
@@ -195,10 +195,17 @@ def modules(model: ir.Model, marked: Marked, adapted: Mapping[ir.Value, str]) ->
             step = marked.grids.get(output)
             ends = _ends(step) if step is not None else None
             found.append(
-                Module(name, str(node.name), " + ".join(p for p in parts if p), "int8", adapted.get(output, ""), ends)
+                Module(
+                    name=name,
+                    node=str(node.name),
+                    operators=" + ".join(p for p in parts if p),
+                    runs="int8",
+                    adapts=adapted.get(output, ""),
+                    range=ends,
+                )
             )
         elif node.op_type in WEIGHTED | {"ConvTranspose"}:
-            found.append(Module(name, str(node.name), node.op_type, "float32"))
+            found.append(Module(name=name, node=str(node.name), operators=node.op_type, runs="float32"))
     return found
 
 

@@ -20,7 +20,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.rewire import replace
-from ttac.passes.load.model_file import ORIGINAL
+from ttac.passes.load.model_file import REFERENCE
 from ttac.passes.normalise.normal_form import tidy
 from ttac.passes.quantize.fold import STEPS, channel_axis, layer_before, rescale
 from ttac.passes.quantize.ranges import Range
@@ -35,7 +35,7 @@ ARITHMETIC = frozenset({"Cast", "ConstantOfShape", "Reshape", "Squeeze", "Unsque
 MOVES = frozenset({"Concat", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
 """Operators that leave numbers as they are."""
 
-SMALL = 1 << 14
+CONSTANT_ELEMENTS = 1 << 14
 """Elements of such constants."""
 
 GRIDS = "ttac.grids"
@@ -78,7 +78,7 @@ def lift(model: ir.Model) -> tuple[ir.Model, int]:
     _narrow_to_clips(lifted, found)
     _restore_tails(lifted, found)
     lifted.metadata_props[GRIDS] = json.dumps(found)
-    lifted.meta[ORIGINAL] = lifted.clone()
+    lifted.meta[REFERENCE] = lifted.clone()
     return lifted, len(found)
 
 
@@ -86,7 +86,10 @@ def _compute_constants(model: ir.Model) -> None:
     """Compute scales and zero points that the file makes of constants, as PyTorch's exporter does; in place."""
     for node in [node for node in model.graph if node.op_type in ARITHMETIC]:
         held = [value.const_value for value in node.inputs if value is not None]
-        if not all(tensor is not None and tensor.size <= SMALL for tensor in held) or node.outputs[0].is_graph_output():
+        if (
+            not all(tensor is not None and tensor.size <= CONSTANT_ELEMENTS for tensor in held)
+            or node.outputs[0].is_graph_output()
+        ):
             continue
         arrays = {
             str(v.name): v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None

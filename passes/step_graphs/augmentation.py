@@ -88,7 +88,7 @@ def augment(context: Context) -> MethodGraph:
     with op.at("range"):
         back = op.Add(op.Mul(distorted, span), low)
     taken = len(DRAWN) + context.batch * math.prod([*sizes[1:-1], 2 * -(-sizes[-1] // 2)])
-    state = StateTensor(SEED, "counter", initial, numbers.state, numbers.following(taken))
+    state = StateTensor(name=SEED, role="counter", initial=initial, value=numbers.state, next=numbers.following(taken))
     return finished(op, {AUGMENTED: back, OUTSIDE: outside}, [state], {OUTSIDE: "outside"})
 
 

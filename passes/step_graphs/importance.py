@@ -40,7 +40,7 @@ def importance(context: Context) -> MethodGraph:
         kept = op.ReduceSum(op.Mul(shares, (sizes / sizes.sum()).astype(np.float32)), keepdims=0)
         blind = op.Squeeze(op.Cast(op.Not(sees), to=int(ir.DataType.FLOAT)), [0])
         each = op.Split(shares, [1] * len(sizes), axis=0, outputs=len(sizes)) if len(sizes) > 1 else [shares]
-    state = StateTensor(KEEP, "sparsity", np.ones(len(sizes), np.float32), before, shares)
+    state = StateTensor(name=KEEP, role="sparsity", initial=np.ones(len(sizes), np.float32), value=before, next=shares)
     named = {f"kept.{layer.parameter}": value for layer, value in zip(context.layers, each, strict=True)}
     outputs = {"kept": kept, "probe.blind": blind, **named}
     return finished(op, outputs, [state], {name: name for name in outputs})

@@ -124,7 +124,7 @@ def update_graph(
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += memory
     if first and count is not None:
-        state.append(StateTensor(COUNT, "counter", zero, count, after))
+        state.append(StateTensor(name=COUNT, role="counter", initial=zero, value=count, next=after))
     for tensor in [*moved_parameters, *state]:
         assert tensor.next is not None
         tensor.next.name = f"{tensor.name}.next"
@@ -181,7 +181,13 @@ def _memory(op: Builder, of: Stepped, name: str) -> ir.Value:
 
 
 def _remembered(of: Stepped, memory: ir.Value, after: ir.Value) -> StateTensor:
-    return StateTensor(str(memory.name), "optimizer", np.zeros(_length(of.flat), np.float32), memory, after)
+    return StateTensor(
+        name=str(memory.name),
+        role="optimizer",
+        initial=np.zeros(_length(of.flat), np.float32),
+        value=memory,
+        next=after,
+    )
 
 
 def _length(flat: ir.Value) -> int:

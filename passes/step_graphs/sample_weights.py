@@ -90,7 +90,7 @@ def select(context: Context) -> MethodGraph:
     blended = op.Add(op.Mul(average, 0.9), op.Mul(mean, 0.1))
     started = op.Greater(op.ReduceSum(average, keepdims=0), 0.0)
     following = op.Where(op.Greater(count, 0.0), op.Where(started, blended, mean), average)
-    state = StateTensor("eata.mean", "optimizer", initial, average, following)
+    state = StateTensor(name="eata.mean", role="optimizer", initial=initial, value=average, next=following)
     return finished(op, {WEIGHTS: weights, SELECTED: count}, [state], {SELECTED: "selected"})
 
 

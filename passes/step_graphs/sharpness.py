@@ -53,7 +53,7 @@ def descend(context: Context) -> MethodGraph:
         blended = op.Add(op.Mul(average, 0.9), op.Mul(loss, 0.1))
         ema = op.Where(op.Greater(average, 0.0), blended, loss)
         low = op.Cast(op.Less(ema, float(context.settings["reset_threshold"])), to=int(ir.DataType.FLOAT))
-    counter = StateTensor("sar.ema", "counter", np.zeros((), np.float32), average, ema)
+    counter = StateTensor(name="sar.ema", role="counter", initial=np.zeros((), np.float32), value=average, next=ema)
     state = [*_moved(context, [p.value for p in context.parameters], moved), *momentum, counter]
     return finished(op, {COLLAPSED: low}, state)
 
@@ -74,6 +74,6 @@ def _builder(context: Context, name: str) -> Builder:
 
 def _moved(context: Context, values: Sequence[ir.Value], moved: Sequence[ir.Value]) -> list[StateTensor]:
     return [
-        StateTensor(p.name, p.role, p.initial, value, after)
+        StateTensor(name=p.name, role=p.role, initial=p.initial, value=value, next=after)
         for p, value, after in zip(context.parameters, values, moved, strict=True)
     ]

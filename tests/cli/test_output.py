@@ -17,7 +17,7 @@ from tests.support.tiny_bundles import read
 from tests.support.whole_models import MODELS, compiled, everything, refused, samples
 from ttac import finish
 from ttac.errors import BudgetError, UsageError, VerificationError
-from ttac.passes.graph.shorten import SHARED, told_by_name
+from ttac.passes.graph.shorten import SHARED_BYTES, layer_in_name
 from ttac.passes.verify.compare import Verified
 from ttac.reports.comparison import nodes_of
 from ttac.reports.measure import CLEAR
@@ -201,9 +201,9 @@ def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
         assert 0 < len(graph.value_info) < len(made) / 3
         assert all(made[value.name].op_type != "QuantizeLinear" for value in graph.value_info)
         held = [tensor for tensor in graph.initializer if not tensor.external_data and tensor.data_type != 7]
-        inline.append({(tensor.name, tensor.raw_data) for tensor in held if len(tensor.raw_data) > SHARED})
+        inline.append({(tensor.name, tensor.raw_data) for tensor in held if len(tensor.raw_data) > SHARED_BYTES})
         arrays = [onnx.numpy_helper.to_array(tensor, str(bundle)) for tensor in graph.initializer]
-        assert not any(a.ndim == 1 and a.nbytes > SHARED and (a == a[0]).all() for a in arrays)
+        assert not any(a.ndim == 1 and a.nbytes > SHARED_BYTES and (a == a[0]).all() for a in arrays)
         scalars = [(tensor.data_type, tensor.raw_data) for tensor in graph.initializer if not tensor.dims]
         assert len(set(scalars)) == len(scalars)
         placed = list(nodes_of(path))
@@ -228,7 +228,7 @@ def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
     ],
 )
 def test_what_the_name_of_a_node_tells(name: str, op_type: str, told: tuple[str, str]) -> None:
-    assert told_by_name(name, op_type) == told
+    assert layer_in_name(name, op_type) == told
 
 
 @pytest.mark.usefixtures("unmeasured")

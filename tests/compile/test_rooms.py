@@ -28,7 +28,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import DOMAIN
 from ttac.passes.graph.execute import Executable, run
 from ttac.passes.graph.expand import expand_all
-from ttac.passes.graph.graph_files import INLINE, WEIGHTS, write_graphs
+from ttac.passes.graph.graph_files import INLINE_BYTES, WEIGHTS, write_graphs
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.insert import insert_norms, unit_filters
 from ttac.passes.norms.norm_sites import find_norms
@@ -192,7 +192,7 @@ def entropy_of(logits: np.ndarray) -> tuple[float, np.ndarray]:
     op = Builder(graph, "test")
     graph.outputs.append(op.Mul(y, p))
     model = ir.Model(graph, ir_version=8)
-    tensor = StateTensor("p", "parameter", np.ones(logits.shape[1], np.float32), p)
+    tensor = StateTensor(name="p", role="parameter", initial=np.ones(logits.shape[1], np.float32), value=p)
     joint = differentiate_loss(model, graph.outputs[0], "entropy", (tensor,))
     assert joint.loss is not None
     graph.outputs[:] = [joint.loss.scalar, *joint.gradients]
@@ -273,7 +273,9 @@ def test_five_steps_of_the_optimizer(name: str, restated: Any) -> None:
     initial = {key: random.normal(size=shape) for key, shape in SHAPES.items()}
     gradients = [{key: random.normal(size=shape) for key, shape in SHAPES.items()} for _ in range(5)]
     parameters = [
-        StateTensor(key, "parameter", value.astype(np.float32), ir.val(key, SINGLE, value.shape))
+        StateTensor(
+            name=key, role="parameter", initial=value.astype(np.float32), value=ir.val(key, SINGLE, value.shape)
+        )
         for key, value in initial.items()
     ]
     model, moved = update_graph(parameters, [f"{key}.grad" for key in SHAPES], OPTIONS[name], 18)
@@ -290,7 +292,7 @@ def test_five_steps_of_the_optimizer(name: str, restated: Any) -> None:
 
 def test_the_first_step_of_adam_is_of_full_size() -> None:
     """lr * sign(g), however small the gradient."""
-    tensor = StateTensor("a", "parameter", np.zeros(2, np.float32), ir.val("a", SINGLE, [2]))
+    tensor = StateTensor(name="a", role="parameter", initial=np.zeros(2, np.float32), value=ir.val("a", SINGLE, [2]))
     settings = {"optimizer": "adam", "lr": 0.25, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     model, moved = update_graph([tensor], ["g"], settings, 18)
     feeds = {t.name: t.initial for t in moved} | {"g": np.array([1e-3, -1e-5], np.float32)}
@@ -326,7 +328,7 @@ def test_weights_are_written_once_and_outside_the_graphs(tmp_path: Path) -> None
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             inside = tensor.data_location != onnx.TensorProto.EXTERNAL
             floats = tensor.data_type == onnx.TensorProto.FLOAT
-            assert inside == (onnx.numpy_helper.to_array(tensor, str(bundle)).nbytes <= INLINE or not floats)
+            assert inside == (onnx.numpy_helper.to_array(tensor, str(bundle)).nbytes <= INLINE_BYTES or not floats)
             if not inside:
                 assert {entry.key: entry.value for entry in tensor.external_data}["location"] == WEIGHTS
 
@@ -345,7 +347,8 @@ def test_writing_leaves_the_model_as_it_was(tmp_path: Path) -> None:
 def test_an_engine_sees_the_sizes_of_any_number_of_parts() -> None:
     """130 parameters: their sizes are more than a kilobyte, and no engine reads them from outside the graph."""
     tensors = [
-        StateTensor(f"p{i}", "parameter", np.ones(1, np.float32), ir.val(f"p{i}", SINGLE, [1])) for i in range(130)
+        StateTensor(name=f"p{i}", role="parameter", initial=np.ones(1, np.float32), value=ir.val(f"p{i}", SINGLE, [1]))
+        for i in range(130)
     ]
     slopes = {f"p{i}.grad": np.full(1, i, np.float32) for i in range(130)}
     model, _ = update_graph(tensors, list(slopes), OPTIONS["plain"], 18)

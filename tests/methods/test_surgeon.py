@@ -169,7 +169,7 @@ def importance_of(slopes: Arrays, keep: float = 1.0) -> Arrays:
 
     names = [name.removesuffix(".grad") for name in slopes]
     parameters = [
-        StateTensor(name, "parameter", np.ones_like(g), ir.val(name, SINGLE, g.shape))
+        StateTensor(name=name, role="parameter", initial=np.ones_like(g), value=ir.val(name, SINGLE, g.shape))
         for name, g in zip(names, slopes.values(), strict=True)
     ]
     layers = [

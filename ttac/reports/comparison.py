@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 
 from ttac.errors import UsageError
-from ttac.passes.graph.keys import LAYER, ROOM
-from ttac.passes.graph.shorten import told_by_name
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
+from ttac.passes.graph.shorten import layer_in_name
 from ttac.passes.load.checked_file import parse
 
 SOURCE = "source"
@@ -83,8 +83,8 @@ def _graph_node(node: onnx.NodeProto) -> GraphNode:
     notes = {entry.key: entry.value for entry in node.metadata_props}
     name = node.name or next((output for output in node.output if output), "?")
     attributes = sorted(str(attribute) for attribute in node.attribute)
-    named_room, named_layer = told_by_name(name, node.op_type)
-    room = notes.get(ROOM) or named_room or SOURCE
+    named_room, named_layer = layer_in_name(name, node.op_type)
+    room = notes.get(ROOM_KEY) or named_room or SOURCE
     layer = notes.get(LAYER) or (named_layer if room != SOURCE else "") or "-"
     content = (*node.input, *attributes)
     return GraphNode(name=name, operator=node.op_type, room=room, layer=layer, content=content)

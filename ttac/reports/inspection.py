@@ -15,9 +15,9 @@ from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.differentiate.reverse_walk import RULES, nodes_between
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
-from ttac.passes.norms.folded_norms import Candidate, Passed
+from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_choice import decide
-from ttac.passes.norms.norm_sites import Found, NormSite, find_norms
+from ttac.passes.norms.norm_sites import ModelNorms, NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
 from ttac.sites import with_statistics
 from ttac.spec import Method
@@ -103,7 +103,7 @@ def _described(value: ir.Value) -> str:
     return f"{value.name} {value.dtype.numpy() if value.dtype else ''} {value.shape}"
 
 
-def _listed(items: Sequence[Candidate | Passed]) -> list[dict[str, str]]:
+def _listed(items: Sequence[Candidate | Rejection]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
@@ -115,7 +115,9 @@ def _head(model: ir.Model, choice: str) -> tuple[str, str]:
         return "", f"{error.what} ({error.hint})"
 
 
-def _fit(method: Method, census: Found, norms: str, missing: Sequence[dict[str, Any]], unread: str) -> dict[str, str]:
+def _fit(
+    method: Method, census: ModelNorms, norms: str, missing: Sequence[dict[str, Any]], unread: str
+) -> dict[str, str]:
     """Return whether `method` can adapt the model (yes, in part, with --calibration, or no) and the reason.
 
     `unread` is the reason why the output has no head; empty if it has one.
@@ -129,7 +131,7 @@ def _fit(method: Method, census: Found, norms: str, missing: Sequence[dict[str, 
     return {"method": method.name, "fits": fits, "because": because}
 
 
-def _norms_fit(census: Found, norms: str, method: Method) -> tuple[str, str]:
+def _norms_fit(census: ModelNorms, norms: str, method: Method) -> tuple[str, str]:
     """Return whether there are norms to adapt, without calibration samples or with them, and the reason."""
     try:
         return "yes", _decision(census, norms, method, calibrated=False)
@@ -141,7 +143,7 @@ def _norms_fit(census: Found, norms: str, method: Method) -> tuple[str, str]:
         return "no", reason
 
 
-def _decision(census: Found, norms: str, method: Method, *, calibrated: bool) -> str:
+def _decision(census: ModelNorms, norms: str, method: Method, *, calibrated: bool) -> str:
     """Return the reason for the norms that a compile adapts; raises UnsupportedError if it adapts none."""
     choice = decide(census, norms, has_calibration=calibrated)
     if not method.trains and not choice.inserted:

@@ -118,7 +118,7 @@ def test_graphs_of_an_update_do_what_one_does(
     monkeypatch.setattr(optimizers, "WORTH", 8)
     shapes = {"a": (4, 3), "b": (20,), **small, "c": (2, 5), "d": (8,), "e": (3, 4)}
     tensors = [
-        StateTensor(name, "parameter", samples(shape, 1)[0], ir.val(name, SINGLE, shape))
+        StateTensor(name=name, role="parameter", initial=samples(shape, 1)[0], value=ir.val(name, SINGLE, shape))
         for name, shape in shapes.items()
     ]
     slopes = {f"{name}.grad": samples(shape, 1, seed=1)[0] for name, shape in shapes.items()}

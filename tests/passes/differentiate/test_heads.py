@@ -147,7 +147,7 @@ def test_a_dense_loss_keeps_the_scores_alone(tmp_path: Path) -> None:
     norm_node = next(node for node in found.graph if node.op_type == "BatchNormalization")
     norm_node.replace_input_with(1, scale)
     found.graph.inputs.append(scale)
-    parameter = StateTensor("scale", "parameter", np.ones(4, np.float32), scale)
+    parameter = StateTensor(name="scale", role="parameter", initial=np.ones(4, np.float32), value=scale)
     joint = differentiate_loss(found, y, "entropy", (parameter,))
     plan = plan_activations(found.graph, joint.backward, list(found.graph.inputs), 4096)
     sizes = {str(v.name): tuple(v.shape)[1:] for node in found.graph for v in node.outputs if v.shape is not None}

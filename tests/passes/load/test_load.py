@@ -14,7 +14,7 @@ import pytest
 from tests.support.source_models import CONV_NORM, CONV_NORM_WEIGHTS, norm, run, saved, source
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.load.model_file import ORIGINAL, load
+from ttac.passes.load.model_file import REFERENCE, load
 from ttac.passes.load.weights_apart import with_weights, without_weights
 
 Change = Callable[[onnx.ModelProto], None]
@@ -76,7 +76,7 @@ def test_older_opsets_are_raised_and_compute_the_same(tmp_path: Path, opset: int
     assert model.graph[1].metadata_props[LAYER] == "bn"
     x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(run(model, x), run(before, x), rtol=1e-6)
-    assert model.meta[ORIGINAL].opset_imports[""] == opset
+    assert model.meta[REFERENCE].opset_imports[""] == opset
 
 
 @pytest.mark.parametrize("opset", [18, 19, 20, 21])

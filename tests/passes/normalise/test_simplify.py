@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.source_models import Weights, listing, norm, run, saved, source
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.load.model_file import ORIGINAL, load
+from ttac.passes.load.model_file import REFERENCE, load
 from ttac.passes.normalise import simplify as simplify_room
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.normalise.simplify import damage, simplify, worthwhile
@@ -62,7 +62,7 @@ def test_the_simplifier_folds_weights_and_keeps_norms(tmp_path: Path) -> None:
     ]
     assert model.graph.inputs[0].shape == ir.Shape(["N", 3, 8, 8])
     assert [node.metadata_props[LAYER] for node in model.graph][:3] == ["norm0", "conv1", "norm1"]
-    assert ORIGINAL in model.meta
+    assert REFERENCE in model.meta
     x = samples(3, 3, 8, 8)
     np.testing.assert_allclose(run(model, x), run(loaded, x), rtol=1e-4, atol=1e-4)
 

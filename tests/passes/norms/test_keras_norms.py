@@ -18,7 +18,7 @@ from tests.support.whole_models import compiled, state_of
 from ttac.errors import UnsupportedError
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
-from ttac.passes.norms.norm_sites import Found, find_norms
+from ttac.passes.norms.norm_sites import ModelNorms, find_norms
 
 ROLES = {"gamma": ".scale", "scale": ".scale", "beta": ".bias"}
 GOLDEN, MATRIX = (Path(__file__).resolve().parents[2] / folder for folder in ("golden", "matrix"))
@@ -61,7 +61,7 @@ def normal(model: onnx.ModelProto, folder: Path) -> ir.Model:
     return normalise(load(saved(model, folder)), simplifier=None)
 
 
-def found(text: str, weights: Weights, folder: Path) -> Found:
+def found(text: str, weights: Weights, folder: Path) -> ModelNorms:
     return find_norms(normal(source(text, weights), folder))
 
 

@@ -19,8 +19,8 @@ from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms import calibration
 from ttac.passes.norms.norm_choice import decide
-from ttac.passes.norms.norm_sites import Found, find_norms, site_of
-from ttac.passes.norms.selectors import select
+from ttac.passes.norms.norm_sites import ModelNorms, find_norms, site_of
+from ttac.passes.norms.selectors import sites_by_name
 
 FOLDED = """
 net (float[N,3,8,8] x) => (float[N,5] y) {
@@ -47,7 +47,7 @@ def normal(model: onnx.ModelProto, folder: Path) -> ir.Model:
     return normalise(load(saved(model, folder)), simplifier=None)
 
 
-def found(text: str, weights: Weights, folder: Path) -> Found:
+def found(text: str, weights: Weights, folder: Path) -> ModelNorms:
     return find_norms(normal(source(text, weights), folder))
 
 
@@ -268,7 +268,7 @@ def _sites(*names: str) -> list[Any]:
 )
 def test_a_selector_names_sites_patterns_or_modules(selector: str, chosen: list[str]) -> None:
     sites = _sites("bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1")
-    assert [site.name for site in select(sites, selector)] == chosen
+    assert [site.name for site in sites_by_name(sites, selector)] == chosen
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_selector_names_sites_patterns_or_modules(selector: str, chosen: list[
 )
 def test_an_unknown_pattern_names_the_nearest(selector: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
-        select(_sites("bn1", "layer1.0.bn1", "layer2.0.bn1"), selector)
+        sites_by_name(_sites("bn1", "layer1.0.bn1", "layer2.0.bn1"), selector)
     assert near in caught.value.hint and "fits no norm site" in str(caught.value)
 
 

@@ -15,7 +15,7 @@ from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.drift import disturbances, drifts
 from ttac.passes.norms.norm_sites import NormSite, find_norms
-from ttac.passes.norms.selectors import chosen, wants_ranking
+from ttac.passes.norms.selectors import selected_sites, wants_ranking
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 DRIFT = [0.1, 0.9, 0.3, 0.3, 0.5, 0.0]
@@ -34,7 +34,7 @@ def positions(sites: Sequence[NormSite], selector: str) -> list[int]:
         asked.append(len(given))
         return DRIFT
 
-    found = [list(sites).index(site) for site in chosen(sites, selector, ranking)]
+    found = [list(sites).index(site) for site in selected_sites(sites, selector, ranking)]
     assert bool(asked) == wants_ranking(selector)
     return found
 
@@ -98,7 +98,7 @@ def test_a_share_of_the_values_bounds_auto(sites: list[NormSite]) -> None:
 )
 def test_selectors_that_fit_nothing(selector: str, said: str, sites: list[NormSite]) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen(sites, selector, lambda sites: DRIFT)
+        selected_sites(sites, selector, lambda sites: DRIFT)
     assert said in caught.value.what and caught.value.exit_code == 2 and caught.value.hint
 
 

@@ -189,7 +189,7 @@ def random_joint(recipe: Recipe) -> tuple[Joint, Arrays]:
         value = ir.val(f"p{len(parameters)}", SINGLE, [CHANNELS])
         graph.inputs.append(value)
         initial = random.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
-        parameters.append(StateTensor(str(value.name), "parameter", initial, value))
+        parameters.append(StateTensor(name=str(value.name), role="parameter", initial=initial, value=value))
         return value
 
     for kind, a, b in recipe:

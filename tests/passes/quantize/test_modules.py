@@ -25,8 +25,8 @@ from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.float_layers import float_layers, refuse_float_layers
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
-from ttac.passes.quantize.grids import Grid, grid
-from ttac.passes.quantize.modules import Quantized, quantize
+from ttac.passes.quantize.grids import Grid, finest_grid
+from ttac.passes.quantize.modules import Int8Modules, quantize
 from ttac.passes.quantize.qdq import Module, int8_kernel
 from ttac.passes.quantize.ranges import ranges
 
@@ -46,7 +46,7 @@ def taken(model: ir.Model, every: int) -> list[NormSite]:
     return sites[::every] if every else []
 
 
-def in_8_bits(path: Path, every: int, **choices: Any) -> tuple[ir.Model, ir.Model, Quantized]:
+def in_8_bits(path: Path, every: int, **choices: Any) -> tuple[ir.Model, ir.Model, Int8Modules]:
     """A model in normal form, the same in 8 bits, and what the room tells of it."""
     plain = normalise(load(path), simplifier=None)
     model = plain.clone()
@@ -165,7 +165,7 @@ def test_folding_and_standardising_change_no_number(every: int) -> None:
     ],
 )
 def test_a_grid_holds_zero_and_both_ends(ends: tuple[float, float], dtype: str, expected: Grid) -> None:
-    assert grid(ends, dtype) == expected
+    assert finest_grid(ends, dtype) == expected
 
 
 def test_a_kernel_in_8_bits() -> None:
@@ -323,7 +323,10 @@ def test_an_engine_that_lacks_an_operator(tmp_path: Path) -> None:
 def test_layers_that_the_engine_takes_back_to_float_are_found(tmp_path: Path) -> None:
     path = saved(source(), tmp_path)
     assert len(float_layers(path)) == 1 and len(float_layers(path, {"/fc/Gemm"})) == 2
-    layers = (Module("conv", "/conv/Conv", "Conv", "int8"), Module("fc", "/fc/Gemm", "Gemm", "int8"))
+    layers = (
+        Module(name="conv", node="/conv/Conv", operators="Conv", runs="int8"),
+        Module(name="fc", node="/fc/Gemm", operators="Gemm", runs="int8"),
+    )
     with pytest.raises(UnsupportedError, match="2 layers would run in float32"):
         refuse_float_layers(path, layers)
 
