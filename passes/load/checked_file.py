@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.load.limits import refuse_unbounded
 from ttac.passes.load.weights_apart import SMALL_BYTES
 
 OLDEST = 9
@@ -27,6 +28,7 @@ def checked(path: Path) -> onnx.ModelProto:
     Raises UsageError if there is no such file, UnsupportedError if it is damaged, too new, or no ONNX model.
     """
     proto = parse(path)
+    refuse_unbounded(proto, path)
     _shorten_domain(proto)
     _refuse_versions(proto, path)
     _refuse_tensors(proto, path)

@@ -16,6 +16,7 @@ from ttac.errors import UsageError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.samples.archives import stated_arrays
 from ttac.samples.images import FORMS, open_stream, preparation
 
 ROOM = "calibration"
@@ -69,8 +70,7 @@ def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
     try:
         if path.suffix == ".npy":
             return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape[1:])
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return tuple(arrays[next(name for name in arrays.files if name != "labels")].shape[1:])
+        return next(stated.shape[1:] for name, stated in stated_arrays(path).items() if name != "labels")
     except (OSError, ValueError, EOFError, TypeError, StopIteration, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read calibration data: {error}", where=f"`{path}`", hint=FORMS) from error
 

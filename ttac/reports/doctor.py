@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from ttac import targets
 from ttac.child_process import run_code
+from ttac.samples.archives import physical_memory
 from ttac.sizes import format_size
 from ttac.spec import Target
 
@@ -105,14 +106,6 @@ def import_failure() -> str:
         return f"the process ends with signal {-done.returncode}"
     last = (done.stderr.strip().splitlines() or [""])[-1]
     return last if done.returncode else ""
-
-
-def physical_memory() -> int:
-    """Return the bytes of memory of this machine; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def cores() -> int:

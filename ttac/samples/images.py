@@ -6,6 +6,7 @@ scaled to its range, minus the mean, divided by the standard deviation, in its l
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, UsageError
+from ttac.samples.archives import refuse_large
 from ttac.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -169,6 +171,7 @@ def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         if path.suffix == ".npz":
+            refuse_large(path)
             with np.load(path, allow_pickle=False) as arrays:
                 name = _choose([name for name in arrays.files if name != "labels"], wanted, path)
                 return arrays[name], arrays["labels"] if "labels" in arrays.files else None
@@ -241,8 +244,13 @@ def read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:
     except ImportError as error:
         raise RuntimeMissingError("reading images needs Pillow", hint="pip install pillow") from error
     try:
-        with Image.open(file) as opened:
-            return fitted_image(opened, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as opened:
+                return fitted_image(opened, size)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        hint = f"shrink it below {Image.MAX_IMAGE_PIXELS:,} pixels" if Image.MAX_IMAGE_PIXELS else "shrink it"
+        raise UsageError("the image states more pixels than are safe to open", where=f"`{file}`", hint=hint) from error
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"cannot read the image: {error}", where=f"`{file}`", hint="remove or repair it") from error
 
