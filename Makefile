@@ -25,6 +25,7 @@ test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.support.prose_lint
 
 # mypy sees the mapping of passes/ and runtime/ into the package only in an installed copy.
 types: $(READY)

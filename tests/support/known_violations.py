@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +25,19 @@ PUBLIC = {"ttac/pipeline.py::compile_model"}
 """`ttac.compile` takes each option of a compile as an argument."""
 
 
+RULES = (
+    "backward import",
+    "circle",
+    "function lines",
+    "file lines",
+    "arguments",
+    "file name twice",
+    "test name",
+    "positional record",
+)
+
+
+@cache
 def violations() -> dict[str, list[str]]:
     """Rule -> the places that do not keep it."""
     found, package, tests = arrows(), measures.sources(), measures.tests()
