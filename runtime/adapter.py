@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ttac.errors import UsageError, VerificationError
+from ttac.errors import UsageError
 from ttac.runtime.bundle import Bundle, inside, open_bundle
 from ttac.runtime.checks import HINT
 from ttac.runtime.commit import State
@@ -23,9 +23,11 @@ from ttac.runtime.program.perform import Step
 from ttac.runtime.program.words import graphs_of
 from ttac.runtime.program.world import Tensor, World
 from ttac.runtime.records import WEIGHTS, TensorSpec
-from ttac.runtime.tensors import check_tensors, first_not_finite, map_tensors, save_tensors
+from ttac.runtime.state_files import check_plausible, read_state, write_state
+from ttac.runtime.tensors import check_tensors, map_tensors
 
-IDENTITY, BUNDLE_KEY = "ttac-state-1", "bundle"
+REJECTED_IN_A_ROW = 10
+"""Consecutive rejected steps after which the state is reset; a state that rejects every step would stay for ever."""
 
 
 class Adapter:
@@ -60,6 +62,7 @@ class Adapter:
             name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
         }
         self._stats: dict[str, Any] = _no_stats()
+        self._rejected_in_a_row = 0
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -98,6 +101,7 @@ class Adapter:
         steps: calls of `step`.
         samples: samples in these calls.
         rejected: steps whose new state was not finite and was dropped.
+        resets: resets of the state after `REJECTED_IN_A_ROW` consecutive rejections.
         milliseconds: time of the last step.
         Further scalars (such as `entropy`) are the last report of the graphs.
         """
@@ -107,8 +111,9 @@ class Adapter:
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Predict and adapt: inputs [n, ...] -> logits [n, ...], n from the smallest to the planned batch.
 
-        The state changes only if the whole step succeeds and all new values are finite.  An interrupt (Ctrl-C) comes
-        before the change, or waits until the change is complete.
+        The state changes only if the whole step succeeds and all new values are finite.  After `REJECTED_IN_A_ROW`
+        consecutive steps with other values, the state resets itself and the logger `ttac` warns.  An interrupt (Ctrl-C)
+        comes before the change, or waits until the change is complete.
 
         Raises:
             UsageError: the input does not fit the model; the state is unchanged.
@@ -121,12 +126,14 @@ class Adapter:
             start = time.perf_counter()
             logits, step = self._perform("step", inputs)
             adapted = self._state.commit(step.pending, step.deferred)
+            reset = self._reset_if_stuck(adapted)
             samples = len(next(iter(inputs.values())))
             self._stats = {
                 **self._stats,
                 "steps": self._stats["steps"] + 1,
                 "samples": self._stats["samples"] + samples,
                 "rejected": self._stats["rejected"] + (not adapted),
+                "resets": self._stats["resets"] + reset,
                 "milliseconds": 1e3 * (time.perf_counter() - start),
                 **step.reported,
             }
@@ -143,35 +150,38 @@ class Adapter:
         with self._lock:
             self._state.reset()
             self._stats = _no_stats()
+            self._rejected_in_a_row = 0
 
     def save(self, path: str | Path) -> None:
-        """Write the adapted state as a safetensors file, whole or not at all; raises UsageError on failure."""
+        """Write the adapted state as a safetensors file, whole or not at all; the old file stays as `<path>.previous`.
+
+        Raises UsageError if the file cannot be written; the old file is unchanged then.
+        """
         with self._lock:
             self._state.refuse_torn()
-            save_tensors(Path(path), self._state.arrays(), {"format": IDENTITY, BUNDLE_KEY: self._manifest.identity})
+            write_state(path, self._state.arrays(), self._manifest.identity)
 
     def restore(self, path: str | Path) -> None:
         """Set the state to a file of `save`; the counters go on.
 
         Raises:
             UsageError: there is no such file, or its state belongs to another model, method or settings.
-            VerificationError: the file is damaged, or its tensors do not fit the state table.
+            VerificationError: the file is damaged, or its tensors are not plausible; the state is unchanged.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UsageError("there is no such state", where=f"`{path}`", hint="`adapter.save(path)` writes one")
-        arrays, metadata = map_tensors(path)
-        if metadata.get(BUNDLE_KEY) != self._manifest.identity:
-            raise UsageError(
-                "the state belongs to another model, method or settings",
-                where=f"`{path}`",
-                hint="restore it into the bundle it was saved from, or into one compiled with the same settings",
-            )
-        check_tensors(arrays, self._manifest.state, f"`{path}`")
-        if name := first_not_finite(arrays):
-            raise VerificationError(f"`{name}` is not finite", where=f"`{path}`", hint="save the state again")
+        arrays = read_state(path, self._manifest)
         with self._lock:
             self._state.restore(arrays)
+            self._rejected_in_a_row = 0
+
+    def _reset_if_stuck(self, adapted: bool) -> bool:
+        """Reset the state after too many consecutive rejections; returns whether it did."""
+        self._rejected_in_a_row = 0 if adapted else self._rejected_in_a_row + 1
+        if self._rejected_in_a_row < REJECTED_IN_A_ROW:
+            return False
+        self._state.reset()
+        self._rejected_in_a_row = 0
+        _warn("`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
+        return True
 
     def _perform(self, program: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Step]:
         values = {name: self._device.tensor(array) for name, array in inputs.items()}
@@ -198,8 +208,7 @@ class Adapter:
         path = inside(self.path, self._manifest.state_file)
         arrays, _ = map_tensors(path)
         check_tensors(arrays, self._manifest.state, f"`{path}`")
-        if name := first_not_finite(arrays):
-            raise VerificationError(f"the initial state `{name}` is not finite", where=f"`{path}`", hint=HINT)
+        check_plausible(arrays, f"`{path}`", HINT)
         return arrays
 
     def _mapped_weights(self) -> dict[str, Tensor]:
@@ -228,4 +237,10 @@ def _settled(settings: EngineSettings, threads: int | None, planned: int) -> Eng
 
 
 def _no_stats() -> dict[str, Any]:
-    return {"steps": 0, "samples": 0, "rejected": 0, "milliseconds": 0.0}
+    return {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "milliseconds": 0.0}
+
+
+def _warn(text: str, *values: object) -> None:
+    import logging  # 5 ms that a load without a warning saves
+
+    logging.getLogger("ttac").warning(text, *values)

@@ -11,16 +11,16 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError, VerificationError
-from ttac.runtime.checks import HINT, MANIFEST, is_plain_name
+from ttac.runtime.checks import HINT, MANIFEST, decode_object, is_plain_name
 from ttac.runtime.external import external_files
-from ttac.runtime.manifest import LARGEST, decode_object, parse_manifest
+from ttac.runtime.manifest import LARGEST, parse_manifest
 from ttac.runtime.records import Manifest
+from ttac.runtime.whole_file import sync_folder
 
 REPORT = "report.json"
 
@@ -192,7 +192,7 @@ def _replace(staged: Path, target: Path) -> None:
         if aside.exists():
             aside.rename(target)
         raise
-    _sync_folder(target.absolute().parent)
+    sync_folder(target.absolute().parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -202,14 +202,4 @@ def _sync(folder: Path) -> None:
         path.chmod(0o644)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in the folder last; systems that cannot open a folder need no such call."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -81,3 +82,26 @@ def check_distinct(names: Iterable[str], where: str) -> None:
         if name in seen:
             refuse(where, f"has `{name}` twice")
         seen.add(name)
+
+
+def decode_object(data: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object in `data`; raises VerificationError for invalid, ambiguous or non-standard JSON."""
+    try:
+        decoded = json.loads(data.decode("utf-8"), object_pairs_hook=distinct_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise VerificationError(f"the file is not valid JSON: {error}", where=where, hint=HINT) from error
+    if not isinstance(decoded, dict):
+        raise VerificationError("the file is not a JSON object", where=where, hint=HINT)
+    return decoded
+
+
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The JSON object of the pairs; raises ValueError for a key that occurs twice."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return entries
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -7,8 +7,10 @@ values.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import FrameType
 
 import numpy as np
 
@@ -159,21 +161,16 @@ class State:
 
 
 def _uninterrupted(work: Callable[[], None]) -> None:
-    """Do `work` in a separate thread, where no Ctrl-C arrives; raise a Ctrl-C of the main thread afterwards."""
-    interrupt: KeyboardInterrupt | None = None
-    with ThreadPoolExecutor(1) as worker:
-        done = worker.submit(work)
-        while not done.done():
-            interrupt = _interrupt_during(done) or interrupt
-    done.result()
-    if interrupt is not None:
-        raise interrupt
-
-
-def _interrupt_during(work: Future[None]) -> KeyboardInterrupt | None:
-    """The Ctrl-C that came during `work`, if any."""
+    """Do `work`, and deliver a Ctrl-C that comes meanwhile afterwards; only the main thread receives any."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        work()
+        return
+    interrupts: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupts.append((number, frame)))
     try:
-        wait([work])
-    except KeyboardInterrupt as interrupt:
-        return interrupt
-    return None
+        work()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupts:
+        handler(*interrupts[0])

@@ -11,9 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.errors import RuntimeMissingError, VerificationError
+from ttac.errors import RuntimeMissingError
 from ttac.runtime.checks import (
-    HINT,
     MANIFEST,
     a_count,
     a_digest,
@@ -48,17 +47,6 @@ KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
-
-
-def decode_object(data: bytes, where: str) -> dict[str, Any]:
-    """Return the JSON object in `data`; raises VerificationError for invalid, ambiguous or non-standard JSON."""
-    try:
-        decoded = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise VerificationError(f"the file is not valid JSON: {error}", where=where, hint=HINT) from error
-    if not isinstance(decoded, dict):
-        raise VerificationError("the file is not a JSON object", where=where, hint=HINT)
-    return decoded
 
 
 def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
@@ -99,8 +87,9 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
 
 
 def identity_of(raw: Mapping[str, Any]) -> str:
-    """SHA-256 over source, method and settings, in hexadecimal."""
-    facts = [raw["source"]["sha256"], raw["method"]["name"], raw["method"]["settings"]]
+    """SHA-256 over source, method, settings, state table and initial state; a saved state is bound to this digest."""
+    state, method = raw["state"], raw["method"]
+    facts = [raw["source"]["sha256"], method["name"], method["settings"], state["tensors"], raw["files"][state["file"]]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -266,14 +255,3 @@ def _programs(
             if graph not in graphs:
                 refuse(f"programs.{name}", f"runs `{graph}`, which `graphs` lacks")
     return programs
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return entries
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -15,7 +15,7 @@ ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
 OPTIMIZATIONS = ("basic", "extended", "all")
 HEADS = ("classes", "binary", "dense")
 VALUES = ("logits", "probabilities", "log_probabilities")
-COUNTED = ("steps", "samples", "rejected", "milliseconds")
+COUNTED = ("steps", "samples", "rejected", "resets", "milliseconds")
 """Names in `adapter.stats` that a graph's scalars may not take."""
 
 

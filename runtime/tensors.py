@@ -1,21 +1,18 @@
-"""safetensors files, mapped into memory: reading one copies nothing, and nothing in it can run code."""
+"""safetensors files as arrays: reading copies nothing, and no content can run code."""
 
 from __future__ import annotations
 
 import json
+import math
 import mmap
-import os
-import struct
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from ttac.errors import UsageError, VerificationError
+from ttac.errors import VerificationError
+from ttac.runtime.checks import distinct_keys
 
 if TYPE_CHECKING:
     from ttac.runtime.records import TensorSpec
@@ -33,99 +30,148 @@ DTYPES = {
     "U32": "uint32",
     "BOOL": "bool",
 }
+"""Element types of safetensors -> numpy's names."""
+
+METADATA = "__metadata__"
+LARGEST_HEADER = 100_000_000
+"""Most bytes of a header; the limit of the safetensors library."""
+
+Tensors = dict[str, np.ndarray]
 
 
-def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The file's tensors as read-only views of the mapped file, and its metadata.
+def map_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors of the file as read-only views of the mapped file, and its metadata.
 
-    The file must not change while they are used.  Raises VerificationError if it is not a whole safetensors file.
+    The file must not change while the views are used.  Raises VerificationError if it is no whole safetensors file.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise VerificationError(
-            f"the file is not a whole safetensors file: {error}", where=f"`{path}`", hint="copy it again"
-        ) from error
-    memory = np.memmap(path, np.uint8, "r")
-    (length,) = struct.unpack("<Q", bytes(memory[:8]))
-    header = json.loads(bytes(memory[8 : 8 + length]))
-    header.pop("__metadata__", None)
-    data = memory[8 + length :]
-    return {name: _view(data, name, entry, path) for name, entry in header.items()}, metadata
+        data: np.ndarray = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise _not_whole(str(error), f"`{path}`") from error
+    return parse_tensors(data, f"`{path}`")
+
+
+def parse_tensors(data: np.ndarray, where: str) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors in the bytes `data` as views, and the metadata.
+
+    Raises VerificationError unless `data` is a whole safetensors file whose tensors cover all bytes after the header.
+    """
+    try:
+        length = int.from_bytes(data[:8].tobytes(), "little")
+        if len(data) < 8 or length > min(len(data) - 8, LARGEST_HEADER):
+            raise ValueError("the header is longer than the file")
+        header = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=distinct_keys)
+        metadata = _metadata(header.pop(METADATA, {}))
+        body = data[8 + length :].view(np.ndarray)
+        _check_cover({name: _span(entry) for name, entry in header.items()}, len(body))
+        return {name: _array(body, entry) for name, entry in header.items()}, metadata
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _not_whole(str(error), where) from error
+
+
+def header_of(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[np.ndarray]]:
+    """Return the first bytes of a safetensors file of `tensors`, and the arrays in the order of the file."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries: dict[str, Any] = {METADATA: dict(metadata)}
+    end = 0
+    for name in order:
+        array = tensors[name]
+        start, end = end, end + array.nbytes
+        entries[name] = {
+            "dtype": names[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [tensors[name] for name in order]
 
 
 def leave_on_disk(arrays: Iterable[np.ndarray]) -> None:
-    """Take the mapped files that `arrays` are views of out of memory; what is read again comes back from the file.
+    """Free the memory pages of the mapped files behind `arrays`; the next read brings them back from the file.
 
-    Does nothing about arrays that are not mapped, and on systems that cannot.
+    Arrays that are not mapped stay unchanged, and so does everything on systems without `madvise`.
     """
-    for file in {id(found): found for found in map(_mapping, arrays) if found is not None}.values():
+    for file in {id(mapping): mapping for mapping in map(_mapping, arrays) if mapping is not None}.values():
         if hasattr(file, "madvise"):
             file.madvise(mmap.MADV_DONTNEED)
 
 
-def _mapping(array: np.ndarray) -> mmap.mmap | None:
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
-
-
 def check_tensors(tensors: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], where: str) -> None:
-    """Raise VerificationError unless `tensors` are those of the state table, by name, dtype and shape."""
+    """Raise VerificationError unless `tensors` fit the state table by name, dtype and shape."""
     odd = sorted(set(tensors) ^ set(specs))
     if odd:
         how = "lacks" if odd[0] in specs else "has, beyond the state table,"
         raise VerificationError(f"the state {how} `{odd[0]}`", where=where, hint="copy the file again")
     for name, spec in specs.items():
-        found = tensors[name]
-        if (str(found.dtype), found.shape) != (spec.dtype, spec.shape):
+        array = tensors[name]
+        if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
             raise VerificationError(
-                f"`{name}` is {found.dtype} {list(found.shape)}, the state table says {spec.dtype} {list(spec.shape)}",
+                f"`{name}` is {array.dtype} {list(array.shape)}, the state table says {spec.dtype} {list(spec.shape)}",
                 where=where,
                 hint="copy the file again",
             )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write contiguous arrays as a safetensors file, under a temporary name first: `path` is whole or as before.
-
-    Raises UsageError if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        save_file(dict(tensors), temporary, dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write the file: {error}", where=f"`{path}`", hint="give a writable path") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def first_not_finite(tensors: Mapping[str, np.ndarray]) -> str:
-    """The name of the first tensor with an infinity or NaN, empty if there is none."""
+    """Return the name of the first tensor with an infinity or NaN, empty if there is none."""
     return next((name for name, array in tensors.items() if not is_finite(array)), "")
 
 
 def is_finite(array: np.ndarray, chunk: int = 1 << 16) -> bool:
-    """Whether all values are finite, looking at `chunk` values at a time so that no large mask is made."""
+    """Whether all values are finite; reads `chunk` values at a time, so that no large mask is made."""
     if array.dtype.kind != "f":
         return True
     flat = array.reshape(-1)
     return all(bool(np.isfinite(flat[start : start + chunk]).all()) for start in range(0, flat.size, chunk))
 
 
-def _view(data: np.ndarray, name: str, entry: Mapping[str, Any], path: Path) -> np.ndarray:
-    if entry["dtype"] not in DTYPES:
-        raise VerificationError(
-            f"`{name}` has the unknown dtype {entry['dtype']}", where=f"`{path}`", hint="recompile it"
-        )
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("the metadata is no table of strings")
+    return value
+
+
+def _span(entry: Any) -> tuple[int, int]:
+    """Start and end of the tensor's bytes; raises ValueError unless they fit its dtype and shape."""
+    if set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in DTYPES:
+        raise ValueError(f"a tensor is described by {entry}")
+    start, end = entry["data_offsets"]
+    sizes = [*entry["shape"], start, end]
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError(f"a tensor is described by {entry}")
+    if end - start != math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize:
+        raise ValueError(f"a tensor of shape {entry['shape']} has {end - start} bytes")
+    return start, end
+
+
+def _check_cover(spans: Mapping[str, tuple[int, int]], size: int) -> None:
+    end = 0
+    for start, following in sorted(spans.values()):
+        if start != end:
+            raise ValueError("tensors overlap, or bytes between them belong to none")
+        end = following
+    if end != size:
+        raise ValueError(f"the tensors have {end} bytes, the file has {size}")
+
+
+def _array(body: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
     dtype, (start, end) = np.dtype(DTYPES[entry["dtype"]]), entry["data_offsets"]
-    found = data[start:end].view(np.ndarray)
-    if found.ctypes.data % dtype.itemsize:
-        found = found.copy()
-    return found.view(dtype).reshape(entry["shape"])
+    view = body[start:end]
+    if view.ctypes.data % dtype.itemsize:
+        view = view.copy()
+    return view.view(dtype).reshape(entry["shape"])
+
+
+def _not_whole(problem: str, where: str) -> VerificationError:
+    return VerificationError(
+        f"the file is not a whole safetensors file: {problem}", where=where, hint="copy the file again"
+    )

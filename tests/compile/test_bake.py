@@ -19,9 +19,8 @@ from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.runtime import bundle as bundles
-from ttac.runtime.adapter import BUNDLE_KEY, IDENTITY
 from ttac.runtime.manifest import identity_of
-from ttac.runtime.tensors import save_tensors
+from ttac.runtime.state_files import write_state
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -91,7 +90,7 @@ def expected(tensors: dict[str, np.ndarray], x: np.ndarray, folder: Path) -> np.
 def save(folder: Path, file: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A state as `Adapter.save` writes it."""
     identity = identity_of(json.loads((folder / "manifest.json").read_text()))
-    save_tensors(file, tensors, {"format": IDENTITY, BUNDLE_KEY: identity})
+    write_state(file, tensors, identity)
     return file
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import ttac
 from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import batch, state_of
-from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
-from ttac.runtime.adapter import Adapter
+from ttac.errors import RuntimeMissingError, UsageError, VerificationError
+from ttac.runtime.adapter import REJECTED_IN_A_ROW, Adapter
 from ttac.runtime.tensors import is_finite
 
 
@@ -34,7 +33,7 @@ def test_one_graph_with_a_running_mean(ema: Adapter) -> None:
     spread = np.square(expected).mean()
     stats = ema.stats
     assert stats.pop("milliseconds") > 0
-    assert stats == {"steps": 3, "samples": 8, "rejected": 0, "spread": pytest.approx(spread, rel=1e-6)}
+    assert stats == {"steps": 3, "samples": 8, "rejected": 0, "resets": 0, "spread": pytest.approx(spread, rel=1e-6)}
 
 
 def test_forward_backward_update(tmp_path: Path) -> None:
@@ -92,18 +91,6 @@ def test_save_and_restore_are_exact(ema: Adapter, tmp_path: Path) -> None:
     np.testing.assert_array_equal([ema.step(batch(seed=seed)) for seed in range(3)], then)
 
 
-def test_saving_replaces_whole_files_and_leaves_no_others(ema: Adapter, tmp_path: Path) -> None:
-    target = tmp_path / "state.safetensors"
-    ema.save(target)
-    first = target.read_bytes()
-    ema.step(batch())
-    ema.save(target)
-    assert target.read_bytes() != first and load_file(target)["count"] == 1
-    with pytest.raises(UsageError, match="cannot write the file"):
-        ema.save(tmp_path / "missing" / "state.safetensors")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ema.ttac", "state.safetensors"]
-
-
 def test_only_a_finite_state_is_committed(ema: Adapter) -> None:
     ema.step(batch())
     before = state_of(ema)
@@ -113,6 +100,27 @@ def test_only_a_finite_state_is_committed(ema: Adapter) -> None:
     assert (ema.stats["rejected"], ema.stats["steps"]) == (1, 2)
     ema.step(batch())
     assert ema.stats["rejected"] == 1 and state_of(ema)["count"] == 2
+
+
+def test_a_state_that_rejects_every_step_resets(ema: Adapter, caplog: pytest.LogCaptureFixture) -> None:
+    before = state_of(ema)
+    ema.step(batch())
+    for number in range(REJECTED_IN_A_ROW):
+        assert (ema.stats["resets"], state_of(ema)["count"]) == (0, 1), number
+        ema.step(np.full((4, 3), 1e38, np.float32))
+    np.testing.assert_equal(state_of(ema), before)
+    assert (ema.stats["rejected"], ema.stats["resets"]) == (REJECTED_IN_A_ROW, 1)
+    assert "10 consecutive steps were rejected; the state is reset" in caplog.text
+    ema.step(batch())
+    assert state_of(ema)["count"] == 1 and ema.stats["resets"] == 1
+
+
+def test_a_step_in_between_prevents_the_reset(ema: Adapter) -> None:
+    for _ in range(2):
+        for _ in range(REJECTED_IN_A_ROW - 1):
+            ema.step(np.full((4, 3), 1e38, np.float32))
+        ema.step(batch())
+    assert ema.stats["resets"] == 0 and state_of(ema)["count"] == 2
 
 
 def test_a_failing_run_leaves_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,65 +157,6 @@ def test_a_graph_that_makes_another_shape_of_state_is_refused(tmp_path: Path) ->
     with pytest.raises(VerificationError, match=r"made state `mean` float32 \[2\], the state table says float32 \[3\]"):
         adapter.step(batch())
     assert state_of(adapter)["count"] == 0 and adapter.stats["steps"] == 0
-
-
-def foreign(path: Path, state: dict[str, np.ndarray], bundle: Path) -> None:
-    """A state file of the right format from a bundle with other settings."""
-    manifest = tiny.read(bundle)
-    manifest["method"]["settings"]["lr"] = 0.25
-    tiny.reseal(bundle, manifest)
-    ttac.load(bundle).save(path)
-
-
-def not_safetensors(path: Path, state: dict[str, np.ndarray], bundle: Path) -> None:
-    path.write_bytes(b"PK\x03\x04 not tensors at all")
-
-
-def truncated(path: Path, state: dict[str, np.ndarray], bundle: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4])
-
-
-def resaved(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[..., None]:
-    def damage(path: Path, state: dict[str, np.ndarray], bundle: Path) -> None:
-        adapter = ttac.load(bundle)
-        change(state)
-        save_file(state, path, {"format": "ttac-state-1", "bundle": adapter._manifest.identity})
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    ("damage", "error", "problem"),
-    [
-        (lambda path, state, bundle: path.unlink(), UsageError, "there is no such state"),
-        (foreign, UsageError, "belongs to another model, method or settings"),
-        (lambda path, state, bundle: save_file(state, path), UsageError, "belongs to another model"),
-        (not_safetensors, VerificationError, "not a whole safetensors file"),
-        (truncated, VerificationError, "not a whole safetensors file"),
-        (resaved(lambda state: state.pop("mean")), VerificationError, "lacks `mean`"),
-        (resaved(lambda state: state.update(more=np.ones(1))), VerificationError, "beyond the state table, `more`"),
-        (resaved(lambda state: state.update(mean=np.ones(4, np.float32))), VerificationError, r"float32 \[4\]"),
-        (resaved(lambda state: state.update(mean=np.ones(3))), VerificationError, "`mean` is float64"),
-        (
-            resaved(lambda state: state.update(mean=np.array([1, np.nan, 1], np.float32))),
-            VerificationError,
-            "not finite",
-        ),
-    ],
-)
-def test_states_that_do_not_fit(
-    tmp_path: Path, damage: Callable[..., object], error: type[TtacError], problem: str
-) -> None:
-    adapter, path = ttac.load(tiny.ema(tmp_path / "b")), tmp_path / "s.safetensors"
-    adapter.step(batch())
-    adapter.save(path)
-    damage(path, load_file(path), tiny.ema(tmp_path / "other"))
-    before, stats = state_of(adapter), adapter.stats
-    with pytest.raises(error, match=problem) as caught:
-        adapter.restore(path)
-    assert str(path) in caught.value.where and caught.value.hint
-    np.testing.assert_equal(state_of(adapter), before)
-    assert adapter.stats == stats
 
 
 @pytest.mark.parametrize(

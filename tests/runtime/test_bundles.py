@@ -162,7 +162,7 @@ def test_tensor_files_that_are_none(tmp_path: Path, name: str, data: bytes) -> N
             "beyond the state table, `more`",
         ),
         ({"mean": np.zeros(2, np.float32), "count": np.array(0)}, "`mean` is float32 [2], the state table says"),
-        ({"mean": np.full(3, np.inf, np.float32), "count": np.array(0)}, "initial state `mean` is not finite"),
+        ({"mean": np.full(3, np.inf, np.float32), "count": np.array(0)}, "`mean` is not finite"),
     ],
 )
 def test_an_initial_state_that_is_not_the_table(bundle: Path, state: dict[str, np.ndarray], problem: str) -> None:

@@ -249,22 +249,26 @@ def test_a_graph_with_random_outputs_is_refused(adapter: Adapter) -> None:
         adapter.predict(batch())
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to a thread")
 def test_an_interrupt_waits_until_the_state_is_whole(adapter: Adapter, tmp_path: Path) -> None:
     other = ttac.load(bundle(tmp_path / "other"))
     other.step(batch())
 
     def interrupt() -> None:
-        main = threading.main_thread().ident
-        assert main is not None and main != threading.get_ident()
         for _ in range(3):
-            signal.pthread_kill(main, signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     on_call(adapter, "update-2", 2, interrupt)
     with pytest.raises(KeyboardInterrupt):
         adapter.step(batch())
     np.testing.assert_equal(state_of(adapter), state_of(other))
     np.testing.assert_array_equal(adapter.step(batch(seed=1)), other.step(batch(seed=1)))
+
+
+def test_a_thread_commits_without_a_signal_handler(adapter: Adapter) -> None:
+    worker = threading.Thread(target=adapter.step, args=(batch(),))
+    worker.start()
+    worker.join()
+    assert state_of(adapter)["count"] == 1
 
 
 def deferred(graph: str, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from safetensors.numpy import save_file
 
 import ttac
 from tests.support import tiny_bundles as tiny
@@ -21,6 +20,7 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime import EngineSettings, engine
 from ttac.runtime.adapter import Adapter
 from ttac.runtime.engine import plain_session, problem_with
+from ttac.runtime.state_files import write_state
 
 
 def test_the_session_looks_like_the_engines_own(tmp_path: Path) -> None:
@@ -34,11 +34,8 @@ def test_the_session_looks_like_the_engines_own(tmp_path: Path) -> None:
 def test_the_session_equals_the_source_on_a_neutral_state(tmp_path: Path) -> None:
     folder = tiny.ema(tmp_path / "b")
     session, source = ttac.InferenceSession(str(folder)), plain_session(folder / "infer.onnx")
-    save_file(
-        {"mean": np.zeros(3, np.float32), "count": np.array(0)},
-        tmp_path / "neutral",
-        {"bundle": session.adapter._manifest.identity},
-    )
+    neutral = {"mean": np.zeros(3, np.float32), "count": np.array(0)}
+    write_state(tmp_path / "neutral", neutral, session.adapter._manifest.identity)
     session.adapter.restore(tmp_path / "neutral")
     feed = {"x": batch(3)}
     np.testing.assert_allclose(session.run(None, feed)[0], source.run(None, feed)[0], rtol=1e-6, atol=1e-7)
