@@ -1,7 +1,7 @@
-"""`op.Mul(x, 2.0)`: appends nodes to a graph, with types, provenance and readable names.
+"""Append nodes to a graph, `op.Mul(x, 2.0)`, with types, the room that made them, and readable names.
 
-A Python float becomes a scalar of the first floating operand's dtype; an int or a list of ints becomes int64; a numpy
-array is taken as it is.  Equal constants share one initializer, named after what it holds.
+A Python float becomes a scalar of the first floating operand's dtype. An int or a list of ints becomes int64. A numpy
+array keeps its dtype. Equal constants share one initializer, named after its contents.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from ttac.passes.graph.keys import LAYER, ROOM_KEY
 Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
 
-SHOWN_ELEMENTS, CACHED_TYPES = 1 << 14, 1 << 14
-"""Elements up to which the inference sees what a constant holds; answers of it that are remembered."""
+SHOWN_ELEMENTS = 1 << 14
+"""Largest constant, in elements, whose contents the shape inference sees."""
+
+CACHED_TYPES = 1 << 14
+"""Largest number of inference results in the cache; one more empties it."""
 
 _KINDS = ir.AttributeType
 PLAIN = frozenset({_KINDS.INT, _KINDS.FLOAT, _KINDS.STRING, _KINDS.INTS, _KINDS.FLOATS, _KINDS.STRINGS})
-"""Attributes that can be compared at no cost."""
+"""Kinds of attributes that are cheap to compare."""
 
 if TYPE_CHECKING:
 
     class Output(ir.Value):
-        """What an operator returns, to a type checker: its output, which unpacks where there are several."""
+        """Result of an operator, for a type checker: one value, which unpacks where the operator has several."""
 
         def __iter__(self) -> Iterator[ir.Value]: ...
 
@@ -41,11 +44,11 @@ if TYPE_CHECKING:
 
 
 class Builder:
-    """Adds nodes at the end of `graph`; any attribute is an operator: `op.Conv(x, w, pads=[1, 1, 1, 1])`.
+    """Appends nodes to `graph`; any attribute is an operator: `op.Conv(x, w, pads=[1, 1, 1, 1])`.
 
-    Operators of the ttac vocabulary (`op.Moments`) and of ONNX share the notation.  An operator with several outputs
-    returns a tuple.  Output names grow from `name=`, or from the layer and the operator.  `like=value` says that the
-    output has that value's shape where inference cannot know it (a Reshape to [-1, ...] restores the batch axis "N").
+    ttac's operators (`op.Moments`) and those of ONNX share the notation. An operator with several outputs returns a
+    tuple. Output names grow from `name=`, or from the layer and the operator. `like=value` gives the output that
+    value's shape where inference cannot know the shape (a Reshape to [-1, ...] restores the batch axis "N").
     """
 
     def __init__(self, graph: ir.Graph, room: str, opset: int = 18) -> None:
@@ -55,7 +58,7 @@ class Builder:
 
     @contextmanager
     def at(self, layer: str, before: ir.Node | None = None) -> Iterator[Builder]:
-        """Nodes made inside belong to `layer`; with `before`, they are inserted in front of that node."""
+        """Give the nodes of the block to `layer`; with `before`, insert them in front of that node."""
         outer = self.layer, self._before
         self.layer, self._before = layer, before if before is not None else self._before
         try:
@@ -70,19 +73,19 @@ class Builder:
         def make(
             *operands: Operand, name: str = "", outputs: int = 0, like: ir.Value | None = None, **attributes: Any
         ) -> Any:
-            made = self.node(op_type, operands, attributes, name=name, outputs=outputs)
+            output = self.node(op_type, operands, attributes, name=name, outputs=outputs)
             if like is not None:
-                made.shape = like.shape
-            return made
+                output.shape = like.shape
+            return output
 
         return make
 
     def node(
         self, op_type: str, operands: Iterable[Operand], attributes: dict[str, Any], *, name: str = "", outputs: int = 0
     ) -> Any:
-        """Append one node and return its output Value, or the tuple of them.
+        """Append one node and return its output Value, or the tuple of its outputs.
 
-        `outputs` fixes the number of outputs where the operator leaves it open (Split, MaxPool with indices).
+        `outputs` fixes the number of outputs where the operator leaves the number open (Split, MaxPool with indices).
         """
         inputs = self._operands(list(operands))
         composite = composites.COMPOSITES.get(op_type)
@@ -103,7 +106,7 @@ class Builder:
         return node.outputs[0] if len(node.outputs) == 1 else tuple(node.outputs)
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        """The initializer that holds `array`; made once for equal contents."""
+        """Return the initializer with the contents of `array`; equal contents share one initializer."""
         name = _constant_name(array)
         if name not in self.graph.initializers:
             value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name))
@@ -111,8 +114,8 @@ class Builder:
         return self.graph.initializers[name]
 
     def _operands(self, operands: list[Operand]) -> list[ir.Value | None]:
-        known = [operand.dtype for operand in operands if isinstance(operand, ir.Value) and operand.dtype is not None]
-        dtype = next((dtype for dtype in known if dtype.is_floating_point()), ir.DataType.FLOAT)
+        dtypes = [operand.dtype for operand in operands if isinstance(operand, ir.Value) and operand.dtype is not None]
+        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point()), ir.DataType.FLOAT)
         return [self._operand(operand, dtype) for operand in operands]
 
     def _operand(self, operand: Operand, dtype: ir.DataType) -> ir.Value | None:
@@ -144,27 +147,27 @@ class Builder:
 
 Types = list[tuple[ir.DataType | None, ir.Shape | None]]
 _inferred: dict[Any, Types] = {}
-"""What `infer` found before: a deep net asks the same of every block."""
+"""Cache of `infer`: the blocks of a deep network ask the same questions."""
 
 
 def infer(node: ir.Node, opset: int) -> Types:
-    """Types of a standard node's outputs, by onnx's own inference of that one operator.
+    """Return dtype and shape of each output of a standard node, by onnx's own inference of this operator.
 
     Raises UnsupportedError when the operator does not exist in `opset` or rejects its inputs.
     """
     key = _signature(node, opset)
     if key is None or key not in _inferred:
-        found = _infer(node, opset)
+        types = _infer(node, opset)
         if key is None:
-            return found
+            return types
         if len(_inferred) >= CACHED_TYPES:
             _inferred.clear()
-        _inferred[key] = found
+        _inferred[key] = types
     return [(dtype, None if shape is None else shape.copy()) for dtype, shape in _inferred[key]]
 
 
 def _signature(node: ir.Node, opset: int) -> Any:
-    """All that the inference depends on; None where comparing it would cost more than inferring."""
+    """Return a key of everything that the inference depends on; None where comparing costs more than inferring."""
     attributes = []
     for name, attribute in node.attributes.items():
         if attribute.type not in PLAIN:
@@ -176,8 +179,8 @@ def _signature(node: ir.Node, opset: int) -> Any:
         if value is None:
             operands.append(None)
             continue
-        held = value.const_value
-        data = held.tobytes() if held is not None and held.size <= SHOWN_ELEMENTS else None
+        tensor = value.const_value
+        data = tensor.tobytes() if tensor is not None and tensor.size <= SHOWN_ELEMENTS else None
         dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
         operands.append((value.dtype, dims, data))
     return node.op_type, opset, len(node.outputs), tuple(attributes), tuple(operands)
@@ -194,12 +197,12 @@ def _infer(node: ir.Node, opset: int) -> Types:
         }
         for position, value in enumerate(node.outputs):
             value.name = value.name or f"output.{position}"
-        found = onnx.shape_inference.infer_node_outputs(
+        outputs = onnx.shape_inference.infer_node_outputs(
             schema, serialize_node(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
         )
     except Exception as error:
         raise UnsupportedError(f"cannot type `{node.op_type}`: {error}", where=f"node `{node.name}`") from error
-    return [_type_of(found.get(str(value.name))) for value in node.outputs]
+    return [_type_of(outputs.get(str(value.name))) for value in node.outputs]
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:

@@ -1,7 +1,8 @@
-"""The few operators ttac adds to ONNX while it compiles; `lower` writes each out in standard operators.
+"""Registry of the operators that ttac adds to ONNX while it compiles.
 
-A composite exists where a gradient is cheaper as one formula than as the sum of its primitives' gradients, or where the
-best spelling depends on the target.  Each states its output types (`types`) and its meaning in ONNX (`expand`).
+The room `lower` expands each into standard operators. A composite exists for one of two reasons. Its gradient is
+cheaper as one formula than as the sum of its primitives' gradients. Or its best expansion depends on the target. Each
+composite states its output types (`types`) and its meaning in ONNX (`expand`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import onnx_ir as ir
 DOMAIN = "ttac"
 Types = list[tuple[ir.DataType | None, ir.Shape | None]]
 Expansion = TypeVar("Expansion", bound=Callable[..., Any])
-"""A function `(op: Builder, node) -> Value or tuple of Values`; the builder is not imported here, for it reads this."""
+"""Type of a function `(op: Builder, node) -> Value or tuple of Values`. This file cannot import Builder, which
+imports it.
+"""
 
 
 @dataclass(frozen=True)
 class Composite:
-    """One operator of the vocabulary.
+    """One operator of the domain `ttac`.
 
-    `types(node)` gives (dtype, shape) per output; `expand(op, node)` builds the standard nodes and returns the values
-    that replace the node's outputs, a Value or a tuple of them.
+    `types(node)` returns (dtype, shape) for each output. `expand(op, node)` builds the standard nodes and returns the
+    replacements of the node's outputs, a Value or a tuple of Values.
     """
 
     name: str
@@ -46,7 +49,7 @@ def composite(name: str, types: Callable[[ir.Node], Types], outputs: int = 1) ->
 
 
 def like(position: int) -> Callable[[ir.Node], Types]:
-    """One output with dtype and shape of the input at `position`."""
+    """Return the `types` of an operator with one output, whose dtype and shape are those of the input at `position`."""
 
     def types(node: ir.Node) -> Types:
         value = node.inputs[position]
@@ -57,7 +60,7 @@ def like(position: int) -> Callable[[ir.Node], Types]:
 
 
 def per_channel(outputs: int = 1) -> Callable[[ir.Node], Types]:
-    """`outputs` vectors [C], with dtype and C of the first input, which is [N, C, ...]."""
+    """Return the `types` of an operator with `outputs` vectors [C], by dtype and C of its first input [N, C, ...]."""
 
     def types(node: ir.Node) -> Types:
         value = node.inputs[0]

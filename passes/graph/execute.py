@@ -1,4 +1,4 @@
-"""Run a graph on this machine's engine while compiling: to verify it, or to read statistics off it."""
+"""Run a graph in the engine of this machine during a compile, to verify the graph or to read statistics."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ def run(
     *,
     optimised: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The outputs of `model` by name; `feeds` may hold more than its inputs."""
+    """Return the outputs of `model` by name; `feeds` may contain more than the inputs."""
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"graph": model})
         return Executable(Path(folder) / "graph.onnx", optimised=optimised)(feeds, outputs)
 
 
 class Executable:
-    """A graph file loaded once: call it with feeds (it takes the inputs it has), get its outputs by name.
+    """A graph file loaded once; a call takes feeds, of which it uses the graph's inputs, and returns outputs by name.
 
-    Not `optimised`, it is executed as it is written.  Raises RuntimeMissingError if the engine refuses the file.
+    With `optimised=False` the engine executes the file unchanged. Raises RuntimeMissingError if the engine refuses
+    the file.
     """
 
     def __init__(self, path: Path, *, optimised: bool = True) -> None:
@@ -38,16 +39,16 @@ class Executable:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """The named outputs, all by default."""
+        """Return the named outputs, by default all."""
         names = list(outputs or self._outputs)
-        found = self._session.run(names, {name: feeds[name] for name in self._inputs})
-        return dict(zip(names, found, strict=True))
+        arrays = self._session.run(names, {name: feeds[name] for name in self._inputs})
+        return dict(zip(names, arrays, strict=True))
 
 
 def rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> np.ndarray:
-    """What `run`, loaded from `model`, gives for each of the samples [n, ...], computed `batch` at a time.
+    """Return the output of `run`, loaded from `model`, for each of the samples [n, ...], computed `batch` at a time.
 
-    A model whose file fixes the batch takes no other: the last one is filled up with copies of the first sample.
+    A model whose file fixes the batch accepts no other batch. Copies of the first sample fill the last batch.
     """
     (x,), (y,) = model.graph.inputs, model.graph.outputs
     short = -len(samples) % batch

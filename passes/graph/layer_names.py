@@ -1,4 +1,4 @@
-"""Names people recognise: the module of the source network that a node came from, `layer1.0.bn1`."""
+"""Names that people recognise: the module of the source network that a node came from, `layer1.0.bn1`."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ import onnx_ir as ir
 from ttac.passes.graph.keys import LAYER
 
 FOLDED = "ttac.folded"
-"""Node metadata: the norm that the exporter folded into this node, by name where the file tells, else `?`."""
+"""Node metadata: name of the norm that the exporter folded into this node, `?` where the file does not name the norm.
+"""
 
 FOLDED_EPSILON = "ttac.folded_epsilon"
-"""Node metadata: the epsilon that norms have by default where the folded one comes from, if not PyTorch's."""
+"""Node metadata: default epsilon of the folded norm's framework, if the framework is not PyTorch."""
 
 SCOPES, REWRITES = "pkg.torch.onnx.name_scopes", "pkg.onnxscript.rewriter.rule_name"
 RENAMED = re.compile(r"onnx::Conv\w*_\d+")
 TENSORFLOW = re.compile(r"(.+)/batchnorm/\w+(?::\d+)?")
-"""What TensorFlow computes of a batch norm in inference, by name: `model/bn/batchnorm/sub:0`."""
+"""Names of the values that TensorFlow computes for a batch norm in inference: `model/bn/batchnorm/sub:0`."""
 TENSORFLOW_EPSILON = "0.001"
+"""Default epsilon of Keras' batch norm."""
 
 KERNEL = re.compile(r"(.+)/(?:convolution|depthwise|conv_transpose|separable_conv2d)(?:[/_].*)?")
-"""A convolution's kernel in TensorFlow: `model/conv/convolution/ReadVariableOp:0`.
+"""Names of a convolution's kernel in TensorFlow: `model/conv/convolution/ReadVariableOp:0`.
 
-TensorFlow Lite joins the names of what it fused: `model/relu/Relu;model/bn/batchnorm/add_1;model/conv/convolution`.
+TensorFlow Lite joins the names of fused operators: `model/relu/Relu;model/bn/batchnorm/add_1;model/conv/convolution`.
 """
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+"""Operators into which exporters fold a batch norm."""
+
 PARAMETRIC = {
     "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "GroupNormalization",
     "InstanceNormalization", "LSTM", "LayerNormalization", "PRelu", "RNN",
 }  # fmt: skip
+"""Operators with parameters: their names keep the module alone, without the operator."""
 
 
 def name_layers(model: ir.Model) -> None:
-    """Give every node the name of its layer, and remember which norms the exporter folded; in place.
+    """Give every node without a layer its layer's name, and mark the nodes that the exporter folded a norm into.
 
-    Nodes that have a layer keep it.
+    In place.
     """
     for node in model.graph:
         if LAYER not in node.metadata_props:
@@ -50,7 +55,7 @@ def name_layers(model: ir.Model) -> None:
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own, that of its first output where it has none; in place."""
+    """Give every node a unique name, that of its first output where the file has none; in place."""
     taken: set[str] = set()
     for node in model.graph:
         node.name = unique(node.name or str(node.outputs[0].name), taken)
@@ -66,7 +71,7 @@ def unique_layers(model: ir.Model) -> None:
 
 
 def unique(name: str, taken: Iterable[str]) -> str:
-    """`name`, or the first of `name@2`, `name@3`, ... that is not taken: the further uses of one module."""
+    """Return `name`, or the first free name of `name@2`, `name@3`, ...: further uses of one module."""
     candidate, count = name, 1
     while candidate in taken:
         count += 1
@@ -75,9 +80,9 @@ def unique(name: str, taken: Iterable[str]) -> str:
 
 
 def layer_name(node: ir.Node) -> str:
-    """The module a node came from, best source first; `model.0.bn` style, never empty.
+    """Return the module that a node came from, `model.0.bn` style, never empty; the best source comes first.
 
-    1. the prefix that a parameter only this node reads has in PyTorch (`layer1.0.bn1.weight`);
+    1. the prefix of a parameter that only this node reads, as PyTorch names it (`layer1.0.bn1.weight`);
     2. the scopes that torch's dynamo exporter notes down;
     3. the scoped name of other exporters (`/layer1/layer1.0/bn1/BatchNormalization`);
     4. the path of a convolution's kernel in TensorFlow (`model/conv/convolution/ReadVariableOp:0`);
@@ -88,8 +93,8 @@ def layer_name(node: ir.Node) -> str:
         if owner and len(value.uses()) == 1:  # type: ignore[union-attr]
             return owner
     name = node.name or node.outputs[0].name or node.op_type
-    kernel = _told(KERNEL, node.inputs[1]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 1 else ""
-    if kernel and ("/" not in name or ";" in name):  # tf2onnx numbers the convolutions that it made of several nodes
+    kernel = _path_in_name(KERNEL, node.inputs[1]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 1 else ""
+    if kernel and ("/" not in name or ";" in name):  # tf2onnx numbers convolutions of several nodes
         return kernel
     name = name.partition(";")[0]
     scoped = _dynamo_scope(node) or (_path_scope(node.op_type, name) if "/" in name else "")
@@ -97,14 +102,15 @@ def layer_name(node: ir.Node) -> str:
 
 
 def folded_norm(node: ir.Node) -> str:
-    """The norm that the exporter folded into a convolution: its name, `?` where the file does not tell it, else "".
+    """Return the name of the norm that the exporter folded into a node, or "".
 
-    torch's dynamo exporter notes the rewrite; its older exporter renames the tensors it computes, so that both the
-    kernel and the bias of the convolution lose their names.  TensorFlow folds the scale of a norm into the kernel where
-    it can, and what is left keeps the norm's name: the bias of the convolution, or a scale and a shift behind it.
+    The name is `?` if the file does not state it. torch's dynamo exporter notes the rewrite. Its older exporter
+    renames the tensors that it computes, so that both the kernel and the bias of the convolution lose their names.
+    TensorFlow folds the scale of a norm into the kernel where it can. The remainder keeps the norm's name: the bias
+    of the convolution, or a scale and a shift behind it.
     """
-    if told := _by_tensorflow(node):
-        return told
+    if name := _by_tensorflow(node):
+        return name
     if node.op_type not in CONVOLUTIONS:
         return ""
     if "FuseBatchNorm" in node.metadata_props.get(REWRITES, ""):
@@ -114,22 +120,25 @@ def folded_norm(node: ir.Node) -> str:
 
 
 def _by_tensorflow(node: ir.Node) -> str:
-    """The norm that TensorFlow left in a convolution or a scale, by the names it gave; else empty."""
+    """Return the norm that TensorFlow left in a convolution or a scale, by its names; empty if there is none."""
     if node.op_type == "Mul":
-        told = TENSORFLOW.fullmatch(str(node.name))
-        return _dotted(told[1]) if told is not None else ""
-    return _told(TENSORFLOW, node.inputs[2]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 else ""
+        match = TENSORFLOW.fullmatch(str(node.name))
+        return _dotted(match[1]) if match is not None else ""
+    return _path_in_name(TENSORFLOW, node.inputs[2]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 else ""
 
 
-def _told(pattern: re.Pattern[str], value: ir.Value | None) -> str:
-    """What `pattern` finds in one of the names of a constant, also one in 8 bits; empty if nothing."""
+def _path_in_name(pattern: re.Pattern[str], value: ir.Value | None) -> str:
+    """Return the path that `pattern` captures in one of the names of a constant, float or 8-bit.
+
+    Empty if none matches.
+    """
     maker = value.producer() if value is not None else None
     if maker is not None and maker.op_type == "DequantizeLinear":
         value = maker.inputs[0]
     if value is None or value.const_value is None:
         return ""
-    found = [told for part in str(value.name).split(";") if (told := pattern.fullmatch(part)) is not None]
-    return _dotted(found[0][1]) if found else ""
+    matches = [match for part in str(value.name).split(";") if (match := pattern.fullmatch(part)) is not None]
+    return _dotted(matches[0][1]) if matches else ""
 
 
 def _dotted(path: str) -> str:
@@ -159,7 +168,10 @@ def _dynamo_scope(node: ir.Node) -> str:
 
 
 def _path_scope(op_type: str, name: str) -> str:
-    """`/layer2/layer2.0/down/down.0/Conv` -> `layer2.0.down.0`; a part that repeats its parent's name replaces it."""
+    """Turn `/layer2/layer2.0/down/down.0/Conv` into `layer2.0.down.0`.
+
+    A part that repeats its parent's name replaces the parent.
+    """
     *parts, last = [part for part in name.split("/") if part]
     path: list[str] = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""Match small patterns: the maker of a value, its only reader, the constant operand of a node."""
+"""Match small patterns: the producer of a value, its only reader, the constant operand of a node."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import onnx_ir as ir
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes `value`, if it is one of `op_types`."""
+    """Return the node that produces `value`, if its operator is one of `op_types`; else None."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type in op_types else None
 
 
 def array_of(value: ir.Value | None) -> np.ndarray | None:
-    """The constant behind `value`, None if it is computed or fed."""
+    """Return the constant behind `value`; None if the value is computed or fed."""
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 
 def with_constant(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
-    """The computed and the constant operand of a node with two, in whichever order they stand."""
+    """Return the computed and the constant operand of a node with two operands, in either order; else None."""
     if node is None or len(node.inputs) != 2:
         return None
     for value, other in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
@@ -29,7 +29,10 @@ def with_constant(node: ir.Node | None) -> tuple[ir.Value, np.ndarray] | None:
 
 
 def only_reader(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that reads `value`, if it is one of `op_types` and `value` is no output of the graph."""
+    """Return the single reader of `value` if its operator is one of `op_types`.
+
+    None if there are several readers, another operator, or if `value` is an output of the graph.
+    """
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None

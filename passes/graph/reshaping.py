@@ -1,6 +1,7 @@
-"""Shapes as values: reshape, expand, pad and interleave in graphs whose batch size is known at run time only.
+"""Shapes as values: reshape, expand, pad and interleave in graphs whose batch size only the run knows.
 
-Nothing here bakes in a symbolic dimension.  The functions set the output shapes that inference cannot see through.
+No function writes a symbolic dimension into the graph as a number. Each sets the output shapes that inference cannot
+derive.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Size = int | str
 
 
 def reshape(op: Builder, x: ir.Value, shape: Sequence[Size]) -> ir.Value:
-    """`x` in a shape of ints and at most one symbolic dimension, which the engine computes."""
+    """Return `x` in a shape of ints and at most one symbolic dimension, which the engine computes."""
     have = dims(x)
     if have == list(shape):
         return x
@@ -27,26 +28,26 @@ def reshape(op: Builder, x: ir.Value, shape: Sequence[Size]) -> ir.Value:
         for position, size in enumerate(shape)
     ]
     if target.count(-1) > 1:
-        raise UnsupportedError(f"`{x.name}` cannot be given the shape {list(shape)}: two dimensions are symbolic")
+        raise UnsupportedError(f"`{x.name}` cannot take the shape {list(shape)}: two dimensions are symbolic")
     return _shaped(op.Reshape(x, target), shape)
 
 
 def reshape_like(op: Builder, x: ir.Value, like: ir.Value | None) -> ir.Value:
-    """`x` in the shape of `like`."""
+    """Return `x` in the shape of `like`."""
     return reshape(op, x, dims(like))
 
 
 def transpose(op: Builder, x: ir.Value, perm: Sequence[int]) -> ir.Value:
-    """`x` with its axes permuted; two permutations in a row become one, or none."""
-    made, order = x.producer(), list(perm)
-    if made is not None and made.op_type == "Transpose" and made.inputs[0] is not None:
-        inner = list(made.attributes.get_ints("perm") or reversed(range(len(order))))
-        x, order = made.inputs[0], [inner[axis] for axis in order]
+    """Return `x` with its axes permuted; two permutations in a row become one, or none."""
+    producer, order = x.producer(), list(perm)
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+        inner = list(producer.attributes.get_ints("perm") or reversed(range(len(order))))
+        x, order = producer.inputs[0], [inner[axis] for axis in order]
     return x if order == list(range(len(order))) else op.Transpose(x, perm=order)
 
 
 def shape_of(op: Builder, shape: Sequence[Size], *sources: ir.Value | None) -> ir.Value | list[int]:
-    """`shape` as an operand: a list if all is known, else a vector that reads symbolic sizes off the `sources`."""
+    """Return `shape` as an operand: ints as a list, else a vector that reads symbolic sizes off the `sources`."""
     if all(isinstance(size, int) for size in shape):
         return [int(size) for size in shape]
     pieces = [
@@ -56,28 +57,29 @@ def shape_of(op: Builder, shape: Sequence[Size], *sources: ir.Value | None) -> i
 
 
 def expand(op: Builder, x: ir.Value, shape: Sequence[Size], *sources: ir.Value | None) -> ir.Value:
-    """`x`, of the same rank as `shape`, repeated along the axes where its size is 1."""
+    """Return `x`, of the same rank as `shape`, repeated along the axes where its size is 1."""
     have = dims(x)
     if have == list(shape):
         return x
-    # Expand broadcasts both ways: 1 stands for a size that `x` has already.
+    # Expand broadcasts both ways: 1 keeps the size that `x` has.
     wanted = [1 if size == mine else size for mine, size in zip(have, shape, strict=True)]
     return _shaped(op.Expand(x, shape_of(op, wanted, *sources)), shape)
 
 
 def after(op: Builder, x: ir.Value, other: ir.Value) -> ir.Value:
-    """`x`, but not before `other` is there: nothing is computed or copied.
+    """Return `x`, available only after `other`; the graph computes and copies nothing for this.
 
-    Engines choose an order of their own, and some hold much that way (docs/decisions/engine-memory.md).  A Reshape to
-    the shape it has, with zeros, "as it is", that come from the size of `other`, leaves them no choice.  (Its Shape
-    would, for onnxruntime takes that of any value of the same shape; so would a Concat, which it makes a constant.)
+    Engines choose their own order, and some orders hold much memory (docs/decisions/engine-memory.md). A Reshape of
+    `x` to its own shape fixes the order: it takes zeros, which keep each size, and derives them from the size of
+    `other`. Shape in place of Size would not do, for onnxruntime reads the shape off any value of the same shape. Nor
+    would a Concat, which onnxruntime turns into a constant.
     """
     assert x.shape is not None
     return op.Reshape(x, op.Min(op.Size(other), np.zeros(len(x.shape), np.int64)), like=x)
 
 
 def zeros(op: Builder, shape: Sequence[Size], dtype: ir.DataType | None, *sources: ir.Value | None) -> ir.Value:
-    """Zeros of `shape`; symbolic sizes are read off the `sources`."""
+    """Return zeros of `shape`, with symbolic sizes read off the `sources`."""
     assert dtype is not None
     fill = ir.tensor(np.zeros(1, dtype.numpy()))
     return _shaped(op.ConstantOfShape(shape_of(op, shape, *sources), value=fill), shape)
@@ -91,7 +93,7 @@ def pad_or_crop(
     axes: Sequence[int],
     fill: float = 0.0,
 ) -> ir.Value:
-    """`x` with `begins` and `ends` elements more at `axes`; negative numbers remove elements."""
+    """Return `x` with `begins` and `ends` more elements at `axes`; negative numbers remove elements."""
     where = list(axes)
     if any(pad < 0 for pad in (*begins, *ends)):
         lows = [max(0, -pad) for pad in begins]
@@ -107,7 +109,7 @@ def pad_or_crop(
 
 
 def interleave_zeros(op: Builder, x: ir.Value, steps: Sequence[int], axes: Sequence[int]) -> ir.Value:
-    """`x` with `step - 1` zeros after each element of each axis: size n becomes n*step."""
+    """Return `x` with `step - 1` zeros after each element of each axis: size n becomes n*step."""
     step_of = {axis: step for axis, step in zip(axes, steps, strict=True) if step > 1}
     if not step_of:
         return x
@@ -123,7 +125,10 @@ def interleave_zeros(op: Builder, x: ir.Value, steps: Sequence[int], axes: Seque
 
 
 def along(op: Builder, x: ir.Value, axis: int, matrix: np.ndarray) -> ir.Value:
-    """`matrix` [n, m] applied along `axis` of `x`: y[..., j, ...] = sum over i of x[..., i, ...] * matrix[i, j]."""
+    """Return `matrix` [n, m] applied along `axis` of `x`.
+
+    y[..., j, ...] = sum over i of x[..., i, ...] * matrix[i, j].
+    """
     assert x.dtype is not None
     rank = len(dims(x))
     matrix = matrix.astype(x.dtype.numpy())

@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 
 def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
-    """Let all who read the first output of `node` read `value` instead, and remove the node.
+    """Let all readers of the first output of `node` read `value` instead, and remove the node.
 
-    A graph output keeps its name; it gets an Identity where `value` cannot take it.
+    A graph output keeps its name. It gets an Identity where `value` cannot take the name.
     """
     assert value is not None
     (old, *_) = node.outputs
@@ -36,7 +36,7 @@ def _pass_on(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
 
 
 def node_after(graph: ir.Graph, node: ir.Node | None) -> ir.Node | None:
-    """The node that runs after `node`, None behind the last one; the first node of the graph for None."""
+    """Return the node that runs after `node`, None behind the last one; the first node of the graph for None."""
     nodes = list(graph)
     position = 0 if node is None else nodes.index(node) + 1
     return nodes[position] if position < len(nodes) else None

@@ -1,4 +1,4 @@
-"""Read the shape of a value: its dimensions, and the elements that one sample has."""
+"""Read the shape of a value: its dimensions, and the number of elements in one sample."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ BATCH = "N"
 
 
 def dims(value: ir.Value | None) -> list[int | str]:
-    """The dimensions of `value`: ints, and names of symbolic ones.
+    """Return the dimensions of `value`: ints, and names of symbolic dimensions.
 
     Raises UnsupportedError if the shape, or a dimension of it, is unknown.
     """
     assert value is not None, "an absent input has no shape"
     if value.shape is None:
         raise UnsupportedError(f"the shape of `{value.name}` is unknown")
-    found = [size if isinstance(size, int) else size.value for size in value.shape]
-    if any(size is None for size in found):
+    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+    if any(size is None for size in sizes):
         raise UnsupportedError(f"the shape of `{value.name}` is only known as {value.shape}")
-    return found  # type: ignore[return-value]
+    return sizes  # type: ignore[return-value]
 
 
 def sample_size(shape: ir.Shape) -> int:
-    """Elements that one sample has in a tensor of this shape, whose batch is N or a multiple of it, `4*N`."""
+    """Return the elements of one sample in a tensor of this shape, whose batch is N or a multiple of N, `4*N`."""
     return math.prod(size if isinstance(size, int) else _multiple(str(size)) for size in shape)
 
 
 def is_batch(symbol: str) -> bool:
-    """Whether the symbol is that of the batch or of a multiple of it."""
+    """Return whether the symbol is that of the batch, or of a multiple of the batch."""
     return symbol.rpartition("*")[2] == BATCH
 
 
 def _multiple(symbol: str) -> int:
-    """4 of `4*N`, 1 of `N`."""
+    """Return 4 for `4*N`, and 1 for `N`."""
     times, star, _ = symbol.partition("*")
     return int(times) if star and times.isdigit() else 1

@@ -1,4 +1,4 @@
-"""Leave out of the files of 8-bit graphs what a reader can tell from the rest: it would be a tenth of their weights."""
+"""Leave out of 8-bit graph files everything that a reader can derive: it would be a tenth of their weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ttac.passes.graph.keys import LAYER, ROOM_KEY
 
 ROOM = "emit"
 SHARED_BYTES = 128
-"""Bytes from which a constant that several graphs hold is kept once for all of them: less takes no more to repeat."""
+"""Smallest constant, in bytes, that several graphs share in the weights file; repeating a smaller one takes no more."""
 ROUNDINGS = {
     "QuantizeLinear": "int8",
     "DequantizeLinear": r"rounded|kernel|bias\.rounded",
     "Cast": "counted",
     "Mul": r"bias\.scale",
 }
-"""What the names end with of nodes that the 8-bit room makes."""
+"""Endings, by operator, of the names that the 8-bit room gives to its nodes."""
 
 
 def is_8_bit(graph: ir.Graph) -> bool:
-    """Whether some of its layers run in 8 bits."""
+    """Return whether some layers of `graph` run in 8 bits."""
     return any(node.op_type == "DequantizeLinear" for node in graph)
 
 
 def constant_vectors(model: ir.Model, kept: Collection[str]) -> set[str]:
-    """The names of an 8-bit graph's constants, no kernels, that are one number over and over."""
+    """Return the names of an 8-bit graph's vectors that repeat one number."""
     if not is_8_bit(model.graph):
         return set()
     held = {name: value.const_value for name, value in model.graph.initializers.items() if name not in kept}
@@ -40,14 +40,14 @@ def constant_vectors(model: ir.Model, kept: Collection[str]) -> set[str]:
 
 
 def fill(proto: onnx.ModelProto, names: Collection[str]) -> None:
-    """Let the engine make the named constants while it loads: zero points, and statistics that are 0 and 1."""
+    """Let the engine fill the named constants while it loads: zero points, and statistics that are 0 and 1."""
     graph = proto.graph
     tensors = [tensor for tensor in graph.initializer if tensor.name in names]
     others = [tensor for tensor in graph.initializer if tensor.name not in names]
     sizes = {int(tensor.dims[0]) for tensor in tensors}
     known = {tensor.name for tensor in others}
     shapes = {size: f"int64([{size}])" for size in sizes}
-    made = [
+    lengths = [
         onnx.numpy_helper.from_array(np.array([size], np.int64), name)
         for size, name in sorted(shapes.items())
         if name not in known
@@ -61,14 +61,15 @@ def fill(proto: onnx.ModelProto, names: Collection[str]) -> None:
         nodes.append(node)
     nodes += graph.node
     del graph.initializer[:], graph.node[:]
-    graph.initializer.extend([*others, *made])
+    graph.initializer.extend([*others, *lengths])
     graph.node.extend(nodes)
 
 
 def shorten(proto: onnx.ModelProto, kept: Collection[str]) -> None:
-    """Take out of an 8-bit graph what a reader can tell from the rest: its text would be a tenth of its weights.
+    """Remove from an 8-bit graph the text that a reader can derive; it would be a tenth of the weights.
 
-    Shapes stay of what one layer hands to another, room and layer of nodes whose names do not tell them.
+    Shapes stay where one layer hands a value to another. Room and layer stay on nodes whose names do not contain
+    them.
     """
     graph = proto.graph
     _join_scalars(graph, kept)
@@ -87,7 +88,7 @@ def shorten(proto: onnx.ModelProto, kept: Collection[str]) -> None:
 
 
 def _join_scalars(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Let equal constants of one element be one, by the shortest of their names."""
+    """Merge equal constants of one element, under the shortest of their names."""
     equal: dict[tuple[int, bytes], list[str]] = {}
     for tensor in graph.initializer:
         if not tensor.dims and tensor.raw_data and tensor.name not in kept:
@@ -105,11 +106,12 @@ def _note(node: onnx.NodeProto, key: str) -> str:
 
 
 def layer_in_name(name: str, op_type: str) -> tuple[str, str]:
-    """Room and layer of a node, as far as its name tells them.
+    """Return room and layer of a node as far as its name contains them.
 
-    `conv1.kernel`, a DequantizeLinear, is of the 8-bit room and layer `conv1`; `conv1.mul.2`, a Mul, of that layer.
+    `conv1.kernel`, a DequantizeLinear, belongs to the 8-bit room and layer `conv1`; `conv1.mul.2`, a Mul, to layer
+    `conv1`.
     """
-    if op_type in ROUNDINGS and (found := re.fullmatch(rf"(.+?)\.({ROUNDINGS[op_type]})(\.\d+)?", name)):
-        return "quantize", found[1]
-    found = re.fullmatch(rf"(.+?)\.{op_type.lower()}(\.\d+)?", name)
-    return "", found[1] if found else ""
+    if op_type in ROUNDINGS and (match := re.fullmatch(rf"(.+?)\.({ROUNDINGS[op_type]})(\.\d+)?", name)):
+        return "quantize", match[1]
+    match = re.fullmatch(rf"(.+?)\.{op_type.lower()}(\.\d+)?", name)
+    return "", match[1] if match else ""

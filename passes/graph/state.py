@@ -1,4 +1,4 @@
-"""State of a bundle: a tensor that survives a step, and the graph input that holds it."""
+"""State of a bundle: a tensor that survives a step, and the graph input that carries it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import onnx_ir as ir
 class StateTensor:
     """A tensor that survives a step.
 
-    `value` is the graph input that holds it; `next` the graph value it becomes when the step commits, None while
-    another graph (the update) computes it.
+    `value` is the graph input that carries the tensor. `next` is the graph value that replaces it when the step
+    commits, None while another graph (the update) computes that value.
     """
 
     name: str
@@ -24,7 +24,10 @@ class StateTensor:
 
 
 def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
-    """A new graph input for a state tensor; an initializer of that name, which other nodes may read, gets another."""
+    """Return a new graph input for a state tensor.
+
+    An initializer of this name, which other nodes may read, gets another name.
+    """
     other = name
     while other in graph.initializers:
         other = f"{other}.source"

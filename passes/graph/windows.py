@@ -1,4 +1,4 @@
-"""Where a sliding window reads: the one geometry of Conv, ConvTranspose and the pools, every attribute resolved."""
+"""Geometry of a sliding window: one form for Conv, ConvTranspose and the pools, with every attribute resolved."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ttac.errors import UnsupportedError
 class Window:
     """A window over the spatial axes; each field has one int per axis.
 
-    Output position p and tap k read input position `p*stride + k*dilation - begin`.  `sizes` and `outs` are the spatial
-    sizes of the windowed tensor and of the result; they fix all that `ceil_mode` and the trailing pads say.
+    Output position p and tap k read input position `p*stride + k*dilation - begin`. `sizes` and `outs` are the
+    spatial sizes of the windowed tensor and of the result; they determine the effect of `ceil_mode` and of the
+    trailing pads.
     """
 
     kernel: tuple[int, ...]
@@ -28,17 +29,17 @@ class Window:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """From the first to the last tap, inclusive."""
+        """Length from the first to the last tap, inclusive."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """The length, leading pads included, that all windows together read."""
+        """Length, leading pads included, that all windows together read."""
         return tuple((o - 1) * s + e for o, s, e in zip(self.outs, self.strides, self.extents, strict=True))
 
     @property
     def overhang(self) -> tuple[int, ...]:
-        """How far the last window reads past the end; negative where a remainder at the end is read by no window."""
+        """Elements that the last window reads past the end; negative where no window reads a remainder at the end."""
         return tuple(r - b - n for r, b, n in zip(self.reach, self.begins, self.sizes, strict=True))
 
     @property
@@ -51,17 +52,17 @@ class Window:
         return itertools.product(*(range(k) for k in self.kernel))
 
     def attributes(self) -> dict[str, list[int]]:
-        """The window as attributes of a ttac node; `read` is the inverse."""
+        """Return the window as attributes of a ttac node; `read` is the inverse."""
         return {name: list(field) for name, field in asdict(self).items()}
 
     @classmethod
     def read(cls, node: ir.Node) -> Window:
-        """The window that `attributes` wrote on a ttac node."""
+        """Return the window that `attributes` wrote on a ttac node."""
         return cls(**{name: tuple(node.attributes.get_ints(name)) for name in cls.__dataclass_fields__})
 
 
 def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: Sequence[int]) -> Window:
-    """The window of a Conv or pool node over an input of spatial `sizes` with outputs of spatial `outs`.
+    """Return the window of a Conv or pool node over an input of spatial `sizes` with outputs of spatial `outs`.
 
     Raises UnsupportedError for an unknown `auto_pad`.
     """
@@ -98,9 +99,9 @@ def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: 
 
 
 def spatial(value: ir.Value | None) -> list[int]:
-    """The spatial sizes of a [N, C, ...] value.
+    """Return the spatial sizes of a [N, C, ...] value.
 
-    Raises UnsupportedError unless they are ints.
+    Raises UnsupportedError unless all are ints.
     """
     assert value is not None
     sizes = list(value.shape or ())[2:]

@@ -2,5 +2,16 @@
 
 | in | out | ensures |
 |---|---|---|
-| the ground floor | operators with their expansions | each operator states its output types |
+| the base rooms | composites with their expansions | each operator states its output types |
+
+| file | idea |
+|---|---|
+| `bitmask` | masks as one bit per element |
+| `channel_sums` | statistics, sums and affine maps of channels |
+| `conv_gradients` | the two gradients of a convolution |
+| `entropy` | entropy of predictions, and its gradient |
+| `gate_masks` | masks that let gradients pass |
+| `gelu` | find the exact GELU that exporters write with Erf |
+| `pool_gradients` | gradients of pools |
+| `round_to_grid` | rounding to an 8-bit grid |
 """

@@ -1,8 +1,9 @@
-"""ttac operators that keep a mask as one bit per element; exact for every size, and each sample's bits stand alone.
+"""ttac operators that keep a mask as one bit per element, exact for every size.
 
-Measured on onnxruntime 1.19, one thread, as multiples of a float Relu on as many elements: packing by a product with
-powers of two 0.5-1.3 (one byte at a time 3-4), unpacking by a table of all bytes 2.4-4 (by shifts 13, by masks 7-11, by
-a table of all pairs of bytes 10).  To floats it takes no longer than to bools, and saves the cast.
+Each sample's bits have their own bytes. Costs on onnxruntime 1.19 with one thread, as multiples of a float Relu on as
+many elements. Packing: a product with powers of two 0.5-1.3, one byte at a time 3-4. Unpacking: a table of all bytes
+2.4-4, shifts 13, masks 7-11, a table of all pairs of bytes 10. Unpacking to floats takes no longer than to bools, and
+saves the cast.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from ttac.passes.graph.composites import Types, composite
 from ttac.passes.graph.shapes import dims
 
 BYTES_AT_ONCE = 8
-"""A product of [rows, 64] with [64, 8] is four times faster than one of [rows, 8] with [8, 1]."""
+"""Bytes that one row of the packing product gives.
+
+[rows, 64] times [64, 8] is four times faster than [rows, 8] times [8, 1].
+"""
 UINT8, INT32 = int(ir.DataType.UINT8), int(ir.DataType.INT32)
 
 
 def _rows(mask: ir.Value | None) -> tuple[int | str, int]:
-    """The mask as a matrix: a row for each sample, or one row where it has no batch axis; and the elements of a row."""
+    """Return rows and elements per row of the mask as a matrix: one row per sample, or one row without a batch axis."""
     sizes = dims(mask)
     if sizes and isinstance(sizes[0], str):
         return sizes[0], math.prod(int(size) for size in sizes[1:])
@@ -36,7 +40,7 @@ def _packed_type(node: ir.Node) -> Types:
 
 @composite("PackBits", _packed_type)
 def pack_bits(op: Builder, node: ir.Node) -> ir.Value:
-    """mask, bool [N, ...] -> uint8 [N, ceil(elements of a sample / 8)]; the first element is the lowest bit."""
+    """Mask, bool [N, ...] -> uint8 [N, ceil(elements of a sample / 8)]; the first element is the lowest bit."""
     (mask,) = node.inputs
     rows, count = _rows(mask)
     bits = op.Cast(op.Flatten(mask, axis=1 if isinstance(rows, str) else 0), to=UINT8)
@@ -59,7 +63,7 @@ def _mask_type(node: ir.Node) -> Types:
 def unpack_bits(op: Builder, node: ir.Node) -> ir.Value:
     """The inverse of PackBits.
 
-    Attributes: `shape` of the mask, with -1 for a batch known at run time only; `to`, the type of its elements, bool
+    Attributes: `shape` of the mask, with -1 for a batch that only the run knows; `to`, the type of its elements, bool
     if absent.
     """
     (packed,) = node.inputs

@@ -1,4 +1,4 @@
-"""ttac operators on the channels of [N, C, ...] tensors: statistics, sums and the affine map that norms are made of."""
+"""ttac operators on the channels of [N, C, ...] tensors: the statistics, sums and affine maps of norms."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.windows import spatial
 
 SHORT_ROW = 8
-"""Elements of a row below which its squares are not added by themselves."""
+"""Row length, in elements, below which the squares of one row are not summed separately."""
 
 
 @composite("Moments", per_channel(2), outputs=2)
 def moments(op: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
     """x [N, C, ...] -> mean [C], biased variance [C], as E[x] and E[x^2] - E[x]^2.
 
-    `adapt` moves the source mean into the producing bias, so that x is nearly centred and nothing cancels.
+    The room `adapt` moves the source mean into the producing bias, so that x is nearly centred and nothing cancels.
     """
     (x,) = node.inputs
     mean = op.ReduceMean(_per_sample(op, x, "ReduceMean"), [0], keepdims=0)
@@ -28,10 +28,11 @@ def moments(op: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
 
 
 def _mean_square(op: Builder, x: ir.Value | None) -> ir.Value:
-    """E[x^2] of each channel.  Engines add squares one after the other, so: those of one row, then their means.
+    """E[x^2] of each channel, [C]: squares of one row first, then the mean over rows.
 
-    On a constant map of 112x112 that is 2e-7 off, where all squares at once are 9e-4 off, and 1.4 to 2.3 times as fast;
-    below SHORT_ROW a row is too little for one run of the engine's loop.
+    Engines add squares one after the other. On a constant map of 112x112 this order is 2e-7 off, where all squares at
+    once are 9e-4 off, and 1.4 to 2.3 times as fast. A row below SHORT_ROW is too short for one run of the engine's
+    loop.
     """
     sizes = [int(size) for size in dims(x)[1:]][1:]
     if not sizes:
@@ -64,7 +65,7 @@ def _scalar(node: ir.Node) -> Types:
 
 @composite("ChannelCount", _scalar)
 def channel_count(op: Builder, node: ir.Node) -> ir.Value:
-    """x [N, C, ...] -> the number of elements of one channel, as a float scalar; N is known at run time only."""
+    """x [N, C, ...] -> the number of elements of one channel, as a float scalar; only the run knows N."""
     (x,) = node.inputs
     assert x is not None and x.dtype is not None
     batch = op.Squeeze(op.Cast(op.Shape(x, start=0, end=1), to=int(x.dtype)), [0])
@@ -73,22 +74,22 @@ def channel_count(op: Builder, node: ir.Node) -> ir.Value:
 
 @composite("ChannelAffine", like(0))
 def channel_affine(op: Builder, node: ir.Node) -> ir.Value:
-    """x [N, C, ...], slope [C], offset [C] (may be absent) -> x*slope + offset.
+    """x [N, C, ...], scale [C], offset [C] (may be absent) -> x*scale + offset.
 
-    BatchNormalization with mean 0 and variance 1 is the engine's cheapest spelling of it.
+    BatchNormalization with mean 0 and variance 1 is the engine's cheapest form of this map.
     """
-    x, slope, *rest = node.inputs
+    x, scale, *rest = node.inputs
     assert x is not None and x.dtype is not None
     channels, dtype = int(dims(x)[1]), x.dtype.numpy()
     zero, one = np.zeros(channels, dtype), np.ones(channels, dtype)
-    return op.BatchNormalization(x, slope, rest[0] if rest else zero, zero, one, epsilon=0.0)
+    return op.BatchNormalization(x, scale, rest[0] if rest else zero, zero, one, epsilon=0.0)
 
 
 @composite("Along", like(1))
 def along(op: Builder, node: ir.Node) -> ir.Value:
-    """g, x [N, C, ...], power [N, C, 1...] = mean of x*x over a row -> x * mean of g*x over that row: g's part along x.
+    """g, x [N, C, ...], power [N, C, 1...] -> x * mean of g*x over a row: the part of g along x.
 
-    The power is for who has something else to read in x's place.
+    The power is the mean of x*x over a row. A plan that reads another tensor in the place of x needs the power.
     """
     g, x, _ = node.inputs
     rows = list(range(2, len(dims(x))))
@@ -100,7 +101,7 @@ def _sum_over_channels(op: Builder, x: ir.Value | None) -> ir.Value:
 
 
 def _per_sample(op: Builder, x: ir.Value | None, kind: str) -> ir.Value:
-    """x [N, C, ...] -> [N, C]: whole maps first; over batch and space at once it takes up to 1.5 times as long."""
+    """x [N, C, ...] -> [N, C]: whole maps first. Reducing batch and space at once takes up to 1.5 times as long."""
     axes = list(range(2, len(dims(x))))
     assert x is not None
     if not axes:

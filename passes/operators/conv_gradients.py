@@ -1,19 +1,20 @@
-"""ttac operators for the two gradients of a convolution, written out in the standard operators that were fastest.
+"""ttac operators for the two gradients of a convolution, expanded into the fastest standard operators.
 
 Measured on onnxruntime 1.19 (float32, batch 8, one and two threads), as multiples of the forward Conv.
 * Input gradient, 3x3, stride 1: Conv with the flipped kernel 1.0, ConvTranspose 1.3 (depthwise 2.3 and more).
 * 3x3, stride 2: ConvTranspose 0.8-1.2 (depthwise 5x5: 2.5), one Conv for all phases and DepthToSpace 1.7-3.4, a Conv
   per phase 1.2-4.5, Conv over interleaved zeros 2.6-4.2.
-* 1x1: ConvTranspose 0.5-1.0, and it needs no second copy of the kernel; Conv 0.8-1.3 with the kernel in the graph.
-  With the kernel fed (`lower.fed_weights`) Conv wins: a step of ResNet-50, MobileNetV2 and ResNeXt-29 took 2-8 % less.
-  With a kernel that trains, and is transposed in every step, Conv takes 0.7-0.9 of ConvTranspose (ResNeXt-29).
+* 1x1: ConvTranspose 0.5-1.0, without a second copy of the kernel; Conv 0.8-1.3 with the kernel in the graph. With fed
+  weights (`lower.fed_weights`) Conv wins: a step of ResNet-50, MobileNetV2 and ResNeXt-29 took 2-8 % less. With a
+  trained kernel, transposed in every step, Conv takes 0.7-0.9 of ConvTranspose (ResNeXt-29).
 * 1x1, stride 2: ConvTranspose 0.6-0.7, Conv and interleave 1.5-2.3.
 * Forward and backward of ResNet-50 and MobileNetV2 as a whole: 1x1 either way the same; ConvTranspose for everything
   1.02-1.04 and 1.2-1.4 (the depthwise kernels, whose second copies are small).
 * Weight gradient: one MatMul per tap 0.6-1.9 (with 3 input channels 6.9), one MatMul for all taps 0.6-2.0 (3.1), Conv
-  over transposed tensors 1.9-11.7.  In groups (ResNeXt-29, 32 of 4 to 16 channels, one thread) all taps 2.3-4.7 with x
-  transposed, one tap 1.9-3.9 with dy transposed instead, in a ninth of the memory.  One product over all samples 0.9 of
-  that where the weights are the largest (512 by 1024 channels at 8x8), 2-6 times where they are not.
+  over transposed tensors 1.9-11.7.
+* Weight gradient in groups (ResNeXt-29, 32 of 4 to 16 channels, one thread): all taps 2.3-4.7 with x transposed, one
+  tap 1.9-3.9 with dy transposed instead, in a ninth of the memory. One product over all samples takes 0.9 of this
+  where the weights are the largest (512 by 1024 channels at 8x8), 2-6 times elsewhere.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def _input_grad_types(node: ir.Node) -> Types:
 def conv_input_grad(op: Builder, node: ir.Node) -> ir.Value:
     """dy [N, O, ...], w [O, C/group, ...] -> dx [N, C, *sizes] of y = Conv(x, w).
 
-    Attributes: the fields of `Window`, `group`, and `frozen`: 1 if `w` never changes, so that what is computed from
-    its initializer can be computed now.
+    Attributes: the fields of `Window`, `group`, and `frozen`. `frozen` is 1 if `w` never changes: then the compile
+    computes everything that depends on its initializer alone.
     """
     dy, w = node.inputs
     assert dy is not None and w is not None
@@ -55,7 +56,10 @@ def conv_input_grad(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def _transposed(op: Builder, dy: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
-    """ConvTranspose; inputs behind the last window, which nothing read, come back as zeros by `output_padding`."""
+    """Return dx by ConvTranspose.
+
+    `output_padding` returns zeros for inputs behind the last window, which nothing reads.
+    """
     ends = [max(0, over) for over in window.overhang]
     remainder = [max(0, -over) for over in window.overhang]
     extra = {"output_padding": remainder} if any(remainder) else {}
@@ -72,7 +76,10 @@ def _transposed(op: Builder, dy: ir.Value, w: ir.Value, window: Window, group: i
 
 
 def _flipped(op: Builder, dy: ir.Value, kernel: ir.Value, window: Window, group: int) -> ir.Value:
-    """Stride 1: Conv with the flipped kernel; where the forward padded beyond its kernel, `dy` is cropped instead."""
+    """Return dx of stride 1 by Conv with the flipped kernel.
+
+    Where the forward pads beyond its kernel, crop `dy` instead.
+    """
     begins = [extent - 1 - begin for extent, begin in zip(window.extents, window.begins, strict=True)]
     ends = [extent - 1 - over for extent, over in zip(window.extents, window.overhang, strict=True)]
     dy = pad_or_crop(op, dy, [min(0, pad) for pad in begins], [min(0, pad) for pad in ends], window.axes)
@@ -87,7 +94,7 @@ def _flipped(op: Builder, dy: ir.Value, kernel: ir.Value, window: Window, group:
 
 
 def _kernel_flipped(op: Builder, w: ir.Value, group: int, frozen: bool) -> ir.Value:
-    """w [O, C/group, ...] with taps in reverse and, per group, in- and outputs exchanged: [C, O/group, ...]."""
+    """w [O, C/group, ...] -> [C, O/group, ...]: taps reversed, and inputs and outputs exchanged in each group."""
     shape = [int(size) for size in dims(w)]
     split = [group, shape[0] // group, *shape[1:]]
     order = [0, 2, 1, *range(3, len(split))]
@@ -104,14 +111,14 @@ def _kernel_flipped(op: Builder, w: ir.Value, group: int, frozen: bool) -> ir.Va
 
 
 def _initializer(op: Builder, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer of that name and content, made once; another content under the name goes to a shared constant."""
-    known = op.graph.initializers.get(name)
-    if known is None:
+    """Return the initializer of this name and content. If the name has another content, return a shared constant."""
+    existing = op.graph.initializers.get(name)
+    if existing is None:
         value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
         op.graph.register_initializer(value)
         return value
-    same = known.const_value is not None and np.array_equal(known.const_value.numpy(), array)
-    return known if same else op.constant(array)
+    same = existing.const_value is not None and np.array_equal(existing.const_value.numpy(), array)
+    return existing if same else op.constant(array)
 
 
 def _weight_grad_types(node: ir.Node) -> Types:
@@ -125,8 +132,9 @@ def _weight_grad_types(node: ir.Node) -> Types:
 def conv_weight_grad(op: Builder, node: ir.Node) -> ir.Value:
     """x [N, C, ...], dy [N, O, ...] -> dw [O, C/group, *kernel] of y = Conv(x, w).
 
-    Tap by tap: dw[:, :, k] is the product of the elements of x that tap k read with dy.  Taps go into one product as
-    long as what they read is no larger than dy: all at once would be the input as many times as the kernel has taps.
+    Tap by tap: dw[:, :, k] is the product of dy with the elements of x that tap k reads. One product takes several
+    taps while their elements are no more than those of dy. All taps at once would copy the input as many times as the
+    kernel has taps.
     """
     x, dy = node.inputs
     assert x is not None and dy is not None
@@ -149,7 +157,7 @@ def conv_weight_grad(op: Builder, node: ir.Node) -> ir.Value:
             for tap in taps[first : first + together]
         ]
         products.append(_product(op, _joined(op, read, 2), columns, merged))
-    # Two steps, as engines are slow where more than one axis moves.
+    # Two steps, because engines are slow where more than one axis moves.
     by_tap = reshape(op, _joined(op, products, -2), [group * len(taps), inputs, outputs // group])
     by_tap = reshape(op, op.Transpose(by_tap, perm=[0, 2, 1]), [group, len(taps), outputs // group * inputs])
     return reshape(op, op.Transpose(by_tap, perm=[0, 2, 1]), [outputs, inputs, *window.kernel])
@@ -158,8 +166,8 @@ def conv_weight_grad(op: Builder, node: ir.Node) -> ir.Value:
 def _columns(op: Builder, rows: ir.Value, merged: bool) -> ir.Value:
     """dy [N, group, O, positions] with positions in front: [N * positions, O], or [N, group, 1, positions, O].
 
-    The Reshape also keeps the engine from making one node of Transpose and MatMul: in its order new nodes come last,
-    and until the end of the run all that the weight gradients read would be held.
+    The Reshape also keeps the engine from fusing Transpose and MatMul. In the engine's order new nodes come last, so
+    the inputs of all weight gradients would stay in memory until the end of the run.
     """
     size, group, outputs, positions = dims(rows)
     turned = op.Transpose(rows, perm=[0, 1, 3, 2])
@@ -169,8 +177,8 @@ def _columns(op: Builder, rows: ir.Value, merged: bool) -> ir.Value:
 def _product(op: Builder, read: ir.Value, columns: ir.Value, merged: bool) -> ir.Value:
     """x [N, group, I, positions] with `columns`, summed over samples: [I, O], or [group, 1, I, O].
 
-    `merged` is for layers whose weights are larger than what they read and make: there a product for each sample would
-    be larger than both.
+    `merged` is for layers whose weights are larger than their inputs and outputs. There a product per sample would be
+    larger than both.
     """
     size, group, inputs, positions = dims(read)
     if merged:
@@ -184,7 +192,7 @@ def _both(size: int | str, positions: int | str) -> int | str:
 
 
 def _read_by(op: Builder, padded: ir.Value, window: Window, tap: tuple[int, ...]) -> ir.Value:
-    """What `tap` reads at all output positions: [N, C, *outs]."""
+    """Return the elements that `tap` reads at all output positions: [N, C, *outs]."""
     starts = [position * dilation for position, dilation in zip(tap, window.dilations, strict=True)]
     ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, window.outs, window.strides, strict=True)]
     if starts == [0] * len(starts) and ends == dims(padded)[2:] and set(window.strides) == {1}:

@@ -1,4 +1,4 @@
-"""ttac operators that mask gradients: a mask is a bool tensor, kept as one bit per element where it must be kept."""
+"""ttac operators that mask gradients. A mask is a bool tensor; a kept mask takes one bit per element."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def between(op: Builder, node: ir.Node) -> ir.Value:
 
 
 STEEP = float(np.finfo(np.float32).max)
-"""A slope that takes every normal positive float32 to 1 or above."""
+"""Factor that brings every normal positive float32 to 1 or above."""
 
 
 @composite("Masked", like(0))
 def masked(op: Builder, node: ir.Node) -> ir.Value:
-    """g, mask -> g where mask, else 0.  Cast and Mul: `Where` costs seven times as much on the engine.
+    """g, mask -> g where mask, else 0. Cast and Mul: `Where` costs seven times as much in the engine.
 
-    Where the mask is computed right here from a float x > 0, a HardSigmoid steep enough to be a step replaces the
-    comparison and the cast: half their time.  Only below the smallest normal number is it between 0 and 1.  Packed bits
-    become numbers at once.
+    Where the expansion computes the mask from a float x > 0, a steep HardSigmoid replaces the comparison and the
+    cast, in half their time. Only below the smallest normal number is it between 0 and 1. Packed bits become numbers
+    directly.
     """
     g, mask = node.inputs
     assert g is not None and g.dtype is not None and mask is not None

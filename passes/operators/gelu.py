@@ -1,6 +1,6 @@
-"""Find the exact GELU that exporters write out with Erf, so that its gradient is one formula of nine passes over x.
+"""Find the exact GELU that exporters write with Erf, so that its gradient is one formula of nine passes over x.
 
-Differentiated operator by operator, it costs fourteen and keeps a tensor more.
+Differentiated operator by operator, the GELU costs fourteen passes and keeps one more tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOM = "gelus"
 
 @composite("ExactGelu", like(0))
 def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
-    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the very operators of its slope: they run once for both."""
+    """x -> x*c with c = (1 + erf(x/sqrt 2))/2, in the operators of its derivative: engines run the common ones once."""
     x = node.inputs[0]
     return op.Mul(x, _normal(op, op.Mul(x, math.sqrt(0.5))))
 
@@ -28,8 +28,8 @@ def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
 def gelu_derivative(op: Builder, node: ir.Node) -> ir.Value:
     """x -> c + u*e^(-u^2)/sqrt(pi), the derivative of x*c, with u = x/sqrt 2 and c = (1 + erf u)/2.
 
-    One operator, so that it can stand between x and x*c: with the density first, four tensors of x's size are alive at
-    most.  A quotient needs no negative power; where e^(u^2) overflows it is 0, as it should be.
+    It is one operator so that it can run between x and x*c. With the density first, at most four tensors of x's size
+    are alive. A quotient needs no negative power. Where e^(u^2) overflows, the quotient is 0, its correct limit.
     """
     u = op.Mul(node.inputs[0], math.sqrt(0.5))
     density = op.Mul(op.Div(u, op.Exp(op.Mul(u, u))), 1.0 / math.sqrt(math.pi))
@@ -37,30 +37,36 @@ def gelu_derivative(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def _normal(op: Builder, u: ir.Value) -> ir.Value:
-    """(1 + erf u)/2: HardSigmoid halves and shifts in one pass, and erf never leaves the range that it clips to."""
+    """(1 + erf u)/2: HardSigmoid halves and shifts in one pass.
+
+    Erf never leaves the range to which HardSigmoid clips.
+    """
     return op.HardSigmoid(op.Erf(u), alpha=0.5, beta=0.5)
 
 
 def gather_gelus(model: ir.Model) -> int:
-    """Replace each x*(1 + erf(x/sqrt 2))/2 of `model` by one ttac operator, in place; returns how many there were."""
+    """Replace each x*(1 + erf(x/sqrt 2))/2 of `model` by one ttac operator, in place.
+
+    Return the number of replacements.
+    """
     op, count = Builder(model.graph, ROOM, model.opset_imports[""]), 0
     for erf in [node for node in model.graph if node.op_type == "Erf"]:
-        found = _gelu(erf)
-        if found is None:
+        gelu = _gelu(erf)
+        if gelu is None:
             continue
-        x, last = found
+        x, last = gelu
         with op.at(erf.metadata_props.get(LAYER, ""), before=last):
-            made = op.ExactGelu(x)
+            new = op.ExactGelu(x)
         old = last.outputs[0]
         name = old.name
-        old.replace_all_uses_with(made, replace_graph_outputs=True)
-        old.name, made.name, count = f"{name}.spelled", name, count + 1
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name, new.name, count = f"{name}.spelled", name, count + 1
         _remove(last)
     return count
 
 
 def _remove(node: ir.Node) -> None:
-    """Take away `node`, which nothing reads any more, and what only it read."""
+    """Remove `node`, which has no reader any more, and every node that only it read."""
     pending = [node]
     while pending:
         unused = pending.pop()
@@ -71,7 +77,7 @@ def _remove(node: ir.Node) -> None:
 
 
 def _gelu(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
-    """x and the last node of a GELU around `erf`; its factors x, 1/2 and 1 + erf may stand in any order."""
+    """Return x and the last node of a GELU around `erf`; its factors x, 1/2 and 1 + erf may come in any order."""
     x = _times(erf.inputs[0], math.sqrt(0.5))
     total = only_reader(erf.outputs[0], "Add")
     if x is None or total is None or not any(_is(value, 1.0) for value in total.inputs):
@@ -96,7 +102,7 @@ def _gelu(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
 
 
 def _times(value: ir.Value | None, factor: float) -> ir.Value | None:
-    """x where `value` is x times the constant `factor`."""
+    """Return x where `value` is x times the constant `factor`."""
     node = made_by(value, "Mul", "Div")
     if node is None:
         return None

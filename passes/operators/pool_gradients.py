@@ -1,8 +1,9 @@
-"""ttac operators for the gradients of pools: which tap won, and where it sends its gradient back.
+"""ttac operators for the gradients of pools: which tap won, and the positions that receive its gradient.
 
-Measured on onnxruntime 1.19 (float32, [8, 64, 112, 112], 3x3, stride 2, one thread), as multiples of the MaxPool alone.
-* Forward, on top of it: finding the tap by comparing 4.3, the Indices output 5.8 and 0.4 more to make it one byte.
-* Backward: ScatterElements 1.5, and the same from taps 2.2; a masked sum per tap and interleaving 3.5.
+Measured on onnxruntime 1.19 (float32, [8, 64, 112, 112], 3x3, stride 2, one thread), as multiples of the MaxPool
+alone.
+* Forward, in addition: finding the tap by comparisons 4.3, the Indices output 5.8 and 0.4 more to make it one byte.
+* Backward: ScatterElements 1.5, and from taps 2.2; a masked sum per tap and interleaving 3.5.
 The byte per output that `MaxPoolTaps` keeps is an eighth of Indices.
 """
 
@@ -32,8 +33,8 @@ def _taps_types(node: ir.Node) -> Types:
 def max_pool_taps(op: Builder, node: ir.Node) -> ir.Value:
     """x [N, C, ...], y = MaxPool(x) -> the number of the tap that won, row-major, one byte each.
 
-    Attributes: the fields of `Window`.  The first among equals wins: what is counted are the taps before the first one
-    that is not less than the maximum.
+    Attributes: the fields of `Window`. The first among equals wins: the sum counts the taps before the first tap that
+    is not less than the maximum.
     """
     x, y = node.inputs
     assert x is not None and y is not None and y.dtype is not None
@@ -52,10 +53,11 @@ def _code(window: Window) -> ir.DataType:
 
 
 def _read_by_taps(op: Builder, x: ir.Value, window: Window) -> Iterator[ir.Value]:
-    """What each tap reads at all output positions, [N, C, *outs] each; the lowest number outside of `x`.
+    """Yield the elements that each tap reads at all output positions, [N, C, *outs].
 
-    A strided Slice of the last axis copies single elements, so one Transpose first puts elements with the same
-    remainder side by side; then each tap is a Slice of whole rows, made when it is asked for.
+    Outside of `x` a tap reads the lowest number. A strided Slice of the last axis copies single elements. So one
+    Transpose first puts elements with the same remainder side by side. Then each tap is a Slice of whole rows, made
+    when the caller asks for it.
     """
     assert x.dtype is not None
     stride, batch, channels = window.strides[-1], *dims(x)[:2]
@@ -83,7 +85,7 @@ def _scatter_types(node: ir.Node) -> Types:
 
 @composite("MaxPoolScatter", _scatter_types)
 def max_pool_scatter(op: Builder, node: ir.Node) -> ir.Value:
-    """dy [N, C, *outs], taps of `MaxPoolTaps` -> dx [N, C, *sizes]: each dy added where its tap read."""
+    """dy [N, C, *outs], taps of `MaxPoolTaps` -> dx [N, C, *sizes]: each dy added at the position that its tap read."""
     dy, taps = node.inputs
     assert dy is not None and taps is not None
     window = Window.read(node)
@@ -97,10 +99,11 @@ def max_pool_scatter(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def _positions(op: Builder, taps: ir.Value, window: Window) -> ir.Value:
-    """The position in the flattened input that each tap number means, int32.
+    """The position in the flattened input for each tap number, int32.
 
-    The digits of a tap number, in the bases of the kernel, say where it reads: sum of digit*dilation*pitch behind the
-    first tap.  With quotients q0 = t, q1 = q0 div k, ... in place of digits that is the sum of q_i times a constant.
+    The digits of a tap number, in the bases of the kernel, give its position: the sum of digit*dilation*pitch behind
+    the first tap. With quotients q0 = t, q1 = q0 div k, ... in place of digits the position is the sum of q_i times a
+    constant.
     """
     first = np.zeros(window.outs, np.int32)
     grids = np.meshgrid(*(np.arange(out) for out in window.outs), indexing="ij")
@@ -131,19 +134,19 @@ def average_pool_input_grad(op: Builder, node: ir.Node) -> ir.Value:
     dy = node.inputs[0]
     assert dy is not None and dy.dtype is not None
     window = Window.read(node)
-    share = 1.0 / _counts(window, bool(node.attributes.get_int("padded")))
-    scale = share.flat[0].item() if np.ptp(share) == 0 else share[None, None].astype(dy.dtype.numpy())
-    shared = op.Mul(dy, scale)
+    weight = 1.0 / _counts(window, bool(node.attributes.get_int("padded")))
+    scale = weight.flat[0].item() if np.ptp(weight) == 0 else weight[None, None].astype(dy.dtype.numpy())
+    scaled = op.Mul(dy, scale)
     apart = window.kernel == window.strides and set(window.dilations) == {1} and not any(window.begins)
     if apart and max(window.overhang) <= 0:
-        return _repeated(op, shared, window)
+        return _repeated(op, scaled, window)
     ones = np.ones((int(dims(dy)[1]), 1, *window.kernel), dy.dtype.numpy())
     facts = {**window.attributes(), "group": int(dims(dy)[1]), "frozen": 1}
-    return op.ConvInputGrad(shared, ones, **facts)
+    return op.ConvInputGrad(scaled, ones, **facts)
 
 
 def _counts(window: Window, padded: bool) -> np.ndarray:
-    """How many elements each output averages: float64 [*outs]."""
+    """Number of elements that each output averages: float64 [*outs]."""
     count = np.ones(window.outs)
     for axis, size in enumerate(window.sizes):
         reads = np.arange(window.outs[axis])[:, None] * window.strides[axis] - window.begins[axis]

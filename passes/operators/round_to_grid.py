@@ -1,4 +1,4 @@
-"""ttac operators that round to an 8-bit grid: one node with a gradient, written out as the pair that engines fuse."""
+"""ttac operators that round to an 8-bit grid: one node with a gradient, expanded into the pair that engines fuse."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def _counted(node: ir.Node) -> Types:
 
 @composite("Counted", _counted)
 def counted(op: Builder, node: ir.Node) -> ir.Value:
-    """x, scale, zero -> the q of that number itself, 0 to 255 or -128 to 127, in float32: QuantizeLinear, Cast."""
+    """x, scale, zero -> the q of this number, 0 to 255 or -128 to 127, in float32: QuantizeLinear, Cast."""
     x, scale, zero = node.inputs
     return op.Cast(op.QuantizeLinear(x, scale, zero), to=int(ir.DataType.FLOAT))
 
 
 def ends(node: ir.Node) -> tuple[float, float]:
-    """The lowest and the highest number of the grid that a node of this file rounds to."""
+    """Return the lowest and the highest number of the grid to which a node of this file rounds."""
     scale, zero = (value.const_value for value in node.inputs[1:3] if value is not None)
     assert scale is not None and zero is not None
     smallest, offset = int(np.iinfo(zero.numpy().dtype).min), int(zero.numpy())
