@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.build_graphs import Parts, build_graphs, plan_residuals
-from ttac.finish import OverBudget, finish
+from ttac.finish import Finished, finish
 from ttac.garbage import uncollected
+from ttac.memory_check import OverBudget
 from ttac.method_facts import anchor_of, head_of, refine, settled
 from ttac.options import ALL, CompileOptions
 from ttac.passes.adapt.adapt_norms import adapt_norms
@@ -102,22 +103,24 @@ def _compile(asked: CompileOptions, say: Callable[[str], None]) -> Bundle:
 
 
 def fit(parts: Parts, source: ir.Model, samples: Samples, rooms: Rooms) -> Bundle:
-    """Build and finish the bundle; where it measures above the budget, plan for less as long as there is less."""
+    """The finished bundle; while it measures above the budget and a smaller plan exists, plan for less.
+
+    Raises BudgetError for the least that a step was measured to need.
+    """
     goal = budget = parts.request.memory_budget
-    refused: list[OverBudget] = []
+    refusals: list[OverBudget] = []
     for left in reversed(range(TRIES)):
         planned = plan_residuals(parts, goal)
         rooms.planned(planned.plan)
-        compiled = build_graphs(parts, planned, rooms)
-        try:
-            return finish(compiled, source, parts.joint, samples, rooms)
-        except OverBudget as error:
-            refused.append(error)
-            if goal is None or budget is None or not planned.more or not left:
-                break
-            # The last try is for the least there is.
-            goal = int(goal * min(budget / error.needs, 0.92)) if left > 1 else 0
-            if planned.layers:
-                parts = parts.keeping(min(budget / error.needs, 0.8) if left > 1 else 0.0)
-            rooms.note(f"needs {format_size(error.needs)}: planned again")
-    raise min(refused, key=lambda error: error.needs)
+        outcome = finish(build_graphs(parts, planned, rooms), source, parts.joint, samples, rooms)
+        if isinstance(outcome, Finished):
+            return outcome.bundle
+        refusals.append(outcome)
+        if goal is None or budget is None or not planned.more or not left:
+            break
+        # The last try is for the least there is.
+        goal = int(goal * min(budget / outcome.needs, 0.92)) if left > 1 else 0
+        if planned.layers:
+            parts = parts.keeping(min(budget / outcome.needs, 0.8) if left > 1 else 0.0)
+        rooms.note(f"needs {format_size(outcome.needs)}: planned again")
+    raise min(refusals, key=lambda refusal: refusal.needs).error()

@@ -30,7 +30,7 @@ CHANGES = (1e-3, 3e-4, 1e-4)
 
 
 @dataclass(frozen=True)
-class Verified:
+class Differences:
     """Largest relative differences found, each against the largest magnitude of its reference; None: not applicable.
 
     Attributes:

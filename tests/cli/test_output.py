@@ -18,7 +18,7 @@ from tests.support.whole_models import MODELS, compiled, everything, refused, sa
 from ttac import finish
 from ttac.errors import BudgetError, UsageError, VerificationError
 from ttac.passes.graph.shorten import SHARED_BYTES, layer_in_name
-from ttac.passes.verify.compare import Verified
+from ttac.passes.verify.compare import Differences
 from ttac.reports.comparison import nodes_of
 from ttac.reports.measure import CLEAR
 from ttac.sizes import parse_size
@@ -119,7 +119,7 @@ def test_a_bundle_is_replaced_and_an_empty_folder_filled(model: Path) -> None:
 
 
 def test_a_failed_verification_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "check", lambda *_: Verified(0.0, gradients_halves=0.5))
+    monkeypatch.setattr(finish, "verify", lambda *_: Differences(0.0, gradients_halves=0.5))
     said = refused(VerificationError, model, output=model.parent / "a" / "b" / "c.ttac")
     assert "gradients halves differ by 5.00e-01, allowed 1e-05" in said
 
@@ -128,7 +128,7 @@ def test_an_interrupt_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finish, "check", interrupted)
+    monkeypatch.setattr(finish, "verify", interrupted)
     before = everything(model.parent)
     with pytest.raises(KeyboardInterrupt):
         ttac.compile(model, output=model.parent / "a" / "c.ttac")

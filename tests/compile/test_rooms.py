@@ -33,7 +33,7 @@ from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.insert import insert_norms, unit_filters
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.step_graphs.optimizers import update_graph
-from ttac.passes.verify.compare import Verified, compare_halves, relative, slope_error
+from ttac.passes.verify.compare import Differences, compare_halves, relative, slope_error
 
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class Pretended:
 def test_a_wrong_gradient_is_seen(factor: float, seen: bool) -> None:
     feeds = {"p": np.array([0.3, -0.2, 0.7], np.float32)}
     error = slope_error(Pretended(factor), feeds, "loss", ["p"], ["p.grad"], np.ones(1, np.float32))  # type: ignore[arg-type]
-    found = Verified(0.0, slope=error)
+    found = Differences(0.0, slope=error)
     if seen:
         with pytest.raises(VerificationError, match="slope"):
             found.refuse()
@@ -439,14 +439,14 @@ def test_a_gradient_that_is_not_a_number_is_seen(broken: int) -> None:
     _, worst = compare_halves(model, Given(), feeds, "logits", ["g0", "g1"])  # type: ignore[arg-type]
     assert math.isnan(worst)
     with pytest.raises(VerificationError, match="gradients halves differ by nan"):
-        Verified(0.0, gradients_halves=worst).refuse()
+        Differences(0.0, gradients_halves=worst).refuse()
 
 
 @pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "logits_optimised", "slope"])
 def test_every_bound_is_looked_at(field: str) -> None:
-    good = Verified(0.0, 0.0, 0.0, 0.0, 0.0)
+    good = Differences(0.0, 0.0, 0.0, 0.0, 0.0)
     good.refuse()
-    Verified(0.0).refuse()
+    Differences(0.0).refuse()
     for value in (0.5, math.nan, math.inf):
         with pytest.raises(VerificationError, match=field.replace("_", " ")):
             replace(good, **{field: value}).refuse()

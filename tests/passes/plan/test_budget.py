@@ -165,7 +165,7 @@ def test_in_the_end_it_is_refused_for_the_least_there_is(model: Path, monkeypatc
     rows = [line for line in said.splitlines() if line.endswith(("int8", "bits", "dense"))]
     assert len(rows) == 5 and all(row.endswith("int8") for row in rows)
     # Five per cent above what the least plan takes.
-    assert "the least that works is about `--memory-budget 10.5MiB`" in said
+    assert "the least budget that works is about `--memory-budget 10.5MiB`" in said
 
 
 @pytest.mark.slow
