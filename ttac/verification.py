@@ -54,7 +54,7 @@ def verify(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples,
     reference = compiled.graphs["infer"] if is_quantized else source
     model, initial = adaptation_off(compiled)
     differences = Differences(
-        logits_off(reference, model, {**initial, **feeds}, compiled.logits),
+        logits_off=logits_off(reference, model, {**initial, **feeds}, compiled.logits),
         quantized=rounding_error(compiled, source, samples) if is_quantized else None,
     )
     return compare_gradients(compiled, joint, feeds, folder, differences) if joint.gradients else differences

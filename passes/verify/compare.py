@@ -29,7 +29,7 @@ CHANGES = (1e-3, 3e-4, 1e-4)
 """How much the loss, in nats, should change over half a central difference; float32 resolves about 1e-6 of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Differences:
     """Largest relative differences found, each against the largest magnitude of its reference; None: not applicable.
 

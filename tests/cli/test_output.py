@@ -119,7 +119,7 @@ def test_a_bundle_is_replaced_and_an_empty_folder_filled(model: Path) -> None:
 
 
 def test_a_failed_verification_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "verify", lambda *_: Differences(0.0, gradients_halves=0.5))
+    monkeypatch.setattr(finish, "verify", lambda *_: Differences(logits_off=0.0, gradients_halves=0.5))
     said = refused(VerificationError, model, output=model.parent / "a" / "b" / "c.ttac")
     assert "gradients halves differ by 5.00e-01, allowed 1e-05" in said
 

@@ -402,7 +402,7 @@ class Pretended:
 def test_a_wrong_gradient_is_seen(factor: float, seen: bool) -> None:
     feeds = {"p": np.array([0.3, -0.2, 0.7], np.float32)}
     error = slope_error(Pretended(factor), feeds, "loss", ["p"], ["p.grad"], np.ones(1, np.float32))  # type: ignore[arg-type]
-    found = Differences(0.0, slope=error)
+    found = Differences(logits_off=0.0, slope=error)
     if seen:
         with pytest.raises(VerificationError, match="slope"):
             found.refuse()
@@ -439,14 +439,14 @@ def test_a_gradient_that_is_not_a_number_is_seen(broken: int) -> None:
     _, worst = compare_halves(model, Given(), feeds, "logits", ["g0", "g1"])  # type: ignore[arg-type]
     assert math.isnan(worst)
     with pytest.raises(VerificationError, match="gradients halves differ by nan"):
-        Differences(0.0, gradients_halves=worst).refuse()
+        Differences(logits_off=0.0, gradients_halves=worst).refuse()
 
 
 @pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "logits_optimised", "slope"])
 def test_every_bound_is_looked_at(field: str) -> None:
-    good = Differences(0.0, 0.0, 0.0, 0.0, 0.0)
+    good = Differences(logits_off=0.0, logits_halves=0.0, gradients_halves=0.0, logits_optimised=0.0, slope=0.0)
     good.refuse()
-    Differences(0.0).refuse()
+    Differences(logits_off=0.0).refuse()
     for value in (0.5, math.nan, math.inf):
         with pytest.raises(VerificationError, match=field.replace("_", " ")):
             replace(good, **{field: value}).refuse()
