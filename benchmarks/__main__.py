@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttac.evaluation.bench import Bench, Benchmark, about
+from ttac.evaluation.bench import Bench, about
+from ttac.evaluation.bench_figures import Benchmark
 from ttac.evaluation.bench_report import markdown
 
 METHODS = ("tent", "surgeon")

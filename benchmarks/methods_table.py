@@ -18,7 +18,7 @@ import numpy as np
 import ttac
 from ttac import methods
 from ttac.evaluation.bench import about
-from ttac.evaluation.evaluation import Evaluation
+from ttac.evaluation.evaluation_result import Evaluation
 from ttac.evaluation.study import Watch
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"

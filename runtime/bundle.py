@@ -114,7 +114,7 @@ def check_replaceable(target: Path) -> None:
     hint = "choose another path, or remove it"
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError("there is a file where the bundle should go", where=f"`{target}`", hint=hint)
-    if target.is_dir() and any(target.iterdir()) and not _is_bundle(target):
+    if target.is_dir() and any(target.iterdir()) and not _has_format(target):
         raise UsageError("the folder is not empty and is not a ttac bundle", where=f"`{target}`", hint=hint)
 
 
@@ -173,7 +173,12 @@ def _report(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
     return decode_object(path.read_bytes(), f"`{path}`")
 
 
-def _is_bundle(folder: Path) -> bool:
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is a folder with a manifest, valid or not."""
+    return path.is_dir() and (path / MANIFEST).is_file()
+
+
+def _has_format(folder: Path) -> bool:
     """Whether the folder holds a manifest with a format, valid otherwise or not."""
     try:
         return "format" in decode_object((folder / MANIFEST).read_bytes(), "")

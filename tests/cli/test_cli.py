@@ -122,8 +122,8 @@ def test_one_method_and_its_options(run: Run) -> None:
 
 def test_targets(run: Run) -> None:
     lines = run("targets").out.splitlines()
-    assert lines[0].split() == ["target", "device", "memory", "batch", "opset", "engine"]
-    assert lines[2].startswith("jetson") and lines[2].endswith("4.00 GiB      8     21  onnxruntime >=1.18,<2")
+    assert lines[0].split() == ["target", "device", "runs", "on", "memory", "batch", "opset", "engine"]
+    assert lines[2].startswith("jetson") and lines[2].endswith("CPU      4.00 GiB      8     21  onnxruntime >=1.18,<2")
     assert json.loads(run("targets", "jetson", "--json").out)["memory"] == 4 * 2**30
     assert json.loads(run("targets", "--json").out)[0]["name"] == "cpu"
 
@@ -174,7 +174,7 @@ def test_a_missing_package_is_an_environment_error(run: Run, monkeypatch: pytest
 
     monkeypatch.setattr("ttac.methods.find", absent)
     seen = run("methods", "tent")
-    assert seen.code == 5 and seen.err.endswith("hint: `ttac doctor` shows what is missing\n")
+    assert seen.code == 5 and seen.err.endswith("hint: `ttac doctor` lists the missing packages\n")
 
 
 def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ttac.cli.terminal import Terminal
 from ttac.demo import show
 from ttac.samples.images import Stream
 
-COMPARISON = show.Comparison(
+COMPARISON = show.DemoErrors(
     errors={
         "clean": {"source": 0.1, "bn": 0.125, "tent": 0.125},
         "fog": {"source": 0.8, "bn": 0.4, "tent": 0.2},
@@ -46,7 +46,9 @@ def test_the_table_and_the_bars(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bars_have_eighths_and_a_plain_form() -> None:
-    assert show.bar(0.5, 1.0, 3) == "█▌" and show.bar(0.5, 1.0, 4, plain=True) == "##" and show.bar(0.0, 0.0, 9) == ""
+    assert (
+        show.bar(0.5, 1.0, 3) == "█▌" and show.bar(0.5, 1.0, 4, ascii_only=True) == "##" and show.bar(0.0, 0.0, 9) == ""
+    )
 
 
 def test_the_numbers_for_programs() -> None:

@@ -15,10 +15,11 @@ import ttac
 from tests.support.tiny_bundles import PLANNED, ema, ema_expected, read, reseal
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.evaluation import cells
-from ttac.evaluation.evaluation import COLUMNS, Evaluation
+from ttac.evaluation.evaluation_result import Evaluation
 from ttac.evaluation.metrics import unpacked
 from ttac.evaluation.protocols import Order, Shift, schedule
 from ttac.evaluation.study import Watch
+from ttac.evaluation.tables import COLUMNS
 
 COUNT = 22
 GENERATOR = np.random.default_rng(0)
@@ -162,7 +163,7 @@ def test_other_choices_are_other_cells(
     assert len(ran) == 1
 
 
-def test_another_bundle_other_samples_or_another_ttac_are_other_cells(
+def test_another_bundle_dataset_or_version_is_another_cell(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "kept"
@@ -173,7 +174,7 @@ def test_another_bundle_other_samples_or_another_ttac_are_other_cells(
     manifest["method"]["settings"]["lr"] = 0.25
     reseal(bundle, manifest)
     evaluated(bundle, output=kept)
-    monkeypatch.setattr(ttac, "__version__", "9", raising=False)
+    monkeypatch.setattr("ttac.evaluation.subjects.metadata.version", lambda package: "9")
     evaluated(bundle, output=kept)
     assert len(set(ran)) == len(ran) == 3
 
@@ -284,16 +285,18 @@ def test_bytes_without_a_known_preparation_are_told(tmp_path: Path) -> None:
     manifest = read(folder)
     manifest["inputs"][0]["shape"] = ["N", 1, 1, 3]
     reseal(folder, manifest)
-    from ttac.evaluation.arrays import Arrays
     from ttac.evaluation.cells import Cell, Subject
-    from ttac.evaluation.results import Folder
-    from ttac.evaluation.samples import open_source
+    from ttac.evaluation.dataset import open_dataset
+    from ttac.evaluation.result_folder import ResultFolder
+    from ttac.evaluation.shift_files import ShiftFileMaker
 
-    source = open_source(np.zeros((2, 1, 1, 3), np.uint8))
-    cell = Cell(Subject("m", "tiny", 2, {}, folder), "continual", (Shift("clean"),), Order(), {})
-    made = Arrays(Folder(tmp_path / "kept"), source, None).prepare([cell], 1, Watch(say=said.append))
+    dataset = open_dataset(np.zeros((2, 1, 1, 3), np.uint8))
+    subject = Subject(model="m", method="tiny", batch=2, identity={}, bundle=folder)
+    cell = Cell(subject=subject, protocol="continual", shifts=(Shift("clean"),), order=Order(), data={})
+    maker = ShiftFileMaker(ResultFolder(tmp_path / "kept"), dataset, None)
+    files = maker.prepare([cell], 1, Watch(say=said.append))
     assert len(said) == 1 and "scaled to [0, 1]" in said[0]
-    assert np.load(made.of(cell)[0]).dtype == np.uint8 and made.count == 2
+    assert np.load(files.of(cell)[0]).dtype == np.uint8 and files.count == 2
 
 
 def test_rows_as_csv_and_json(bundle: Path) -> None:

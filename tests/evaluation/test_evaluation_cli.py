@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Run
 from tests.support.tiny_bundles import ema
 from ttac import demo
-from ttac.cli.evaluating import BETWEEN, Lines
+from ttac.cli.evaluating import BETWEEN, LogProgress
 from ttac.evaluation import cells
 
 X = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_an_empty_folder(run: Run, folder: Path) -> None:
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from ttac.evaluation import study
 
-    def interrupted(*told: object) -> None:
+    def interrupted(job: object, moved: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -104,7 +104,7 @@ def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
     told, now = list[str](), [0.0]
-    lines = Lines(told.append, clock=lambda: now[0])
+    lines = LogProgress(told.append, clock=lambda: now[0])
     lines.expect("evaluating", 100)
     for _ in range(4):
         now[0] += 0.6 * BETWEEN

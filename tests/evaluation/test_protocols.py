@@ -78,7 +78,7 @@ def test_orders() -> None:
     assert not np.array_equal(first, ordered(90, None, Order("shuffled", seed=1), TWO[0]))
 
 
-def test_dirichlet_slots_are_the_purer_the_smaller_the_concentration() -> None:
+def test_a_small_concentration_makes_pure_dirichlet_slots() -> None:
     labels = np.repeat(np.arange(10), 100)
 
     def impurity(concentration: float) -> float:

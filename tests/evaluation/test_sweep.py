@@ -39,7 +39,7 @@ def calm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.mark.parametrize("place", PLACES)
 def test_results_and_failures_come_back(place: dict[str, Any]) -> None:
     found = sorted(perform(work.halved, [4, 1, 8], **place), key=lambda done: done.number)
-    assert [done.made for done in found] == [2, None, 4]
+    assert [done.result for done in found] == [2, None, 4]
     assert found[1].failure is not None and found[1].failure.what == "internal error, ValueError: 1 is odd"
 
 
@@ -47,7 +47,7 @@ def test_results_and_failures_come_back(place: dict[str, Any]) -> None:
 def test_the_pieces_of_a_lost_worker_are_run_again(place: dict[str, Any], tmp_path: Path) -> None:
     items = [(str(tmp_path / "mark"), number) for number in range(5)]
     found = list(perform(work.dies_once, items, **place))
-    assert sorted((done.number, done.made) for done in found) == [(number, number**2) for number in range(5)]
+    assert sorted((done.number, done.result) for done in found) == [(number, number**2) for number in range(5)]
     assert (tmp_path / "mark").exists(), "no worker was lost"
 
 

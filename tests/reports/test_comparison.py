@@ -92,7 +92,7 @@ def test_view_finds_the_graphs_of_a_dump(dump: Path) -> None:
     assert "`adapt`" in caught.value.hint
 
 
-def test_view_of_a_folder_without_graphs_and_of_a_graph_in_a_file(dump: Path, tmp_path: Path) -> None:
+def test_view_refuses_a_folder_without_graphs(dump: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the folder holds no graph"):
         graph_file(tmp_path, None)
     with pytest.raises(UsageError, match="only a bundle holds several graphs"):

@@ -70,7 +70,7 @@ def without_bias(tmp_path: Path) -> Path:
     return tmp_path / "untrained.onnx"
 
 
-def test_a_folded_norm_without_a_bias_is_known_by_the_exporters_note(without_bias: Path) -> None:
+def test_the_exporters_note_names_a_folded_norm_without_bias(without_bias: Path) -> None:
     report = inspect_model(without_bias)
     assert len(report["folded"]) == 13 and fits(report) == expected("with --calibration", "with --calibration")
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Run
 from tests.support import tiny_bundles as tiny
-from ttac.cli.bundles import memory_table, plan_table
+from ttac.cli.bundle_summary import memory_table, plan_table
 from ttac.reports.plan_picture import COLOURS, layers_of, plan_picture
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,41 +1,59 @@
-"""`ttac`, the command line: one file per group of commands; this one starts them and turns errors into exit codes."""
+"""`ttac`, the command line: starts a command and turns errors into exit codes.
+
+| file                         | holds                                                               |
+|------------------------------|---------------------------------------------------------------------|
+| `terminal`                   | stdout for data, stderr for talk, tables, progress bars, errors     |
+| `common_options`             | options and checks that several commands share                      |
+| `report_text`                | a report in JSON values as tables and lists                         |
+| `bundle_summary`             | the manifest and the report of a bundle, for a person               |
+| `compiling`, `inspecting`    | `ttac compile`, `ttac inspect`                                      |
+| `viewing`, `running`         | `ttac view`, `ttac run`                                             |
+| `evaluating`, `eval_tables`  | `ttac eval`: the options, and the tables that it prints             |
+| `benching`                   | `ttac bench`                                                        |
+| `baking`, `demonstrating`    | `ttac bake`, `ttac demo`                                            |
+| `listing`, `diagnosing`      | `ttac methods` and `ttac targets`, `ttac doctor`                    |
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
 from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, running, viewing
-from ttac.cli.options import CONTEXT, verbose
+from ttac.cli.common_options import CONTEXT, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
 from ttac.suggest import did_you_mean
 
 INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it: 128 plus the number of the signal."""
 CRASH_HINT = "run again with `-v` for the traceback, and report it"
 
 
 class Commands(click.Group):
-    """A group that keeps its order in the help and answers an unknown command with the nearest one."""
+    """A group that keeps its order in the help and answers an unknown command with the nearest name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order they were added."""
+        """Return the names of the commands in the order in which they were added."""
         return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command to run; raises UsageError when there is none of that name."""
+        """Return the command to run; raises UsageError for an unknown name."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise UsageError(f"there is no command `{args[0]}`", hint=did_you_mean(args[0], self.commands))
         return super().resolve_command(ctx, args)
 
 
-class Deferred(click.Command):
-    """A command whose module, with its many options, is imported when it is called: the others start without it."""
+class LazyCommand(click.Command):
+    """A command whose module is imported at its call, so that the other commands start faster."""
 
     def __init__(self, name: str, module: str, short_help: str) -> None:
         super().__init__(name, short_help=short_help)
@@ -44,7 +62,7 @@ class Deferred(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """The context of the command itself."""
+        """Return the context of the imported command."""
         command: click.Command = import_module(self.module).COMMAND
         return command.make_context(info_name, args, parent, **extra)
 
@@ -56,8 +74,9 @@ class Deferred(click.Command):
 def commands(context: click.Context) -> None:
     """Compile an exported ONNX model into a bundle that adapts itself on the device.
 
-    Results go to stdout, talk and progress to stderr. Exit codes: 0 ok, 1 internal error, 2 usage, 3 model or operator
-    not supported, 4 memory budget not met, 5 environment or runtime missing, 6 verification failed.
+    Results go to stdout, talk and progress to stderr. Exit codes: 0 ok (also when the reader of a pipe stops, as
+    `head` does), 1 internal error, 2 usage, 3 model or operator not supported, 4 memory budget not met, 5 environment
+    or runtime missing, 6 verification failed, 130 stopped with Ctrl-C.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -68,8 +87,8 @@ for command in (
     inspecting.inspect,
     viewing.view,
     running.run,
-    Deferred("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
-    Deferred("bench", "ttac.cli.benching", "Measure what a step costs in time and memory."),
+    LazyCommand("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
+    LazyCommand("bench", "ttac.cli.benching", "Measure the time and the memory of a step."),
     baking.bake,
     listing.methods_command,
     listing.targets_command,
@@ -80,29 +99,41 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; never raises but for `SystemExit` of a closed pipe."""
+    """Run one command and return its exit code; no exception leaves this function."""
     terminal = Terminal()
     try:
         outcome = commands.main(args=arguments, prog_name="ttac", standalone_mode=False, obj=terminal)
+        sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except (click.Abort, KeyboardInterrupt):
         terminal.say("interrupted")
         return INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # click and rich turn a closed pipe into SystemExit
+        discard_stdout()
+        return 0
     except Exception as error:
-        told = explained(error)
-        terminal.error(told, cause=error)
-        return told.exit_code
+        explanation = explained(error)
+        terminal.error(explanation, cause=error)
+        return explanation.exit_code
+
+
+def discard_stdout() -> None:
+    """Send the rest of stdout nowhere, so that the interpreter's last flush does not fail on a closed pipe."""
+    with suppress(OSError, ValueError):  # a stdout that is no file has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explained(error: Exception) -> TtacError:
-    """Any exception as one with a place, a way out and an exit code."""
+    """Return the exception as an error with a place, a way out and an exit code."""
     if isinstance(error, TtacError):
         return error
     if isinstance(error, click.ClickException):
         return wrong_usage(error)
     name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if name not in ("", "ttac"):
-        return RuntimeMissingError(f"`{name}` cannot be imported: {error}", hint="`ttac doctor` shows what is missing")
+        return RuntimeMissingError(
+            f"`{name}` cannot be imported: {error}", hint="`ttac doctor` lists the missing packages"
+        )
     if isinstance(error, OSError) and error.strerror and error.filename:
         return UsageError(error.strerror, where=f"`{error.filename}`", hint="give a path that can be read or written")
     text = " ".join(str(error).split()) or "no message"
@@ -110,7 +141,7 @@ def explained(error: Exception) -> TtacError:
 
 
 def wrong_usage(error: click.ClickException) -> UsageError:
-    """Click's error in ttac's words."""
+    """Return click's error in the words of ttac."""
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context is not None else "see `ttac --help`"
     if isinstance(error, click.NoSuchOption):

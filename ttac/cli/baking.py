@@ -1,4 +1,4 @@
-"""`ttac bake`: the adapted state back into a plain inference model."""
+"""`ttac bake`: the adapted state folded into an inference model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from ttac.cli.options import CONTEXT, PATH, terminal, verbose
+from ttac.cli.common_options import CONTEXT, PATH, terminal, verbose
 from ttac.cli.terminal import Terminal
+from ttac.errors import UsageError
 
 
 @click.command("bake", context_settings=CONTEXT)
 @click.argument("bundle", type=PATH)
-@click.option("--state", metavar="FILE", type=PATH, required=True, help="The state `ttac run --save-state` wrote.")
+@click.option("--state", metavar="FILE", type=PATH, required=True, help="The state from `ttac run --save-state`.")
 @click.option("-o", "--output", metavar="OUT.onnx", type=PATH, required=True, help="The model to write.")
 @verbose
 @terminal
 def bake(terminal: Terminal, bundle: Path, state: Path, output: Path) -> None:
-    """Fold an adapted state into a plain ONNX model and print its path."""
+    """Fold an adapted state into an ONNX model for inference and print the model's path."""
     from ttac.bake import bake as fold
 
+    _refuse_source(bundle, output)
     baked = fold(bundle, state, output)
     counts = ", ".join(f"{count} {role} tensors" for role, count in baked.replaced.items() if count)
     terminal.say(f"baked {counts or 'nothing: this method keeps no state'}; one sample gives {list(baked.probe)}")
@@ -27,3 +29,14 @@ def bake(terminal: Terminal, bundle: Path, state: Path, output: Path) -> None:
         count = len(baked.source_statistics)
         terminal.say(f"warning: {count} norm sites keep the source statistics, the state tracks no others")
     terminal.data(str(output))
+
+
+def _refuse_source(bundle: Path, output: Path) -> None:
+    """Raise UsageError if `output` is the source model of the bundle, or lies in the bundle."""
+    from ttac.runtime.bundle import digest_of, read_manifest
+
+    hint = "give another name with `-o`"
+    if bundle.resolve() in output.resolve().parents:
+        raise UsageError("the output lies in the bundle", where=f"`{output}`", hint=hint)
+    if output.is_file() and digest_of(output) == read_manifest(bundle)["source"]["sha256"]:
+        raise UsageError("the source model would be overwritten", where=f"`{output}`", hint=hint)

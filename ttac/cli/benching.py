@@ -1,4 +1,4 @@
-"""`ttac bench`: what a step costs, against plain inference and PyTorch."""
+"""`ttac bench`: time and memory of a step, compared with inference of the source and with PyTorch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import ttac
-from ttac.cli.evaluating import COMPILING, numbers, several
-from ttac.cli.options import CONTEXT, PATH, as_json, checked, compile_options, count, terminal, verbose
+from ttac.cli.common_options import (
+    COMPILING,
+    CONTEXT,
+    PATH,
+    as_json,
+    check_folders,
+    checked,
+    compile_options,
+    count,
+    numbers,
+    several,
+    terminal,
+    verbose,
+)
 from ttac.cli.terminal import Terminal
-from ttac.errors import RuntimeMissingError, UsageError
+from ttac.errors import RuntimeMissingError
 from ttac.options import one_of
 
 if TYPE_CHECKING:
-    from ttac.evaluation.bench import Benchmark
+    from ttac.evaluation.bench_figures import Benchmark
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Folder that holds `benchmarks/` in a checkout of ttac."""
 
 
 @click.command("bench", context_settings=CONTEXT)
@@ -25,12 +39,14 @@ if TYPE_CHECKING:
 @several("--methods", metavar="M,...", default="tent", help="Names; `tent:lr=0.01` for a setting.")
 @several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 8, or the bundle's]")
 @click.option("--data", metavar="PATH", type=PATH, help="Samples of a step.  [default: random numbers]")
-@click.option("--pairs", metavar="N", default="9", show_default=True, callback=count(), help="Turns that are timed.")
+@click.option("--pairs", metavar="N", default="9", show_default=True, callback=count(), help="Number of timed turns.")
 @click.option("--threads", metavar="N", callback=count(), help="Engine threads.  [default: all cores]")
 @click.option(
-    "--against", metavar="pytorch", callback=checked(one_of("pytorch")), help="Also time the same method there."
+    "--against", metavar="pytorch", callback=checked(one_of("pytorch")), help="Also time the same method in PyTorch."
 )
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="An option, for every method that has it."
+)
 @compile_options(*COMPILING)
 @click.option("--html", metavar="FILE", type=PATH, help="Write the figures with plots, for a browser.")
 @click.option("--markdown", metavar="FILE", type=PATH, help="Write the figures as a Markdown table.")
@@ -46,46 +62,44 @@ def bench(
     as_json: bool,
     **choices: Any,
 ) -> int:
-    """Measure what a step of MODEL_OR_BUNDLE... costs.
+    """Measure time and memory of a step of MODEL_OR_BUNDLE...
 
-    Step and plain inference of the source model run in turn in one process; memory is measured in a fresh process each,
-    as growth of its peak over ten steps. Keep the machine idle meanwhile. Methods that learn from certain samples only,
-    such as `sar` and `eata`, may find none in random numbers: give them `--data`.
+    Step and inference of the source model run in turn in one process. Memory is measured in a fresh process each, as
+    growth of its peak over ten steps. Keep the machine idle during the measurement. Methods that learn from certain
+    samples only, such as `sar` and `eata`, may find none among random numbers: give them `--data`.
 
     With `--against pytorch`, from a checkout with torch installed, a model may be the name of a benchmark network
     (`ttac bench resnet18 --against pytorch`).
     """
-    for file in (html, markdown):
-        if file is not None and not file.resolve().parent.is_dir():
-            raise UsageError("the folder does not exist", where=f"`{file}`", hint=f"`mkdir -p {file.parent}`")
+    check_folders(html, markdown)
     if html is not None:
-        from ttac.evaluation.report import check_installed
+        from ttac.evaluation.html_report import check_installed
 
         check_installed()
-    found = _measure(terminal, models, **choices)
+    benchmark = _measure(terminal, models, **choices)
+    from ttac.evaluation import bench_report
+
     if html is not None:
-        found.write_html(html)
+        html.write_text(bench_report.page(benchmark), encoding="utf-8")
     if markdown is not None:
-        from ttac.evaluation.bench_report import markdown as table_of
-
-        markdown.write_text(table_of(found), encoding="utf-8")
+        markdown.write_text(bench_report.markdown(benchmark), encoding="utf-8")
     if as_json:
-        terminal.json(found.as_json())
+        terminal.json(benchmark.as_json())
     else:
-        show(terminal, found)
-    return found.missing[0][2].exit_code if found.missing and not found.figures else 0
+        show(terminal, benchmark)
+    return benchmark.missing[0][2].exit_code if benchmark.missing and not benchmark.figures else 0
 
 
-def show(terminal: Terminal, found: Benchmark) -> None:
-    """Print the figures as a table, and what they hold for on stderr."""
+def show(terminal: Terminal, benchmark: Benchmark) -> None:
+    """Print the figures as a table on stdout, and the machine and the failures on stderr."""
     from ttac.evaluation.bench_report import columns, rows
 
-    names = [name if place < 2 else f"{name}>" for place, name in enumerate(columns(found))]
-    if found.figures:
-        terminal.table(names, rows(found))
-    for model_name, method, why in found.missing:
+    names = [name if place < 2 else f"{name}>" for place, name in enumerate(columns(benchmark))]
+    if benchmark.figures:
+        terminal.table(names, rows(benchmark))
+    for model_name, method, why in benchmark.missing:
         terminal.say(f"not measured: `{method}` on `{model_name}`: {why.what}")
-    facts = found.about
+    facts = benchmark.about
     terminal.say(f"{facts['machine']}, {facts['threads']} threads; {facts['packages']}")
 
 
@@ -98,20 +112,19 @@ def _measure(
     options = {name: choices.pop(name) for name in list(choices) if name in COMPILING}
     settings = split_assignments(choices.pop("assignments"))
     peers = _peers() if against else None
-    asked = Bench(options=options, settings=settings, threads=threads or 0, peers=peers, say=terminal.say, **choices)
+    bench = Bench(options=options, settings=settings, threads=threads or 0, peers=peers, say=terminal.say, **choices)
     if peers is None:
-        return asked.run(models)
+        return bench.run(models)
     with peers.exported(models) as files:
-        return asked.run(files)
+        return bench.run(files)
 
 
 def _peers() -> Any:
-    """The re-statements in PyTorch, which live in ttac's checkout; raises RuntimeMissingError where there is none."""
-    root = Path(ttac.__file__).resolve().parent.parent
-    if not (root / "benchmarks" / "pytorch_peers.py").is_file():
-        what = "the methods' re-statements in PyTorch are not part of the installed package"
+    """Return the methods in PyTorch from a checkout of ttac; raises RuntimeMissingError outside a checkout."""
+    if not (CHECKOUT / "benchmarks" / "pytorch_peers.py").is_file():
+        what = "the methods in PyTorch are not part of the installed package"
         raise RuntimeMissingError(what, where="`--against pytorch`", hint="run it from a checkout: `pip install -e .`")
-    sys.path.insert(0, str(root))
+    sys.path.insert(0, str(CHECKOUT))
     try:
         peers = import_module("benchmarks.peers")
     except ImportError as error:
@@ -121,4 +134,4 @@ def _peers() -> Any:
 
 
 COMMAND = bench
-"""What `ttac.cli` calls."""
+"""The command that `ttac.cli.LazyCommand` calls."""

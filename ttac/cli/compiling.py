@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttac.cli.bundles import contents, summary
-from ttac.cli.options import CONTEXT, PATH, as_json, compile_options, terminal, verbose
-from ttac.cli.reports import render
+from ttac.cli.bundle_summary import contents, summary
+from ttac.cli.common_options import CONTEXT, PATH, as_json, compile_options, terminal, verbose
+from ttac.cli.report_text import render
 from ttac.cli.terminal import Terminal
 from ttac.options import RULES, CompileOptions
 
@@ -35,6 +35,9 @@ def compile_command(terminal: Terminal, /, path: Path, as_json: bool, **choices:
         render(terminal, {key: value for key, value in summary(bundle).items() if key != "rooms"})
     else:
         terminal.data(str(bundle.path))
+    if not options.dry_run:
+        terminal.say(f"the bundle runs on the CPU of: {options.target.title}")
+        terminal.say(f"next: ttac run {bundle.path} SAMPLES.npz")
 
 
 def _compile(terminal: Terminal, options: CompileOptions) -> Bundle:

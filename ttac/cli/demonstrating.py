@@ -1,4 +1,4 @@
-"""`ttac demo`: what adaptation does, on a small real model and real images that ship with ttac."""
+"""`ttac demo`: the effect of adaptation on a small real model and real images that ship with ttac."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from ttac.cli.options import CONTEXT, PATH, as_json, terminal, verbose
+from ttac.cli.common_options import CONTEXT, PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 
 if TYPE_CHECKING:
-    from ttac.demo.show import Comparison
+    from ttac.demo.show import DemoErrors
 
 COLOURS = {"source": "red", "bn": "yellow", "tent": "green"}
 FILES = {
@@ -24,16 +24,18 @@ FILES = {
     "calibration.npz": "fashion_calibration.npz",
     "stream.npz": "fashion_stream.npz",
 }
-"""What `--files` copies, by the names it gives them."""
+"""Shipped files that `--files` copies, by the name of the copy."""
 WIDTH = 40
 """Columns of the longest bar."""
 
 
 @click.command(
-    "demo", context_settings=CONTEXT, short_help="Show what adaptation does, on a model and data that ship with ttac."
+    "demo",
+    context_settings=CONTEXT,
+    short_help="Show the effect of adaptation on a model and data that ship with ttac.",
 )
 @click.option("--png", metavar="FILE", type=PATH, help="Also write the comparison as a bar chart.")
-@click.option("--files", metavar="DIR", type=PATH, help="Only copy model, calibration and stream there, to try with.")
+@click.option("--files", metavar="DIR", type=PATH, help="Only copy model, calibration and stream to this folder.")
 @as_json
 @verbose
 @terminal
@@ -42,6 +44,7 @@ def demo(terminal: Terminal, png: Path | None, files: Path | None, as_json: bool
     if files is not None:
         for path in copied(files):
             terminal.data(str(path))
+        terminal.say(f"next: ttac compile {files / 'model.onnx'} --calibration {files / 'calibration.npz'}")
         return
     if png is not None and find_spec("matplotlib") is None:
         raise RuntimeMissingError("`--png` needs matplotlib", hint="`pip install matplotlib`")
@@ -50,26 +53,27 @@ def demo(terminal: Terminal, png: Path | None, files: Path | None, as_json: bool
     with redirect_stdout(sys.stderr), terminal.progress() as progress:
         total = len(show.METHODS) * sum(stream.count for stream in show.shifts().values())
         task = progress.add_task("images", total=total)
-        comparison = show.compare(terminal.say, lambda count: progress.advance(task, count))
+        result = show.compare(terminal.say, lambda count: progress.advance(task, count))
     terminal.say(
-        f"{comparison.samples} images a method, batch {show.BATCH}, each corruption from the model as it shipped; "
-        f"{comparison.seconds:.0f} s in all"
+        f"{result.samples} images a method, batch {show.BATCH}, a reset to the source before each corruption; "
+        f"{result.seconds:.0f} s in all"
     )
     if as_json:
-        terminal.json(comparison.as_json())
+        terminal.json(result.as_json())
     else:
-        report(terminal, comparison)
+        report(terminal, result)
     if png is not None:
-        show.plot(comparison, png)
+        show.plot(result, png)
         terminal.say(f"wrote `{png}`")
+    terminal.say("next: ttac demo --files try")
 
 
 def copied(folder: Path) -> list[Path]:
-    """The shipped files, copied into `folder` under plain names; raises UsageError if others have these names there."""
-    from ttac.demo import file
+    """Copy the shipped files into `folder` and return the copies; raises UsageError if other files have these names."""
+    from ttac import demo
 
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {folder / name: file(shipped).read_bytes() for name, shipped in FILES.items()}
+    contents = {folder / name: demo.file(shipped).read_bytes() for name, shipped in FILES.items()}
     for path, content in contents.items():
         if path.exists() and (not path.is_file() or path.read_bytes() != content):
             raise UsageError("another file has this name", where=f"`{path}`", hint="give an empty folder")
@@ -78,30 +82,30 @@ def copied(folder: Path) -> list[Path]:
     return list(contents)
 
 
-def report(terminal: Terminal, comparison: Comparison) -> None:
+def report(terminal: Terminal, result: DemoErrors) -> None:
     """Print the errors as a table and as bars."""
-    _table(terminal, comparison)
-    _bars(terminal, comparison)
+    _table(terminal, result)
+    _bars(terminal, result)
 
 
-def _table(terminal: Terminal, comparison: Comparison) -> None:
+def _table(terminal: Terminal, result: DemoErrors) -> None:
     from ttac.demo.show import METHODS
 
-    rows = [[name, *(f"{100 * row[m]:.1f}" for m in METHODS)] for name, row in comparison.errors.items()]
-    rows.append(["mean of corruptions", *(f"{100 * comparison.mean(m):.1f}" for m in METHODS)])
-    rows.append(["ms per image", *(f"{comparison.milliseconds[m]:.2f}" for m in METHODS)])
+    rows = [[name, *(f"{100 * row[m]:.1f}" for m in METHODS)] for name, row in result.errors.items()]
+    rows.append(["mean of corruptions", *(f"{100 * result.mean(m):.1f}" for m in METHODS)])
+    rows.append(["ms per image", *(f"{result.milliseconds[m]:.2f}" for m in METHODS)])
     terminal.table(["error, %", *(f"{method}>" for method in METHODS)], rows)
 
 
-def _bars(terminal: Terminal, comparison: Comparison) -> None:
+def _bars(terminal: Terminal, result: DemoErrors) -> None:
     from ttac.demo.show import METHODS, bar
 
-    full = max(error for row in comparison.errors.values() for error in row.values())
-    plain = not terminal.out.encoding.lower().startswith("utf")
-    longest = max(map(len, comparison.errors))
-    for name, row in comparison.errors.items():
+    full = max(error for row in result.errors.values() for error in row.values())
+    ascii_only = not terminal.out.encoding.lower().startswith("utf")
+    longest = max(map(len, result.errors))
+    for name, row in result.errors.items():
         terminal.show()
         for position, method in enumerate(METHODS):
             label = f"{name if position == 0 else '':{longest}}  {method:6}  "
-            filled = (bar(row[method], full, WIDTH, plain=plain), COLOURS[method])
+            filled = (bar(row[method], full, WIDTH, ascii_only=ascii_only), COLOURS[method])
             terminal.show(Text.assemble(label, filled, f" {100 * row[method]:.1f}"))

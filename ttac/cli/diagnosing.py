@@ -6,7 +6,7 @@ import click
 from rich.text import Text
 
 from ttac import targets
-from ttac.cli.options import CONTEXT, as_json, terminal, verbose
+from ttac.cli.common_options import CONTEXT, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError
 from ttac.reports import doctor

@@ -11,68 +11,66 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ttac import methods
-from ttac.cli.options import CONTEXT, MODEL, PATH, as_json, compile_options, count, option_name, terminal, verbose
+from ttac.cli.common_options import (
+    COMPILING,
+    CONTEXT,
+    PATH,
+    as_json,
+    check_folders,
+    compile_options,
+    count,
+    numbers,
+    several,
+    terminal,
+    verbose,
+)
+from ttac.cli.eval_tables import show_tables
 from ttac.cli.terminal import Terminal
-from ttac.errors import TtacError, UsageError
-from ttac.sizes import format_size
+from ttac.errors import TtacError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ttac.evaluation.evaluation import Evaluation, Table
-    from ttac.evaluation.study import Watch
+    from ttac.evaluation.evaluation_result import Evaluation
+    from ttac.evaluation.watch import Watch
 
 OUTPUT = "ttac-eval"
-COMPILING = ("target", "calibration", "train", *MODEL, "pixels")
-"""Options that go to `ttac.compile` unchanged."""
-
+"""Default folder of the results."""
 BETWEEN = 10.0
 """Seconds between two lines of progress where stderr is no terminal."""
 
 
-def words(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """An option that may be given several times, and hold several words with commas between them."""
-    return tuple(word.strip() for text in value for word in text.split(",") if word.strip())
-
-
-def numbers(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[int, ...]:
-    """The same for whole numbers."""
-    found = words(ctx, param, value)
-    for word in found:
-        if not word.isdecimal():
-            hint = "give whole numbers with commas between them"
-            raise UsageError(f"`{word}` does not fit", where=option_name(param), hint=hint)
-    return tuple(map(int, found))
-
-
-def several(*names: str, default: str = "", check: Any = words, **more: Any) -> Callable[[Any], Any]:
-    """An option that takes a list; `default` is written as on the command line."""
-    if default:
-        more |= {"default": (default,), "help": f"{more['help']}  [default: {default}]"}
-    return click.option(*names, multiple=True, callback=check, **more)
-
-
 @click.command("eval", context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
-@click.option("--data", metavar="PATH", type=PATH, required=True, help="Images' folder, .npz, .npy or IDX file.")
+@click.option("--data", metavar="PATH", type=PATH, required=True, help="Folder of images, .npz, .npy or IDX file.")
 @several("--methods", metavar="M,...", default="source,bn,tent", help="`all`, or names; `tent:lr=0.01` for a setting.")
-@several("--corruptions", metavar="C,...", help="`all`, or names; made of the first array.")
-@several("--severity", "severities", metavar="1-5,...", default="5", check=numbers, help="Of the corruptions.")
-@several("--arrays", metavar="NAME,...", help="Arrays that are shifts themselves.  [default: all, if no corruption]")
+@several("--corruptions", metavar="C,...", help="`all`, or names; computed from the first array.")
 @several(
-    "--protocol", "protocols", metavar="P,...", default="continual", help="When a method starts afresh; see below."
+    "--severity", "severities", metavar="1-5,...", default="5", check=numbers, help="Severities of the corruptions."
 )
-@several("--order", "orders", metavar="O,...", default="shuffled", help="Of the samples in a shift; see below.")
-@click.option("--concentration", metavar="X", type=float, default=0.1, show_default=True, help="Of `dirichlet`.")
+@several("--arrays", metavar="NAME,...", help="Arrays to stream as shifts.  [default: all, if no corruption]")
+@several("--protocol", "protocols", metavar="P,...", default="continual", help="When a method is reset; see below.")
+@several("--order", "orders", metavar="O,...", default="shuffled", help="Order of the samples in a shift; see below.")
+@click.option(
+    "--concentration", metavar="X", type=float, default=0.1, show_default=True, help="Parameter of `dirichlet`."
+)
 @several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 64, or the bundle's]")
-@several("--seed", "seeds", metavar="N,...", default="0", check=numbers, help="Of the order.")
-@click.option("--samples", metavar="N", callback=count(), help="Use this many, the same ones every time.")
-@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="For every method that has it.")
+@several("--seed", "seeds", metavar="N,...", default="0", check=numbers, help="Seeds of the order.")
+@click.option("--samples", metavar="N", callback=count(), help="Use N samples, the same at every call.")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="An option, for every method that has it."
+)
 @compile_options(*COMPILING)
-@click.option("-o", "--output", metavar="DIR", type=PATH, default=OUTPUT, show_default=True, help="Keeps the results.")
-@click.option("--jobs", metavar="N", default="1", show_default=True, callback=count(), help="Processes at a time.")
+@click.option(
+    "-o", "--output", metavar="DIR", type=PATH, default=OUTPUT, show_default=True, help="Folder of the results."
+)
+@click.option(
+    "--jobs", metavar="N", default="1", show_default=True, callback=count(), help="Number of parallel processes."
+)
 @click.option("--cluster", metavar="ray[:ADDRESS]", help="Run the cells on a Ray cluster.")
-@click.option("--threads", metavar="N", callback=count(low=0), help="Engine threads of a process; 0 leaves it to it.")
+@click.option(
+    "--threads", metavar="N", callback=count(low=0), help="Engine threads per process; 0: the engine's choice."
+)
 @click.option("--html", metavar="FILE", type=PATH, help="Write a report that opens in a browser, offline.")
 @click.option("--csv", metavar="FILE", type=PATH, help="Write one row for each method and shift.")
 @as_json
@@ -83,8 +81,8 @@ def evaluate(
 ) -> int:
     """Compare methods on MODEL_OR_BUNDLE..., over streams of shifted samples.
 
-    Models are compiled with every method, bundles are taken as they are. Finished results are kept in the folder of
-    `--output`: the same command goes on where it stopped, and runs nothing twice.
+    Models are compiled with every method, bundles are used unchanged. The folder of `--output` keeps finished results:
+    the same command goes on where it stopped, and runs nothing twice.
 
     \b
     protocols  continual         all shifts in turn, never reset
@@ -94,26 +92,24 @@ def evaluate(
                mixed             the samples of all shifts shuffled into one stream
     orders     shuffled, file (as stored), by-label, dirichlet
 
-    Without labels there are entropy, drift from the source model, time and memory.
+    Without labels the report holds entropy, drift from the source model, time and memory, but no error.
     """  # noqa: D301  (click takes the character)
-    for file in (html, csv):
-        if file is not None and not file.resolve().parent.is_dir():
-            raise UsageError("the folder does not exist", where=f"`{file}`", hint=f"`mkdir -p {file.parent}`")
+    check_folders(html, csv)
     if html is not None:
-        from ttac.evaluation.report import check_installed
+        from ttac.evaluation.html_report import check_installed
 
         check_installed()
-    found = _evaluate(terminal, models, **choices)
+    evaluation = _evaluate(terminal, models, **choices)
     if csv is not None:
-        csv.write_text(found.csv(), encoding="utf-8")
+        csv.write_text(evaluation.csv(), encoding="utf-8")
     if html is not None:
-        found.write_html(html)
+        evaluation.write_html(html)
         terminal.say(f"wrote `{html}`")
     if as_json:
-        terminal.json(found.as_json())
+        terminal.json(evaluation.as_json())
     else:
-        show(terminal, found)
-    return _verdict(terminal, found)
+        show_tables(terminal, evaluation)
+    return _exit_code(terminal, evaluation)
 
 
 def _evaluate(terminal: Terminal, models: tuple[Path, ...], **choices: Any) -> Evaluation:
@@ -129,13 +125,13 @@ def _evaluate(terminal: Terminal, models: tuple[Path, ...], **choices: Any) -> E
         try:
             return evaluate(models, options=options, watch=_watch(terminal, progress), **choices)
         except KeyboardInterrupt:
-            terminal.say(f"what is finished is in `{choices['output']}`; the same command goes on from there")
+            terminal.say(f"`{choices['output']}` holds the finished results; the same command goes on from there")
             raise
 
 
 def _watch(terminal: Terminal, progress: Progress) -> Watch:
-    """Progress as a bar; as a line now and then where stderr is no terminal."""
-    from ttac.evaluation.study import Watch
+    """Return a receiver that shows progress as a bar, or as lines where stderr is no terminal."""
+    from ttac.evaluation.watch import Watch
 
     if not progress.disable:
         tasks: list[Any] = []
@@ -144,72 +140,39 @@ def _watch(terminal: Terminal, progress: Progress) -> Watch:
             tasks.append(progress.add_task(what, total=total))
 
         return Watch(terminal.say, expect, lambda moved: progress.advance(tasks[-1], moved))
-    lines = Lines(terminal.say)
+    lines = LogProgress(terminal.say)
     return Watch(terminal.say, lines.expect, lines.moved)
 
 
-class Lines:
-    """Progress for a log: what is done, of what, and how long the rest will take."""
+class LogProgress:
+    """Progress for a log: finished and total pieces, and the time that the rest will take."""
 
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self.say, self.clock = say, clock
-        self.what, self.total, self.done, self.start, self.told = "", 0, 0, 0.0, 0.0
+        self.what, self.total, self.done, self.start, self.said = "", 0, 0, 0.0, 0.0
 
     def expect(self, what: str, total: int) -> None:
-        """A piece of work begins."""
+        """Begin a piece of work with `total` steps."""
         self.what, self.total, self.done = what, total, 0
-        self.start = self.told = self.clock()
+        self.start = self.said = self.clock()
 
     def moved(self, count: int) -> None:
-        """Some of it is done."""
+        """Count finished steps, and say so if the last line is old enough."""
         self.done += count
         now = self.clock()
-        if now - self.told >= BETWEEN and self.done:
-            self.told = now
+        if now - self.said >= BETWEEN and self.done:
+            self.said = now
             left = (now - self.start) / self.done * (self.total - self.done)
             self.say(f"{self.what}: {self.done} of {self.total}, about {left:.0f} s left")
 
 
-def show(terminal: Terminal, found: Evaluation) -> None:
-    """Print one table for each setting."""
-    if found.results and not found.labelled:
-        terminal.say("note: the samples have no labels; there are entropy and drift, but no error")
-    for number, table in enumerate(found.tables()):
-        if number:
-            terminal.show()
-        setting = table.setting
-        title = f"{setting['model']}, {setting['protocol']}, {setting['order']}, batch {setting['batch']}"
-        terminal.table([_figure(table), *(f"{method}>" for method in table.methods)], _rows(table), title=title)
+def _exit_code(terminal: Terminal, evaluation: Evaluation) -> int:
+    """Say which cells are missing, and return the exit code.
 
-
-def _figure(table: Table) -> str:
-    return "error, %" if table.labelled else "entropy, nats"
-
-
-def _rows(table: Table) -> list[list[str]]:
-    """The table as text: the shifts, their mean, and the other figures."""
-
-    def told(value: float | None, scale: float, digits: int) -> str:
-        return "-" if value is None else f"{scale * value:.{digits}f}"
-
-    scale, digits = (100, 1) if table.labelled else (1, 3)
-    rows = [[name, *(told(row.get(m), scale, digits) for m in table.methods)] for name, row in table.errors.items()]
-    totals = table.totals
-    shown: list[tuple[str, str, float, int]] = [("mean", "error" if table.labelled else "entropy", scale, digits)]
-    if table.labelled:
-        shown += [("calibration error, %", "ece", 100, 1), ("entropy, nats", "entropy", 1, 3)]
-    shown += [("drift from source, %", "drift", 100, 1), ("ms per sample", "ms_per_sample", 1, 3)]
-    rows += [[title, *(told(totals[key][m], by, places) for m in table.methods)] for title, key, by, places in shown]
-    if table.spread:
-        rows.append(["deviation over seeds", *(told(table.spread.get(m), scale, digits + 1) for m in table.methods)])
-    peaks = [totals["peak_bytes"][method] for method in table.methods]
-    return [*rows, ["peak memory", *("-" if peak is None else format_size(int(peak)) for peak in peaks)]]
-
-
-def _verdict(terminal: Terminal, found: Evaluation) -> int:
-    """Tell what is missing; 0 if something was found, or nothing was wrong with the tool, else the reason's code."""
+    The code is 0 if methods refused a model but other results exist, otherwise the code of the first failure.
+    """
     reasons: dict[tuple[str, str], TtacError] = {
-        (each.cell.subject.model, each.cell.subject.method): each.reason for each in found.missing
+        (each.cell.subject.model, each.cell.subject.method): each.reason for each in evaluation.missing
     }
     for (name, method), reason in reasons.items():
         terminal.say(f"not run: `{method}` on `{name}`: {reason.what}")
@@ -218,8 +181,8 @@ def _verdict(terminal: Terminal, found: Evaluation) -> int:
     internal = [reason for reason in reasons.values() if reason.exit_code != 3]
     if internal:
         return internal[0].exit_code
-    return 0 if found.results or not reasons else next(iter(reasons.values())).exit_code
+    return 0 if evaluation.results or not reasons else next(iter(reasons.values())).exit_code
 
 
 COMMAND = evaluate
-"""What `ttac.cli` calls."""
+"""The command that `ttac.cli.LazyCommand` calls."""

@@ -1,4 +1,4 @@
-"""`ttac inspect`: what a model offers to adaptation, what a bundle does and needs, or what became of a graph."""
+"""`ttac inspect`: the norms and methods of a model, the plan of a bundle, or the differences of two graphs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttac.cli.bundles import contents, is_bundle, summary
-from ttac.cli.options import CONTEXT, MODEL, PATH, as_json, compile_options, terminal, verbose
-from ttac.cli.reports import render
+from ttac.cli.bundle_summary import contents, summary
+from ttac.cli.common_options import CONTEXT, MODEL, PATH, as_json, compile_options, terminal, verbose
+from ttac.cli.report_text import render
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
+from ttac.runtime.bundle import is_bundle
 
 if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
 
-@click.command(
-    "inspect", context_settings=CONTEXT, short_help="Show what a model offers to adaptation, or a bundle's plan."
-)
+@click.command("inspect", context_settings=CONTEXT, short_help="Show a model's norms and methods, or a bundle's plan.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("other", metavar="[OTHER]", type=PATH, required=False)
-@click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, a bar for each layer.")
+@click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, one bar per layer.")
 @compile_options(*MODEL)
 @as_json
 @verbose
@@ -34,23 +33,28 @@ def inspect(
 ) -> None:
     """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers.
 
-    With OTHER, show which nodes it has that the first has not, and the reverse, by the room of the compile that made
-    them: for two files or folders that `ttac compile --dump` wrote, or for a model and a bundle.
+    With OTHER, show the nodes that only one of the two graphs has, by the room of the compile that made them. Give two
+    files or folders from `ttac compile --dump`, or a model and a bundle.
     """
-    for given in (path, *([other] if other else [])):
-        if not given.exists():
+    for file in (path, *([other] if other else [])):
+        if not file.exists():
             hint = "give an `.onnx` file or a bundle"
-            raise UsageError("there is no such model or bundle", where=f"`{given}`", hint=hint)
+            raise UsageError("there is no such model or bundle", where=f"`{file}`", hint=hint)
     if svg is not None and (other is not None or not is_bundle(path)):
         raise UsageError("only a bundle has a plan to draw", where="`--svg`", hint="give one bundle's folder")
-    report = _compared(path, other, as_json) if other else _told(terminal, path, svg, as_json, choices)
+    if other:
+        report = _comparison(path, other, as_json)
+    elif is_bundle(path):
+        report = _bundle(terminal, path, svg, as_json)
+    else:
+        report = _model(terminal, path, **choices)
     if as_json:
         terminal.json(report)
     else:
         render(terminal, report)
 
 
-def _compared(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
+def _comparison(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
     from ttac.reports.comparison import compare_graphs
 
     report = compare_graphs(path, other)
@@ -59,9 +63,7 @@ def _compared(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
     return report
 
 
-def _told(terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choices: dict[str, Any]) -> dict[str, Any]:
-    if not is_bundle(path):
-        return _model(terminal, path, **choices)
+def _bundle(terminal: Terminal, path: Path, svg: Path | None, as_json: bool) -> dict[str, Any]:
     from ttac.runtime.bundle import Bundle
 
     bundle = Bundle.read(path)
@@ -72,7 +74,7 @@ def _told(terminal: Terminal, path: Path, svg: Path | None, as_json: bool, choic
 
 
 def _draw(bundle: Bundle, svg: Path) -> None:
-    """Write the picture of the plan; raises UsageError if there is none, as the method has no backward."""
+    """Write the picture of the plan; raises UsageError if there is no plan because the method has no backward."""
     from ttac.reports.plan_picture import plan_picture
 
     plan, method = bundle.report.get("plan"), bundle.manifest["method"]["name"]

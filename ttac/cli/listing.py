@@ -1,4 +1,4 @@
-"""`ttac methods` and `ttac targets`: the tables."""
+"""`ttac methods` and `ttac targets`: the tables of methods and of targets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from ttac import methods, settings, targets
-from ttac.cli.options import CONTEXT, as_json, terminal, verbose
+from ttac.cli.common_options import CONTEXT, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 from ttac.sizes import format_size
 from ttac.spec import Method, Target
+
+RUNS_ON = "CPU"
+"""Processor that executes the bundles of every target, also of a target with a GPU."""
 
 
 @click.command("methods", context_settings=CONTEXT)
@@ -23,11 +26,11 @@ from ttac.spec import Method, Target
 def methods_command(terminal: Terminal, name: str | None, as_json: bool) -> None:
     """List the methods, or one method and its options."""
     if name is None:
-        found = [methods.find(known) for known in methods.names()]
+        every = [methods.find(known) for known in methods.names()]
         if as_json:
-            terminal.json([_method(method) for method in found])
+            terminal.json([_method(method) for method in every])
         else:
-            terminal.table(("method", "what it does", "paper"), [(m.name, m.title, m.paper or "-") for m in found])
+            terminal.table(("method", "purpose", "paper"), [(m.name, m.title, m.paper or "-") for m in every])
         return
     method = methods.find(name)
     if as_json:
@@ -42,7 +45,7 @@ def methods_command(terminal: Terminal, name: str | None, as_json: bool) -> None
 
 @click.command("targets", context_settings=CONTEXT, short_help="List the targets, or one target.")
 @click.argument("name", required=False)
-@click.option("--toml", "as_toml", is_flag=True, help="Print the table of NAME, to start a file of your own.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print the table of NAME, as a start for your own file.")
 @as_json
 @verbose
 @terminal
@@ -54,29 +57,30 @@ def targets_command(terminal: Terminal, name: str | None, as_toml: bool, as_json
         terminal.data(targets.source(name).rstrip())
         return
     if name is None:
-        found = [targets.find(known) for known in targets.names()]
+        every = [targets.find(known) for known in targets.names()]
         if as_json:
-            terminal.json([_target(target) for target in found])
+            terminal.json([asdict(target) for target in every])
         else:
-            columns = ("target", "device", "memory>", "batch>", "opset>", "engine")
-            terminal.table(columns, [_row(target) for target in found])
+            columns = ("target", "device", "runs on", "memory>", "batch>", "opset>", "engine")
+            terminal.table(columns, [_row(target) for target in every])
         return
     target = targets.find(name)
     if as_json:
-        terminal.json(_target(target))
+        terminal.json(asdict(target))
     else:
         terminal.facts(_facts(target))
 
 
 def _row(target: Target) -> tuple[object, ...]:
     engine = f"{target.engine} {target.engine_versions}".strip()
-    return target.name, target.title, format_size(target.memory), target.batch, target.opset, engine
+    return target.name, target.title, RUNS_ON, format_size(target.memory), target.batch, target.opset, engine
 
 
 def _facts(target: Target) -> dict[str, object]:
     facts: dict[str, object] = {
         "target": target.name,
         "device": target.title,
+        "runs on": f"the {RUNS_ON}",
         "engine": f"{target.engine} {target.engine_versions}".strip(),
         "limits": f"opset {target.opset}, IR version {target.ir_version}",
         "memory": format_size(target.memory),
@@ -96,7 +100,3 @@ def _method(method: Method) -> dict[str, Any]:
     options = [{**asdict(option), "choices": list(option.choices)} for option in method.options]
     named = {"name": method.name, "title": method.title, "paper": method.paper, "needs": method.needs}
     return {**named, "trains": method.trains, "loss": method.loss, "options": options}
-
-
-def _target(target: Target) -> dict[str, Any]:
-    return asdict(target)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttac.cli.options import CONTEXT, PATH, as_json, count, terminal, verbose
+from ttac.cli.common_options import CONTEXT, PATH, as_json, check_folders, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 
@@ -25,22 +26,20 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="OUT.npz", type=PATH, help="Write the logits here.")
 @click.option("--state", metavar="FILE", type=PATH, help="Start from this state.")
 @click.option("--save-state", metavar="FILE", type=PATH, help="Write the adapted state here.")
-@click.option("--no-adapt", is_flag=True, help="Predict with the state as it is, change nothing.")
+@click.option("--no-adapt", is_flag=True, help="Predict with the unchanged state.")
 @click.option("--array", metavar="NAME", help="The array of an `.npz` to stream.  [default: its first]")
 @click.option("--batch", metavar="N", callback=count(), help="Samples per step.  [default: the planned batch]")
-@click.option("--threads", metavar="N", callback=count(low=0), help="Engine threads; 0 leaves it to the engine.")
+@click.option("--threads", metavar="N", callback=count(low=0), help="Engine threads; 0: the engine's choice.")
 @as_json
 @verbose
 @terminal
 def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None, as_json: bool, **choices: Any) -> None:
-    """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report what came of it.
+    """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report time, entropy and error.
 
-    With an array `labels` in the `.npz`, the error is reported too: labels [n], or [n, H, W] of a dense head.
+    The error needs an array `labels` in the `.npz`: labels [n], or [n, H, W] for a dense head.
     """
-    for file in (output, choices["save_state"]):
-        if file is not None and not file.resolve().parent.is_dir():
-            raise UsageError("the folder does not exist", where=f"`{file}`", hint=f"`mkdir -p {file.parent}`")
-    outcome = _stream(terminal, bundle, samples, keep=output is not None, **choices)
+    check_folders(output, choices["save_state"])
+    outcome = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
     summary = outcome.summary()
     if output is not None:
         assert outcome.logits is not None
@@ -54,48 +53,49 @@ def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None,
         terminal.facts({name.replace("_", " "): value for name, value in summary.items()})
 
 
-def _stream(
-    terminal: Terminal,
-    bundle: Path,
-    samples: Path,
-    *,
-    keep: bool,
-    state: Path | None,
-    save_state: Path | None,
-    no_adapt: bool,
-    array: str | None,
-    batch: int | None,
-    threads: int | None,
-) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class RunChoices:
+    """The options of `ttac run` that concern the stream."""
+
+    state: Path | None
+    save_state: Path | None
+    no_adapt: bool
+    array: str | None
+    batch: int | None
+    threads: int | None
+
+
+def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices: RunChoices) -> Outcome:
+    """Run the stream; the outcome holds the logits if `keep`."""
     from ttac.runtime import load
     from ttac.runtime.bundle import read_manifest
     from ttac.samples.streaming import run_stream
 
     manifest = read_manifest(bundle)
-    size = _size(manifest, batch)
-    stream = _open(terminal, manifest, samples, array)
-    adapter = load(bundle, threads=threads)
-    if state is not None:
-        adapter.restore(state)
+    size = _size(manifest, choices.batch)
+    stream = _open(terminal, manifest, samples, choices.array)
+    adapter = load(bundle, threads=choices.threads)
+    if choices.state is not None:
+        adapter.restore(choices.state)
     with terminal.progress() as progress:
-        task = progress.add_task("predicting" if no_adapt else "adapting", total=stream.count)
+        task = progress.add_task("predicting" if choices.no_adapt else "adapting", total=stream.count)
         outcome = run_stream(
             adapter,
             stream,
             batch=size,
             smallest=int(manifest["batch"]["smallest"]),
-            adapt=not no_adapt,
+            adapt=not choices.no_adapt,
             head=_head(terminal, manifest, stream),
             keep=keep,
             moved=lambda count: progress.advance(task, count),
         )
-    if save_state is not None:
-        adapter.save(save_state)
+    if choices.save_state is not None:
+        adapter.save(choices.save_state)
     return outcome
 
 
 def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
-    """Samples a step: as asked, or as planned; raises UsageError for more than that."""
+    """Return the number of samples of a step; raises UsageError for more than the bundle is planned for."""
     planned = int(manifest["batch"]["planned"])
     if batch is not None and batch > planned:
         hint = f"compile with `--batch {batch}`"
@@ -109,7 +109,7 @@ def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array:
     how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
     stream = open_stream(samples, how, array)
     if not stream.prepared and not how.known:
-        terminal.say("note: the bundle does not say how pixels are prepared (`--pixels`); they are scaled to [0, 1]")
+        terminal.say("note: the bundle does not say how pixels are prepared (`--pixels`); pixels are scaled to [0, 1]")
     return stream
 
 
@@ -118,12 +118,12 @@ def _head(terminal: Terminal, manifest: Mapping[str, Any], stream: Stream) -> He
 
     head = parse_manifest(manifest).head
     if head is None and stream.labels is not None:
-        terminal.say("note: no error: the bundle does not say how its output is read; compile it with `--head`")
+        terminal.say("note: no error: the bundle does not say how its output is read; compile with `--head`")
     return head
 
 
 def save_arrays(file: Path, **arrays: Any) -> None:
-    """Write an `.npz` that is either whole or not there."""
+    """Write an `.npz`: the whole file, or none."""
     import numpy as np
 
     partial = file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,8 +1,9 @@
-"""How ttac speaks: data on stdout, talk on stderr, errors with a place and a way out; readable without colour."""
+"""The two streams of a command: data on stdout; talk and errors on stderr.  Both are readable without colour."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import traceback
@@ -19,11 +20,11 @@ from ttac.errors import TtacError
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a terminal may obey: C0 and C1 controls and changes of the writing direction."""
 PIPED_WIDTH = 1000
-"""Characters of a line in a file or a pipe: more than any table has, so that nothing is wrapped there."""
+"""Characters of a line in a file or a pipe: more than any table has, so that no line is wrapped."""
 
 
 class Terminal:
-    """The two streams of one command; `verbose` is what `-v` sets."""
+    """The two streams of one command; the option `-v` sets `verbose`."""
 
     def __init__(self) -> None:
         self.verbose = False
@@ -31,15 +32,15 @@ class Terminal:
         self.talk = _console(stderr=True)
 
     def data(self, text: str) -> None:
-        """Print `text` on stdout as it is: never wrapped, never coloured."""
+        """Print `text` on stdout, neither wrapped nor coloured."""
         sys.stdout.write(visible(text) + "\n")
 
     def json(self, value: Any) -> None:
-        """Print `value` on stdout as indented JSON."""
-        self.data(json.dumps(value, indent=2, allow_nan=False))
+        """Print `value` on stdout as indented JSON; NaN and infinity, which JSON does not have, become null."""
+        self.data(json.dumps(finite(value), indent=2, allow_nan=False))
 
     def show(self, what: RenderableType = "") -> None:
-        """Print anything rich can on stdout; in a file or a pipe without the spaces that fill a line."""
+        """Print an object of rich on stdout; in a file or a pipe without the spaces that fill a line."""
         if self.out.is_terminal:
             self.out.print(what)
             return
@@ -54,7 +55,7 @@ class Terminal:
         self.show(table(columns, rows))
 
     def facts(self, pairs: Mapping[str, Any]) -> None:
-        """Print names and values on stdout, one a line, values aligned."""
+        """Print names and values on stdout, one pair per line, values aligned."""
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
@@ -78,7 +79,7 @@ class Terminal:
         return Progress(*columns, console=self.talk, transient=True, disable=not self.talk.is_terminal)
 
     def error(self, error: TtacError, cause: BaseException | None = None) -> None:
-        """Print what happened, where, and one thing to try; with `-v`, the traceback of `cause` before it."""
+        """Print an error with its place and its hint; with `-v`, print the traceback of `cause` before."""
         if self.verbose:
             sys.stderr.write("".join(traceback.format_exception(cause or error)))
         self._labelled("error: ", "bold red", error.what)
@@ -101,13 +102,24 @@ def visible(text: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table without lines; a column whose name ends in `>` is aligned to the right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    """Return a table without lines; a column whose name ends in `>` is aligned to the right."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
-        made.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+        grid.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else visible(str(cell)) for cell in row))
-    return made
+        grid.add_row(*(cell if isinstance(cell, Text) else visible(str(cell)) for cell in row))
+    return grid
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def _console(*, stderr: bool) -> Console:

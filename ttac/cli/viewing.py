@@ -8,26 +8,27 @@ from pathlib import Path
 
 import click
 
-from ttac.cli.bundles import is_bundle
-from ttac.cli.options import CONTEXT, PATH, count, terminal, verbose
+from ttac.cli.common_options import CONTEXT, PATH, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
+from ttac.runtime.bundle import is_bundle
 from ttac.suggest import did_you_mean
 
 DEFAULT = "forward"
+"""The graph that opens without an argument GRAPH."""
 
 
 @click.command("view", context_settings=CONTEXT, short_help="Open a model, or one graph of a bundle, in Netron.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("graph", required=False)
-@click.option("--no-browser", is_flag=True, help="Only serve it; open the printed address yourself.")
+@click.option("--no-browser", is_flag=True, help="Serve the graph; open the printed address yourself.")
 @click.option("--port", metavar="N", callback=count(), help="Port on this computer.  [default: a free one from 8080]")
 @verbose
 @terminal
 def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, port: int | None) -> None:
     """Open a model, or GRAPH of a bundle (default `forward`), in Netron; stop with Ctrl-C.
 
-    Of a folder that `ttac compile --dump` wrote, GRAPH is a room: `adapt`, `autodiff`, `lower/forward`.
+    In a folder from `ttac compile --dump`, GRAPH is a room: `adapt`, `autodiff`, `lower/forward`.
     """
     file = graph_file(path, graph)
     try:
@@ -42,7 +43,7 @@ def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, po
 
 
 def graph_file(path: Path, graph: str | None) -> Path:
-    """The `.onnx` file to open; raises UsageError when there is none of that name."""
+    """Return the `.onnx` file to open; raises UsageError when there is no file of that name."""
     if not path.exists():
         raise UsageError("there is no such model or bundle", where=f"`{path}`", hint="give an `.onnx` file or a bundle")
     if not path.is_dir():
@@ -56,16 +57,16 @@ def graph_file(path: Path, graph: str | None) -> Path:
         raise UsageError("the folder holds no graph", where=f"`{path}`", hint=hint)
     if graph is None:
         return known.get(DEFAULT) or list(known.values())[-1]
-    wanted = graph.removesuffix(".onnx")
-    if wanted not in known:
+    name = graph.removesuffix(".onnx")
+    if name not in known:
         kind = "bundle" if is_bundle(path) else "folder"
-        hint = did_you_mean(wanted, known)
-        raise UsageError(f"the {kind} has no graph `{wanted}`", where=f"`{path}`", hint=hint)
-    return known[wanted]
+        hint = did_you_mean(name, known)
+        raise UsageError(f"the {kind} has no graph `{name}`", where=f"`{path}`", hint=hint)
+    return known[name]
 
 
 def graphs_of(folder: Path) -> dict[str, Path]:
-    """The graphs of a bundle or of a `--dump` by name: `forward`, or for a room `autodiff`, `lower/forward`."""
+    """Return the graphs of a bundle or of a `--dump` by name: `forward`, or for a room `autodiff`, `lower/forward`."""
     known = {file.stem: file for file in sorted(folder.glob("*.onnx"))}
     for room in sorted(folder.glob("[0-9][0-9]-*")):
         files = sorted(room.glob("*.onnx"))

@@ -1,7 +1,16 @@
 """The demo: a small real classifier and real corrupted images that ship with ttac.
 
-`fashion_resnet_bn.onnx` is the model, `fashion_calibration.npz` unlabelled source images, `fashion_stream.npz` the
-corrupted test images.  The images are of Fashion-MNIST (Xiao et al., arXiv:1708.07747, MIT licence).
+| file                                | holds                                                            |
+|-------------------------------------|------------------------------------------------------------------|
+| `show`                              | the comparison of three methods, and its bar chart               |
+| `fashion_resnet_bn.onnx`            | the model; the exporter folded its norms                         |
+| `fashion_resnet_bn_unfolded.onnx`   | the same model with its norms                                    |
+| `fashion_resnet_gn.onnx`            | a model with GroupNorm                                           |
+| `fashion_vit.onnx`                  | a vision transformer                                             |
+| `fashion_calibration.npz`           | unlabelled source images                                         |
+| `fashion_stream.npz`                | clean and corrupted test images with labels                      |
+
+The images are from Fashion-MNIST (Xiao et al., arXiv:1708.07747, MIT licence).
 """
 
 from __future__ import annotations
@@ -13,7 +22,7 @@ from ttac.errors import RuntimeMissingError
 
 
 def file(name: str) -> Path:
-    """The path of a file that ships with the demo; raises RuntimeMissingError when the installation lacks it."""
+    """Return the path of a file of the demo; raises RuntimeMissingError when the installation lacks the file."""
     path = Path(str(resources.files(__name__).joinpath(name)))
     if not path.is_file():
         raise RuntimeMissingError(f"the demo's `{name}` is not installed", hint="`pip install --force-reinstall ttac`")

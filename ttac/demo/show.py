@@ -1,6 +1,6 @@
-"""Compile the shipped model with several methods, stream corrupted images through each bundle, compare the errors.
+"""The comparison of `ttac demo`: errors of several methods on the shipped model and corrupted images.
 
-The protocol is `reset-each-shift`: every corruption starts from the model as it shipped.
+The protocol is `reset-each-shift`: every corruption starts with a reset to the source model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CLEAN = "clean"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Errors in 0..1 by corruption and method, milliseconds of a sample's step by method, and seconds in all."""
+class DemoErrors:
+    """Errors in 0..1 by corruption and method, milliseconds per sample by method, and seconds of the whole demo."""
 
     errors: dict[str, dict[str, float]]
     milliseconds: dict[str, float]
@@ -39,11 +39,11 @@ class Comparison:
     seconds: float
 
     def mean(self, method: str) -> float:
-        """Mean error over the corruptions; clean images do not count."""
+        """Return the mean error over the corruptions; clean images do not count."""
         return float(np.mean([row[method] for name, row in self.errors.items() if name != CLEAN]))
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers for programs."""
+        """Return the numbers for a program."""
         return {
             "model": MODEL,
             "protocol": "reset-each-shift",
@@ -57,7 +57,7 @@ class Comparison:
 
 
 def shifts() -> dict[str, Stream]:
-    """The shipped test images by corruption, all with the same labels."""
+    """Return the shipped test images by corruption, all with the same labels."""
     how = preparation([BATCH, *SAMPLE], {"range": [0, 1]})
     with np.load(demo.file(STREAM), allow_pickle=False) as arrays:
         labels = arrays["labels"]
@@ -65,8 +65,8 @@ def shifts() -> dict[str, Stream]:
     return {name: stream_of(array, how, labels=labels, where=f"`{STREAM}`") for name, array in images.items()}
 
 
-def compare(say: Callable[[str], None], moved: Callable[[int], object] = lambda samples: None) -> Comparison:
-    """Run the demo; `say` gets a line per bundle, `moved` the number of samples after each batch."""
+def compare(say: Callable[[str], None], moved: Callable[[int], object] = lambda samples: None) -> DemoErrors:
+    """Run the demo; `say` gets a line per bundle, `moved` gets the number of samples after each batch."""
     from ttac.pipeline import compile_model
     from ttac.runtime import load
 
@@ -78,17 +78,17 @@ def compare(say: Callable[[str], None], moved: Callable[[int], object] = lambda 
             say(f"{MODEL} with {method}")
             output, calibration = Path(folder) / f"{method}.ttac", demo.file(CALIBRATION)
             compile_model(demo.file(MODEL), method=method, batch=BATCH, calibration=calibration, output=output)
-            found, milliseconds[method] = _errors(load(output), streams, moved)
-            for name, error in found.items():
+            method_errors, milliseconds[method] = _errors(load(output), streams, moved)
+            for name, error in method_errors.items():
                 errors[name][method] = error
     samples = sum(stream.count for stream in streams.values())
-    return Comparison(errors, milliseconds, samples, time.perf_counter() - start)
+    return DemoErrors(errors, milliseconds, samples, time.perf_counter() - start)
 
 
 def _errors(
     adapter: Adapter, streams: dict[str, Stream], moved: Callable[[int], object]
 ) -> tuple[dict[str, float], float]:
-    """One method's error on every shift, and its milliseconds per sample."""
+    """Return one method's error on every shift, and its milliseconds per sample."""
     errors, seconds = {}, 0.0
     for name, stream in streams.items():
         adapter.reset()
@@ -98,16 +98,16 @@ def _errors(
     return errors, 1000 * seconds / sum(stream.count for stream in streams.values())
 
 
-def bar(value: float, full: float, width: int, *, plain: bool = False) -> str:
-    """A bar that is `width` columns long at `full`, in eighths of a column; `plain` is whole columns of `#`."""
+def bar(value: float, full: float, width: int, *, ascii_only: bool = False) -> str:
+    """Return a bar of `width` columns at `full`, in eighths of a column; with `ascii_only`, whole columns of `#`."""
     eighths = round(8 * width * value / full) if full else 0
-    if plain:
+    if ascii_only:
         return "#" * round(eighths / 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
-def plot(comparison: Comparison, file: Path) -> None:
-    """Write the comparison as a bar chart; raises RuntimeMissingError where matplotlib is not installed."""
+def plot(result: DemoErrors, file: Path) -> None:
+    """Write the errors as a bar chart; raises RuntimeMissingError where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -116,11 +116,11 @@ def plot(comparison: Comparison, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
-    places = np.arange(len(comparison.errors))
+    places = np.arange(len(result.errors))
     for offset, method in enumerate(METHODS):
-        heights = [100 * row[method] for row in comparison.errors.values()]
-        axes.bar(places + (offset - 1) * 0.27, heights, 0.25, label=f"{method} ({100 * comparison.mean(method):.1f} %)")
-    axes.set_xticks(places, list(comparison.errors), rotation=30, ha="right")
+        heights = [100 * row[method] for row in result.errors.values()]
+        axes.bar(places + (offset - 1) * 0.27, heights, 0.25, label=f"{method} ({100 * result.mean(method):.1f} %)")
+    axes.set_xticks(places, list(result.errors), rotation=30, ha="right")
     axes.set_ylabel("error, %")
     axes.set_title(f"{MODEL}: error by corruption and method, batch {BATCH}")
     axes.legend(title="method (mean)")

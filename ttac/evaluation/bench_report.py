@@ -1,11 +1,11 @@
-"""What a benchmark found, as rows of text, as one HTML page, and as Markdown."""
+"""A benchmark as rows of text, as one HTML page, and as Markdown."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ttac.evaluation.bench import Benchmark, Figures
-from ttac.evaluation.report import rendered
+from ttac.evaluation.bench_figures import Benchmark, Figures
+from ttac.evaluation.html_report import check_installed, rendered
 from ttac.sizes import format_size
 
 COLUMNS = (
@@ -24,53 +24,53 @@ CACHE_COLUMN = "published cache"
 PEER_COLUMNS = ("{} / inference", "{} peak")
 
 
-def columns(found: Benchmark) -> list[str]:
-    """Names of the columns of `rows`."""
-    cache = [CACHE_COLUMN] if _has_cache(found) else []
-    return [*COLUMNS, *cache, *(name.format(found.peers) for name in PEER_COLUMNS if found.peers)]
+def columns(benchmark: Benchmark) -> list[str]:
+    """Return the names of the columns of `rows`."""
+    cache = [CACHE_COLUMN] if _has_cache(benchmark) else []
+    return [*COLUMNS, *cache, *(name.format(benchmark.peers) for name in PEER_COLUMNS if benchmark.peers)]
 
 
-def rows(found: Benchmark) -> list[list[str]]:
-    """One row of text for each figure."""
-    return [_row(each, _has_cache(found), bool(found.peers)) for each in found.figures]
+def rows(benchmark: Benchmark) -> list[list[str]]:
+    """Return one row of text for each method, model and batch."""
+    return [_row(each, _has_cache(benchmark), bool(benchmark.peers)) for each in benchmark.figures]
 
 
-def _has_cache(found: Benchmark) -> bool:
-    return any(each.cache is not None for each in found.figures)
+def _has_cache(benchmark: Benchmark) -> bool:
+    return any(each.cache is not None for each in benchmark.figures)
 
 
-def page(found: Benchmark) -> str:
-    """The page; raises RuntimeMissingError without the extra `eval`."""
-    from ttac.evaluation import plots
-    from ttac.evaluation.report import check_installed
-
+def page(benchmark: Benchmark) -> str:
+    """Return one HTML page that loads nothing else; raises RuntimeMissingError without the extra `eval`."""
     check_installed()
-    names = [f"{each.model}, {each.method}, batch {each.batch}" for each in found.figures]
-    ratios = [(each.ratio, *each.spread) for each in found.figures]
-    elsewhere = [_peer(each, "ratio") for each in found.figures]
-    told = [i for i, each in enumerate(found.figures) if each.memory and each.inference]
+    from ttac.evaluation import plots
+
+    figures = benchmark.figures
+    names = [f"{each.model}, {each.method}, batch {each.batch}" for each in figures]
+    ratios = [(each.ratio, *each.spread) for each in figures]
+    peers = [_peer(each, "ratio") for each in figures]
+    measured = [i for i, each in enumerate(figures) if each.memory and each.inference]
     return rendered(
         "bench.html.jinja",
-        title="What a step costs",
-        about=found.about,
-        peers=found.peers,
-        time=plots.costs(names, ratios, elsewhere) if names else "",
-        memory=plots.memory([names[i] for i in told], [_bytes(found.figures[i]) for i in told]) if told else "",
-        columns=columns(found),
-        rows=rows(found),
-        missing=[(model, method, why.what) for model, method, why in found.missing],
+        title="Time and memory of a step",
+        about=benchmark.about,
+        peers=benchmark.peers,
+        time=plots.costs(names, ratios, peers) if names else "",
+        memory=plots.memory([names[i] for i in measured], [_peaks(figures[i]) for i in measured]) if measured else "",
+        columns=columns(benchmark),
+        rows=rows(benchmark),
+        missing=[(model, method, why.what) for model, method, why in benchmark.missing],
     )
 
 
-def markdown(found: Benchmark) -> str:
-    """The rows as a Markdown table."""
-    names = columns(found)
-    lines = [names, ["---"] * 2 + ["---:"] * (len(names) - 2), *rows(found)]
+def markdown(benchmark: Benchmark) -> str:
+    """Return the rows as a Markdown table."""
+    names = columns(benchmark)
+    lines = [names, ["---"] * 2 + ["---:"] * (len(names) - 2), *rows(benchmark)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _bytes(figures: Figures) -> tuple[float, float, float | None]:
-    """Peak of the step, of plain inference and of the peer."""
+def _peaks(figures: Figures) -> tuple[float, float, float | None]:
+    """Return the peak of the step, of inference and of the peer, in bytes."""
     assert figures.memory is not None and figures.inference is not None
     return figures.memory["peak"], figures.inference["peak"], _peer(figures, "peak")
 

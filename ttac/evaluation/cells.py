@@ -1,7 +1,6 @@
-"""A cell: one method on one model over one stream, the unit that is run, kept and never run twice.
+"""A cell: one method on one model over one stream.  Each cell runs once, and its result is kept.
 
-Cells are independent of each other.  Where a protocol carries state over from shift to shift, the whole stream is one
-cell.
+Cells are independent of each other.  Where a protocol carries state from shift to shift, the whole stream is one cell.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
 
 WINDOWS = 400
-"""Points that the course of one cell is told in, about; at least `FEWEST` for each shift."""
-
+"""Approximate number of windows in the trace of one cell."""
 FEWEST = 8
+"""Least number of windows for each shift."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model with a method, as a bundle that exists or is to be compiled.
+    """A model with a method, as a bundle that exists or that `evaluate` compiles.
 
     Attributes:
-        model, method: what people call them.
-        batch: samples of a step.
-        identity: everything the bundle depends on, as JSON values.
-        bundle: its folder.
+        model, method: their names in the results.
+        batch: number of samples of a step.
+        identity: everything that the bundle depends on, in JSON values.
+        bundle: folder of the bundle.
     """
 
     model: str
@@ -49,13 +48,13 @@ class Subject:
     bundle: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One stream for one subject.
 
     Attributes:
-        shifts: in the order of the stream, for the protocols that have one.
-        data: what identifies the samples: digest, how many, and the package of the corruptions where one is used.
+        shifts: in the order of the stream, for protocols with an order of shifts.
+        data: digest and number of the samples, and the package of the corruptions if there are any.
     """
 
     subject: Subject
@@ -65,7 +64,7 @@ class Cell:
     data: Mapping[str, Any]
 
     def described(self) -> dict[str, Any]:
-        """Everything the result depends on, as JSON values."""
+        """Return everything that the result depends on, in JSON values."""
         return {
             "subject": dict(self.subject.identity),
             "batch": self.subject.batch,
@@ -79,17 +78,18 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Name of the result: the same for the same description, and only for that."""
+        """Name of the result; two cells have the same key exactly if they have the same description."""
         return digest(self.described())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell with the files it needs, as a worker gets it.
+    """A cell with the files that a worker needs for it.
 
     Attributes:
-        arrays: one `.npy` file for each shift of the cell; labels: such a file, or None.
-        threads: of the engine; 0 leaves it to the engine.
+        arrays: one `.npy` file for each shift of the cell.
+        labels: an `.npy` file of labels, or None.
+        threads: threads of the engine; 0 leaves the number to the engine.
     """
 
     cell: Cell
@@ -98,9 +98,9 @@ class Job:
     threads: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Course:
-    """What is recorded of every batch while a cell runs."""
+    """The record of every batch of a running cell."""
 
     batches: list[Batch] = field(default_factory=list)
     predicted: list[Predictions] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Course:
     _rejected: int = 0
 
     def take(self, batch: Batch, predicted: Predictions, stats: Mapping[str, Any]) -> None:
-        """Remember a step; `stats` are the adapter's after it."""
+        """Record a step; `stats` are the adapter's values after the step."""
         before = 0 if batch.reset else self._rejected
         self.rejected += int(stats["rejected"]) - before
         self._rejected = int(stats["rejected"])
@@ -121,7 +121,7 @@ class Course:
 
 
 def digest(description: Mapping[str, Any]) -> str:
-    """A short name, 24 hexadecimal digits, for a description in JSON values."""
+    """Return a short name, 24 hexadecimal digits, for a description in JSON values."""
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -129,8 +129,8 @@ def digest(description: Mapping[str, Any]) -> str:
 def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) -> dict[str, Any]:
     """Run the cell and return its result in JSON values; `moved` gets the number of samples after each batch.
 
-    Raises what loading and running a bundle raise, and UnsupportedError for a model that does not predict one class of
-    each sample.
+    Raises the errors of loading and running a bundle, and UnsupportedError for a model that does not predict one class
+    per sample.
     """
     adapter = _adapter(job.cell.subject.bundle, job.threads)
     adapter.reset()
@@ -161,9 +161,9 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
 
 
 def reader(manifest: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes logits [n, classes] of a bundle's output.
+    """Return a function that turns a bundle's output into logits [n, classes].
 
-    Raises UnsupportedError where the output is no class of each sample.
+    Raises UnsupportedError where the output does not predict one class per sample.
     """
     head, shape = manifest.get("head"), manifest["outputs"][0]["shape"]
     if len(shape) != 2 or (head is not None and head["kind"] != "classes"):
@@ -177,7 +177,7 @@ def reader(manifest: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def gathered(arrays: list[np.ndarray], batch: Batch, how: Preparation) -> np.ndarray:
-    """The samples of a batch as the model takes them: float32 [n, *sample]."""
+    """Return the samples of a batch as the model's input, float32 [n, *sample]."""
     samples = np.stack([arrays[shift][row] for shift, row in zip(batch.shifts, batch.rows, strict=True)])
     return how.prepare(samples) if samples.dtype == np.uint8 else samples
 
@@ -187,11 +187,11 @@ def _is_scalar(name: str, value: Any) -> bool:
 
 
 def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.ndarray | None) -> dict[str, Any]:
-    """The figures of one shift of the stream."""
+    """Return the figures of one shift of the stream."""
     masks = [batch.shifts == number for batch in course.batches]
     rows = np.concatenate([batch.rows[mask] for batch, mask in zip(course.batches, masks, strict=True)])
     classes, confidence, entropy = (
-        np.concatenate([getattr(made, name)[mask] for made, mask in zip(course.predicted, masks, strict=True)])
+        np.concatenate([getattr(each, name)[mask] for each, mask in zip(course.predicted, masks, strict=True)])
         for name in ("classes", "confidence", "entropy")
     )
     seconds = [time * mask.mean() for time, mask in zip(course.seconds, masks, strict=True)]
@@ -211,7 +211,7 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
 
 
 def _trace(cell: Cell, course: Course, labels: np.ndarray | None) -> list[dict[str, Any]]:
-    """The course of the stream in windows of consecutive batches, none across the border of two shifts."""
+    """Return the trace of the stream: windows of consecutive batches, none across the border of two shifts."""
     shift_of = [-1 if cell.protocol == "mixed" else int(batch.shifts[0]) for batch in course.batches]
     windows: list[dict[str, Any]] = []
     for number in sorted(set(shift_of)):
@@ -225,24 +225,27 @@ def _trace(cell: Cell, course: Course, labels: np.ndarray | None) -> list[dict[s
 def _window(course: Course, steps: list[int], shift: int, labels: np.ndarray | None) -> dict[str, Any]:
     wrong, entropy, samples = 0, 0.0, 0
     for step in steps:
-        made, rows = course.predicted[step], course.batches[step].rows
+        predicted, rows = course.predicted[step], course.batches[step].rows
         samples += len(rows)
-        entropy += float(made.entropy.sum())
-        wrong += 0 if labels is None else int((made.classes != labels[rows]).sum())
+        entropy += float(predicted.entropy.sum())
+        wrong += 0 if labels is None else int((predicted.classes != labels[rows]).sum())
     names = sorted({name for step in steps for name in course.stats[step]})
-    told = {name: [course.stats[step][name] for step in steps if name in course.stats[step]] for name in names}
+    stats = {name: [course.stats[step][name] for step in steps if name in course.stats[step]] for name in names}
     return {
         "shift": shift,
         "samples": samples,
         "wrong": None if labels is None else wrong,
         "entropy": entropy / samples,
-        "stats": {name: float(np.mean(values)) for name, values in told.items()},
+        "stats": {name: float(np.mean(values)) for name, values in stats.items()},
     }
 
 
 @lru_cache(maxsize=1)
 def _adapter(bundle: Path, threads: int) -> Adapter:
-    """The adapter of a bundle; cells of the same one follow each other, and loading costs more than a short cell."""
+    """Return the adapter of a bundle.
+
+    The cache holds one adapter: cells of the same bundle follow each other, and a load takes longer than a short cell.
+    """
     from ttac.runtime import load
 
     return load(bundle, threads=threads or None)

@@ -1,8 +1,8 @@
 """The 15 corruptions of ImageNet-C in five severities (Hendrycks and Dietterich, arXiv:1903.12261).
 
-Made by the package `imagecorruptions-imaug` (Apache-2.0), whose constants are meant for images of 224 pixels.  What
-acts on single pixels is applied to small images as they are; what acts on neighbourhoods is applied to images enlarged
-to `SIDE` and shrunk again.  `docs/evaluation.md` says why this package and this size.
+The package `imagecorruptions-imaug` (Apache-2.0) computes them; its constants are meant for images of 224 pixels.  A
+corruption of single pixels acts on small images at their size.  A corruption of neighbourhoods acts on images enlarged
+to `SIDE`, which are shrunk afterwards.  `docs/evaluation.md` gives the reasons for this package and this size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PACKAGE, MODULE = "imagecorruptions-imaug", "imagecorruptions"
 INSTALL = "`pip install 'ttac[eval]'`"
 SEVERITIES = (1, 2, 3, 4, 5)
 SIDE = 112
-"""Pixels of the shorter side that images have at least while something acts on their neighbourhoods.
+"""Least number of pixels of an image's shorter side under a corruption of neighbourhoods.
 
-At 28 pixels the blurs leave nothing of a 28-pixel image; at 224, where their constants come from, they leave all of it.
+At 28 pixels the blurs destroy a 28-pixel image; at 224 pixels, the size of their constants, they change nothing.
 """
 
 NAMES = (
@@ -44,19 +44,19 @@ NAMES = (
     "pixelate",
     "jpeg_compression",
 )
-"""In the order that the papers stream them."""
+"""Names of the corruptions in the order of the papers' streams."""
 
 POINTWISE = frozenset(
     ("gaussian_noise", "shot_noise", "impulse_noise", "brightness", "contrast", "pixelate", "jpeg_compression")
 )
-"""Applied at the images' own size; pixelate and jpeg_compression choose their blocks relative to that."""
+"""Corruptions at the size of the image; pixelate and jpeg_compression choose their blocks relative to this size."""
 
 SEEDED = frozenset(("impulse_noise", "glass_blur"))
-"""Take their seed as an argument; all others draw from NumPy's global generator."""
+"""Corruptions that take a seed as an argument; all others draw from NumPy's global generator."""
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The corruptions asked for, `all` for the 15; raises UsageError for a name that does not exist."""
+    """Return the named corruptions, the 15 for `all`; raises UsageError for a name that does not exist."""
     if list(names) == ["all"]:
         return NAMES
     for name in names:
@@ -69,7 +69,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def version() -> str:
-    """Name and version of the package; raises RuntimeMissingError where it is not installed."""
+    """Return name and version of the package; raises RuntimeMissingError where it is not installed."""
     from importlib import metadata
 
     try:
@@ -79,10 +79,10 @@ def version() -> str:
 
 
 def corrupted(images: np.ndarray, name: str, severity: int, seed: int = 0, first: int = 0) -> np.ndarray:
-    """uint8 [n, C, H, W] -> the same shape, corrupted; C is 1 or 3.
+    """Return the corrupted images, uint8 [n, C, H, W] like `images`; C is 1 or 3.
 
-    Image i is corrupted alike whatever else is in the array: its random numbers come from the name, the severity,
-    `seed` and its number `first` + i.  A grey image goes through as three equal channels; the first one comes back.
+    The random numbers of image i depend on the name, the severity, `seed` and its number `first` + i, and on no other
+    image.  A grey image becomes three equal channels, and the first channel of the result is returned.
 
     Raises:
         UsageError: the images are no bytes, or have neither one nor three channels.
@@ -93,18 +93,18 @@ def corrupted(images: np.ndarray, name: str, severity: int, seed: int = 0, first
         raise UsageError(what, hint="corruptions act on uint8 images of one or three channels")
     function = _functions()[name]
     kind = zlib.crc32(f"{name} {severity}".encode())
-    made = np.empty_like(images)
+    damaged = np.empty_like(images)
     with _own_generator():
         for number, image in enumerate(images):
             state = np.random.SeedSequence([seed, kind, first + number]).generate_state(1)
             np.random.seed(state)
             more: dict[str, Any] = {"seed": int(state[0])} if name in SEEDED else {}
-            made[number] = _through(function, image, name, severity, more)
-    return made
+            damaged[number] = _damaged(function, image, name, severity, more)
+    return damaged
 
 
-def _through(function: Any, image: np.ndarray, name: str, severity: int, more: dict[str, Any]) -> np.ndarray:
-    """One image [C, H, W] through one corruption, enlarged if the corruption acts on neighbourhoods."""
+def _damaged(function: Any, image: np.ndarray, name: str, severity: int, more: dict[str, Any]) -> np.ndarray:
+    """Return one corrupted image [C, H, W]; it is enlarged first if the corruption acts on neighbourhoods."""
     from PIL import Image
 
     channels, height, width = image.shape
@@ -132,7 +132,7 @@ def _functions() -> dict[str, Any]:
 
 @contextmanager
 def _own_generator() -> Iterator[None]:
-    """Give NumPy's global generator back as it was."""
+    """Restore the state of NumPy's global generator at the end."""
     before = np.random.get_state()
     try:
         yield

@@ -24,15 +24,15 @@ class EvaluationOptions:
         methods: names, or `name:option=value` for another setting.
         settings: hyperparameters for all methods that have them.
         batches: samples of one step, each number in turn; empty for 64, or the planned number of a bundle.
-        arrays: names of the arrays that are shifts themselves; None for all arrays if no corruption is named.
-        corruptions: names, or `all`; made of the first array.
+        arrays: names of the arrays to stream as shifts; None for all arrays if no corruption is named.
+        corruptions: names, or `all`; computed from the first array.
         severities: of the corruptions, 1 to 5.
-        protocols, orders, seeds: each is run with each.
-        concentration: of the order `dirichlet`.
-        samples: number of samples to use, the same ones every time; None for all.
+        protocols, orders, seeds: all combinations are run.
+        concentration: parameter of the order `dirichlet`.
+        samples: number of samples to use, the same at every call; None for all.
         options: further arguments of `ttac.compile`: `target`, `calibration`, `norms`, `train` and so on.
         output: folder that keeps every finished cell, so that a second evaluation continues; None keeps nothing.
-        jobs: processes at a time.
+        jobs: number of parallel processes.
         cluster: `ray` or `ray:ADDRESS` runs the cells on a Ray cluster; None runs them here.
         threads: of each worker's engine; 0 leaves the number to the engine, None shares the cores out.
     """
@@ -63,7 +63,7 @@ class EvaluationOptions:
 
     @classmethod
     def from_mapping(cls, choices: Mapping[str, Any]) -> EvaluationOptions:
-        """The options that `choices` state; `batch` may be one number or several, None leaves an option out.
+        """Return the options of `choices`; `batch` may be one number or several, None leaves an option out.
 
         Raises UsageError for an unknown option or a value that does not exist, before anything is opened.
         """

@@ -1,4 +1,4 @@
-"""What predictions are worth: error, calibration, entropy, and how far they drifted from the source model's."""
+"""Figures of predictions: classes, confidence, entropy, calibration, and drift from the source model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 15
-"""Bins of equal width that confidences fall into (Guo et al., arXiv:1706.04599)."""
+"""Number of confidence bins of equal width (Guo et al., arXiv:1706.04599)."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Predictions:
 
 
 def predictions(logits: np.ndarray) -> Predictions:
-    """Logits [n, classes] -> predictions of n samples; the softmax is computed in float64.
+    """Return the predictions of n samples from logits [n, classes]; the softmax is computed in float64.
 
-    Logits that are not finite count as a uniform distribution: a model that says nothing is certain of nothing.
+    Logits that are not finite count as a uniform distribution, the least certain one.
     """
     logits = np.where(np.isfinite(logits).all(axis=-1, keepdims=True), logits, 0)
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -35,35 +35,38 @@ def predictions(logits: np.ndarray) -> Predictions:
 
 
 def calibration_bins(confidence: np.ndarray, right: np.ndarray) -> list[list[float]]:
-    """For each of `BINS` bins of confidence, the last one closed: samples, sum of confidences, right predictions."""
+    """Return, for each of `BINS` bins, the number of samples, the sum of confidences and the right predictions.
+
+    Bin i holds confidences from i/`BINS` up to, but without, (i + 1)/`BINS`; the last bin includes 1.
+    """
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     sums = [np.bincount(place, weights, minlength=BINS) for weights in (None, confidence, right.astype(float))]
     return [[int(n), float(total), int(hits)] for n, total, hits in zip(*sums, strict=True)]
 
 
 def merged(bins: Sequence[Sequence[Sequence[float]]]) -> np.ndarray:
-    """The bins of several parts of a stream as those of the whole, [BINS, 3]."""
+    """Return the sum of the bins of several parts of a stream, [BINS, 3]."""
     whole: np.ndarray = np.sum([np.asarray(part, np.float64) for part in bins], axis=0)
     return whole
 
 
 def expected_calibration_error(bins: np.ndarray) -> float:
-    """Mean over samples of |share of right predictions - mean confidence| of the sample's bin, in 0..1."""
+    """Return the mean over samples of |fraction right - mean confidence| of the bin of the sample, in 0..1."""
     samples = bins[:, 0].sum()
     return float(np.abs(bins[:, 2] - bins[:, 1]).sum() / samples)
 
 
 def packed(classes: np.ndarray) -> str:
-    """Predicted classes as text."""
+    """Return predicted classes as text."""
     return base64.b64encode(zlib.compress(classes.astype("<u4").tobytes())).decode("ascii")
 
 
 def unpacked(text: str) -> np.ndarray:
-    """The predicted classes that `packed` wrote."""
+    """Return the predicted classes from the text of `packed`."""
     classes: np.ndarray = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4")
     return classes
 
 
 def drift(classes: np.ndarray, source: np.ndarray) -> float:
-    """Share of samples whose predicted class is not the source model's, in 0..1."""
+    """Return the fraction of samples whose predicted class differs from the source model's, in 0..1."""
     return float(np.mean(classes != source))

@@ -1,4 +1,4 @@
-"""The plots of the report, as SVG that takes its colours from the page, light or dark."""
+"""The plots of the HTML reports: SVG elements in the colours of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -17,20 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, ACCENT, BEST, PALE = "#010203", "#020304", "#030405", "#040506", "#050607", "#0c0d0e"
-DENSE, SPARSE, INT8, BITS, HALF, OTHER = "#060708", "#070809", "#08090a", "#090a0b", "#0a0b0c", "#0b0c0d"
-"""Colours that no plot uses otherwise; each becomes a variable of the page."""
-
-HOW = {
-    "dense": DENSE,
-    "blocks": SPARSE,
-    "levels": SPARSE,
-    "sparse": SPARSE,
-    "topk": SPARSE,
-    "int8": INT8,
-    "bits": BITS,
-    "half": HALF,
-}
-"""Colours of the codecs of a plan, by their names in `ttac.passes.plan.codecs`."""
+"""Placeholder colours that no plot contains by chance; each becomes a variable of the page."""
 
 VARIABLES = {
     INK: "ink",
@@ -39,13 +26,8 @@ VARIABLES = {
     ACCENT: "accent",
     BEST: "best",
     PALE: "pale",
-    DENSE: "dense",
-    SPARSE: "sparse",
-    INT8: "int8",
-    BITS: "bits",
-    HALF: "half",
-    OTHER: "other",
 }
+"""Name of the page's variable for each colour."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -79,18 +61,19 @@ SLANTED: dict[str, Any] = {
 }
 WIDTH = 11.0
 """Inches of the widest figures."""
-
 NUMBERED = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
+"""Identifiers that matplotlib numbers; two figures in one page would share them."""
 DECLARED = re.compile(r"#0[1-9a-f]0[2-9a-f]0[3-9a-f]")
+"""Colours of the form of the placeholders."""
 
 
 def plain(text: str) -> str:
-    """Text without meaning to matplotlib, whose formulas stand between dollars."""
+    """Return the text with its dollars escaped: matplotlib reads text between dollars as a formula."""
     return text.replace("$", r"\$")
 
 
 def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit: str, scale: float) -> str:
-    """One panel for each shift, one bar for each method; the best one stands out, `source` is pale."""
+    """Return one panel per shift with one bar per method; the best bar has its own colour, `source` is pale."""
     columns = 5 if len(errors) > 4 else max(1, len(errors))
     with _figure(len(errors), columns, 0.62 + 0.21 * len(methods)) as (figure, panels):
         highest = scale * max((value for row in errors.values() for value in row.values()), default=1.0)
@@ -104,8 +87,8 @@ def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit
             axes.barh(range(len(methods)), values, color=colours, height=0.72)
             for place, value in enumerate(values):
                 if np.isfinite(value):
-                    told = f"{value:.{1 if scale > 1 else 2}f}"
-                    axes.text(value + 0.012 * highest, place, told, va="center", fontsize=7.5)
+                    label = f"{value:.{1 if scale > 1 else 2}f}"
+                    axes.text(value + 0.012 * highest, place, label, va="center", fontsize=7.5)
             names = [plain(method) if number % columns == 0 else "" for method in methods]
             axes.set_yticks(range(len(methods)), names)
             axes.invert_yaxis()
@@ -118,7 +101,7 @@ def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit
 
 
 def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], labelled: bool) -> str:
-    """One panel for each method: its error (or entropy) along the stream, `source` pale behind it."""
+    """Return one panel per method: its error (or entropy) along the stream, and `source` as a pale line behind."""
     baseline = courses.get(SOURCE)
     shown = [method for method in courses if method != SOURCE] or list(courses)
     columns = 1 if len(shown) <= 3 else 2
@@ -140,7 +123,7 @@ def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[s
 
 
 def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> str:
-    """One panel for each method: how often it is right against how sure it is; `bins` [n, 3]."""
+    """Return one panel per method: the fraction of right predictions over the confidence; `bins` are [n, 3]."""
     with _figure(len(bins), min(5, len(bins)), 2.1, width=WIDTH * min(5, len(bins)) / 5) as (figure, panels):
         for axes, (method, counted) in zip(panels, bins.items(), strict=True):
             filled = counted[counted[:, 0] > 0]
@@ -156,37 +139,13 @@ def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> 
         return drawn(figure, f"calibration {list(bins)}")
 
 
-def plan(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    """A column for each value of the forward pass: what is kept of it, by how, and what the plan saves."""
-    largest = max(row["dense"] for row in rows)
-    told = [row for row in rows if row["dense"] >= 0.005 * largest]
-    with _figure(1, 1, 2.3) as (figure, (axes,)):
-        places = np.arange(len(told))
-        kept, dense = (np.array([row[name] for row in told]) / 2**20 for name in ("bytes", "dense"))
-        hows = [str(row["how"]) for row in told]
-        for how in dict.fromkeys(hows):
-            mask = np.array([other == how for other in hows])
-            if kept[mask].any():
-                axes.bar(places[mask], kept[mask], color=HOW.get(how, OTHER), width=0.8, label=plain(how))
-        saved = np.maximum(dense - kept, 0)
-        if saved.any():
-            axes.bar(places, saved, bottom=kept, color="none", edgecolor=MUTED, linewidth=0.7, width=0.8, label="saved")
-        names = [plain(str(row["value"])) for row in told] if len(told) <= 60 else []
-        axes.set_xticks(places[: len(names)], names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
-        axes.set_ylabel("MiB")
-        axes.grid(visible=False, axis="x")
-        axes.margins(x=0.01)
-        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, labelcolor=INK, fontsize=8)
-        return drawn(figure, f"plan {key}")
-
-
-def ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) -> str:
-    """A row for each layer, time to the right: the share of it that was kept, dark for all."""
+def keep_ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) -> str:
+    """Return one row per layer with time to the right: the colour shows the keep ratio."""
     with _figure(1, 1, 0.8 + 0.17 * len(courses)) as (figure, (axes,)):
         values = np.array([[value for _, value in course] for course in courses.values()])
         end = max(x for course in courses.values() for x, _ in course)
-        how: dict[str, Any] = {"aspect": "auto", "vmin": 0, "vmax": 1, "cmap": "viridis", "interpolation": "nearest"}
-        image = axes.imshow(values, extent=(0, end, len(courses), 0), **how)
+        style: dict[str, Any] = {"aspect": "auto", "vmin": 0, "vmax": 1, "cmap": "viridis", "interpolation": "nearest"}
+        image = axes.imshow(values, extent=(0, end, len(courses), 0), **style)
         axes.set_yticks(np.arange(len(courses)) + 0.5, [plain(name) for name in courses], fontsize=7)
         axes.set_xlabel("samples")
         axes.grid(visible=False)
@@ -197,7 +156,7 @@ def ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) -> st
 
 
 def drawn(figure: Figure, salt: str) -> str:
-    """The figure as an `<svg>` element whose colours are the page's variables."""
+    """Return the figure as an `<svg>` element whose colours are variables of the page."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -208,14 +167,14 @@ def drawn(figure: Figure, salt: str) -> str:
     pyplot.close(figure)
     element = text.getvalue()
     element = NUMBERED.sub("", element[element.index("<svg") :])
-    return DECLARED.sub(lambda found: f"var(--{VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], element)
+    return DECLARED.sub(lambda match: f"var(--{VARIABLES[match[0]]})" if match[0] in VARIABLES else match[0], element)
 
 
 @contextmanager
 def _figure(
     count: int, columns: int, height: float, top: float = 0.0, width: float = WIDTH
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with `count` panels, `height` inches each."""
+    """Open a figure with `count` panels of `height` inches each, and close it at the end."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -236,13 +195,13 @@ def _figure(
 
 
 def _draw(axes: Axes, course: Sequence[Mapping[str, Any]], labelled: bool, **style: Any) -> None:
-    """The course as lines that break where the shift changes."""
+    """Draw the course as lines that break where the shift changes."""
     for number, (x, y) in enumerate(_lines(course, labelled)):
         axes.plot(x, y, solid_capstyle="round", **{**style, "label": style["label"] if number == 0 else None})
 
 
 def _lines(course: Sequence[Mapping[str, Any]], labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each shift: samples seen, and the figure averaged over a few windows around each."""
+    """Yield, for each shift, the number of samples so far and the figure, averaged over a few neighbouring windows."""
     start = 0
     for windows in _shifts(course):
         sizes = np.array([window["samples"] for window in windows], float)
@@ -255,7 +214,7 @@ def _lines(course: Sequence[Mapping[str, Any]], labelled: bool) -> Iterator[tupl
 
 
 def _shifts(course: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Windows of one shift after the other."""
+    """Yield the windows of one shift after the other."""
     part: list[Mapping[str, Any]] = []
     for window in course:
         if part and part[-1]["shift"] != window["shift"]:
@@ -267,7 +226,7 @@ def _shifts(course: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, A
 
 
 def _borders(axes: Axes, course: Sequence[Mapping[str, Any]], names: Sequence[str], top: float) -> None:
-    """A thin line where the shift changes; the names of the shifts above."""
+    """Draw a thin line where the shift changes, and the names of the shifts above."""
     start = 0
     for number, part in enumerate(_shifts(course)):
         if number:
@@ -281,7 +240,7 @@ def _borders(axes: Axes, course: Sequence[Mapping[str, Any]], names: Sequence[st
 
 
 def costs(names: Sequence[str], ratios: Sequence[tuple[float, float, float]], peers: Sequence[float | None]) -> str:
-    """A row for each bundle: its ratio to plain inference, from quartile to quartile; a ring for the peer's."""
+    """Return one row per bundle: its ratio to inference of the source, between quartiles; a ring for the peer."""
     with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
         places = np.arange(len(names))
         middle, low, high = (np.array(values) for values in zip(*ratios, strict=True))
@@ -297,11 +256,14 @@ def costs(names: Sequence[str], ratios: Sequence[tuple[float, float, float]], pe
 
 
 def memory(names: Sequence[str], peaks: Sequence[tuple[float, float, float | None]]) -> str:
-    """A row for each bundle: its peak, that of plain inference pale before it; a ring for the peer's; all in bytes."""
+    """Return one row per bundle: its peak, the peak of inference of the source in pale, a ring for the peer.
+
+    Peaks are in bytes: those of the step, of inference, and of the peer or None.
+    """
     with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
         places = np.arange(len(names))
         axes.barh(places, [peak / 2**20 for peak, _, _ in peaks], color=BEST, height=0.55)
-        axes.barh(places, [plain / 2**20 for _, plain, _ in peaks], color=PALE, height=0.25)
+        axes.barh(places, [inference / 2**20 for _, inference, _ in peaks], color=PALE, height=0.25)
         _rings(axes, [None if peer is None else peer / 2**20 for _, _, peer in peaks])
         _rows_down(axes, names)
         axes.set_xlabel("MiB")
@@ -309,14 +271,14 @@ def memory(names: Sequence[str], peaks: Sequence[tuple[float, float, float | Non
 
 
 def _rings(axes: Axes, values: Sequence[float | None]) -> None:
-    there = [(value, place) for place, value in enumerate(values) if value is not None]
-    if there:
-        x, y = zip(*there, strict=True)
+    points = [(value, place) for place, value in enumerate(values) if value is not None]
+    if points:
+        x, y = zip(*points, strict=True)
         axes.scatter(x, y, facecolors="none", edgecolors=INK, s=34, linewidths=1.2, zorder=3)
 
 
 def _rows_down(axes: Axes, names: Sequence[str]) -> None:
-    """Names at the left, the first one on top."""
+    """Write the names at the left, the first name on top."""
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""In which order shifts and samples reach a method, and when it goes back to the model as it shipped."""
+"""The order of shifts and samples in a stream, and the batches before which a method is reset to the source model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROTOCOLS = {
 }
 ORDERS = {
     "shuffled": "at random",
-    "file": "as they are stored",
+    "file": "in the order of the file",
     "by-label": "one class after the other",
     "dirichlet": "in slots, the classes spread over the slots by a Dirichlet distribution (`--concentration`)",
 }
@@ -32,7 +32,7 @@ RAMP = (1, 2, 3, 4, 5, 4, 3, 2, 1)
 
 @dataclass(frozen=True)
 class Shift:
-    """A corruption and its severity, or an array of the input and None."""
+    """A corruption and its severity, or an array of the samples without severity."""
 
     name: str
     severity: int | None = None
@@ -43,12 +43,12 @@ class Shift:
 
 @dataclass(frozen=True)
 class Order:
-    """How the samples of a shift are ordered.
+    """The order of the samples in a shift.
 
     Attributes:
         kind: a key of `ORDERS`.
-        concentration: of the Dirichlet distribution; small values put most of a class into one slot.
-        seed: of everything random in it.
+        concentration: parameter of the Dirichlet distribution; small values put most of a class into one slot.
+        seed: seed of all random numbers.
     """
 
     kind: str = "shuffled"
@@ -58,7 +58,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step: `rows[i]` of shift number `shifts[i]`; `reset` says whether the adapter starts afresh."""
+    """Samples of one step: `rows[i]` of shift number `shifts[i]`; `reset` says whether a reset comes first."""
 
     shifts: np.ndarray
     rows: np.ndarray
@@ -68,11 +68,12 @@ class Batch:
 def streams(
     protocol: str, arrays: Sequence[str], corruptions: Sequence[str], severities: Sequence[int]
 ) -> list[tuple[Shift, ...]]:
-    """The shifts of each independent stream: one that carries state over is one stream, others one per shift.
+    """Return the shifts of each independent stream.
 
-    Raises UsageError when the protocol has nothing to run on.
+    A protocol that carries state from shift to shift has one stream; any other protocol has one stream per shift.
+    Raises UsageError when the protocol has no shift to run on.
     """
-    plain = [Shift(name) for name in arrays]
+    uncorrupted = [Shift(name) for name in arrays]
     if protocol == "gradual":
         if not corruptions:
             what = "protocol `gradual` changes the severity of corruptions, and there are none"
@@ -80,8 +81,9 @@ def streams(
         return [tuple(Shift(name, severity) for name in corruptions for severity in RAMP)]
     if protocol in ("continual", "mixed"):
         corrupted = [tuple(Shift(name, severity) for name in corruptions) for severity in severities if corruptions]
-        return [(*plain, *shifts) for shifts in corrupted] or [tuple(plain)]
-    return [(shift,) for shift in (*plain, *(Shift(name, severity) for severity in severities for name in corruptions))]
+        return [(*uncorrupted, *shifts) for shifts in corrupted] or [tuple(uncorrupted)]
+    corrupted_shifts = [Shift(name, severity) for severity in severities for name in corruptions]
+    return [(shift,) for shift in (*uncorrupted, *corrupted_shifts)]
 
 
 def schedule(
@@ -94,7 +96,7 @@ def schedule(
     batch: int,
     smallest: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of one stream over `count` samples of every shift.
+    """Yield the batches of one stream over `count` samples of every shift.
 
     Raises UsageError when the samples cannot be divided into batches of `smallest` to `batch`.
     """
@@ -117,7 +119,7 @@ def schedule(
 
 
 def ordered(count: int, labels: np.ndarray | None, order: Order, shift: Shift) -> np.ndarray:
-    """The positions 0..count-1 in the order asked for; the same for a shift whatever else is in the stream.
+    """Return the positions 0..count-1 in an order that depends on the shift and on no other shift of the stream.
 
     Raises UsageError when the order needs labels and there are none.
     """
@@ -138,13 +140,16 @@ def ordered(count: int, labels: np.ndarray | None, order: Order, shift: Shift) -
 def _in_slots(
     positions: np.ndarray, labels: np.ndarray, concentration: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """As many slots as classes; each class is spread over them by its own draw, and a slot is shuffled inside."""
+    """Return the positions slot by slot, with one slot per class.
+
+    A draw from the Dirichlet distribution spreads each class over the slots; each slot is shuffled.
+    """
     classes = np.unique(labels)
     slots: list[list[np.ndarray]] = [[] for _ in classes]
     for label in classes:
-        own = positions[labels[positions] == label]
-        shares = generator.dirichlet(np.full(len(classes), concentration))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(own)).astype(int)
-        for slot, part in zip(slots, np.split(own, cuts), strict=True):
+        members = positions[labels[positions] == label]
+        fractions = generator.dirichlet(np.full(len(classes), concentration))
+        cuts = np.round(np.cumsum(fractions)[:-1] * len(members)).astype(int)
+        for slot, part in zip(slots, np.split(members, cuts), strict=True):
             slot.append(part)
     return np.concatenate([generator.permutation(np.concatenate(slot)) for slot in slots])

@@ -1,4 +1,4 @@
-"""Models and methods as they are asked for, and the bundles that are evaluated."""
+"""The models and methods of an evaluation, and the bundles that they need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from ttac import methods, targets
 from ttac.errors import UsageError
 from ttac.evaluation.cells import Subject, digest
 from ttac.options import RULES
-from ttac.runtime.bundle import digest_of, read_manifest
+from ttac.runtime.bundle import digest_of, is_bundle, read_manifest
 from ttac.settings import resolve, split_assignments
 
 BATCH = 64
-"""Samples of a step where neither the user nor a bundle says how many."""
+"""Default number of samples of a step for models without a bundle."""
 
 SOURCE = "source"
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method with the settings it was asked for with, under the label it was written as."""
+    """A method with its settings; `label` is the text that named it, such as `tent:lr=0.01`."""
 
     label: str
     name: str
@@ -33,52 +34,50 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to compile a subject: the arguments of `ttac.compile`."""
+    """The arguments of `ttac.compile` for one subject."""
 
     model: Path
     arguments: Mapping[str, Any]
     output: Path
 
 
-def method_specs(written: Sequence[str], assignments: Mapping[str, Any]) -> list[MethodSpec]:
-    """`tent` or `tent:lr=0.01:optimizer=sgd` -> methods with all their settings.
+def method_specs(labels: Sequence[str], assignments: Mapping[str, Any]) -> list[MethodSpec]:
+    """Return the methods that labels such as `tent` or `tent:lr=0.01:optimizer=sgd` name, with all settings.
 
     `assignments` go to every method that has an option of that name.
 
-    Raises UsageError for an unknown method or option, one that no method has, or a method that is named twice.
+    Raises UsageError for an unknown method, an option that no method has, or a method that is named twice.
     """
-    found = []
-    for label in written:
+    specs = []
+    for label in labels:
         name, *parts = label.split(":")
         method = methods.find(name)
         shared = {key: value for key, value in assignments.items() if key in {o.name for o in method.options}}
-        found.append(MethodSpec(label, name, resolve(method, {**shared, **split_assignments(parts)})))
+        specs.append(MethodSpec(label, name, resolve(method, {**shared, **split_assignments(parts)})))
     for key in assignments:
-        if not any(key in spec.settings for spec in found):
+        if not any(key in spec.settings for spec in specs):
             what = f"none of the methods has an option `{key}`"
             raise UsageError(what, where=f"`--set {key}=...`", hint="`ttac methods NAME` lists a method's options")
-    if len({spec.label for spec in found}) != len(found):
+    if len({spec.label for spec in specs}) != len(specs):
         raise UsageError("a method is named twice", where="`--methods`", hint="name each one once")
-    return found
+    return specs
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether `path` is a folder with a manifest."""
-    return path.is_dir() and (path / "manifest.json").is_file()
-
-
-def subjects(
+def subjects_of(
     paths: Sequence[Path],
     specs: Sequence[MethodSpec],
     batches: Sequence[int],
     options: Mapping[str, Any],
     bundles: Path,
 ) -> tuple[list[Subject], dict[Path, Recipe]]:
-    """Every bundle, and every model with every method and batch; with how to compile those that are no bundle yet.
+    """Return a subject per bundle, and per model, method and batch, and the recipes of those without a bundle.
 
-    `options` are further arguments of `ttac.compile`, the same for all.
+    Args:
+        options: further arguments of `ttac.compile`, the same for all.
+        bundles: folder of the bundles to compile.
 
-    Raises UsageError for a path that is neither, models without methods, or a batch that a bundle is not planned for.
+    Raises UsageError for a path that is neither model nor bundle, models without methods, or a batch that a bundle is
+    not planned for.
     """
     for path in paths:
         if not path.exists():
@@ -88,21 +87,21 @@ def subjects(
     if models and not specs:
         raise UsageError("no method is named", where="`--methods`", hint="for example `--methods source,bn,tent`")
     names = dict(zip(models, _distinct(models), strict=True))
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     recipes: dict[Path, Recipe] = {}
     for model in models:
         for batch in batches or [BATCH]:
             for spec in specs:
                 subject, recipe = _to_compile(model, names[model], spec, batch, options, bundles)
-                found.append(subject)
+                subjects.append(subject)
                 recipes[subject.bundle] = recipe
-    given = [path for path in paths if is_bundle(path)]
-    found.extend(one for path in given for one in _given(path, given, batches))
-    return found, recipes
+    existing = [path for path in paths if is_bundle(path)]
+    subjects.extend(subject for path in existing for subject in _of_bundle(path, existing, batches))
+    return subjects, recipes
 
 
 def compile_subject(recipe: Recipe) -> None:
-    """Compile the bundle unless it is there; raises what `ttac.compile` raises."""
+    """Compile the bundle if it does not exist; raises the errors of `ttac.compile`."""
     if is_bundle(recipe.output):
         return
     from ttac.pipeline import compile_model
@@ -114,11 +113,9 @@ def compile_subject(recipe: Recipe) -> None:
 def _to_compile(
     model: Path, name: str, spec: MethodSpec, batch: int, options: Mapping[str, Any], bundles: Path
 ) -> tuple[Subject, Recipe]:
-    import ttac
-
     options = {option: value for option, value in options.items() if not _is_default(option, value)}
     identity = {
-        "ttac": ttac.__version__,
+        "ttac": metadata.version("ttac"),
         "model": digest_of(model) if model.is_file() else "",
         "method": spec.name,
         "settings": dict(spec.settings),
@@ -127,13 +124,15 @@ def _to_compile(
     key = digest({**identity, "batch": batch})
     folder = bundles / f"{model.stem}-{spec.name}-{batch}-{key[:8]}.ttac"
     arguments = {**options, "method": spec.name, "settings": dict(spec.settings), "batch": batch}
-    return Subject(name, spec.label, batch, identity, folder), Recipe(model, arguments, folder)
+    subject = Subject(model=name, method=spec.label, batch=batch, identity=identity, bundle=folder)
+    return subject, Recipe(model, arguments, folder)
 
 
-def _given(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> list[Subject]:
-    """A bundle with each of the batches; named by its model and method, or by its folder where those are not enough."""
-    import ttac
+def _of_bundle(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> list[Subject]:
+    """Return one subject per batch of a bundle.
 
+    Its model and method name a bundle; where several bundles have the same two names, its folder replaces the method.
+    """
     manifest = read_manifest(path)
     planned = int(manifest["batch"]["planned"])
     for batch in batches:
@@ -142,8 +141,9 @@ def _given(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> list[
             raise UsageError(what, where=f"`{path}`, `--batch {batch}`", hint=f"compile with `--batch {batch}`")
     same = [other for other in bundles if _named(other) == _named(path)]
     model, method = _named(path) if len(same) == 1 else (_named(path)[0], path.name.removesuffix(".ttac"))
-    identity = {"ttac": ttac.__version__, "bundle": digest_of(path / "manifest.json")}
-    return [Subject(model, method, batch, identity, path.absolute()) for batch in batches or [planned]]
+    identity = {"ttac": metadata.version("ttac"), "bundle": digest_of(path / "manifest.json")}
+    facts: dict[str, Any] = {"model": model, "method": method, "identity": identity, "bundle": path.absolute()}
+    return [Subject(batch=batch, **facts) for batch in batches or [planned]]
 
 
 def _named(bundle: Path) -> tuple[str, str]:
@@ -152,7 +152,7 @@ def _named(bundle: Path) -> tuple[str, str]:
 
 
 def _distinct(paths: Iterable[Path]) -> list[str]:
-    """Stems of the files; whole paths where two are the same."""
+    """Return the stem of each file, or its whole path where two stems are equal."""
     stems = [path.stem for path in paths]
     return [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
 
@@ -162,11 +162,11 @@ def _is_default(option: str, value: Any) -> bool:
 
 
 def _identity_of(option: str, value: Any) -> Any:
-    """What identifies the value of an option of `ttac.compile`: of files and samples their content."""
-    from ttac.evaluation.samples import open_source
+    """Return a JSON value that identifies an option of `ttac.compile`; for files and samples, a digest."""
+    from ttac.evaluation.dataset import open_dataset
 
     if option == "calibration":
-        return open_source(value).digest
+        return open_dataset(value).digest
     if option == "target":
         path = Path(value)
         return digest_of(path) if path.suffix == ".toml" and path.is_file() else targets.find(value).name

@@ -1,7 +1,7 @@
-"""Independent pieces of work in this process, in several on this machine, or on a Ray cluster.
+"""Independent pieces of work in this process, in several processes of this machine, or on a Ray cluster.
 
-The work is a module-level function and picklable items, so it is the same everywhere.  A piece whose worker is lost is
-run again; the caller lands results, so each one lands once.
+The work is a module-level function with picklable items, so it runs in all three places.  A piece whose worker is lost
+runs again.  The caller writes the results, so each result is written once.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from typing import Any, Generic, TypeVar
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 RETRIES = 3
-"""Times that pieces whose worker was lost are started again."""
+"""Number of further starts of pieces whose worker was lost."""
 
 CLUSTERS = ("ray",)
 
 
 @dataclass(frozen=True)
-class Done(Generic[Made]):
-    """What became of a piece: its number, and either what it made or why it failed."""
+class PieceOutcome(Generic[Result]):
+    """The number of a piece, and either its result or its failure."""
 
     number: int
-    made: Made | None = None
+    result: Result | None = None
     failure: TtacError | None = None
 
 
-def attempt(function: Callable[[Item], Made], number: int, item: Item) -> Done[Made]:
-    """Call the function; what it raises comes back as a value, so that one failure does not end the others."""
+def attempt(function: Callable[[Item], Result], number: int, item: Item) -> PieceOutcome[Result]:
+    """Call the function and return its outcome; an exception becomes a value, so that the other pieces continue."""
     try:
-        return Done(number, function(item))
+        return PieceOutcome(number, function(item))
     except TtacError as error:
-        return Done(number, failure=error)
+        return PieceOutcome(number, failure=error)
     except Exception as error:
-        told = " ".join(str(error).split()) or "no message"
-        failure = TtacError(f"internal error, {type(error).__name__}: {told}")
+        text = " ".join(str(error).split()) or "no message"
+        failure = TtacError(f"internal error, {type(error).__name__}: {text}")
         failure.__cause__ = error
-        return Done(number, failure=failure)
+        return PieceOutcome(number, failure=failure)
 
 
 def perform(
-    function: Callable[[Item], Made], items: Sequence[Item], *, jobs: int = 1, cluster: str | None = None
-) -> Iterator[Done[Made]]:
-    """Every item through the function, in the order they finish.
+    function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 1, cluster: str | None = None
+) -> Iterator[PieceOutcome[Result]]:
+    """Yield the outcome of the function for every item, in the order in which they finish.
 
     Args:
-        function: of a module, so that other processes find it.
-        jobs: processes on this machine, or workers of a Ray that is started here.
-        cluster: "ray" for the cluster that the environment variable RAY_ADDRESS names, or one started here;
-            "ray:ADDRESS" for a certain one.  Its workers must see the files that the items name.
+        function: a function of a module, so that other processes find it.
+        jobs: number of processes on this machine, or of workers of a Ray that is started here.
+        cluster: "ray" for the cluster in the environment variable RAY_ADDRESS, or for one that is started here;
+            "ray:ADDRESS" for the cluster at an address.  Its workers must see the files that the items name.
 
     Raises:
         UsageError: there is no such cluster.
@@ -70,7 +70,9 @@ def perform(
     return (attempt(function, number, item) for number, item in enumerate(items))
 
 
-def _in_processes(function: Callable[[Item], Made], items: Sequence[Item], jobs: int) -> Iterator[Done[Made]]:
+def _in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int
+) -> Iterator[PieceOutcome[Result]]:
     try:
         from joblib import Parallel, delayed
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -93,7 +95,9 @@ def _in_processes(function: Callable[[Item], Made], items: Sequence[Item], jobs:
     raise _lost(len(waiting))
 
 
-def _on_ray(function: Callable[[Item], Made], items: Sequence[Item], jobs: int, address: str) -> Iterator[Done[Made]]:
+def _on_ray(
+    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, address: str
+) -> Iterator[PieceOutcome[Result]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -1,4 +1,4 @@
-"""Reports as text: any JSON-able report becomes names with values, tables and lists, in its own order."""
+"""Reports as text: a report in JSON values becomes names with values, tables and lists, in its own order."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ttac.cli.terminal import Terminal
 from ttac.sizes import format_size
 
 SIZES = ("bytes", "memory", "peak", "loaded", "weights", "state", "residuals", "dense", "workspace", "budget", "cache")
-"""Names under which a whole number is a size in bytes; so it is where the name ends in `_bytes`."""
+"""Names whose whole numbers are sizes in bytes; so are the numbers of a name that ends in `_bytes`."""
 
 
 def render(terminal: Terminal, report: Mapping[str, Any]) -> None:
-    """Print `report` on stdout: its plain values first, then one section for each mapping or list that is not empty."""
-    plain = {title(key): readable(key, value) for key, value in report.items() if not _nested(value)}
-    if plain:
-        terminal.facts(plain)
-    first = not plain
+    """Print `report` on stdout: single values first, then one section per mapping or list that is not empty."""
+    single = {title(key): readable(key, value) for key, value in report.items() if not _nested(value)}
+    if single:
+        terminal.facts(single)
+    first = not single
     for key, value in report.items():
         if not _nested(value) or not value:
             continue
@@ -46,7 +46,7 @@ def section(terminal: Terminal, key: str, value: Any) -> None:
 
 
 def readable(key: str, value: Any) -> str:
-    """A value as a person reads it: sizes with units, yes and no, lists with commas."""
+    """Return a value as a person reads it: sizes with units, yes and no, lists with commas."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -63,7 +63,7 @@ def readable(key: str, value: Any) -> str:
 
 
 def title(key: str) -> str:
-    """`near_misses` as `near misses`."""
+    """Return `near_misses` as `near misses`; a suffix `_bytes` disappears."""
     return key.removesuffix("_bytes").replace("_", " ")
 
 

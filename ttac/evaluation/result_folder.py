@@ -1,9 +1,9 @@
-"""The folder of an evaluation: bundles, samples and results, each of which appears whole or not at all.
+"""The folder of an evaluation.  Each bundle, array and result in it appears whole or not at all.
 
-run.json            what made the folder
+run.json            format of the folder
 bundles/            compiled bundles
-data/               arrays of samples, corrupted ones too
-cells/KEY.json      the result of a cell, under the key of its description
+data/               arrays of samples and of corrupted samples
+cells/KEY.json      result of a cell, under the key of its description
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
@@ -20,12 +22,22 @@ import numpy as np
 from ttac.errors import UsageError
 
 FORMAT = "ttac-evaluation-1"
-HOLDS = {"key", "cell", "parts", "trace", "memory"}
-"""What every result has."""
+KEYS = {"key", "cell", "parts", "trace", "memory"}
+"""Keys of every result."""
 
 
-class Folder:
-    """The folder at `path`, made if there is none; raises UsageError when it is something else already."""
+@contextmanager
+def kept_or_temporary(path: str | Path | None) -> Iterator[ResultFolder]:
+    """Open the folder at `path`; for None, a temporary folder that disappears at the end."""
+    if path is not None:
+        yield ResultFolder(Path(path).absolute())
+        return
+    with TemporaryDirectory(prefix="ttac-eval-") as folder:
+        yield ResultFolder(Path(folder))
+
+
+class ResultFolder:
+    """The folder at `path`, created if it does not exist; raises UsageError for a folder with other contents."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,32 +61,32 @@ class Folder:
             raise UsageError(what, where=f"`{self.path}`", hint="give another folder with `-o`")
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """The result of that key; None where there is none, or where what is there is no result."""
+        """Return the result of that key; None where there is no file, or a file that is no result."""
         try:
             result = json.loads((self.cells / f"{key}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        whole = isinstance(result, dict) and HOLDS <= set(result) and result["key"] == key
+        whole = isinstance(result, dict) and KEYS <= set(result) and result["key"] == key
         return result if whole else None
 
     def keep(self, result: Mapping[str, Any]) -> None:
-        """Land a result; one that is there already stays as it is."""
+        """Write a result; a result with the same key that exists already stays unchanged."""
         path = self.cells / f"{result['key']}.json"
         if self.read(str(result["key"])) is None:
             self._land(path, "w", lambda file: json.dump(result, file, allow_nan=False))
 
     def array(self, name: str) -> Path:
-        """Where the array of that name lies, or will."""
+        """Return the path of the array of that name, whether it exists or not."""
         return self.data / f"{name}.npy"
 
     def keep_array(self, name: str, array: np.ndarray) -> Path:
-        """Land an array; returns its path."""
+        """Write an array and return its path."""
         path = self.array(name)
         self._land(path, "wb", lambda file: np.save(file, array, allow_pickle=False))
         return path
 
     def _land(self, path: Path, mode: str, write: Callable[[IO[Any]], object]) -> None:
-        """Write beside `path` and rename, so that a reader sees the whole file or none."""
+        """Write a neighbour of `path` and rename it, so that a reader sees the whole file or none."""
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -1,7 +1,7 @@
-"""What is evaluated on: images or prepared samples, with or without labels, in every form that ttac reads.
+"""The samples of an evaluation: images or prepared samples, with or without labels, in every form that ttac reads.
 
-A *source* is named before any model is known and says how many samples it has and what identifies them; opened for a
-model, it gives arrays in that model's geometry.
+A data set is opened before any model is known.  It has a number of samples and a digest of their content, and returns
+arrays in the geometry of a model.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ NO_SHIFT = ("labels", "about")
 """Arrays of an `.npz` that hold no samples."""
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
     """Samples before a model is known.
 
     Attributes:
-        name: what people call them.
+        name: name of the samples in messages and reports.
         digest: SHA-256 of their content.
-        count: how many there are.
-        labels: int64 [count], None where there are none.
-        variants: names of the arrays, all of the same samples; the first is the clean one.
-        read: gives one of them, the samples at some positions, as uint8 [n, C, H, W] or prepared float32.
+        count: number of samples.
+        labels: int64 [count], or None.
+        variants: names of the arrays, all of the same samples; the first array is the clean one.
+        read: function of a variant, positions and a preparation that returns uint8 [n, C, H, W] or prepared float32.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Source:
     read: Callable[[str, np.ndarray, Preparation], np.ndarray] = field(repr=False)
 
 
-def open_source(data: Any) -> Source:
-    """The samples of a path, of arrays, or of an iterator.
+def open_dataset(data: Any) -> Dataset:
+    """Return the samples of a path, of arrays, or of an iterator.
 
     Args:
-        data: a path (folder of images whose sub-folders are the classes, `.npz`, `.npy`, IDX file or a folder of such);
-            an array; a pair (array, labels); a mapping from shift to array, with `labels` among them; or an iterable of
-            batches, each an array or a pair, which is read once and held in memory.
+        data: a path (folder of images whose sub-folders are the classes, `.npz`, `.npy`, IDX file or a folder of IDX
+            files); an array; a pair (array, labels); a mapping from shift to array, possibly with `labels`; or an
+            iterable of batches, each an array or a pair, which is read once and kept in memory.
 
-    Raises UsageError when there is nothing to read or it does not fit together.
+    Raises UsageError when there is nothing to read, or when the parts do not fit together.
     """
     if isinstance(data, (str, Path)):
         return _open_path(Path(data))
@@ -72,13 +72,13 @@ def open_source(data: Any) -> Source:
 
 
 def subset(count: int, wanted: int | None) -> np.ndarray:
-    """Positions of `wanted` of `count` samples, the same ones every time, in rising order; all where None."""
+    """Return the positions of `wanted` of `count` samples in rising order, equal at every call; all for None."""
     if wanted is None or wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:wanted])
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path) -> Dataset:
     if not path.exists():
         raise UsageError("there is no such input", where=f"`{path}`", hint=FORMS)
     if is_idx(path) or (path.is_dir() and any(path.glob("*-idx3-ubyte*"))):
@@ -98,8 +98,8 @@ def _open_path(path: Path) -> Source:
     return _of_arrays(path.name, arrays, labels)
 
 
-def _collected(batches: Iterable[Any]) -> Source:
-    """The batches of an iterator as one array."""
+def _collected(batches: Iterable[Any]) -> Dataset:
+    """Return the batches of an iterator as one data set."""
     parts: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for batch in batches:
@@ -117,20 +117,9 @@ def _collected(batches: Iterable[Any]) -> Source:
         raise UsageError(f"the batches do not fit together: {error}", hint="give samples of one shape") from error
 
 
-def _of_arrays(name: str, arrays: Mapping[str, np.ndarray], labels: Any) -> Source:
-    """Arrays of the same samples, in the order given, but a clean one first."""
-    if not arrays:
-        raise UsageError("there is no array of samples", where=f"`{name}`", hint=FORMS)
-    count = len(next(iter(arrays.values()))) if next(iter(arrays.values())).ndim else 0
-    for key, array in arrays.items():
-        if array.ndim < 2 or len(array) == 0:
-            raise UsageError(f"array `{key}` holds no sample", where=f"`{name}`", hint=FORMS)
-        if len(array) != count:
-            what = f"array `{key}` has {len(array)} samples, the first one {count}"
-            raise UsageError(what, where=f"`{name}`", hint="give arrays of the same samples, or one file for each")
-        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-            hint = "give uint8 images or prepared float32 samples"
-            raise UsageError(f"array `{key}` is `{array.dtype}`", where=f"`{name}`", hint=hint)
+def _of_arrays(name: str, arrays: Mapping[str, np.ndarray], labels: Any) -> Dataset:
+    """Return a data set of arrays of the same samples, in their order, with the clean array first."""
+    count = _checked_count(name, arrays)
     order = tuple(sorted(arrays, key=lambda key: key != CLEAN))
     checked = _checked_labels(labels, count, name)
     content = hashlib.sha256()
@@ -144,11 +133,29 @@ def _of_arrays(name: str, arrays: Mapping[str, np.ndarray], labels: Any) -> Sour
     def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
         return geometry(arrays[variant][rows], how, f"`{name}`")
 
-    return Source(name, content.hexdigest(), count, checked, order, read)
+    digest = content.hexdigest()
+    return Dataset(name=name, digest=digest, count=count, labels=checked, variants=order, read=read)
+
+
+def _checked_count(name: str, arrays: Mapping[str, np.ndarray]) -> int:
+    """Return the number of samples; raises UsageError for arrays that hold none, differ, or have another dtype."""
+    if not arrays:
+        raise UsageError("there is no array of samples", where=f"`{name}`", hint=FORMS)
+    count = len(next(iter(arrays.values()))) if next(iter(arrays.values())).ndim else 0
+    for key, array in arrays.items():
+        if array.ndim < 2 or len(array) == 0:
+            raise UsageError(f"array `{key}` holds no sample", where=f"`{name}`", hint=FORMS)
+        if len(array) != count:
+            what = f"array `{key}` has {len(array)} samples, the first one {count}"
+            raise UsageError(what, where=f"`{name}`", hint="give arrays of the same samples, or one file for each")
+        if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+            hint = "give uint8 images or prepared float32 samples"
+            raise UsageError(f"array `{key}` is `{array.dtype}`", where=f"`{name}`", hint=hint)
+    return count
 
 
 def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
-    """Samples as the model takes them: bytes channels first, anything else float32 as it is.
+    """Return samples in the geometry of a model: bytes with channels first, other samples as float32.
 
     Raises UsageError when they have another shape.
     """
@@ -177,7 +184,7 @@ def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
     return array.astype(np.int64)
 
 
-def _open_idx(path: Path) -> Source:
+def _open_idx(path: Path) -> Dataset:
     images, beside = read_idx(path), label_file(path)
     if images.ndim != 3 or not len(images):
         raise UsageError(f"the file holds shape {list(images.shape)}, not images", where=f"`{path}`", hint=FORMS)
@@ -192,41 +199,45 @@ def _open_idx(path: Path) -> Source:
             return geometry(images[rows], how, f"`{path}`")
         return np.stack([fitted_image(Image.fromarray(images[row]), how.size) for row in rows])
 
-    return Source(path.name, content.hexdigest(), len(images), labels, (CLEAN,), read)
+    digest = content.hexdigest()
+    return Dataset(name=path.name, digest=digest, count=len(images), labels=labels, variants=(CLEAN,), read=read)
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Images below a folder; where all of them lie in sub-folders, those are the classes, numbered by their names."""
+class ImageFolder:
+    """Images below a folder; where all images lie in sub-folders, the sub-folders are the classes."""
 
     path: Path
 
     @cached_property
     def files(self) -> list[Path]:
-        """All images in the order of their paths; raises UsageError where there is none."""
-        found = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
+        """All images in the order of their paths; raises UsageError where there is no image."""
+        images = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not images:
             hint = "known forms: " + ", ".join(SUFFIXES)
             raise UsageError("the folder holds no image", where=f"`{self.path}`", hint=hint)
-        return found
+        return images
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the sub-folders that hold images, in order: whole numbers by value, else by name; maybe none."""
+        """Names of the sub-folders with images, sorted by value if all are whole numbers, otherwise by name.
+
+        Empty where an image lies in the folder itself.
+        """
         names = {file.relative_to(self.path).parts[0] for file in self.files if file.parent != self.path}
         if any(file.parent == self.path for file in self.files):
             return []
         return sorted(names, key=lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else sorted(names)
 
     def labels(self) -> np.ndarray | None:
-        """int64 [files]: the number of each image's class; None where images lie in the folder itself."""
+        """Return the class number of each image, int64 [files]; None where an image lies in the folder itself."""
         if not self.classes:
             return None
         number = {name: position for position, name in enumerate(self.classes)}
         return np.array([number[file.relative_to(self.path).parts[0]] for file in self.files], np.int64)
 
     def digest(self) -> str:
-        """SHA-256 of names and contents."""
+        """Return the SHA-256 of the names, sizes and contents of all images."""
         content = hashlib.sha256()
         for file in self.files:
             content.update(f"{file.relative_to(self.path)} {file.stat().st_size}\0".encode())
@@ -234,11 +245,12 @@ class Folder:
         return content.hexdigest()
 
 
-def _open_folder(path: Path) -> Source:
-    folder = Folder(path)
+def _open_folder(path: Path) -> Dataset:
+    folder = ImageFolder(path)
     files, labels = folder.files, folder.labels()
 
     def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
         return np.stack([read_image(files[row], how.size) for row in rows])
 
-    return Source(path.name, folder.digest(), len(files), labels, (CLEAN,), read)
+    digest = folder.digest()
+    return Dataset(name=path.name, digest=digest, count=len(files), labels=labels, variants=(CLEAN,), read=read)

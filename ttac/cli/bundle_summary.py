@@ -1,9 +1,8 @@
-"""What the command line reads of a bundle: its manifest and its report, for people and for programs."""
+"""The manifest and the report of a bundle, summarised for a person or complete for a program."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttac.sizes import format_size
@@ -11,22 +10,17 @@ from ttac.sizes import format_size
 if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
-SMALL = 4 * 1024
-"""Bytes below which the values of a plan share a line."""
-COUNTED = ("batch", "steps")
-"""Whole numbers among the figures of memory that are no bytes."""
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether `path` is a folder with a manifest."""
-    return path.is_dir() and (path / "manifest.json").is_file()
+SMALL_BYTES = 4 * 1024
+"""Bytes below which the values of a plan share one line."""
+COUNTS = ("batch", "steps")
+"""Names of whole numbers among the figures of memory that count something other than bytes."""
 
 
 def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest in a dozen lines."""
+    """Return the manifest in a dozen lines."""
     sites = manifest.get("sites", [])
     trained, inserted = (sum(bool(site.get(key)) for site in sites) for key in ("trained", "inserted"))
-    ran = manifest.get("executed_on") or []
+    engines = manifest.get("executed_on") or []
     return {
         "method": manifest["method"]["name"],
         "settings": dict(manifest["method"].get("settings", {})),
@@ -40,22 +34,23 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "norm_sites": f"{len(sites)}, {trained} trained, {inserted} inserted",
         "state_tensors": len(manifest["state"]["tensors"]),
         "files": len(manifest["files"]) + 1,
-        "executed_on": ", ".join(f"{one['package']} {one['version']}" for one in ran) or "not executed",
+        "executed_on": ", ".join(f"{engine['package']} {engine['version']}" for engine in engines) or "not executed",
+        "runs_on": "the CPU",
     }
 
 
 def summary(bundle: Bundle) -> dict[str, Any]:
-    """A bundle for people: its path (none for a dry run), its facts, and its report with fewer figures."""
-    told = dict(bundle.report)
-    planned, measured = (told.pop(part, None) or {} for part in ("planned", "measured"))
-    told["plan"] = plan_table(told.get("plan", []))
-    memory = {"memory": memory_table(planned, measured), "measured": _uncounted(measured)}
-    return {"bundle": bundle.path and str(bundle.path), **facts(bundle.manifest), **told, **memory}
+    """Return a bundle for a person: its path (None for a dry run), its facts, and its report with fewer figures."""
+    report = dict(bundle.report)
+    planned, measured = (report.pop(part, None) or {} for part in ("planned", "measured"))
+    report["plan"] = plan_table(report.get("plan", []))
+    memory = {"memory": memory_table(planned, measured), "measured": _without_bytes(measured)}
+    return {"bundle": bundle.path and str(bundle.path), **facts(bundle.manifest), **report, **memory}
 
 
 def plan_table(plan: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The plan's rows with what a person asks of them: layer, value, how, bytes, why; small ones share a line."""
-    small = [row for row in plan if max(row["bytes"], row["dense"]) < SMALL]
+    """Return the plan's rows for a person: layer, value, codec, bytes and reason; small values share a line."""
+    small = [row for row in plan if max(row["bytes"], row["dense"]) < SMALL_BYTES]
     large = [row for row in plan if row not in small] if len(small) > 1 else list(plan)
     shares = any(row.get("share", 1.0) != 1.0 for row in large)
     rows: list[dict[str, Any]] = [
@@ -71,21 +66,21 @@ def plan_table(plan: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for row in large
     ]
     if len(small) > 1:
-        rows.append(_together(f"{len(small)} small values", small))
-    return [*rows, _together("all", plan)] if plan else []
+        rows.append(_sum_row(f"{len(small)} small values", small))
+    return [*rows, _sum_row("all", plan)] if plan else []
 
 
-def _together(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _sum_row(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sums = {key: sum(row[key] for row in rows) for key in ("bytes", "dense")}
     return {"layer": name, "value": "", "how": "", **sums, "because": ""}
 
 
 def memory_table(planned: Mapping[str, Any], measured: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Sizes that were planned beside those that were measured; `-` where there is only one of them."""
+    """Return one row per size with its planned and its measured value; `-` where one of the two is missing."""
     names = [
         name
         for name in dict.fromkeys([*planned, *measured])
-        if name not in COUNTED and isinstance(planned.get(name, measured.get(name)), int)
+        if name not in COUNTS and isinstance(planned.get(name, measured.get(name)), int)
     ]
     sides = {"planned": planned, "measured": measured}
     return [
@@ -98,13 +93,13 @@ def _size(size: int | None) -> str:
     return "-" if size is None else format_size(size)
 
 
-def _uncounted(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured besides bytes: seconds, steps, the batch."""
-    return {name: value for name, value in figures.items() if name in COUNTED or not isinstance(value, int)}
+def _without_bytes(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that are no sizes: seconds, steps, the batch."""
+    return {name: value for name, value in figures.items() if name in COUNTS or not isinstance(value, int)}
 
 
 def contents(bundle: Bundle) -> dict[str, Any]:
-    """A bundle for programs: its path (null for a dry run), its manifest and its report, as they are on disk."""
+    """Return a bundle for a program: its path (null for a dry run), and its manifest and report as on disk."""
     path = bundle.path and str(bundle.path)
     return {"bundle": path, "manifest": dict(bundle.manifest), "report": dict(bundle.report)}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ttac.errors import UsageError
-from ttac.evaluation.samples import open_source, subset
+from ttac.evaluation.dataset import open_dataset, subset
 from ttac.samples.images import Preparation
 
 GREY = Preparation(sample=(1, 4, 6))
@@ -35,31 +35,31 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_classes(folder: Path) -> None:
-    source = open_source(folder)
-    assert source.labels is not None and source.labels.tolist() == [0, 1, 1] and source.count == 3
-    found = source.read("clean", np.array([1, 2]), GREY)
+    dataset = open_dataset(folder)
+    assert dataset.labels is not None and dataset.labels.tolist() == [0, 1, 1] and dataset.count == 3
+    found = dataset.read("clean", np.array([1, 2]), GREY)
     np.testing.assert_array_equal(found, IMAGES[[1, 0], None])
-    assert source.read("clean", np.array([0]), RGB).shape == (1, 3, 4, 6)
+    assert dataset.read("clean", np.array([0]), RGB).shape == (1, 3, 4, 6)
 
 
 def test_classes_with_numbers_go_by_value(tmp_path: Path) -> None:
     for name in ("10", "9"):
         (tmp_path / name).mkdir()
         Image.fromarray(IMAGES[0]).save(tmp_path / name / "x.png")
-    labels = open_source(tmp_path).labels
+    labels = open_dataset(tmp_path).labels
     assert labels is not None and labels.tolist() == [1, 0]
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0]).save(tmp_path / "x.png")
-    assert open_source(tmp_path).labels is None
+    assert open_dataset(tmp_path).labels is None
 
 
 def test_the_digest_is_that_of_the_content(folder: Path) -> None:
-    before = open_source(folder).digest
-    assert open_source(folder).digest == before
+    before = open_dataset(folder).digest
+    assert open_dataset(folder).digest == before
     (folder / "ant/c.png").rename(folder / "cat/c.png")
-    assert open_source(folder).digest != before
+    assert open_dataset(folder).digest != before
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -70,24 +70,24 @@ def test_idx_files(packed: bool, tmp_path: Path) -> None:
         path = tmp_path / f"t10k-{name}-ubyte{'.gz' if packed else ''}"
         path.write_bytes(gzip.compress(content) if packed else content)
     for place in (tmp_path, next(tmp_path.glob("*idx3*"))):
-        source = open_source(place)
-        assert source.labels is not None and source.labels.tolist() == labels.tolist()
-        np.testing.assert_array_equal(source.read("clean", ALL, GREY), IMAGES[:, None])
-    assert source.read("clean", ALL, Preparation(sample=(3, 8, 8))).shape == (5, 3, 8, 8)
+        dataset = open_dataset(place)
+        assert dataset.labels is not None and dataset.labels.tolist() == labels.tolist()
+        np.testing.assert_array_equal(dataset.read("clean", ALL, GREY), IMAGES[:, None])
+    assert dataset.read("clean", ALL, Preparation(sample=(3, 8, 8))).shape == (5, 3, 8, 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x0d\x01", idx(IMAGES)[:-1], idx(IMAGES) + b"x", b"\0\0\x08\x02ab"])
 def test_damaged_idx_files(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(UsageError, match="cannot read the IDX file"):
-        open_source(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_an_archive_has_a_shift_in_each_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", fog=IMAGES, clean=IMAGES[::-1], labels=ALL, about="made up")
-    source = open_source(tmp_path / "x.npz")
-    assert source.variants == ("clean", "fog") and source.labels is not None
-    np.testing.assert_array_equal(source.read("fog", ALL, GREY), IMAGES[:, None])
+    dataset = open_dataset(tmp_path / "x.npz")
+    assert dataset.variants == ("clean", "fog") and dataset.labels is not None
+    np.testing.assert_array_equal(dataset.read("fog", ALL, GREY), IMAGES[:, None])
 
 
 def test_arrays_and_iterators() -> None:
@@ -95,12 +95,12 @@ def test_arrays_and_iterators() -> None:
     how = Preparation(sample=(3,))
     digests = set()
     for data in ((x, y), {"x": x, "labels": y}, iter([(x[:4], y[:4]), (x[4:], y[4:])])):
-        source = open_source(data)
-        assert source.count == 7 and source.labels is not None and source.labels.tolist() == list(range(7))
-        assert source.read(source.variants[0], np.array([6]), how).shape == (1, 3)
-        digests.add(source.digest)
+        dataset = open_dataset(data)
+        assert dataset.count == 7 and dataset.labels is not None and dataset.labels.tolist() == list(range(7))
+        assert dataset.read(dataset.variants[0], np.array([6]), how).shape == (1, 3)
+        digests.add(dataset.digest)
     assert len(digests) == 2, "the name of an array is part of what it is"
-    assert open_source(iter([x])).labels is None
+    assert open_dataset(iter([x])).labels is None
 
 
 @pytest.mark.parametrize(
@@ -122,30 +122,30 @@ def test_arrays_and_iterators() -> None:
 )
 def test_what_is_refused(data: object, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        open_source(data)
+        open_dataset(data)
 
 
 def test_files_that_are_no_samples(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the folder holds no image"):
-        open_source(tmp_path)
+        open_dataset(tmp_path)
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(UsageError, match="cannot read the arrays"):
-        open_source(tmp_path / "x.npz")
+        open_dataset(tmp_path / "x.npz")
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(UsageError, match="cannot read the arrays"):
-        open_source(tmp_path / "objects.npy")
+        open_dataset(tmp_path / "objects.npy")
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UsageError, match="no form of input"):
-        open_source(tmp_path / "x.txt")
+        open_dataset(tmp_path / "x.txt")
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match="cannot read the image"):
-        open_source(tmp_path / "images").read("clean", np.array([0]), GREY)
+        open_dataset(tmp_path / "images").read("clean", np.array([0]), GREY)
 
 
 def test_images_of_another_size_in_an_array() -> None:
     with pytest.raises(UsageError, match=r"samples have shape \[4, 6\], the model takes \[1, 28, 28\]"):
-        open_source(IMAGES).read("clean", ALL, Preparation(sample=(1, 28, 28)))
+        open_dataset(IMAGES).read("clean", ALL, Preparation(sample=(1, 28, 28)))
 
 
 def test_a_subset_is_the_same_every_time() -> None:
