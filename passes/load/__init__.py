@@ -2,5 +2,12 @@
 
 | in | out | ensures |
 |---|---|---|
-| an ONNX file | a model in inference form | no training-mode operator is left |
+| an ONNX file | a model of opset 18 to 21, one float32 input, one output | inference form; nodes have names, layers |
+
+| file | idea |
+|---|---|
+| `model_file` | open a file: choose input and output, convert the opset |
+| `checked_file` | parse a hostile file and refuse its faults |
+| `weights_apart` | take the weights out of a graph and put them back |
+| `training_mode` | turn training-mode operators into their inference form |
 """

@@ -1,4 +1,4 @@
-"""Parse a model file that is hostile until checked, and refuse every fault that can be seen before it runs."""
+"""Parse a model file, hostile until checked, and refuse every fault that shows before the model runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from ttac.passes.load.limits import refuse_unbounded
 from ttac.passes.load.weights_apart import SMALL_BYTES
 
 OLDEST = 9
+"""Oldest opset that ttac reads."""
+
 LIMIT = 2 << 30
+"""Size in bytes that no protobuf may reach."""
 EXPORT = 'torch.onnx.export(model, x, "model.onnx", opset_version=18)'
+"""The command that the hints of this room give."""
 UNREGISTERED = re.compile(r"No Op registered for (\w+)")
-"""How onnx's checker names an operator that it does not know."""
+"""Form in which onnx's checker names an operator that it does not know."""
 
 
 def checked(path: Path) -> onnx.ModelProto:
-    """The file's protobuf, its external data untouched, every tensor and operator checked.
+    """Return the file's protobuf, its external data untouched, with every tensor and operator checked.
 
-    Raises UsageError if there is no such file, UnsupportedError if it is damaged, too new, or no ONNX model.
+    Raises UsageError if there is no such file. Raises UnsupportedError if the file is damaged, too new, or no ONNX
+    model.
     """
     proto = parse(path)
     refuse_unbounded(proto, path)
@@ -37,9 +42,9 @@ def checked(path: Path) -> onnx.ModelProto:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """The file's protobuf, its external data untouched.
+    """Return the file's protobuf, its external data untouched.
 
-    Raises UsageError if there is no such file, UnsupportedError if it does not hold an ONNX model.
+    Raises UsageError if there is no such file, UnsupportedError if the file does not contain an ONNX model.
     """
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
@@ -107,7 +112,7 @@ def _nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _shorten_domain(proto: onnx.ModelProto) -> None:
-    """The default domain has two spellings; onnx's checker knows the empty one only."""
+    """Write the default domain as the empty string: onnx's checker does not know its second spelling, `ai.onnx`."""
     functions = [entry for function in proto.functions for entry in function.opset_import]
     for owner in [*proto.opset_import, *functions, *_nodes(proto)]:
         if owner.domain == "ai.onnx":
@@ -115,7 +120,7 @@ def _shorten_domain(proto: onnx.ModelProto) -> None:
 
 
 def _refuse_tensors(proto: onnx.ModelProto, path: Path) -> None:
-    """Every tensor must have exactly its bytes, in this file or in a file of this folder."""
+    """Refuse a tensor that has not exactly its bytes, in this file or in a file of its folder."""
     for attribute, owner in [(a, node) for node in _nodes(proto) for a in node.attribute]:
         for tensor in [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -142,7 +147,7 @@ def _count(counts: dict[str, int], name: str | None) -> dict[str, int]:
 
 
 def _refuse_tensor(tensor: onnx.TensorProto, path: Path) -> str | None:
-    """None, or the name of the external file that is missing."""
+    """Return None, or the name of the external file that is missing."""
     where = f"initializer `{tensor.name}` of `{path}`"
     try:
         dtype = ir.DataType(tensor.data_type)
@@ -165,7 +170,7 @@ def _refuse_tensor(tensor: onnx.TensorProto, path: Path) -> str | None:
 
 
 def _refuse_external(tensor: onnx.TensorProto, size: int, folder: Path) -> str | None:
-    """None, or the missing file's name; raises ValueError for a place or a length that cannot be right."""
+    """Return None, or the name of the missing file. Raises ValueError for an impossible place or length."""
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     foreign = PureWindowsPath(location)
@@ -177,14 +182,14 @@ def _refuse_external(tensor: onnx.TensorProto, size: int, folder: Path) -> str |
     if not target.is_file():
         return location
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
-    there = target.stat().st_size
-    if offset < 0 or length != size or offset + length > there:
-        raise ValueError(f"{size} bytes at offset {offset} of `{location}`, which has {there}")
+    available = target.stat().st_size
+    if offset < 0 or length != size or offset + length > available:
+        raise ValueError(f"{size} bytes at offset {offset} of `{location}`, which has {available}")
     return None
 
 
 def _check(proto: onnx.ModelProto, path: Path) -> None:
-    """onnx's own checker, on the graph without its weights."""
+    """Run onnx's own checker on the graph without its weights."""
     bare = onnx.ModelProto(ir_version=max(proto.ir_version, 4), opset_import=proto.opset_import)
     bare.functions.extend(proto.functions)
     graph, whole = bare.graph, proto.graph
@@ -192,7 +197,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
     for field in ("node", "input", "output", "value_info"):
         getattr(graph, field).extend(getattr(whole, field))
     for node in graph.node:
-        # The checker refuses this operator of opset 18 to 20 as deprecated; engines take it, and `fuse` rewrites it.
+        # The checker refuses this operator of opset 18 to 20 as deprecated. Engines accept it.
         if node.op_type == "GroupNormalization" and not node.domain:
             node.op_type = "InstanceNormalization"
             kept = [attribute for attribute in node.attribute if attribute.name == "epsilon"]
@@ -216,9 +221,9 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 def _foreign(op_type: str, path: Path) -> UnsupportedError:
     return UnsupportedError(
-        f"not a valid ONNX model: its opset has no `{op_type}`, as exporters name what they could not convert",
+        f"not a valid ONNX model: its opset has no `{op_type}`; exporters name operators so that they cannot convert",
         where=f"`{path}`",
-        hint="export again without it, or in a newer opset; tf2onnx so leaves what it warned of, as Keras' exact gelu "
-        "(`Erfc`: use `gelu(x, approximate=True)`) and grouped convolutions (`StatefulPartitionedCall`: use "
-        "`DepthwiseConv2D`)",
+        hint="export again without this operator, or in a newer opset; tf2onnx leaves such names after a warning: for "
+        "Keras' exact gelu (`Erfc`: use `gelu(x, approximate=True)`) and for grouped convolutions "
+        "(`StatefulPartitionedCall`: use `DepthwiseConv2D`)",
     )

@@ -1,7 +1,7 @@
-"""Open a model file: check it, choose its input and output, bring its opset into the range ttac works in.
+"""Open a model file: check it, choose its input and output, convert its opset to one that ttac works in.
 
-A file is hostile until checked.  Weights stay where they are: external data is memory-mapped by whoever reads it, and
-the onnx library's checker and version converter only see the graph without them.
+Weights stay where they are: readers memory-map external data. The onnx library's checker and version converter only
+see the graph without weights.
 """
 
 from __future__ import annotations
@@ -22,29 +22,35 @@ from ttac.passes.load.weights_apart import SMALL_BYTES, in_memory, with_weights,
 Say = Callable[[str], None]
 
 RAISED_TO, NEWEST = 18, 21
-READABLE_IR = 10
+"""Opsets: an older model is converted to the first, a newer model to the second."""
 
-REFERENCE = "ttac.original"
-"""`model.meta` key: the model before its opset was changed, what every later room must agree with."""
+READABLE_IR = 10
+"""Newest IR version that current engines read."""
+
+REFERENCE = "ttac.reference"
+"""Key of `model.meta`: the model before its opset conversion, with which every later room must agree."""
+
 
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
+"""Other floating types that exporters write, and their names in messages."""
 
 
 def quiet(line: str) -> None:
-    """A `say` that says nothing."""
+    """Ignore the line: the `say` of a caller who wants no reports."""
 
 
 def load(path: str | Path, *, input: str | None = None, output: str | None = None, say: Say = quiet) -> ir.Model:
-    """The model of `path`, with one float32 input and one output, in opset 18 to 21.
+    """Return the model of `path`, with one float32 input and one output, in opset 18 to 21.
 
     Args:
-        path: an `.onnx` file, its external data beside it.
+        path: an `.onnx` file, with its external data in the same folder.
         input: name of the input, where the file has several.
-        output: name of the output, where the file has several; what no longer leads to it is dropped.
-        say: told, a line each, what was changed on the way.
+        output: name of the output, where the file has several; nodes that no longer lead to an output are dropped.
+        say: receives one line for each change.
 
-    Raises UsageError for a path or a name that is not there, or an output that has to be chosen; UnsupportedError for
-    everything else the file may be: damaged, too new, with operators or inputs that ttac cannot adapt.
+    Raises UsageError for a path or a name that does not exist, or if the file has several outputs and `output` is
+    None. Raises UnsupportedError for every other fault: damaged, too new, with operators or inputs that ttac cannot
+    adapt.
     """
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
@@ -72,7 +78,7 @@ def _with_data(proto: onnx.ModelProto, folder: Path) -> ir.Model:
 
 
 def _inlined(model: ir.Model, path: Path) -> ir.Model:
-    """Model-local functions written out, and initializers that are also listed as inputs made constants."""
+    """Write model-local functions out, and make initializers that are also listed as inputs constants."""
     try:
         common.InlinePass()(model)
     except Exception as error:
@@ -83,7 +89,7 @@ def _inlined(model: ir.Model, path: Path) -> ir.Model:
 
 
 def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say = quiet) -> None:
-    """Keep one output and what leads to it, in place; then one input must be left."""
+    """Keep one output and the nodes that lead to it, in place; then one input must be left."""
     outputs = list(model.graph.outputs)
     if output is not None or len(outputs) > 1:
         model.graph.outputs[:] = [_named(outputs, output, "output", "--logits")]
@@ -119,8 +125,8 @@ def _named(values: Sequence[ir.Value], name: str | None, kind: str, option: str)
     for value in values:
         if value.name == name:
             return value
-    what = f"there is no {kind} `{name}`" if name else f"the model has {len(values)} {kind}s, choose one"
-    raise UsageError(what, where=_listed(values), hint=f"`{option} {values[0].name}`")
+    problem = f"there is no {kind} `{name}`" if name else f"the model has {len(values)} {kind}s, choose one"
+    raise UsageError(problem, where=_listed(values), hint=f"`{option} {values[0].name}`")
 
 
 def _listed(values: Sequence[ir.Value]) -> str:
@@ -141,13 +147,13 @@ def _refuse_operators(model: ir.Model) -> None:
 
 
 def _refuse_types(model: ir.Model) -> None:
-    """One float32 tensor in, float32 weights, a float32 output."""
+    """Refuse a model without float32 weights, one float32 input and a float32 output."""
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
-    halves = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
-    halves = [v for v in halves if v.const_value is not None and v.const_value.size > 16]
-    if halves:
-        kind = HALF[halves[0].const_value.dtype]  # type: ignore[union-attr]
-        raise UnsupportedError(f"weights in {kind}, ttac adapts float32 models", where=_listed(halves[:4]), hint=hint)
+    narrow = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
+    narrow = [v for v in narrow if v.const_value is not None and v.const_value.size > 16]
+    if narrow:
+        kind = HALF[narrow[0].const_value.dtype]  # type: ignore[union-attr]
+        raise UnsupportedError(f"weights in {kind}, ttac adapts float32 models", where=_listed(narrow[:4]), hint=hint)
     for kind, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
         if value.dtype in (ir.DataType.FLOAT, None if kind == "output" else ir.DataType.FLOAT):
             continue
@@ -155,7 +161,7 @@ def _refuse_types(model: ir.Model) -> None:
             hint = f"export a model whose {kind} is a float32 tensor" + (": the logits" if kind == "output" else "")
             maker = value.producer()
             if maker is not None and maker.op_type == "ArgMax":
-                hint = "`ArgMax` only tells the class; export the scores that it chooses from, without it"
+                hint = "`ArgMax` gives the class only; export its input, the scores, instead"
         type_name = value.dtype.name.lower() if value.dtype else "not a tensor"
         raise UnsupportedError(
             f"the {kind} `{value.name}` is {type_name}, not float32", where=_listed([value]), hint=hint
@@ -163,9 +169,9 @@ def _refuse_types(model: ir.Model) -> None:
 
 
 def convert(model: ir.Model, path: Path, say: Say = quiet) -> ir.Model:
-    """The model in an opset from 18 to 21 and an IR version that current engines read.
+    """Return the model in an opset from 18 to 21 and an IR version that current engines read.
 
-    Raises UnsupportedError if onnx's version converter cannot bring it there.
+    Raises UnsupportedError if onnx's version converter cannot convert it.
     """
     opset = model.opset_imports[""]
     wanted = min(max(opset, RAISED_TO), NEWEST)

@@ -1,4 +1,4 @@
-"""Training-mode operators in inference form: what an exporter leaves behind in a model that was in `train()` mode."""
+"""Turn training-mode operators into their inference form: exporters leave them in a model in `train()` mode."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ HINT = "export the model in `eval()` mode"
 
 
 def inference_form(model: ir.Model, say: Callable[[str], None]) -> None:
-    """Make BatchNormalization use its stored statistics and Dropout pass its input on, in place; tell what was changed.
+    """Make BatchNormalization use its stored statistics and remove Dropout, in place; `say` reports the changes.
 
-    A batch norm of *weights* is another matter (standardised convolutions): it is written out, to be folded later.
-    Raises UnsupportedError if something reads what only exists while training: a dropout mask, updated statistics.
+    A batch norm of *weights* (standardised convolutions) is written out in primitives, for a later pass to fold.
+    Raises UnsupportedError if a node reads a tensor that exists only in training: a dropout mask, updated statistics.
     """
     opset = model.opset_imports[""]
     dynamic = _depends_on_input(model.graph)
@@ -34,21 +34,22 @@ def inference_form(model: ir.Model, say: Callable[[str], None]) -> None:
             _use_stored(node, training)
     scalar_grids(model.graph)
     if norms:
-        say(f"{norms} norms were in training mode: they use their stored statistics now")
+        say(f"{norms} norms were in training mode: they now use their stored statistics")
     if dropouts:
         say(f"{dropouts} dropouts were in training mode: removed")
 
 
 def scalar_grids(graph: ir.Graph) -> None:
-    """Make scales and zero points of shape [1], as PyTorch's fake quantization leaves them, scalars; in place.
+    """Make scales and zero points of shape [1] scalars, in place; PyTorch's fake quantization leaves vectors.
 
-    Between 8-bit operators onnxruntime refuses them; where a whole tensor has one scale they mean the same.
+    Between 8-bit operators onnxruntime refuses the vectors. Where a whole tensor has one scale, both forms mean the
+    same.
     """
     for node in [node for node in graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]:
-        held = [_held(value) for value in node.inputs[1:3] if value is not None]
-        if not held or any(array is None or array.shape != (1,) for array in held):
+        arrays = [_contents(value) for value in node.inputs[1:3] if value is not None]
+        if not arrays or any(array is None or array.shape != (1,) for array in arrays):
             continue
-        for position, array in enumerate(held, start=1):
+        for position, array in enumerate(arrays, start=1):
             assert array is not None
             name = f"{node.inputs[0].name}.{node.op_type}.{node.outputs[0].name}.{position}"  # type: ignore[union-attr]
             value = ir.val(name, const_value=ir.tensor(array.reshape(()), name=name))
@@ -57,8 +58,8 @@ def scalar_grids(graph: ir.Graph) -> None:
         node.attributes.pop("axis", None)
 
 
-def _held(value: ir.Value | None) -> np.ndarray | None:
-    """The contents of an initializer, seen through Identity and Constant nodes; None for what is computed."""
+def _contents(value: ir.Value | None) -> np.ndarray | None:
+    """Return the contents of an initializer, also behind Identity and Constant nodes; None for a computed value."""
     while value is not None and value.const_value is None:
         node = value.producer()
         if node is not None and node.op_type == "Constant" and "value" in node.attributes:
@@ -68,11 +69,11 @@ def _held(value: ir.Value | None) -> np.ndarray | None:
 
 
 def _depends_on_input(graph: ir.Graph) -> set[int]:
-    found = {id(value) for value in graph.inputs}
+    dependent = {id(value) for value in graph.inputs}
     for node in graph:
-        if any(value is not None and id(value) in found for value in node.inputs):
-            found.update(id(value) for value in node.outputs)
-    return found
+        if any(value is not None and id(value) in dependent for value in node.inputs):
+            dependent.update(id(value) for value in node.outputs)
+    return dependent
 
 
 def _reaches(node: ir.Node, dynamic: set[int]) -> bool:
@@ -86,22 +87,22 @@ def _is_training(node: ir.Node, opset: int) -> bool:
     return mode is not None and mode.as_int() != 0
 
 
-def _unused(node: ir.Node, what: str) -> None:
+def _refuse_readers(node: ir.Node, outputs: str) -> None:
     extra = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
     if extra:
-        raise UnsupportedError(f"the graph reads {what} of a training step", where=f"node `{node.name}`", hint=HINT)
+        raise UnsupportedError(f"the graph reads {outputs} of a training step", where=f"node `{node.name}`", hint=HINT)
 
 
 def _use_stored(node: ir.Node, training: bool) -> None:
     if training:
-        _unused(node, "statistics")
+        _refuse_readers(node, "statistics")
     node.attributes.pop("training_mode", None)
     node.resize_outputs(1)
 
 
 def _drop_dropout(graph: ir.Graph, node: ir.Node) -> bool:
-    """Pass the input on; returns whether the node was in training mode."""
-    _unused(node, "a dropout mask")
+    """Pass the input on; return whether the node was in training mode."""
+    _refuse_readers(node, "a dropout mask")
     x, mode = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
     training = mode is not None and mode.const_value is not None and bool(mode.const_value.numpy().any())
     if mode is not None and mode.const_value is None and mode.producer() is not None:
@@ -113,7 +114,7 @@ def _drop_dropout(graph: ir.Graph, node: ir.Node) -> bool:
 
 def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:
     """x [1, C, ...] -> (x - mean)/sqrt(var + eps)*scale + bias over all axes but 1, in operators that can be folded."""
-    _unused(node, "statistics")
+    _refuse_readers(node, "statistics")
     x, scale, bias = node.inputs[:3]
     assert x is not None and scale is not None and bias is not None
     rank = len(x.shape) if x.shape is not None else 3
@@ -121,12 +122,12 @@ def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:
     eps = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
 
     def add(op_type: str, *inputs: ir.Value) -> ir.Value:
-        made = ir.node(op_type, inputs)
-        made.outputs[0].name = f"{node.outputs[0].name}.{op_type.lower()}{len(made_names)}"
-        made_names.append(made.outputs[0].name)
-        made.metadata_props.update(node.metadata_props)
-        graph.insert_before(node, made)
-        return made.outputs[0]
+        new = ir.node(op_type, inputs)
+        new.outputs[0].name = f"{node.outputs[0].name}.{op_type.lower()}{len(names)}"
+        names.append(new.outputs[0].name)
+        new.metadata_props.update(node.metadata_props)
+        graph.insert_before(node, new)
+        return new.outputs[0]
 
     def constant(name: str, array: np.ndarray) -> ir.Value:
         value = ir.val(f"{node.outputs[0].name}.{name}", const_value=ir.tensor(array))
@@ -140,7 +141,7 @@ def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         result.producer().attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())  # type: ignore[union-attr]
         return result
 
-    made_names: list[str] = []
+    names: list[str] = []
     reduced = constant("axes", axes) if opset >= 18 else x
     per_channel = constant("shape", np.array([1, -1] + [1] * (rank - 2), np.int64))
     centred = add("Sub", x, mean(x))

@@ -6,18 +6,21 @@ import onnx
 import onnx_ir as ir
 
 SMALL_BYTES = 1024
-"""Initializers up to this many bytes travel with the graph: shapes, axes, scales that inference must see."""
+"""Largest initializer, in bytes, that stays in the graph: shapes, axes, scales that inference must see."""
 
 Weights = dict[str, ir.TensorProtocol]
 
 
 def in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    """The external tensor, read into memory."""
+    """Return the external tensor, read into memory."""
     return ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def without_weights(model: ir.Model, limit: int = SMALL_BYTES) -> tuple[onnx.ModelProto, Weights]:
-    """The graph with initializers above `limit` bytes turned into inputs, and those tensors; `model` stays as it is."""
+    """Return the graph with initializers above `limit` bytes turned into inputs, and their tensors.
+
+    `model` stays unchanged.
+    """
     bare = model.clone()
     weights = {}
     for name, value in bare.graph.initializers.items():
@@ -34,7 +37,7 @@ def without_weights(model: ir.Model, limit: int = SMALL_BYTES) -> tuple[onnx.Mod
 
 
 def with_weights(proto: onnx.ModelProto, weights: Weights, like: ir.Model) -> ir.Model:
-    """The reverse of `without_weights`; node metadata and `meta` are taken over from the model it was made of."""
+    """Reverse `without_weights`: return the model with its weights, and with the metadata of the model `like`."""
     model = ir.from_proto(proto)
     for value in [value for value in model.graph.inputs if value.name in weights]:
         model.graph.inputs.remove(value)

@@ -13,28 +13,34 @@ from ttac.passes.graph.rewire import node_after
 from ttac.passes.normalise.norm_patterns import Affine, affine_after
 
 KIND, XHAT = "ttac.norm", "xhat"
-"""Node metadata: the kind of norm whose scale and bias the node holds; XHAT if another node holds them."""
+"""Node metadata: the kind of norm whose scale and bias the node has; XHAT if another node has them."""
 
 
 def per_channel(array: np.ndarray | None, value: ir.Value) -> np.ndarray | None:
-    """A constant [..., C, 1, ...] as [C], where it holds one number for each channel of `value` [N, C, ...]."""
+    """Return a constant [..., C, 1, ...] as [C], where it has one number for each channel of `value` [N, C, ...].
+
+    Else None.
+    """
     if array is None or value.shape is None or len(value.shape) < 3:
         return None
     channels, rank = value.shape[1], len(value.shape)
-    wanted = (channels, *[1] * (rank - 2))
+    tail = (channels, *[1] * (rank - 2))
     shape = array.shape[max(0, array.ndim - rank) :]
-    if tuple(size for size in shape[-len(wanted) :]) != wanted or array.size != channels:
+    if tuple(size for size in shape[-len(tail) :]) != tail or array.size != channels:
         return None
     return array.reshape(-1)
 
 
 def filled(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A shift in `shape` where it is one number, as an exporter leaves a bias that is absent."""
+    """Return a shift of one number as an array of `shape`, and any other shift unchanged.
+
+    Exporters write an absent bias as one number.
+    """
     return array if array is None or array.size > 1 else np.full(shape, array.reshape(-1)[0], array.dtype)
 
 
 def affine(op: Builder, x: ir.Value, scale: np.ndarray | None, bias: np.ndarray | None) -> ir.Value:
-    """`x` times scale plus bias, [C] each, as BatchNormalization without statistics.
+    """Return `x` times scale plus bias, [C] each, as BatchNormalization without statistics.
 
     An absent scale is 1, an absent bias 0. Mean 0, variance 1 and epsilon 0 leave nothing else to compute.
     """
@@ -68,21 +74,24 @@ def channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> bo
 
 
 def layer_of(node: ir.Node, y: ir.Value) -> str:
-    """The layer of a norm from `node` to the value `y`: what the names of both ends share, else that of the last."""
+    """Return the layer of a norm from `node` to the value `y`: the common part of both ends' names, or the last name."""
     last = y.producer()
     assert last is not None
     return shared_layer(last, node)
 
 
 def shared_layer(node: ir.Node, *others: ir.Node) -> str:
-    """The modules that the layers of all these nodes lie in, `block1.norm`; that of the first where there is none."""
+    """Return the module that contains the layers of all these nodes, `block1.norm`.
+
+    The first layer if there is none.
+    """
     names = [n.metadata_props.get(LAYER, "").split(".") for n in (node, *others)]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
     return ".".join(parts[0] for parts in shared) or ".".join(names[0])
 
 
 def replace_by_norm(op: Builder, old: ir.Value, new: ir.Value, x: ir.Value, kind: str) -> None:
-    """Let `new`, a norm of `x`, be read where `old` was, under its name; `old` may be `x` itself."""
+    """Let all readers of `old` read `new`, a norm of `x`, under the old name; `old` may be `x` itself."""
     node = new.producer()
     assert node is not None
     node.metadata_props[KIND] = kind

@@ -1,7 +1,7 @@
-"""Shapes as [N, ints...], by walking the graph with two imaginary batches, both prime.
+"""Infer shapes as [N, ints...], by walking the graph with two imaginary batches, both prime.
 
-A dimension that is the same for both is an int, one that grows with the batch is N or a multiple of it.  Small contents
-(what a Reshape goes to) are computed along, so that shape arithmetic disappears.
+A dimension with equal sizes for both batches is an int. A dimension that grows with the batch is N or a multiple of
+N. The walk also computes small contents (the target of a Reshape), so that shape arithmetic disappears.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from ttac.passes.graph.shapes import BATCH
 
 ROOM = "normalise"
 IMAGINED = (101, 103)
-FOLDABLE_ELEMENTS, GROWTH_BYTES = 1 << 16, 1 << 16
-"""Elements up to which constants are computed along; bytes by which a folded one may outgrow what it is made of."""
+"""The two imaginary batches."""
+FOLDABLE_ELEMENTS = 1 << 16
+"""Largest tensor, in elements, whose contents the walk computes."""
+
+GROWTH_BYTES = 1 << 16
+"""Bytes by which a folded constant may exceed the constants it is computed from."""
 
 INFLATING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile"})
+"""Operators whose output may be much larger than their inputs."""
 LIKE_INPUT = frozenset({"GroupNormalization"})
-"""Operators that onnx infers no shape for, whose output is like their first input."""
+"""Operators without shape inference in onnx, whose output has the shape of their first input."""
+
 HINT = (
     "export with a dynamic batch: "
     '`torch.onnx.export(model, x, "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))`'
@@ -35,12 +41,13 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ValueFacts:
-    """A value under both imagined batches.
+    """Facts about a value under both imaginary batches.
 
     Attributes:
-        shapes: None where inference does not tell.
-        data: the contents, of small values that depend on nothing but shapes and constants.
-        outer: how often the whole batch repeats inside its dimension; 1 where the dimension is N or N times something.
+        shapes: None where inference does not find them.
+        data: the contents of small values that depend on shapes and constants only.
+        outer: number of times that the whole batch repeats inside its dimension; 1 where the dimension is N or N
+            times a factor.
     """
 
     dtype: ir.DataType | None
@@ -55,12 +62,12 @@ class ValueFacts:
         return grown[0] if grown else None
 
     def at(self, batch: int) -> tuple[int, ...]:
-        """The shape for `batch` samples."""
+        """Return the shape for `batch` samples."""
         assert self.shapes is not None
         return tuple(a if a == b else a // IMAGINED[0] * batch for a, b in zip(*self.shapes, strict=True))
 
     def symbolic(self) -> ir.Shape | None:
-        """The shape with N, or a multiple of it, for what grows."""
+        """Return the shape, with N or a multiple of N for the dimension that grows."""
         if self.shapes is None:
             return None
         return ir.Shape([_symbol(a, b) for a, b in zip(*self.shapes, strict=True)])
@@ -77,9 +84,9 @@ REWRITES: dict[str, Rewrite] = {}
 
 
 def rewrites(*op_types: str) -> Callable[[Rewrite], Rewrite]:
-    """Register the decorated function to look at nodes of these kinds before their outputs are inferred.
+    """Register the decorated function for nodes of these kinds; it runs before their outputs are inferred.
 
-    It may return how often the batch repeats inside its dimension of the output (`Known.outer`).
+    It may return the number of times that the batch repeats inside its dimension of the output (`ValueFacts.outer`).
     """
 
     def register(function: Rewrite) -> Rewrite:
@@ -90,36 +97,39 @@ def rewrites(*op_types: str) -> Callable[[Rewrite], Rewrite]:
 
 
 def ints(shape: Iterable[object]) -> tuple[int, ...]:
-    """The dimensions of a bound shape."""
+    """Return the dimensions of a bound shape."""
     return tuple(int(str(size)) for size in shape)
 
 
 class Walk:
-    """The state of one walk: what is known of each value so far."""
+    """State of one walk: the facts known so far about each value."""
 
     def __init__(self, model: ir.Model, traced: int | None) -> None:
         self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[str] = []
         self.rewritten: list[str] = []
-        self._known: dict[ir.Value, ValueFacts] = {}  # by object, not by id: a folded value's id is given to another
+        self._facts: dict[ir.Value, ValueFacts] = {}  # by object, not by id: Python reuses the id of a folded value
         x = model.graph.inputs[0]
         assert x.shape is not None
         sample = ints(x.shape[1:])
         self._learn(x, ValueFacts(x.dtype, ((IMAGINED[0], *sample), (IMAGINED[1], *sample))))
 
     def of(self, value: ir.Value) -> ValueFacts:
-        """What is known of `value`; an initializer is known by its tensor."""
-        if value not in self._known and value.const_value is not None:
+        """Return the facts about `value`; those of an initializer come from its tensor."""
+        if value not in self._facts and value.const_value is not None:
             tensor = value.const_value
             shape = ints(tensor.shape)
             small = tensor.size <= (8 if tensor.dtype.is_floating_point() else FOLDABLE_ELEMENTS)
             data = tensor.numpy() if small else None
             self._learn(value, ValueFacts(tensor.dtype, (shape, shape), None if data is None else (data, data)))
-        return self._known.get(value, ValueFacts(value.dtype, None))
+        return self._facts.get(value, ValueFacts(value.dtype, None))
 
     def contents(self, value: ir.Value | None) -> tuple[np.ndarray, np.ndarray] | None:
-        """What `value` holds for each imagined batch, if it is small and depends on shapes and constants only."""
+        """Return the contents of `value` for each imaginary batch.
+
+        None unless small and made of shapes and constants only.
+        """
         if value is None or self.of(value).data is not None:
             return None if value is None else self.of(value).data
         if value.const_value is None or value.const_value.size > FOLDABLE_ELEMENTS:
@@ -127,39 +137,39 @@ class Walk:
         return value.const_value.numpy(), value.const_value.numpy()
 
     def _learn(self, value: ir.Value, known: ValueFacts) -> None:
-        self._known[value] = known
+        self._facts[value] = known
         if known.dtype is not None:
             value.dtype = known.dtype
         value.shape = known.symbolic()
 
     def visit(self, node: ir.Node) -> None:
-        """Rewrite `node` if it holds the traced batch, then learn its outputs."""
+        """Rewrite `node` if it contains the traced batch, then learn its outputs."""
         outer = REWRITES[node.op_type](self, node) if node.op_type in REWRITES else None
         if node.graph is None:
             return
         inputs = [None if value is None else self.of(value) for value in node.inputs]
-        found = self._infer(node, inputs, outer)
-        if not self._compute(node, inputs, found):
-            for value, known in zip(node.outputs, found, strict=True):
+        outputs = self._infer(node, inputs, outer)
+        if not self._compute(node, inputs, outputs):
+            for value, known in zip(node.outputs, outputs, strict=True):
                 self._refuse_odd(node, known)
                 if known.shapes is None and value.name and all(k is None or k.shapes is not None for k in inputs):
                     self.unknown.append(f"`{value.name}` of node `{node.name}` ({node.op_type})")
                 self._learn(value, known)
 
     def visit_producer(self, value: ir.Value) -> None:
-        """Visit the node that gives `value`, made by a rewrite."""
+        """Visit the node that produces `value` and that a rewrite inserted."""
         node = value.producer()
         assert node is not None
         self.visit(node)
 
-    def _compute(self, node: ir.Node, inputs: list[ValueFacts | None], found: list[ValueFacts]) -> bool:
-        """Learn the contents of the outputs, where shapes and constants decide them; False where they do not."""
+    def _compute(self, node: ir.Node, inputs: list[ValueFacts | None], outputs: list[ValueFacts]) -> bool:
+        """Learn the contents of the outputs where shapes and constants decide them; return False elsewhere."""
         if node.op_type == "Shape" and inputs[0] is not None and inputs[0].shapes is not None:
             start, end = integer(node, "start") or 0, integer(node, "end")
             sizes = [[np.array(shape[start:end], np.int64)] for shape in inputs[0].shapes]
         else:
             contents = [self.contents(value) for value in node.inputs if value is not None]
-            if None in contents or _outgrows(node, found):
+            if None in contents or _outgrows(node, outputs):
                 return False
             sizes = [_evaluate(node, [pair[case] for pair in contents if pair], self.opset) for case in range(2)]
         if not (sizes[0] and sizes[1]):
@@ -187,12 +197,12 @@ class Walk:
         self.graph.remove(node, safe=True)
 
     def _infer(self, node: ir.Node, inputs: list[ValueFacts | None], outer: int | None) -> list[ValueFacts]:
-        found = [self._infer_once(node, inputs, case) for case in range(2)]
+        cases = [self._infer_once(node, inputs, case) for case in range(2)]
         outer = outer or max(
             [known.outer for known in inputs if known is not None and known.axis is not None], default=1
         )
         results = []
-        for (dtype, first), (_, second) in zip(*found, strict=True):
+        for (dtype, first), (_, second) in zip(*cases, strict=True):
             shapes = None if first is None or second is None else (first, second)
             results.append(ValueFacts(dtype, shapes, outer=outer))
         return results
@@ -213,21 +223,21 @@ class Walk:
         try:
             schema = onnx.defs.get_schema(node.op_type, self.opset, "")
             opsets = [onnx.helper.make_opsetid("", self.opset)]
-            found = onnx.shape_inference.infer_node_outputs(
+            types_out = onnx.shape_inference.infer_node_outputs(
                 schema, ir.to_proto(node), types, data, opset_imports=opsets, ir_version=10
             )
         except Exception as error:
-            raise self.fixed(node, str(error).strip().splitlines()[-1]) from error
-        return [_typed(found.get(str(value.name))) for value in node.outputs]
+            raise self.refusal(node, str(error).strip().splitlines()[-1]) from error
+        return [_typed(types_out.get(str(value.name))) for value in node.outputs]
 
     def _refuse_odd(self, node: ir.Node, known: ValueFacts) -> None:
         for first, second in zip(*known.shapes or ((), ()), strict=True):
             if first != second and (first % IMAGINED[0] or first // IMAGINED[0] * IMAGINED[1] != second):
-                raise self.fixed(node, "its output does not grow in proportion to the batch")
+                raise self.refusal(node, "its output does not grow in proportion to the batch")
 
-    def fixed(self, node: ir.Node, reason: str) -> UnsupportedError:
-        """The error that `node` makes the batch unchangeable."""
-        return fixed(f"node `{node.name}` ({node.op_type})", reason, self.traced)
+    def refusal(self, node: ir.Node, reason: str) -> UnsupportedError:
+        """Return the error that `node` fixes the batch."""
+        return fixed_batch(f"node `{node.name}` ({node.op_type})", reason, self.traced)
 
     def constant(self, node: ir.Node, position: int, array: np.ndarray) -> None:
         """Let `node` read `array` at `position`."""
@@ -242,35 +252,35 @@ class Walk:
             self.rewritten.append(str(node.name))
 
     def batched(self, node: ir.Node, position: int = 0) -> ValueFacts | None:
-        """The input at `position` if it grows with the batch."""
+        """Return the facts about the input at `position` if it grows with the batch."""
         value = node.inputs[position] if position < len(node.inputs) else None
         known = None if value is None else self.of(value)
         return known if known is not None and known.axis is not None else None
 
     def fixed_data(self, node: ir.Node, position: int) -> np.ndarray | None:
-        """The contents of the input at `position` if they are the same for every batch."""
+        """Return the contents of the input at `position` if they are the same for every batch."""
         value = node.inputs[position] if position < len(node.inputs) else None
         data = self.contents(value)
         return data[0] if data is not None and np.array_equal(*data) else None
 
 
-def fixed(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
-    """The error that `culprit` makes the batch unchangeable."""
+def fixed_batch(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
+    """Return the error that `culprit` fixes the batch."""
     how = f"exported with batch {traced}" if traced else "exported with a free batch, but traced with numbers"
     return UnsupportedError(f"the batch is fixed: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
 
 
-def _outgrows(node: ir.Node, found: list[ValueFacts]) -> bool:
-    """Whether the outputs are too large to compute along, or may be, or cannot be computed at all."""
+def _outgrows(node: ir.Node, outputs: list[ValueFacts]) -> bool:
+    """Return whether the outputs are, or may be, too large to compute, or cannot be computed at all."""
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return True
-    sizes = [int(np.prod(shape, dtype=np.int64)) for known in found for shape in known.shapes or ()]
-    unknown = any(known.shapes is None for known in found)
+    sizes = [int(np.prod(shape, dtype=np.int64)) for known in outputs for shape in known.shapes or ()]
+    unknown = any(known.shapes is None for known in outputs)
     return max(sizes, default=0) > FOLDABLE_ELEMENTS or (unknown and node.op_type in INFLATING)
 
 
 def _evaluate(node: ir.Node, data: Sequence[np.ndarray], opset: int) -> list[np.ndarray]:
-    """The outputs of `node`; nothing where onnx's evaluator does not manage."""
+    """Return the outputs of `node`, or an empty list where onnx's evaluator fails."""
     from onnx.reference import ReferenceEvaluator
 
     names = [str(value.name) for value in node.inputs if value is not None]
@@ -294,5 +304,5 @@ def _typed(proto: onnx.TypeProto | None) -> tuple[ir.DataType | None, tuple[int,
 
 
 def integer(node: ir.Node, key: str) -> int | None:
-    """The attribute `key`, None if the node does not state it."""
+    """Return the attribute `key`, None if the node does not state it."""
     return node.attributes[key].as_int() if key in node.attributes else None

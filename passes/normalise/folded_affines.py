@@ -1,4 +1,4 @@
-"""The scale and shift that a folded batch norm leaves behind, as one node."""
+"""Write the scale and shift that a folded batch norm leaves behind as one node."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ttac.passes.normalise.affine_nodes import (
 
 ROOM = "fuse"
 ACTS = frozenset({"Conv", "ConvTranspose", "Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool"})
-"""What may stand before a batch norm that was folded to a scale and a shift."""
+"""Operators that may stand before a batch norm that was folded to a scale and a shift."""
 
 
 def fuse_affines(model: ir.Model) -> None:
-    """Write the scales and shifts that batch norms were folded to as one operator each, in place.
+    """Write each scale and shift of a folded batch norm as one operator, in place.
 
-    Before a simplifier sees them, which would fold them into the convolutions in front.
+    This runs before a simplifier, which would fold them into the convolutions in front.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     for node in [node for node in model.graph if node.op_type == "Mul"]:
@@ -34,50 +34,50 @@ def fuse_affines(model: ir.Model) -> None:
 
 
 def folded_batch_norm(op: Builder, node: ir.Node) -> bool:
-    """x*scale + bias with one number a channel, behind a layer -> one BatchNormalization without statistics.
+    """x*scale + bias with one number per channel, behind a layer -> one BatchNormalization without statistics.
 
-    Where the file tells that it was a batch norm, or it stands right behind a convolution, it is marked as folded.  If
-    it tells, x may be [N, C] or [N, ..., C] as well, and be read elsewhere too, as before a residual block.
+    A node that the file names as a batch norm, or that directly follows a convolution, is marked as folded. If the
+    file names it, x may also be [N, C] or [N, ..., C], and other nodes may read x too, as before a residual block.
     """
     parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
     shift = with_constant(total)
     if parts is None or total is None or shift is None:
         return False
-    value, told = parts[0], node.metadata_props.get(FOLDED, "")
+    value, name = parts[0], node.metadata_props.get(FOLDED, "")
     scale, bias = (per_channel(array, value) for array in (parts[1], shift[1]))
-    last = bool(told) and (scale is None or bias is None)
+    last = bool(name) and (scale is None or bias is None)
     if last:
         scale, bias = (_per_last(array, value) for array in (parts[1], shift[1]))
-    if scale is None or bias is None or not (told or (made_by(value, *ACTS) and len(value.uses()) == 1)):
+    if scale is None or bias is None or not (name or (made_by(value, *ACTS) and len(value.uses()) == 1)):
         return False
-    told = told or ("?" if made_by(value, *CONVOLUTIONS) else "")
+    name = name or ("?" if made_by(value, *CONVOLUTIONS) else "")
     y, x, rank = total.outputs[0], value, len(value.shape or ())
-    with op.at(layer_of(node, y) if told in ("", "?") else told, before=node_after(op.graph, y.producer())):
+    with op.at(layer_of(node, y) if name in ("", "?") else name, before=node_after(op.graph, y.producer())):
         if last and rank > 2:
             x = op.Transpose(value, perm=[0, rank - 1, *range(1, rank - 1)])
         new = norm = affine(op, x, scale, bias)
         if last and rank > 2:
             new = op.Transpose(norm, perm=[0, *range(2, rank), 1])
-    made = norm.producer()
-    assert made is not None
-    made.metadata_props[KIND] = "affine"
-    if told:
-        made.metadata_props[FOLDED] = told
+    last_node = norm.producer()
+    assert last_node is not None
+    last_node.metadata_props[KIND] = "affine"
+    if name:
+        last_node.metadata_props[FOLDED] = name
     if epsilon := node.metadata_props.get(FOLDED_EPSILON):
-        made.metadata_props[FOLDED_EPSILON] = epsilon
+        last_node.metadata_props[FOLDED_EPSILON] = epsilon
     _rename(y, new)
     return True
 
 
 def _per_last(array: np.ndarray, value: ir.Value) -> np.ndarray | None:
-    """A constant [..., C] as [C], where it holds one number for each channel of `value` [N, ..., C]."""
+    """Return a constant [..., C] as [C], where it has one number for each channel of `value` [N, ..., C]; else None."""
     if value.shape is None or array.size != value.shape[-1] or array.shape[-1:] != (array.size,):
         return None
     return array.reshape(-1)
 
 
 def _rename(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be read where `old` was, under its name."""
+    """Let all readers of `old` read `new`, under the old name."""
     node = new.producer()
     assert node is not None
     new.type, new.shape = old.type, old.shape

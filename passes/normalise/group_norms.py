@@ -1,4 +1,4 @@
-"""Group norms, whichever of three ways a file spells them, as InstanceNormalization with scale and bias behind it."""
+"""Write a group norm, in any of its three spellings, as InstanceNormalization with a scale and a bias behind it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def group_norm(op: Builder, node: ir.Node) -> bool:
 def whole_group_norm(op: Builder, node: ir.Node) -> bool:
     """GroupNormalization -> an InstanceNormalization between two Reshapes, which engines have a kernel for.
 
-    Until opset 20 its scale and bias are one number a group, and stay with it; from opset 21 on one a channel.
+    Until opset 20 its scale and bias have one number per group, and stay in the InstanceNormalization. From opset 21
+    on they have one number per channel.
     """
     x, scale, bias = node.inputs
     groups, parts = node.attributes.get_int("num_groups", 0), (array_of(scale), array_of(bias))
@@ -64,30 +65,36 @@ def whole_group_norm(op: Builder, node: ir.Node) -> bool:
     return True
 
 
-def over_groups(found: Standardisation) -> bool:
-    """Whether channels that come last are split in groups, [N, ..., G, C/G] over all but N and G, as Keras does."""
-    rank = len(found.x.shape or ())
-    return found.centred and rank > 3 and found.axes == (*range(1, rank - 2), rank - 1)
+def over_groups(norm: Standardisation) -> bool:
+    """Return whether the norm is over all axes but N and G of [N, ..., G, C/G]: Keras' groups of channels that come
+    last.
+    """
+    rank = len(norm.x.shape or ())
+    return norm.centred and rank > 3 and norm.axes == (*range(1, rank - 2), rank - 1)
 
 
-def split_group_norm(op: Builder, node: ir.Node, found: Standardisation) -> bool:
-    """The same with the channels first: Reshape, InstanceNormalization, Reshape, scale and shift per channel."""
-    after, shape = affine_after(found.y), dims(found.x)
+def split_group_norm(op: Builder, node: ir.Node, norm: Standardisation) -> bool:
+    """Write a norm of Keras' form with the channels first.
+
+    The result is Reshape, InstanceNormalization, Reshape, scale and shift per channel.
+    """
+    after, shape = affine_after(norm.y), dims(norm.x)
     batch, *space, groups, size = shape
     if not isinstance(groups, int) or not isinstance(size, int):
         return False
-    held = [_by_channel(array, groups, size) for array in (after.scale, after.bias)]
-    if any(array is None for array, given in zip(held, (after.scale, after.bias), strict=True) if given is not None):
-        after, held = Affine(found.y), [None, None]
+    parameters = [_by_channel(array, groups, size) for array in (after.scale, after.bias)]
+    stated = (after.scale, after.bias)
+    if any(array is None for array, original in zip(parameters, stated, strict=True) if original is not None):
+        after, parameters = Affine(norm.y), [None, None]
     rank, layer = len(shape), layer_of(node, after.y)
     first = [0, rank - 2, rank - 1, *range(1, rank - 2)]
     with op.at(layer, before=node_after(op.graph, after.y.producer())):
-        x = _channels_first(found.x)
-        x = x if x is not None else op.Transpose(found.x, perm=first)
-        apart = reshape(op, x, [batch, groups, sample_size(found.x.shape or ir.Shape([])) // groups])
+        x = _channels_first(norm.x)
+        x = x if x is not None else op.Transpose(norm.x, perm=first)
+        apart = reshape(op, x, [batch, groups, sample_size(norm.x.shape or ir.Shape([])) // groups])
         ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
-        normal = op.InstanceNormalization(apart, ones, zeros, epsilon=found.eps)
-        y = affine(op, reshape(op, normal, [batch, groups * size, *space]), *held)
+        normal = op.InstanceNormalization(apart, ones, zeros, epsilon=norm.eps)
+        y = affine(op, reshape(op, normal, [batch, groups * size, *space]), *parameters)
         core, last = normal.producer(), y.producer()
         back = op.Transpose(reshape(op, y, [batch, groups, size, *space]), perm=[0, *range(3, rank), 1, 2])
     assert core is not None and last is not None
@@ -102,7 +109,7 @@ def split_group_norm(op: Builder, node: ir.Node, found: Standardisation) -> bool
 
 
 def _channels_first(value: ir.Value) -> ir.Value | None:
-    """[N, C, ...] where `value` is that with its channels moved last and then split."""
+    """Return [N, C, ...] where `value` is this tensor with its channels moved last and then split."""
     split = made_by(value, "Reshape")
     moved = made_by(split.inputs[0], "Transpose") if split is not None else None
     x = moved.inputs[0] if moved is not None else None
@@ -113,7 +120,7 @@ def _channels_first(value: ir.Value) -> ir.Value | None:
 
 
 def _transposed_back(value: ir.Value) -> Iterator[ir.Value]:
-    """Where `value` [N, ..., G, C/G] is joined to [N, ..., C] and transposed to [N, C, ...] again."""
+    """Yield each value that joins `value` [N, ..., G, C/G] to [N, ..., C] and transposes it to [N, C, ...] again."""
     for joined in [use.node for use in value.uses() if use.node.op_type == "Reshape"]:
         whole = joined.outputs[0]
         if whole.shape is None or dims(whole)[:-1] != dims(value)[:-2]:
@@ -125,7 +132,7 @@ def _transposed_back(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def _by_channel(array: np.ndarray | None, groups: int, size: int) -> np.ndarray | None:
-    """A constant [..., G, C/G] as [C]; None if it varies along other axes."""
+    """Return a constant [..., G, C/G] as [C]; None if it varies along other axes."""
     if array is None or (array.ndim > 2 and any(length != 1 for length in array.shape[:-2])):
         return None
     tail = array.reshape(array.shape[-2:]) if array.ndim > 1 else array

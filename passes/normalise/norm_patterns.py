@@ -1,6 +1,6 @@
-"""How exporters spell norms in single operators: what a few nodes compute together, or why they are no norm.
+"""Recognise norms that exporters spell in single operators, or say why a near match is no norm.
 
-Nothing is changed here; `fuse` rewrites what is found.
+Nothing changes here; `fuse_norms` rewrites the norms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ttac.passes.graph.match import array_of, made_by, only_reader, with_constan
 class Standardisation:
     """y = (x - mean)/sqrt(variance + eps) over `axes`, or y = x/sqrt(mean of x^2 + eps) where not `centred`.
 
-    TensorFlow multiplies scale and bias in before y is there: then y has them in it, constants in the file's shapes.
+    TensorFlow multiplies scale and bias in before the graph has y. Then y includes them, as constants in the file's
+    shapes.
     """
 
     x: ir.Value
@@ -30,25 +31,25 @@ class Standardisation:
 
     @property
     def holds_affine(self) -> bool:
-        """Whether scale or bias are part of what the nodes compute."""
+        """Whether the nodes compute scale or bias too."""
         return self.scale is not None or self.bias is not None
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the axes; empty if one is not known."""
+        """Sizes of the axes; empty if one is unknown."""
         sizes = [(self.x.shape or ())[axis] for axis in self.axes]
         return tuple(size for size in sizes if isinstance(size, int)) if all(isinstance(s, int) for s in sizes) else ()
 
     @property
     def trailing(self) -> bool:
-        """Whether the axes are the last ones, all of them from some axis on."""
+        """Whether the axes are the last ones, without a gap."""
         rank = len(self.x.shape or ())
         return self.axes == tuple(range(rank - len(self.axes), rank))
 
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """y = x*scale + bias with constants in the shapes the file has, None where there is none."""
+    """y = x*scale + bias with constants in the file's shapes; an absent constant is None."""
 
     y: ir.Value
     scale: np.ndarray | None = None
@@ -56,19 +57,22 @@ class Affine:
 
 
 def standardisation(node: ir.Node) -> Standardisation | str | None:
-    """What `node` completes: a standardisation, None if nothing like one, else a text that says what it lacks."""
+    """Return the standardisation that `node` completes.
+
+    None without a similar pattern, else the reason why it is no norm.
+    """
     if node.op_type in ("Add", "Sub"):
         return _moved(node)
     for top, inverse, scale in _quotient(node):
         root = _root(inverse)
         if root is not None:
-            found = _over_deviation(node, top, root)
-            return replace(found, scale=scale) if isinstance(found, Standardisation) else found
+            match = _over_deviation(node, top, root)
+            return replace(match, scale=scale) if isinstance(match, Standardisation) else match
     return None
 
 
 def affine_after(value: ir.Value) -> Affine:
-    """The constant scale and bias that `value`, and nothing else, goes through next."""
+    """Return the constant scale and bias that `value`, and nothing else, passes through next."""
     scale = bias = None
     product = only_reader(value, "Mul")
     parts = with_constant(product)
@@ -85,7 +89,7 @@ Quotients = list[tuple[ir.Value, ir.Value, "np.ndarray | None"]]
 
 
 def _quotient(node: ir.Node) -> Quotients:
-    """Triples (x, d, scale) such that the node computes x/d, or x times scale/d with a constant."""
+    """Return triples (x, d, scale) such that the node computes x/d, or x times scale/d with a constant."""
     first, second = node.inputs if len(node.inputs) == 2 else (None, None)
     if first is None or second is None:
         return []
@@ -101,13 +105,13 @@ def _quotient(node: ir.Node) -> Quotients:
 
 
 def _scaled_inverse(value: ir.Value) -> tuple[ir.Value | None, np.ndarray | None]:
-    """d and scale where `value` is scale/d; None for d where it is no such thing, for the scale where it is 1/d."""
+    """Return d and scale where `value` is scale/d; d is None elsewhere, and scale is None for 1/d."""
     scaled = with_constant(made_by(value, "Mul"))
     return (inverted(value), None) if scaled is None else (inverted(scaled[0]), scaled[1])
 
 
 def inverted(value: ir.Value) -> ir.Value | None:
-    """d where `value` is 1/d."""
+    """Return d where `value` is 1/d."""
     node = made_by(value, "Reciprocal", "Div")
     if node is None:
         return None
@@ -118,7 +122,7 @@ def inverted(value: ir.Value) -> ir.Value | None:
 
 
 def _root(value: ir.Value) -> ir.Node | None:
-    """The Add of variance and epsilon under the Sqrt, or power of one half, that makes `value`."""
+    """Return the Add of variance and epsilon under the Sqrt, or power of one half, that produces `value`."""
     node = made_by(value, "Sqrt", "Pow")
     if node is None or (node.op_type == "Pow" and not _is_number(node.inputs[1], 0.5)):
         return None
@@ -134,7 +138,7 @@ def _is_number(value: ir.Value | None, number: float) -> bool:
 
 
 def _squared(value: ir.Value | None) -> ir.Value | None:
-    """v where `value` is v*v."""
+    """Return v where `value` is v*v."""
     node = made_by(value, "Mul", "Pow")
     if node is None:
         return None
@@ -143,9 +147,9 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
 
 
 def _reduction(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """What a ReduceMean that keeps its axes reduces, and over which; None if it is none or they are not known.
+    """Return operand and axes of a ReduceMean that keeps its axes; None for other nodes or unknown axes.
 
-    tf2onnx writes it as a pool where the axes allow, [N, T, C] over C for instance.
+    tf2onnx writes the mean as a pool where the axes allow it, [N, T, C] over C for instance.
     """
     pool = made_by(value, "GlobalAveragePool")
     if pool is not None and pool.inputs[0] is not None and pool.inputs[0].shape is not None:
@@ -160,29 +164,32 @@ def _reduction(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | Non
 
 
 def _centred(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """x and axes where `value` is x minus its mean over the axes."""
+    """Return x and axes where `value` is x minus its mean over the axes."""
     node = made_by(value, "Sub")
-    found = _reduction(node.inputs[1]) if node is not None else None
-    return found if node is not None and found is not None and node.inputs[0] is found[0] else None
+    mean = _reduction(node.inputs[1]) if node is not None else None
+    return mean if node is not None and mean is not None and node.inputs[0] is mean[0] else None
 
 
 def _variance(total: ir.Node) -> tuple[ir.Value, tuple[int, ...], float] | str:
-    """What is squared, the axes of its mean and epsilon, of an Add of variance and epsilon."""
+    """Return squared value, axes of its mean, and epsilon, from an Add of variance and epsilon.
+
+    Or the reason against it.
+    """
     parts = with_constant(total)
     if parts is None or parts[1].size != 1:
         return "its epsilon is computed, or not one number"
-    found = _reduction(parts[0])
-    value = _squared(found[0]) if found is not None else None
-    if found is None or value is None:
+    mean = _reduction(parts[0])
+    value = _squared(mean[0]) if mean is not None else None
+    if mean is None or value is None:
         return "the axes of its variance are computed, or not kept"
-    return value, found[1], float(parts[1].reshape(-1)[0])
+    return value, mean[1], float(parts[1].reshape(-1)[0])
 
 
 def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardisation | str:
-    found = _variance(total)
-    if isinstance(found, str):
-        return found
-    value, axes, eps = found
+    variance = _variance(total)
+    if isinstance(variance, str):
+        return variance
+    value, axes, eps = variance
     y = node.outputs[0]
     below, above = _centred(value), _centred(top)
     if below is not None and above is not None and below[0] is above[0]:
@@ -190,12 +197,12 @@ def _over_deviation(node: ir.Node, top: ir.Value, total: ir.Node) -> Standardisa
             return "mean and variance are taken over different axes"
         return Standardisation(x=below[0], y=y, axes=axes, eps=eps, centred=True)
     if top is not value:
-        return "what it divides is not what its variance was taken of"
+        return "its numerator is not the value whose variance it divides by"
     return Standardisation(x=value, y=y, axes=axes, eps=eps, centred=False)
 
 
 def _moved(node: ir.Node) -> Standardisation | str | None:
-    """TensorFlow's: x*r + (bias - mean*r) with r = scale/sqrt(variance + eps), however the shift is written."""
+    """Match TensorFlow's form, x*r + (bias - mean*r) with r = scale/sqrt(variance + eps), the shift in any spelling."""
     product, rest = node.inputs if len(node.inputs) == 2 else (None, None)
     orders = ((product, rest), (rest, product)) if node.op_type == "Add" else ((product, rest),)
     for outer, inner in orders:
@@ -205,9 +212,9 @@ def _moved(node: ir.Node) -> Standardisation | str | None:
         for x, r in (factors.inputs, reversed(factors.inputs)):
             shift = _shift(inner, r, negative=node.op_type == "Sub")
             if x is not None and r is not None and shift is not None:
-                found = _from_moments(node, x, r, *shift)
-                if found is not None:
-                    return found
+                match = _from_moments(node, x, r, *shift)
+                if match is not None:
+                    return match
     return None
 
 
@@ -215,9 +222,9 @@ Shift = tuple[ir.Value, "np.ndarray | str | None"]
 
 
 def _shift(value: ir.Value, r: ir.Value | None, *, negative: bool = False) -> Shift | None:
-    """The mean and the bias of a shift: bias - mean*r, -mean*r + bias, -mean*r; of its opposite where `negative`.
+    """Return mean and bias of a shift: bias - mean*r, -mean*r + bias, -mean*r; of its opposite where `negative`.
 
-    The bias is a text where it is computed.
+    A text in the place of the bias says that the bias is computed.
     """
     if negative:
         mean = _times(value, r)
@@ -239,14 +246,14 @@ def _shift(value: ir.Value, r: ir.Value | None, *, negative: bool = False) -> Sh
 
 
 def _times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
-    """m where `value` is m*r."""
+    """Return m where `value` is m*r."""
     node = made_by(value, "Mul")
     others = [factor for factor in node.inputs if factor is not r] if node is not None else []
     return others[0] if len(others) == 1 else None
 
 
 def _opposite_times(value: ir.Value | None, r: ir.Value | None) -> ir.Value | None:
-    """m where `value` is -m*r, by a Neg before or behind the product."""
+    """Return m where `value` is -m*r, with a Neg before or behind the product."""
     behind = made_by(value, "Neg")
     if behind is not None:
         return _times(behind.inputs[0], r)
@@ -261,16 +268,16 @@ def _from_moments(
     total = _root(inverse) if inverse is not None else None
     if total is None:
         return None
-    found = _variance(total)
-    if isinstance(found, str):
-        return found
-    value, axes, eps = found
+    variance = _variance(total)
+    if isinstance(variance, str):
+        return variance
+    value, axes, eps = variance
     below, average = _centred(value), _reduction(mean)
     if below is None or average is None or not (below[0] is average[0] is x) or not (below[1] == average[1] == axes):
         return "mean and variance are not those of its input"
     if isinstance(bias, str):
         return bias
-    # Without a bias the nodes still hold the whole: what follows must know that their shift is in it.
+    # Zeros mark a shift without bias: the nodes include the whole affine map, and later code must know it.
     return Standardisation(
         x=x,
         y=node.outputs[0],

@@ -1,8 +1,8 @@
-"""Bring a loaded model into the one form all later rooms expect.
+"""Bring a loaded model into the one form that all later rooms expect.
 
-Leaving this room: one float32 input [N, ints...] and one output; opset 18 to 21; every value has a dtype and a shape
-whose only symbol is the batch N; no Constant, Identity or Dropout nodes; norms as `fuse` leaves them; every node has a
-unique name and layer.
+The result has one float32 input [N, ints...] and one output, in opset 18 to 21. Every value has a dtype and a shape,
+whose only symbol is the batch N. It has no Constant, Identity or Dropout nodes. `fuse_norms` has rewritten its norms.
+Every node has a unique name and layer.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.load.model_file import REFERENCE, Say, quiet
-from ttac.passes.normalise.batch_walk import ROOM, fixed, ints
+from ttac.passes.normalise.batch_walk import ROOM, fixed_batch, ints
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
 from ttac.passes.normalise.simplify import simplify, worthwhile
 from ttac.passes.normalise.traced_batch import free_batch, loses_batch
 
 HEAD = "ttac.head"
-"""Model metadata: what the output is, one of `softmax`, `log_softmax`, `sigmoid`, `logits`."""
+"""Model metadata: the kind of the output, one of `softmax`, `log_softmax`, `sigmoid`, `logits`."""
 
 HEADS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+"""Kind of the output by the operator that produces it."""
 TOLERANCE = 1e-4
-"""Largest difference to the model as it was loaded, relative to its largest output."""
+"""Largest difference from the loaded model, relative to its largest output."""
 
 Simplifier = Callable[[ir.Model, Say], ir.Model]
 
@@ -43,16 +44,16 @@ Simplifier = Callable[[ir.Model, Say], ir.Model]
 def normalise(
     model: ir.Model, *, shape: Sequence[int] | None = None, say: Say = quiet, simplifier: Simplifier | None = simplify
 ) -> ir.Model:
-    """The normal form of a loaded model, checked to compute the same on 1, 2 and 3 samples.
+    """Return the normal form of a loaded model, after a check that it computes the same on 1, 2 and 3 samples.
 
     Args:
-        model: as `load` gives it; it stays as it is.
+        model: from `load`; it stays unchanged.
         shape: of one sample, (3, 224, 224), where the file leaves a dimension open.
-        say: told, a line each, what was changed.
+        say: receives one line for each change.
         simplifier: None leaves out the simplification.
 
-    Raises UsageError if `shape` contradicts the file; UnsupportedError if a dimension stays open, a node holds on to
-    the batch the file was exported with, or shapes cannot be inferred.
+    Raises UsageError if `shape` contradicts the file. Raises UnsupportedError if a dimension stays open, if a node
+    fixes the batch, or if shapes cannot be inferred.
     """
     original = model.meta.get(REFERENCE) or model.clone()
     model = model.clone()
@@ -84,9 +85,9 @@ def normalise(
 
 
 def bind(model: ir.Model, shape: Sequence[int] | None) -> int | None:
-    """Bind every dimension of the input but the batch, in place, and forget shapes inferred elsewhere.
+    """Bind every dimension of the input but the batch, in place, and forget the shapes that other tools inferred.
 
-    Returns the batch the file was exported with, None where that is open.
+    Returns the batch that the file was exported with, None where it is open.
     """
     x = model.graph.inputs[0]
     stated: list[int | str] | None = None
@@ -94,7 +95,7 @@ def bind(model: ir.Model, shape: Sequence[int] | None) -> int | None:
         stated = [d if isinstance(d, int) and d > 0 else str(getattr(d, "value", None) or "?") for d in x.shape]
     if stated is not None and len(stated) < 2:
         raise UnsupportedError(
-            f"the input `{x.name}` has shape {x.shape}, without an axis besides the batch",
+            f"the input `{x.name}` has shape {x.shape}, without an axis after the batch",
             hint="export a model that takes [N, ...], one row or image for each sample",
         )
     sample = _sample(str(x.name), None if stated is None else stated[1:], shape)
@@ -106,21 +107,21 @@ def bind(model: ir.Model, shape: Sequence[int] | None) -> int | None:
 
 def _sample(name: str, stated: list[int | str] | None, shape: Sequence[int] | None) -> list[int]:
     if shape is not None:
-        given = [int(size) for size in shape]
+        sizes = [int(size) for size in shape]
         if stated is not None and (
-            len(stated) != len(given) or any(isinstance(s, int) and s != g for s, g in zip(stated, given, strict=True))
+            len(stated) != len(sizes) or any(isinstance(a, int) and a != b for a, b in zip(stated, sizes, strict=True))
         ):
             raise UsageError(
-                f"samples of shape {given} do not fit the input `{name}`, which takes {_text(stated)}",
+                f"samples of shape {sizes} do not fit the input `{name}`, which takes {_text(stated)}",
                 hint=f"`--shape {'x'.join(str(size) for size in stated)}`" if stated else "",
             )
-        return given
+        return sizes
     if stated is None or any(isinstance(size, str) for size in stated):
-        open_ones = [f"`{size}`" for size in stated or [] if isinstance(size, str)]
+        unbound = [f"`{size}`" for size in stated or [] if isinstance(size, str)]
         raise UnsupportedError(
-            f"the size of {', '.join(open_ones) or 'a sample'} is open; only the batch may be",
+            f"the size of {', '.join(unbound) or 'a sample'} is open; only the batch may be",
             where=f"input `{name}` {_text(stated) if stated is not None else ''}".rstrip(),
-            hint="state the shape of a sample: `--shape 3x224x224`, or give `--calibration`, which has it",
+            hint="state the shape of a sample: `--shape 3x224x224`, or give samples with `--calibration`",
         )
     return [int(size) for size in stated]
 
@@ -130,7 +131,7 @@ def _text(stated: Sequence[int | str]) -> str:
 
 
 def resolve_casts(model: ir.Model) -> None:
-    """Replace CastLike, whose constants cannot be folded, by Cast or by nothing, in place."""
+    """Replace CastLike, whose constants cannot be folded, by Cast or by its input, in place."""
     casts = [node for node in model.graph if node.op_type == "CastLike"]
     if not casts:
         return
@@ -154,7 +155,7 @@ def _forget_shapes(model: ir.Model) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Constants as initializers, no Identity, nothing unused, no bias of zeros; in place."""
+    """Turn constants into initializers; remove Identity nodes, unused nodes and biases of zeros; in place."""
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in [node for node in model.graph if node.op_type == "Identity" and node.inputs[0] is not None]:
         replace(model.graph, node, node.inputs[0])
@@ -167,9 +168,9 @@ def tidy(model: ir.Model) -> None:
 
 
 def join_operators(model: ir.Model) -> None:
-    """Remove Reshapes to the shape that is there already, as tf2onnx leaves where axes of size 1 were transposed.
+    """Remove Reshapes to the same shape, and write linear layers as one operator.
 
-    And write linear layers as one operator.
+    tf2onnx leaves such Reshapes where axes of size 1 were transposed.
     """
     for node in [node for node in model.graph if node.op_type == "Reshape"]:
         x, y = node.inputs[0], node.outputs[0]
@@ -180,7 +181,7 @@ def join_operators(model: ir.Model) -> None:
 
 
 def join_linear(model: ir.Model) -> None:
-    """Write a linear layer on rows, MatMul and Add of constants, as the one operator that engines make of it."""
+    """Write a linear layer on rows, MatMul and Add of constants, as one Gemm, as engines do."""
     for node in [node for node in model.graph if node.op_type == "MatMul"]:
         parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
         bias = with_constant(total)
@@ -194,8 +195,7 @@ def join_linear(model: ir.Model) -> None:
             shift = Builder(model.graph, ROOM, model.opset_imports[""]).constant(bias[1].reshape(-1))
         y, name = total.outputs[0], node.name
         joined = ir.node("Gemm", [x, node.inputs[1], shift], name=name, metadata_props=dict(node.metadata_props))
-        made = joined.outputs[0]
-        ir.convenience.replace_nodes_and_values(model.graph, total, [total, node], [joined], [y], [made])
+        ir.convenience.replace_nodes_and_values(model.graph, total, [total, node], [joined], [y], [joined.outputs[0]])
 
 
 def _control_flow(model: ir.Model) -> list[ir.Node]:
@@ -213,9 +213,9 @@ def _refuse_control_flow(model: ir.Model) -> None:
 
 
 def _freed(model: ir.Model, traced: int | None) -> tuple[ir.Model, list[str], int | None]:
-    """The model with a free batch, the nodes rewritten for it, and the batch that the file was traced with.
+    """Return the model with a free batch, the names of the rewritten nodes, and the batch of the trace.
 
-    A file that claims a free batch may still hold numbers, from a trace with one sample.
+    A file that declares a free batch may still contain numbers, from a trace with one sample.
     """
     if traced is not None:
         return model, free_batch(model, traced), traced
@@ -238,7 +238,7 @@ def _refuse_batchless(model: ir.Model, traced: int | None) -> None:
         return
     node = loses_batch(model) or y.producer()
     culprit = f"node `{node.name}` ({node.op_type})" if node else f"output `{y.name}`"
-    raise fixed(culprit, f"the output `{y.name}` is {y.shape}, without a row for each sample", traced)
+    raise fixed_batch(culprit, f"the output `{y.name}` is {y.shape}, without a row for each sample", traced)
 
 
 def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
@@ -253,24 +253,26 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("original", "normal"))
         expected = rows(before, original, samples, traced or 3)
         for size in (1, 2, 3):
-            found = rows(after, model, samples[:size], size)
-            worst = _distance(found, expected[:size])
+            results = rows(after, model, samples[:size], size)
+            worst = _distance(results, expected[:size])
             if worst > TOLERANCE * max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1e-6):
                 raise _differs(size, worst, traced, rewritten)
 
 
-def _distance(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest absolute difference; NaN and infinity must be where they are expected."""
-    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+def _distance(results: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference. NaN and infinity must be where they are expected."""
+    same = (results == expected) | (np.isnan(results) & np.isnan(expected))
     with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(found - expected))
+        apart = np.where(same, 0.0, np.abs(results - expected))
     return float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0))
 
 
 def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:
     if rewritten:
         nodes = ", ".join(f"`{name}`" for name in rewritten[:8])
-        return fixed(f"nodes {nodes}", f"rewritten for {size} samples, they give results off by {worst:.2g}", traced)
+        return fixed_batch(
+            f"nodes {nodes}", f"rewritten for {size} samples, they give results off by {worst:.2g}", traced
+        )
     return UnsupportedError(
         "the samples of a batch influence each other",
         where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
@@ -279,7 +281,7 @@ def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[st
 
 
 def finish(model: ir.Model) -> None:
-    """Unique names and layers, and the kind of the output, in place."""
+    """Give nodes unique names and layers, and note the kind of the output; in place."""
     unique_layers(model)
     name_nodes(model)
     producer = model.graph.outputs[0].producer()

@@ -1,6 +1,6 @@
 """The child process of `simplify`: `python -m ttac.passes.normalise.simplify_child SOURCE RESULT BYTES`.
 
-BYTES is the largest constant that folding may make.
+BYTES is the size of the largest constant that folding may produce.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ ALLOWED = {
     "fuse_pad_into_conv",
     "fuse_pad_into_pool",
 }
-"""Optimizers that may run.  Not the rest: they fuse norms (`fuse_bn_into_conv`), drop a norm's scale while it is all
-ones (`eliminate_nop_with_unit`), tie parameters of different layers (`eliminate_duplicate_initializer`) or fold the
-batch into rows (`fuse_matmul_add_bias_into_gemm`)."""
+"""Optimizers that may run.
+
+The others do harm. They fuse norms (`fuse_bn_into_conv`) or drop a norm's scale while it is all ones
+(`eliminate_nop_with_unit`). They tie parameters of different layers (`eliminate_duplicate_initializer`) or fold the
+batch into rows (`fuse_matmul_add_bias_into_gemm`).
+"""
 
 
 def main(source: str, result: str, largest: str) -> int:
-    """Simplify the file `source` into `result`; 0 if that worked."""
+    """Simplify the file `source` into `result`; return 0 on success."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # onnxruntime-training would import it, for nothing
     import onnx
     import onnxsim

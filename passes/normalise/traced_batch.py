@@ -1,6 +1,6 @@
-"""Free the batch of a file that was traced with a fixed one: take the number out of the nodes that hold it.
+"""Free the batch of a file that was traced with a fixed one: remove the number from the nodes that contain it.
 
-A Reshape holds it in the shape it goes to, a Concat in the rows of a class token, a Resize in its sizes.
+A Reshape contains it in its target shape, a Concat in the rows of a class token, a Resize in its sizes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ BROADCASTS = frozenset(
     "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual MatMul Max Mean Min Mod "
     "Mul Or PRelu Pow Sub Sum Where Xor".split()
 )
+"""Operators that broadcast their operands."""
 
 
 def free_batch(model: ir.Model, traced: int | None) -> list[str]:
-    """Type every value of `model` in place, its batch symbolic; returns the names of the nodes that were rewritten.
+    """Type every value of `model` in place, with a symbolic batch; return the names of the rewritten nodes.
 
     Args:
         model: with one input, whose shape but the batch is bound.
-        traced: the batch the file was traced with; None where the file says that the batch is free.
+        traced: the batch that the file was traced with; None where the file declares the batch free.
 
-    Raises UnsupportedError at the node that fixes the batch, or with the names of values whose shape is not known.
+    Raises UnsupportedError at the node that fixes the batch, or with the names of values of unknown shape.
     """
     walk = Walk(model, traced)
     for node in list(model.graph):
@@ -46,9 +47,9 @@ def free_batch(model: ir.Model, traced: int | None) -> list[str]:
 
 @rewrites("Reshape")
 def _reshape(walk: Walk, node: ir.Node) -> int | None:
-    """Find the dimension of the target that holds the batch, by the order of elements in memory, and free it.
+    """Find the dimension of the target that contains the batch, by the order of elements in memory, and free it.
 
-    Returns how often the batch repeats inside that dimension.
+    Returns the number of times that the batch repeats inside this dimension.
     """
     x, target = walk.batched(node), walk.fixed_data(node, 1)
     if x is None or x.axis is None or target is None or walk.traced is None:
@@ -61,10 +62,10 @@ def _reshape(walk: Walk, node: ir.Node) -> int | None:
     target = np.where(target < 0, size // max(rest, 1), target)
     inner = int(np.prod(shape[x.axis :], dtype=np.int64)) // (batch * x.outer)
     outer = int(np.prod(shape[: x.axis], dtype=np.int64)) * x.outer
-    found = [place for axis in range(len(target)) if (place := _place(target, axis, outer, inner, batch))]
-    if not found:
+    places = [place for axis in range(len(target)) if (place := _place(target, axis, outer, inner, batch))]
+    if not places:
         return None
-    repeats, axis = min(found)[-2:]
+    repeats, axis = min(places)[-2:]
     freed = np.array([-1 if i == axis else d for i, d in enumerate(target)], np.int64)
     node.attributes.pop("allowzero", None)
     if not np.array_equal(freed, walk.fixed_data(node, 1)):  # type: ignore[arg-type]
@@ -73,10 +74,11 @@ def _reshape(walk: Walk, node: ir.Node) -> int | None:
 
 
 def _place(target: np.ndarray, axis: int, outer: int, inner: int, batch: int) -> tuple[bool, bool, int, int] | None:
-    """How good `target[axis]` is for the batch, None if it cannot hold it; smaller is better.  Ends in repeats, axis.
+    """Rank `target[axis]` as the place of the batch, smaller is better; None if it cannot contain the batch.
 
-    A dimension of its own is best; then anything but the last, which holds features; then the batch as the slower part
-    of a dimension (batch times heads).  With a traced batch of one, several are possible.
+    The rank ends in repeats and axis. A separate dimension ranks best. Next comes any dimension but the last, which
+    contains features. Last comes the batch as the slower part of a dimension (batch times heads). With a traced batch
+    of 1, several places are possible.
     """
     before, after = int(np.prod(target[:axis], dtype=np.int64)), int(np.prod(target[axis + 1 :], dtype=np.int64))
     if not before or not after or outer % before or inner % after:
@@ -89,7 +91,7 @@ def _place(target: np.ndarray, axis: int, outer: int, inner: int, batch: int) ->
 
 @rewrites("Expand")
 def _expand(walk: Walk, node: ir.Node) -> None:
-    """An Expand of something with the batch keeps it: the target says 1 there; of traced rows, one is enough."""
+    """Let an Expand keep the batch of its input: its target becomes 1 there. Of traced rows, keep one."""
     x, target = walk.batched(node), walk.fixed_data(node, 1)
     if walk.traced is None:
         return
@@ -106,7 +108,7 @@ def _expand(walk: Walk, node: ir.Node) -> None:
 
 @rewrites("Gather")
 def _gather(walk: Walk, node: ir.Node) -> None:
-    """Counting up all elements of a flattened tensor (torch's `as_strided`) is a Reshape."""
+    """Turn a Gather of all elements of a flattened tensor in order (torch's `as_strided`) into a Reshape."""
     x, places = walk.batched(node), walk.fixed_data(node, 1)
     if walk.traced is None or x is None or places is None or len(x.at(1)) != 1:
         return
@@ -121,7 +123,7 @@ def _gather(walk: Walk, node: ir.Node) -> None:
 
 @rewrites(*BROADCASTS)
 def _broadcast(walk: Walk, node: ir.Node) -> None:
-    """An operand with a row for each traced sample shrinks to one row, if the rows are equal."""
+    """Shrink an operand with one row per traced sample to one row, if the rows are equal."""
     operands = [(i, walk.of(v)) for i, v in enumerate(node.inputs) if v is not None]
     ranks = [len(known.shapes[0]) for _, known in operands if known.shapes is not None]
     grown = {known.axis - len(known.shapes[0]) for _, known in operands if known.shapes and known.axis is not None}
@@ -138,15 +140,16 @@ def _broadcast(walk: Walk, node: ir.Node) -> None:
 
 
 def _shrink(walk: Walk, node: ir.Node, position: int, axis: int) -> None:
+    """Let `node` read one row of its operand; raises UnsupportedError if the rows differ."""
     value, array = node.inputs[position], walk.fixed_data(node, position)
     if array is None or not np.array_equal(array, np.repeat(array.take([0], axis), array.shape[axis], axis)):
-        raise walk.fixed(node, f"its operand `{value.name if value else ''}` has a row of its own for each sample")
+        raise walk.refusal(node, f"its operand `{value.name if value else ''}` has a different row for each sample")
     walk.constant(node, position, array.take([0], axis))
 
 
 @rewrites("Concat")
 def _concat(walk: Walk, node: ir.Node) -> None:
-    """Operands without the batch (a class token) are repeated for every sample."""
+    """Repeat operands without the batch (a class token) for every sample."""
     first = next((i for i in range(len(node.inputs)) if walk.batched(node, i)), None)
     if first is None:
         return
@@ -183,7 +186,7 @@ def _repeat(walk: Walk, node: ir.Node, position: int, like: ir.Value, axis: int)
 
 @rewrites("Resize")
 def _resize(walk: Walk, node: ir.Node) -> None:
-    """Sizes for all axes become sizes for all axes but the batch."""
+    """Turn sizes for all axes into sizes for all axes but the batch."""
     x, sizes = walk.batched(node), walk.fixed_data(node, 3)
     if x is None or x.axis is None or x.shapes is None or sizes is None or "axes" in node.attributes:
         return
@@ -194,7 +197,7 @@ def _resize(walk: Walk, node: ir.Node) -> None:
 
 @rewrites("LSTM", "GRU", "RNN")
 def _recurrent(walk: Walk, node: ir.Node) -> None:
-    """Initial states of zeros, one for each traced sample, are what the operator starts with anyway."""
+    """Remove initial states of zeros, one per traced sample: the operator starts with zeros by default."""
     for position in (5, 6):
         value = node.inputs[position] if position < len(node.inputs) else None
         if value is not None and value.const_value is not None and not value.const_value.numpy().any():
@@ -204,7 +207,7 @@ def _recurrent(walk: Walk, node: ir.Node) -> None:
 
 @rewrites("SplitToSequence")
 def _split_sequence(walk: Walk, node: ir.Node) -> None:
-    """A sequence that is only indexed (torch's `chunk`) is a Split."""
+    """Turn a sequence that nodes only index (torch's `chunk`) into a Split."""
     x, axis = walk.of(node.inputs[0]), integer(node, "axis") or 0  # type: ignore[arg-type]
     readers = [use.node for use in node.outputs[0].uses()]
     if x.shapes is None or x.axis == axis % len(x.shapes[0]) or not readers:
@@ -224,11 +227,11 @@ def _split_sequence(walk: Walk, node: ir.Node) -> None:
         position = walk.fixed_data(reader, 1)
         replace(walk.graph, reader, parts[0 if position is None else int(position)])
     walk.graph.remove(node, safe=True)
-    walk.visit_producer(parts[0])  # last: it puts initializers in the place of parts of a constant
+    walk.visit_producer(parts[0])  # last: it replaces parts of a constant by initializers
 
 
 def _state_targets(walk: Walk) -> None:
-    """Where the result of a Reshape or Resize is known, its target becomes a constant that leaves out the batch."""
+    """Write the target of each Reshape or Resize with a known result as a constant that leaves out the batch."""
     for node in walk.graph:
         if node.op_type == "Resize":
             _state_sizes(walk, node)
@@ -242,12 +245,14 @@ def _state_targets(walk: Walk) -> None:
 
 
 ALIKE = BROADCASTS - {"MatMul", "Max", "Mean", "Min", "Sum", "PRelu"}
+"""Operators that expand one of two operands to the shape of the other."""
 
 
 def _drop_no_ops(walk: Walk) -> None:
-    """A node whose output is its input: the same shape, in the same order of elements.
+    """Remove a node whose output equals its input: the same shape, in the same order of elements.
 
-    Also an Expand (torch's `expand_as`) that spells out what its readers do anyway, to the shape of what they join.
+    Also remove an Expand (torch's `expand_as`) to the shape of its readers' other operand: the readers broadcast
+    anyway.
     """
     for node in list(walk.graph):
         if node.op_type == "Expand" and _spells_out(walk, node):
@@ -265,6 +270,7 @@ def _drop_no_ops(walk: Walk) -> None:
 
 
 def _spells_out(walk: Walk, node: ir.Node) -> bool:
+    """Return whether all readers of an Expand would broadcast its input to the same shape."""
     x, y = node.inputs[0], node.outputs[0]
     shapes = walk.of(y).shapes
     if x is None or shapes is None or y.is_graph_output() or len((walk.of(x).shapes or ((),))[0]) != len(shapes[0]):
@@ -279,6 +285,7 @@ def _spells_out(walk: Walk, node: ir.Node) -> bool:
 
 
 def _state_sizes(walk: Walk, node: ir.Node) -> None:
+    """Write the sizes of a Resize as constants for all axes but the batch."""
     x, y = walk.batched(node), walk.of(node.outputs[0])
     if x is None or y.shapes is None or len(node.inputs) < 4 or node.inputs[3] is None or "axes" in node.attributes:
         return
@@ -288,8 +295,8 @@ def _state_sizes(walk: Walk, node: ir.Node) -> None:
 
 
 def loses_batch(model: ir.Model) -> ir.Node | None:
-    """The last node before the output that reads a value with a batch and gives none."""
-    found, pending, seen = None, [model.graph.outputs[0].producer()], set()
+    """Return the last node before the output that reads a value with a batch and produces none."""
+    last, pending, seen = None, [model.graph.outputs[0].producer()], set()
     order = {id(node): position for position, node in enumerate(model.graph)}
     while pending:
         node = pending.pop()
@@ -297,8 +304,8 @@ def loses_batch(model: ir.Model) -> ir.Node | None:
             continue
         seen.add(id(node))
         grows = [any(not isinstance(d, int) for d in v.shape or ()) for v in node.inputs if v is not None]
-        if any(grows) and node.op_type != "Shape" and (found is None or order[id(node)] > order[id(found)]):
+        if any(grows) and node.op_type != "Shape" and (last is None or order[id(node)] > order[id(last)]):
             if not any(not isinstance(d, int) for v in node.outputs for d in v.shape or ()):
-                found = node
+                last = node
         pending += [value.producer() for value in node.inputs if value is not None]
-    return found
+    return last

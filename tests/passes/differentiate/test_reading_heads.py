@@ -103,7 +103,7 @@ def test_an_output_that_is_no_prediction(name: str, tmp_path: Path) -> None:
 def test_numbers_of_classes_are_refused(tmp_path: Path) -> None:
     text = f"""net (float[batch,3,8,8] x) => (int64[batch] y) {{
       {START} {POOL} z = Gemm (f, "w") y = ArgMax <axis = 1, keepdims = 0> (z) }}"""
-    assert "`ArgMax` only tells the class" in refused(
+    assert "`ArgMax` gives the class only" in refused(
         UnsupportedError, saved(source(text, {**CONV, "w": (4, 5)}), tmp_path)
     )
 

@@ -401,7 +401,7 @@ def _training(opset: int) -> onnx.ModelProto:
 def test_training_mode_is_undone_and_told(tmp_path: Path) -> None:
     lines: list[str] = []
     model = load(saved(_training(17), tmp_path), say=lines.append)
-    assert lines[0] == "1 norms were in training mode: they use their stored statistics now"
+    assert lines[0] == "1 norms were in training mode: they now use their stored statistics"
     assert lines[1] == "1 dropouts were in training mode: removed"
     assert "Dropout" not in [node.op_type for node in model.graph]
     node = next(node for node in model.graph if node.op_type == "BatchNormalization")

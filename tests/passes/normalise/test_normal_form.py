@@ -149,7 +149,7 @@ def test_rows_made_for_each_traced_sample_shrink_to_one(tmp_path: Path) -> None:
     assert [model.graph[0].inputs[1].shape.dims] == [(1, 6)]  # type: ignore[union-attr]
     np.testing.assert_allclose(run(model, samples(4, 6)), run(before, samples(4, 6)))
     differing = source(text, {"rows": (4, 6), "column": (1, 6)})
-    parts = ("exported with batch 4", "its operand `rows` has a row of its own for each sample", "dynamic_shapes")
+    parts = ("exported with batch 4", "its operand `rows` has a different row for each sample", "dynamic_shapes")
     refused(UnsupportedError, differing, tmp_path, *parts)
 
 

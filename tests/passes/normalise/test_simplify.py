@@ -98,14 +98,14 @@ def test_a_crash_of_the_simplifier_is_survived(
     lines: list[str] = []
     loaded = load(saved(source(NORMS, NORMS_WEIGHTS), tmp_path))
     assert simplify(loaded, lines.append, seconds=0.2 if "sleep" in script else 30) is loaded
-    assert lines == [f"left as it is: {message}"]
+    assert lines == [f"not simplified: {message}"]
 
 
 def test_a_missing_interpreter_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
     lines: list[str] = []
     assert simplify(load(saved(source(NORMS, NORMS_WEIGHTS), tmp_path)), lines.append) is not None
-    assert lines[0].startswith("left as it is: onnxsim could not be started")
+    assert lines[0].startswith("not simplified: onnxsim could not be started")
 
 
 def test_simplifications_that_do_damage_are_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,10 +240,10 @@ def test_what_is_no_norm_has_a_reason(tmp_path: Path) -> None:
     axes = {"last": np.array([-1]), "one": np.array([1]), "eps": np.array(1e-5, np.float32)}
     model = source(text, {"in.weight": (4, 8), "fc.weight": (5, 8), **axes})
     (miss,) = find_norms(normalise(load(saved(model, tmp_path)), simplifier=None)).near_misses
-    assert miss.because == "what it divides is not what its variance was taken of"
+    assert miss.because == "its numerator is not the value whose variance it divides by"
     with pytest.raises(UnsupportedError, match="nothing that is quite a norm") as caught:
         ttac.compile(tmp_path / "model.onnx", method="tent", output=tmp_path / "x.ttac")
-    assert caught.value.exit_code == 3 and "what it divides" in str(caught.value)
+    assert caught.value.exit_code == 3 and "its numerator" in str(caught.value)
 
 
 def test_statistics_do_not_fit_a_model_without_batch_norms(tmp_path: Path) -> None:
