@@ -74,7 +74,7 @@ def channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> bo
 
 
 def layer_of(node: ir.Node, y: ir.Value) -> str:
-    """Return the layer of a norm from `node` to the value `y`: the common part of both ends' names, or the last name."""
+    """Return the layer of a norm from `node` to the value `y`: the common part of both names, or the last name."""
     last = y.producer()
     assert last is not None
     return shared_layer(last, node)

@@ -66,8 +66,9 @@ def whole_group_norm(op: Builder, node: ir.Node) -> bool:
 
 
 def over_groups(norm: Standardisation) -> bool:
-    """Return whether the norm is over all axes but N and G of [N, ..., G, C/G]: Keras' groups of channels that come
-    last.
+    """Return whether the norm is over all axes but N and G of [N, ..., G, C/G].
+
+    Keras splits channels that come last into groups in this way.
     """
     rank = len(norm.x.shape or ())
     return norm.centred and rank > 3 and norm.axes == (*range(1, rank - 2), rank - 1)

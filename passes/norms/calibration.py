@@ -1,4 +1,4 @@
-"""Calibration data: unlabelled source samples, and what a graph's values look like on them."""
+"""Calibration data: unlabelled source samples, and the statistics of a graph's values on them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from ttac.samples.images import FORMS, open_stream, preparation
 
 ROOM = "calibration"
 FEW_SAMPLES = 32
-"""Samples below which the statistics are too coarse to trust; a few hundred are right."""
+"""Number of samples below which the statistics are too coarse to trust; a few hundred are right."""
 
 Moments = tuple[np.ndarray, np.ndarray]
+"""Mean and biased variance of each channel, [C] each."""
 
 
 def read(
@@ -32,15 +33,15 @@ def read(
     preprocessing: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
-    """Source samples, float32 [n, *sample].
+    """Return source samples, float32 [n, *sample].
 
     Args:
         source: an array; an `.npz` (its first array), an `.npy` or a folder of images, in the order of their names.
-        sample: shape of one sample as the model takes it.
+        sample: shape of one sample, as the model's input has it.
         preprocessing: as in the manifest; without it, bytes become [0, 1].
-        say: told what makes the data doubtful.
+        say: receives a line for each doubt about the data.
 
-    Raises UsageError for what is none of these forms, for samples of another shape or type, for NaN and infinity.
+    Raises UsageError for a source of another form, for samples of another shape or type, for NaN and infinity.
     """
     shape = ["N", *sample]
     if isinstance(source, np.ndarray):
@@ -49,18 +50,20 @@ def read(
         stream = open_stream(Path(source), preparation(shape, preprocessing))
         samples, where = stream.read(0, stream.count), f"`{source}`"
         if not stream.prepared and preprocessing is None:
-            say("calibration images were scaled to [0, 1]; `--pixels` says so if the model wants others")
+            say("calibration images were scaled to [0, 1]; `--pixels` states another scale")
     if not np.isfinite(samples).all():
         bad = int(np.argmax(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1)))
-        raise UsageError("calibration data holds NaN or infinity", where=f"sample {bad} of {where}", hint="remove it")
+        raise UsageError(
+            "calibration data contains NaN or infinity", where=f"sample {bad} of {where}", hint="remove it"
+        )
     _doubt(samples, say)
     return samples
 
 
 def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
-    """The shape of one sample of an array, an `.npz` or an `.npy`; None for a folder, whose images are resized.
+    """Return the shape of one sample of an array, an `.npz` or an `.npy`.
 
-    Raises UsageError if the file holds no array.
+    None for a folder, whose images are resized. Raises UsageError if the file contains no array.
     """
     if isinstance(source, np.ndarray):
         return tuple(source.shape[1:])
@@ -78,7 +81,7 @@ def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
 def _array(source: np.ndarray, sample: Sequence[int]) -> np.ndarray:
     if not np.issubdtype(source.dtype, np.floating):
         raise UsageError(
-            f"calibration samples are `{source.dtype}`", hint="prepare them as the model wants them: float32, scaled"
+            f"calibration samples are `{source.dtype}`", hint="prepare them for the model's input: float32, scaled"
         )
     if source.ndim == 0 or len(source) == 0:
         raise UsageError("calibration data holds no sample", hint=FORMS)
@@ -96,19 +99,19 @@ def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:
     if constant:
         say(f"{constant} of {len(samples)} calibration samples are constant, the same value everywhere")
     if len(samples) < FEW_SAMPLES:
-        say(f"{len(samples)} calibration samples are few; a few hundred give statistics to rely on")
+        say(f"{len(samples)} calibration samples are few; a few hundred give reliable statistics")
 
 
 def statistics(model: ir.Model, samples: np.ndarray, values: Sequence[ir.Value], batch: int = 8) -> dict[str, Moments]:
-    """Per value name: channel mean and biased variance over all samples, float32 [C] each.
+    """Return, by value name, channel mean and biased variance over all samples, float32 [C] each.
 
-    One pass over `samples`, `batch` at a time.  The graph itself reduces every value to means and variances of the
-    batch; batches are combined in float64 by the law of total variance.  `model` stays as it is.
+    The pass over `samples` takes `batch` at a time. The graph itself reduces every value to means and variances of
+    the batch. The law of total variance combines the batches in float64. `model` stays unchanged.
 
     Args:
         model: a normalised model.
-        samples: float32 [n, ...], as the model takes them.
-        values: of `model`, each [N, C, ...].
+        samples: float32 [n, ...], as the model's input has them.
+        values: values of `model`, each [N, C, ...].
         batch: samples run together.
     """
     observed = observer(model, [str(value.name) for value in values])
@@ -119,31 +122,30 @@ def statistics(model: ir.Model, samples: np.ndarray, values: Sequence[ir.Value],
         run = Executable(Path(folder) / "observer.onnx")
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
-            found = run({name: part})
+            moments = run({name: part})
             for value in values:
                 key = str(value.name)
-                here = (found[f"{key}.mean"].astype(np.float64), found[f"{key}.var"].astype(np.float64))
+                here = (moments[f"{key}.mean"].astype(np.float64), moments[f"{key}.var"].astype(np.float64))
                 totals[key] = here if start == 0 else combine(totals[key], start, here, len(part))
     return {key: (mean.astype(np.float32), var.astype(np.float32)) for key, (mean, var) in totals.items()}
 
 
 def combine(first: Moments, size: int, second: Moments, more: int) -> Moments:
-    """Mean and biased variance of two samples together, from those of each: the law of total variance."""
-    share = more / (size + more)
+    """Return mean and biased variance of two sets of samples together, by the law of total variance."""
+    weight = more / (size + more)
     step = second[0] - first[0]
-    within = first[1] * (1 - share) + second[1] * share
-    return first[0] + share * step, within + share * (1 - share) * step**2
+    within = first[1] * (1 - weight) + second[1] * weight
+    return first[0] + weight * step, within + weight * (1 - weight) * step**2
 
 
 def observer(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of `model` whose outputs are `<name>.mean` and `<name>.var`, [C] each, for every name.
+    """Return a copy of `model` whose outputs are `<name>.mean` and `<name>.var`, [C] each, for every name.
 
     The variance is the mean squared distance from the batch's own mean, so that nothing cancels.
     """
     copy = model.clone()
-    wanted = set(names)
-    values = {v.name: v for node in copy.graph for v in node.outputs if v.name in wanted}
-    values |= {v.name: v for v in copy.graph.inputs if v.name in wanted}
+    values = {v.name: v for node in copy.graph for v in node.outputs if v.name in names}
+    values |= {v.name: v for v in copy.graph.inputs if v.name in names}
     op = Builder(copy.graph, ROOM, copy.opset_imports[""])
     copy.graph.outputs.clear()
     for name in names:

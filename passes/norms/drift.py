@@ -1,4 +1,7 @@
-"""How far the input of each norm drifts when the model's input is disturbed: which norms have something to repair."""
+"""Measure how far the input of each norm drifts under disturbances of the model's input.
+
+A norm whose input drifts has something to repair.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,17 @@ STRENGTH = 0.5
 """Size of the disturbances, in standard deviations of the calibration data."""
 
 DRIFT_SAMPLES = 64
+"""Number of calibration samples that the drift is measured on."""
 EPSILON = 1e-5
+"""Added to the variance, so that a constant channel has a finite drift."""
 
 
 def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> list[float]:
-    """The drift of every site: a mean over disturbances and channels, 0 for what does not move.
+    """Return the drift of every site: a mean over disturbances and channels, 0 for an input that does not move.
 
-    A channel's drift is the squared Wasserstein distance of two normal distributions in units of the variance on
-    undisturbed data: ((m' - m)^2 + (s' - s)^2)/s^2, with mean m and deviation s there and m', s' under a disturbance.
-    The first term alone is the squared Mahalanobis distance of the means.
+    A channel's drift is the squared Wasserstein distance of two normal distributions, in units of the variance on
+    undisturbed data: ((m' - m)^2 + (s' - s)^2)/s^2. Mean m and deviation s are those on undisturbed data, m' and s'
+    those under a disturbance. The first term alone is the squared Mahalanobis distance of the means.
 
     Args:
         samples: calibration data, float32 [n, ...]; the first 64 are used.
@@ -30,9 +35,9 @@ def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> l
     values = list(dict.fromkeys(site.x for site in sites))
     few = samples[:DRIFT_SAMPLES]
     source = statistics(model, few, values)
-    found = [statistics(model, disturbed, values) for disturbed in disturbances(few)]
+    disturbed = [statistics(model, version, values) for version in disturbances(few)]
     names = [str(site.x.name) for site in sites]
-    return [float(np.mean([_distance(source[name], moments[name]) for moments in found])) for name in names]
+    return [float(np.mean([_distance(source[name], moments[name]) for moments in disturbed])) for name in names]
 
 
 def _distance(source: Moments, shifted: Moments) -> float:
@@ -42,20 +47,21 @@ def _distance(source: Moments, shifted: Moments) -> float:
 
 
 def disturbances(samples: np.ndarray) -> list[np.ndarray]:
-    """The samples [n, C, ...] in four versions that stand for what happens to sensors.
+    """Return the samples [n, C, ...] in four versions, each like a disturbance of a sensor.
 
-    Noise, a constant added (light, offset), half the contrast, and neighbours averaged (blur, a slow sensor).
+    The versions are noise, an added constant (light, offset), half the contrast, and averaged neighbours (blur, a
+    slow sensor).
     """
     size = float(samples.std()) * STRENGTH
     noise = np.random.default_rng(0).standard_normal(samples.shape).astype(np.float32)
     axes = tuple(range(1, samples.ndim))
     mean = samples.mean(axis=axes, keepdims=True)
-    made = [samples + size * noise, samples + size, mean + (1 - STRENGTH) * (samples - mean), _blurred(samples)]
-    return [version.astype(np.float32) for version in made]
+    versions = [samples + size * noise, samples + size, mean + (1 - STRENGTH) * (samples - mean), _blurred(samples)]
+    return [version.astype(np.float32) for version in versions]
 
 
 def _blurred(samples: np.ndarray) -> np.ndarray:
-    """Each value averaged with its neighbours along every axis behind the channels; the edges repeat."""
+    """Average each value with its neighbours along every axis behind the channels; the edges repeat."""
     for axis in range(2, samples.ndim):
         ends = [(1, 1) if i == axis else (0, 0) for i in range(samples.ndim)]
         wide, length = np.pad(samples, ends, mode="edge"), samples.shape[axis]

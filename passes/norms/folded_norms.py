@@ -1,4 +1,4 @@
-"""Find the convolutions that lost their norm to the exporter, or say why one keeps as it is."""
+"""Find the convolutions that lost their norm to the exporter, or give the reason why one gets no norm."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AFTERTHOUGHTS = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A convolution that may be given a norm behind it, or a scale and a shift that were a norm.
+    """A convolution that may get a norm behind it, or a scale and a shift that were a norm.
 
     Attributes:
-        name: of the norm that was folded into it, where the file tells, else of the convolution.
-        value: what the norm normalises, [N, C, ...]: the convolution's output, or what is scaled.
+        name: of the norm that was folded into it, where the file names it, else of the convolution.
+        value: the value that the norm normalises, [N, C, ...]: the convolution's output, or the operand of the scale.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Rejection:
-    """A node that was looked at and left alone."""
+    """A node that gets no norm or is no norm, with the reason."""
 
     name: str
     kind: str
@@ -41,18 +41,21 @@ class Rejection:
     because: str
 
 
-def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> tuple[list[Candidate], list[Rejection]]:
-    """The convolutions that may be given a norm, and the ones that get none, each with the reason.
+def folded_convolutions(
+    model: ir.Model, normed: dict[int, str], marked: bool
+) -> tuple[list[Candidate], list[Rejection]]:
+    """Return the convolutions that may get a norm, and those that get none, each with the reason.
 
-    normed: names of sites, by the id of the value that the site reads.
-    marked: whether the exporter marked the nodes that it folded a norm into.
+    Args:
+        normed: names of sites, by the id of the value that the site reads.
+        marked: whether the exporter marked the nodes that it folded a norm into.
     """
     convolutions = [node for node in model.graph if node.op_type in CONVOLUTIONS]
     names = {node.metadata_props.get(LAYER, "") for node in model.graph}
     candidates, skipped = [], []
     for node in convolutions:
         layer, norm = node.metadata_props.get(LAYER) or str(node.name), node.metadata_props.get(FOLDED, "")
-        reason = _reason_against(node, normed, told)
+        reason = _reason_against(node, normed, marked)
         if reason:
             skipped.append(Rejection(layer, "convolution", node, reason))
             continue
@@ -64,17 +67,17 @@ def folded_convolutions(model: ir.Model, normed: dict[int, str], told: bool) -> 
 
 def _reason_for(norm: str) -> str:
     if norm == "?":
-        return "the exporter renamed its kernel and bias, as it does when it folds a norm"
+        return "the exporter renamed its kernel and bias, which is its habit when it folds a norm"
     return f"the exporter folded `{norm}` into it" if norm else "it has a bias and no norm behind it"
 
 
-def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
-    """Why a convolution gets no norm; an empty string if it may."""
+def _reason_against(node: ir.Node, normed: dict[int, str], marked: bool) -> str:
+    """Return why a convolution gets no norm; an empty string if it may get one."""
     y = node.outputs[0]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if id(y) in normed:
         return f"followed by `{normed[id(y)]}`"
-    if bias is None and not node.metadata_props.get(FOLDED):  # exporters drop a bias of zeros, an untrained net's
+    if bias is None and not node.metadata_props.get(FOLDED):  # exporters drop the bias of zeros of an untrained network
         return "it has no bias, which a folded norm always leaves behind"
     if (bias is not None and bias.const_value is None) or node.inputs[1] is None or node.inputs[1].const_value is None:
         return "its kernel or bias is computed"
@@ -86,8 +89,8 @@ def _reason_against(node: ir.Node, normed: dict[int, str], told: bool) -> str:
         return "it gives one value per channel (squeeze-and-excite, or a classifier)"
     if FOLDED in node.metadata_props:
         return ""
-    if told:
-        return "it kept its own bias, and the exporter marked those it folded a norm into"
+    if marked:
+        return "it kept its own bias, and the exporter marked the convolutions it folded a norm into"
     return "only operators without parameters stand between it and the output" if _is_last(y) else ""
 
 

@@ -1,12 +1,12 @@
 """Give a folded Conv its norm back: an adaptive norm that is the identity on the source's own statistics.
 
-With the channel mean m and deviation s of the Conv's output on calibration data, (x - m)/s * s + m = x; m and s become
-the norm's statistics and its affine.  Where the export folded y = g*(x0 - mu)/sigma + b, s is |g| and m is b.
+With the channel mean m and deviation s of the Conv's output on calibration data, (x - m)/s * s + m = x. So m and s
+become the norm's statistics and its affine. Where the export folded y = g*(x0 - mu)/sigma + b, s is |g| and m is b.
 
-Folding also scaled the kernel, by g/sigma.  Here every filter gets length 1 again, about what weight decay leaves
-behind a norm: only then does epsilon weigh as much, against the variance, as it did in training.
+Folding also scaled the kernel, by g/sigma. Here every filter gets length 1 again, about the length that weight decay
+leaves behind a norm. Only then does epsilon weigh as much against the variance as it did in training.
 
-Where the export left a scale g/sigma and a shift behind a layer, that layer is as it was; only statistics are missing.
+Where the export left a scale g/sigma and a shift behind a layer, the layer is unchanged; only statistics are missing.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from ttac.passes.norms.norm_sites import NormSite, site_of
 
 ROOM = "insert"
 EPSILON = 1e-5
-"""What PyTorch's norms have by default; a folded file does not tell."""
+"""Default epsilon of PyTorch's norms; a folded file does not state the epsilon."""
 
 
 def insert_norms(
     model: ir.Model, candidates: Sequence[Candidate], statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[NormSite]:
-    """Append a BatchNormalization to every candidate Conv of `model`, and complete scales and shifts to one; in place.
+    """Append a BatchNormalization to every candidate Conv of `model`, and complete scales and shifts to a norm.
+
+    In place.
 
     Args:
         statistics: value name -> (mean, biased variance), float32 [C], over the calibration data.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
-    made = []
+    sites = []
     for candidate in candidates:
-        give = _insert if candidate.node.op_type in CONVOLUTIONS else _complete
-        made.append(give(op, model.graph, candidate, *statistics[str(candidate.value.name)]))
-    return made
+        restore = _insert if candidate.node.op_type in CONVOLUTIONS else _complete
+        sites.append(restore(op, model.graph, candidate, *statistics[str(candidate.value.name)]))
+    return sites
 
 
 def _complete(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray, var: np.ndarray) -> NormSite:
@@ -73,14 +75,16 @@ def _insert(op: Builder, graph: ir.Graph, candidate: Candidate, mean: np.ndarray
 
 
 def epsilon_of(candidate: Candidate) -> float:
-    """The default of where the file comes from."""
+    """Return the default epsilon of the framework that the file comes from."""
     return float(candidate.node.metadata_props.get(FOLDED_EPSILON, EPSILON))
 
 
 def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
-    """Divide kernel and bias of a convolution by the length of each filter, in place; a filter of zeros stays as it is.
+    """Divide kernel and bias of a convolution by the length of each filter, in place.
 
-    Returns those lengths, float64 [C].
+    A filter of zeros stays unchanged.
+
+    Returns the lengths, float64 [C].
     """
     kernel, *bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
     groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1

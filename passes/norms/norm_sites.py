@@ -1,6 +1,6 @@
-"""Recognise the norms of a normalised model, and the convolutions that lost theirs to the exporter.
+"""Recognise the norms of a normalised model.
 
-Nothing is changed here.  A recogniser never half-matches: what it does not take, it lists with the reason.
+Nothing changes here. A recogniser never half-matches: it lists each node that it rejects with the reason.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ttac.passes.normalise.norm_patterns import standardisation
 from ttac.passes.norms.folded_norms import Candidate, Rejection, folded_convolutions
 
 KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
+"""Kinds of norm by operator."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,15 +28,17 @@ class NormSite:
     """A norm whose parameters are constant inputs of one node: scale second, then bias, mean and variance.
 
     Attributes:
-        kind: "batch" (y = (x - mean)/sqrt(var + eps)*scale + bias, all four [C]), the others by their own statistics:
-            "layer", "group", "instance", "rms" (no bias), or none: "affine" (a folded batch norm's scale and bias).
+        kind: "batch" (y = (x - mean)/sqrt(var + eps)*scale + bias, all four [C]); "layer", "group", "instance", "rms"
+            (no bias), which compute their own statistics; or "affine", without statistics (a folded batch norm's
+            scale and bias).
         x, y: input and output of the node; [N, C, ...] but for "layer" and "rms".
         scale, bias: float32, [C] but for "layer" and "rms", which have the shape of their axes; bias may be absent.
         mean, var: statistics of the source, None for all kinds but "batch".
         spatial: elements of one channel of one sample; 1 for [N, C], 16 for [16*N, C].
-        inserted: made by ttac behind a convolution that had lost its norm.
-        trained: whether a method that trains norms trains this one.
-        drift: how far its input moves when the model's is disturbed (`ttac.passes.norms.drift`), None if nobody asked.
+        inserted: whether ttac inserted it behind a convolution that had lost its norm.
+        trained: whether a method that trains norms trains this norm.
+        drift: how far its input moves under disturbances of the model's input (`ttac.passes.norms.drift`), None if
+            not measured.
     """
 
     name: str
@@ -57,8 +60,8 @@ class NormSite:
     @property
     def parameters(self) -> dict[str, np.ndarray]:
         """The constants by role, in the order of the node's inputs from the second on."""
-        held = {"scale": self.scale, "bias": self.bias, "mean": self.mean, "var": self.var}
-        return {role: array for role, array in held.items() if array is not None}
+        arrays = {"scale": self.scale, "bias": self.bias, "mean": self.mean, "var": self.var}
+        return {role: array for role, array in arrays.items() if array is not None}
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class ModelNorms:
     """All norms of a model.
 
     Attributes:
-        sites: norms that can be adapted, in graph order.
-        folded: convolutions that may be given a norm.
-        near_misses: what looks like a norm but is none that can be adapted.
+        sites: norms that can adapt, in graph order.
+        folded: convolutions that may get a norm.
+        near_misses: nodes that resemble a norm but cannot adapt.
         skipped: convolutions that get no norm in any case.
     """
 
@@ -90,39 +93,42 @@ class ModelNorms:
 
 
 def find_norms(model: ir.Model) -> ModelNorms:
-    """The norms of a normalised model; raises nothing."""
-    looked = [_look(node) for node in model.graph]
-    sites = tuple(found for found in looked if isinstance(found, NormSite))
-    passed = [found for found in looked if isinstance(found, Rejection)]
+    """Return the norms of a normalised model; raises nothing."""
+    results = [_look(node) for node in model.graph]
+    sites = tuple(result for result in results if isinstance(result, NormSite))
+    near_misses = tuple(result for result in results if isinstance(result, Rejection))
     normed = {id(site.x): site.name for site in sites}
-    told = any(FOLDED in node.metadata_props for node in model.graph if _holds_norm(node))
-    folded, skipped = folded_convolutions(model, normed, told)
+    marked = any(FOLDED in node.metadata_props for node in model.graph if _may_be_marked(node))
+    folded, skipped = folded_convolutions(model, normed, marked)
     affine = [site for site in sites if site.kind == "affine"]
-    folded += [_once_a_norm(site) for site in affine if FOLDED in site.node.metadata_props or not told]
-    return ModelNorms(sites, tuple(folded), tuple(passed), tuple(skipped))
+    folded += [_folded_affine(site) for site in affine if FOLDED in site.node.metadata_props or not marked]
+    return ModelNorms(sites, tuple(folded), near_misses, tuple(skipped))
 
 
-def _holds_norm(node: ir.Node) -> bool:
+def _may_be_marked(node: ir.Node) -> bool:
     return node.op_type in CONVOLUTIONS or node.metadata_props.get(KIND) == "affine"
 
 
-def _once_a_norm(site: NormSite) -> Candidate:
-    """A scale and a shift per channel, as a folded batch norm leaves them, that calibration data can complete."""
-    told = site.node.metadata_props.get(FOLDED, "")
-    what = f"`{told}`" if told not in ("", "?") else "a norm" if told else ""
-    because = f"the exporter left the scale and shift of {what}" if what else "a scale and a shift per channel"
+def _folded_affine(site: NormSite) -> Candidate:
+    """Return a scale and a shift per channel as a candidate: calibration data can complete them to a norm.
+
+    Exporters that fold a batch norm leave this pair behind.
+    """
+    name = site.node.metadata_props.get(FOLDED, "")
+    norm = f"`{name}`" if name not in ("", "?") else "a norm" if name else ""
+    because = f"the exporter left the scale and shift of {norm}" if norm else "a scale and a shift per channel"
     return Candidate(site.name, site.node, site.x, because)
 
 
 def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
-    """The site of a BatchNormalization whose parameters are constants.
+    """Return the site of a BatchNormalization whose parameters are constants.
 
-    Raises UnsupportedError if it is not one.
+    Raises UnsupportedError if they are not.
     """
-    found = _batch_norm(node, name, inserted)
-    if isinstance(found, Rejection):
-        raise UnsupportedError(f"`{name}` cannot be adapted: {found.because}", where=f"node `{node.name}`")
-    return found
+    site = _batch_norm(node, name, inserted)
+    if isinstance(site, Rejection):
+        raise UnsupportedError(f"`{name}` cannot be adapted: {site.because}", where=f"node `{node.name}`")
+    return site
 
 
 def _look(node: ir.Node) -> NormSite | Rejection | None:
@@ -136,9 +142,9 @@ def _look(node: ir.Node) -> NormSite | Rejection | None:
         return _own_statistics(node, name, kind)
     if node.op_type == "BatchNormalization":
         return _batch_norm(node, name)
-    found = standardisation(node)
-    if found is not None:
-        because = found if isinstance(found, str) else "it works on other axes than the last ones or the channels"
+    norm = standardisation(node)
+    if norm is not None:
+        because = norm if isinstance(norm, str) else "it works on other axes than the last ones or the channels"
         return Rejection(name, "written out", node, because)
     if _is_affine(node):
         because = "a scale and a shift per channel, but no layer before it: it may prepare the input"
@@ -147,15 +153,15 @@ def _look(node: ir.Node) -> NormSite | Rejection | None:
 
 
 def _own_statistics(node: ir.Node, name: str, kind: str) -> NormSite | Rejection:
-    """The site of a norm that keeps no statistics of the source."""
+    """Return the site of a norm that keeps no statistics of the source."""
     x, y = node.inputs[0], node.outputs[0]
-    held = dict(zip(("scale", "bias"), node.inputs[1:3], strict=False))
-    for role, value in held.items():
+    parameters = dict(zip(("scale", "bias"), node.inputs[1:3], strict=False))
+    for role, value in parameters.items():
         if value is not None and value.const_value is None:
             return Rejection(name, kind, node, f"`{value.name}` is computed, so it cannot be a norm's {role}")
     arrays = {
         role: np.asarray(value.const_value.numpy(), np.float32)
-        for role, value in held.items()
+        for role, value in parameters.items()
         if value is not None and value.const_value is not None
     }
     if x is None or x.shape is None or len(x.shape) < 2 or not _one_symbol(x.shape) or "scale" not in arrays:
@@ -226,7 +232,10 @@ def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | 
 
 
 def _splits_channels(node: ir.Node) -> bool:
-    """Whether an InstanceNormalization works on groups: between a Reshape to [N, groups, -1] and one back."""
+    """Return whether an InstanceNormalization works on groups.
+
+    It stands between a Reshape to [N, groups, -1] and a Reshape back.
+    """
     if node.op_type != "InstanceNormalization" or KIND in node.metadata_props:
         return False
     x = node.inputs[0]
@@ -236,7 +245,7 @@ def _splits_channels(node: ir.Node) -> bool:
 
 
 def _is_affine(node: ir.Node) -> bool:
-    """An Add of [C, 1, 1] to a Mul with [C, 1, 1], of the input."""
+    """Return whether the node adds [C, 1, 1] to the product of the model's input with [C, 1, 1]."""
     if node.op_type != "Add":
         return False
     product = next((value.producer() for value in node.inputs if value is not None and value.producer()), None)
@@ -251,5 +260,5 @@ def _per_channel(node: ir.Node) -> bool:
     if shape is None or len(shape) < 3 or len(constants) != 1:
         return False
     size = [int(str(d)) for d in constants[0].shape]
-    wanted = [shape[1], *[1] * (len(shape) - 2)]
-    return size[-len(wanted) :] == wanted and all(d == 1 for d in size[: -len(wanted)])
+    tail = [shape[1], *[1] * (len(shape) - 2)]
+    return size[-len(tail) :] == tail and all(d == 1 for d in size[: -len(tail)])

@@ -120,7 +120,7 @@ def test_simplifications_that_do_damage_are_thrown_away(tmp_path: Path, monkeypa
     other.graph.inputs[0].name = "image"
     assert damage(loaded, other) == "changed the inputs or outputs"
     inflated = loaded.clone()
-    monkeypatch.setattr(simplify_room, "ALLOWANCE", 0)
+    monkeypatch.setattr(simplify_room, "ALLOWANCE_BYTES", 0)
     value = ir.val("large", const_value=ir.tensor(np.zeros(10_000, np.float32)))
     inflated.graph.register_initializer(value)
     assert damage(loaded, inflated).startswith("made the constants grow from")
