@@ -21,8 +21,9 @@ from ttac.passes.lower.stages import split_backward
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import plan_within
+from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, keep_a_share, keep_shares, layers_of
-from ttac.passes.plan.plan import Plan, plan_activations
+from ttac.passes.plan.plan import plan_activations
 from ttac.passes.quantize.modules import Int8Modules
 from ttac.reports.progress import Rooms
 from ttac.spec import Target

@@ -20,7 +20,7 @@ from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
-from ttac.passes.plan.plan import Plan
+from ttac.passes.plan.decisions import Plan
 from ttac.passes.quantize.modules import Int8Modules
 from ttac.program_writer import Word
 from ttac.runtime.bundle import digest_of
@@ -114,7 +114,11 @@ def smallest_batch(compiled: Compiled) -> int:
 def report(compiled: Compiled, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
     """What `ttac inspect` prints of a bundle, as JSON."""
     layers = _layers(compiled)
-    rows = [{"layer": layers.get(row.value, ""), **asdict(row)} for row in compiled.plan.kept] if compiled.plan else []
+    rows = (
+        [{"layer": layers.get(row.value, ""), **asdict(row)} for row in compiled.plan.decisions]
+        if compiled.plan
+        else []
+    )
     modules = compiled.quantized.table() if compiled.quantized else []
     adapts = [_drift(site) for site in compiled.sites if site.drift is not None]
     tables = {key: table for key, table in (("adapts", adapts), ("modules", modules)) if table}

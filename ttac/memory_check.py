@@ -9,8 +9,8 @@ from typing import Any
 from ttac.bundle_writer import Compiled
 from ttac.errors import BudgetError
 from ttac.passes.graph.keys import LIKELY_BYTES
+from ttac.passes.plan.decisions import Decision
 from ttac.passes.plan.liveness import peak
-from ttac.passes.plan.plan import Kept
 from ttac.passes.plan.published_cache import published_cache
 from ttac.program_writer import stages_of
 from ttac.sizes import format_size
@@ -34,7 +34,7 @@ class OverBudget:
     needs: int
     allowed: int
     limit: str
-    largest: tuple[Kept, ...]
+    largest: tuple[Decision, ...]
     batch: int
 
     def error(self) -> BudgetError:
@@ -64,7 +64,7 @@ def planned_memory(compiled: Compiled) -> dict[str, Any]:
     order = ["forward", *stages_of(compiled, "backward"), *stages_of(compiled, "update")]
     highest = peak(compiled.graphs, order, plan.batch)
     sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
-    if plan.shares is not None and plan.shares.moves:
+    if plan.keep_ratios is not None and plan.keep_ratios.moves:
         sizes["usual"] = peak(compiled.graphs, order, plan.batch, LIKELY_BYTES).bytes
     return {"planned": sizes, "published_cache": counted}
 

@@ -15,7 +15,8 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, SAMPLE_BYTES
 from ttac.passes.graph.reshaping import after
 from ttac.passes.lower.lower import name_nodes
-from ttac.passes.plan.plan import SMALL, downstream_of_gradient, nbytes
+from ttac.passes.plan.decisions import SMALL_BYTES, nbytes
+from ttac.passes.plan.needs_gradient import needs_gradient
 
 ROOM = "waits"
 
@@ -46,7 +47,7 @@ def wait_for_gradients(model: ir.Model, given: Set[str], batch: int) -> None:
 
 def _late(graph: ir.Graph, given: Set[str]) -> set[ir.Node]:
     """The nodes that follow from a gradient: from an input that is not `given`, or from the loss."""
-    late = downstream_of_gradient(list(graph))
+    late = needs_gradient(list(graph))
     for node in graph:
         made = [v for v in node.inputs if v is not None]
         if any(v.producer() in late or (v.is_graph_input() and v.name not in given) for v in made):
@@ -77,4 +78,4 @@ def _latest(reader: ir.Node, late: Set[ir.Node], position: dict[ir.Node, int], e
 
 def _is_worth_it(value: ir.Value, batch: int) -> bool:
     """Whether what follows from `value` may be large; of a mask as bits only the 32nd part crosses."""
-    return bool(value.shape) and (SAMPLE_BYTES in value.meta or nbytes(value, batch) > SMALL // 32)
+    return bool(value.shape) and (SAMPLE_BYTES in value.meta or nbytes(value, batch) > SMALL_BYTES // 32)

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from ttac.passes.graph.keys import LIKELY_BYTES
 from ttac.passes.partition.partition import drop_unread_inputs
+from ttac.passes.plan.decisions import nbytes
 from ttac.passes.plan.liveness import alive_from, bytes_of, carried, lifetimes
-from ttac.passes.plan.plan import nbytes
 
 FEWEST_BYTES = 4 * 2**20
 """Residuals below this are not worth a second run."""

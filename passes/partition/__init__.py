@@ -2,5 +2,10 @@
 
 | in | out | ensures |
 |---|---|---|
-| the joint graph and the plan | two graphs | the residuals of both halves agree in name, type and shape |
+| the joint graph and the plan | two graphs | each residual has one name, dtype and shape on both sides |
+
+| file | idea |
+|---|---|
+| `partition` | the cut |
+| `encode` | encoders in the forward, decoders in the backward |
 """

@@ -1,4 +1,4 @@
-"""Cut the joint graph in two: the forward hands its residuals to the backward, in the form the plan keeps them in."""
+"""Cut the joint graph in two: the forward hands encoded residuals to the backward."""
 
 from __future__ import annotations
 
@@ -8,57 +8,59 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ttac.passes.partition.encode import encode
-from ttac.passes.plan.plan import Plan
-from ttac.passes.plan.schedule import recompute_late, save_early
+from ttac.passes.plan.decisions import Plan
+from ttac.passes.plan.schedule import encode_early, recompute_late
 
 
 @dataclass(frozen=True)
-class Halves:
-    """The two graphs as models; the residuals are outputs of `forward` and inputs of `backward` by the same names."""
+class GraphHalves:
+    """Two models; each of the `residuals` is an output of `forward` and an input of `backward`, by the same name."""
 
     forward: ir.Model
     backward: ir.Model | None
     residuals: tuple[str, ...]
 
 
-def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[ir.Value], plan: Plan) -> Halves:
-    """Forward: inputs and state to `outputs` and residuals.  Backward: residuals and state to `gradients`.
+def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[ir.Value], plan: Plan) -> GraphHalves:
+    """Return the two halves of `joint`, without a backward if there are no `gradients`.
 
-    Nodes that the plan recomputes land in the backward by themselves.  Raises ValueError if the plan leaves a value
-    that the gradients read out of reach: the halves must be closed.
+    The forward computes `outputs` and residuals from inputs and state.  The backward computes `gradients` from
+    residuals and state.  Nodes that the plan recomputes land in the backward, because the backward's outputs need them.
+    Raises ValueError if the backward reads a value that the plan does not keep.
     """
     graph = joint.graph
     values = ir.convenience.create_value_mapping(graph)
     kept = [values[name] for name in plan.residuals]
-    handed = list(dict.fromkeys([*outputs, *kept]))
-    forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=handed)
+    forward_outputs = list(dict.fromkeys([*outputs, *kept]))
+    forward = ir.convenience.extract(graph, inputs=list(graph.inputs), outputs=forward_outputs)
     drop_unread_inputs(forward)
-    save_early(forward)
+    encode_early(forward)
     if not gradients:
-        return Halves(_model(joint, forward, "forward"), None, ())
+        return GraphHalves(_model(joint, forward, "forward"), None, ())
     free = list(graph.inputs)
     backward = ir.convenience.extract(graph, inputs=[*kept, *free], outputs=list(gradients))
     drop_unread_inputs(backward)
     recompute_late(backward)
     first, second = _model(joint, forward, "forward"), _model(joint, backward, "backward")
-    halves = Halves(first, second, encode(first, second, plan))
-    give_as_well(first.graph, [str(value.name) for value in outputs])
+    halves = GraphHalves(first, second, encode(first, second, plan))
+    restore_outputs(first.graph, [str(value.name) for value in outputs])
     refuse_mismatch(halves, {value.name for value in free})
     return halves
 
 
-def give_as_well(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Make these values outputs again, in place, where a codec put what it keeps of them in their stead.
+def restore_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Make the values `names` outputs of `graph` again where a codec replaced them by encoded tensors, in place.
 
-    The entropies of a dense head are large enough to be kept smaller for the backward; methods read them as they are.
+    The entropies of a dense head are large enough for a codec; methods read them without one.
     """
-    given = {str(value.name) for value in graph.outputs}
-    made = {str(value.name): value for node in graph for value in node.outputs}
-    graph.outputs.extend(made[name] for name in dict.fromkeys(names) if name not in given and name in made)
+    existing = {str(value.name) for value in graph.outputs}
+    computed = {str(value.name): value for node in graph for value in node.outputs}
+    missing = [name for name in dict.fromkeys(names) if name not in existing and name in computed]
+    graph.outputs.extend(computed[name] for name in missing)
 
 
 def drop_unread_inputs(graph: ir.Graph) -> None:
-    """Remove graph inputs that nothing reads."""
+    """Remove the graph inputs without a reader, in place."""
     for value in [v for v in graph.inputs if not v.uses() and not v.is_graph_output()]:
         graph.inputs.remove(value)
 
@@ -68,10 +70,10 @@ def _model(joint: ir.Model, graph: ir.Graph, name: str) -> ir.Model:
     return ir.Model(graph, ir_version=joint.ir_version, producer_name="ttac")
 
 
-def refuse_mismatch(halves: Halves, given: Set[str | None]) -> None:
-    """Every residual, what is not `given` to the step, leaves the forward with the type the backward expects."""
+def refuse_mismatch(halves: GraphHalves, free: Set[str | None]) -> None:
+    """Raise AssertionError if an input of the backward outside `free` differs from the forward's output in type."""
     assert halves.backward is not None
-    made = {v.name: (v.dtype, str(v.shape)) for v in halves.forward.graph.outputs}
+    outputs = {v.name: (v.dtype, str(v.shape)) for v in halves.forward.graph.outputs}
     for value in halves.backward.graph.inputs:
-        if value.name not in given and made.get(value.name) != (value.dtype, str(value.shape)):
-            raise AssertionError(f"residual `{value.name}`: forward {made.get(value.name)}, backward {value.shape}")
+        if value.name not in free and outputs.get(value.name) != (value.dtype, str(value.shape)):
+            raise AssertionError(f"residual `{value.name}`: forward {outputs.get(value.name)}, backward {value.shape}")

@@ -15,8 +15,9 @@ import onnx_ir as ir
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import sample_size
-from ttac.passes.plan.blocks import block_of
-from ttac.passes.plan.plan import WORTH_ENCODING, Decide, Kept, Shares, downstream_of_gradient, keep_as, nbytes
+from ttac.passes.plan.codecs.block_layout import block_of
+from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, KeepRatios, keep_as, nbytes
+from ttac.passes.plan.needs_gradient import needs_gradient
 
 KEEP = "surgeon.keep"
 """State: the share that each layer keeps."""
@@ -59,18 +60,18 @@ def layers_of(joint: Joint) -> list[Layer]:
     return found
 
 
-def keep_shares(layers: Sequence[Layer], keep: float, *, moves: bool) -> Shares:
+def keep_shares(layers: Sequence[Layer], keep: float, *, moves: bool) -> KeepRatios:
     """The same share for all layers; if it `moves`, everything, until a step knows which layers matter."""
-    return Shares(KEEP, np.full(len(layers), 1.0 if moves else keep, np.float32), moves)
+    return KeepRatios(KEEP, np.full(len(layers), 1.0 if moves else keep, np.float32), moves)
 
 
 def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float, batch: int) -> Decide:
     """Residuals of `layers` that may lose elements are kept by `codec`, at most `share` of them; the others as int8."""
-    late = downstream_of_gradient(joint.backward)
+    late = needs_gradient(joint.backward)
 
-    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
+    def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
         # An output is handed out as it is in any case.
-        if nbytes(value, batch) < WORTH_ENCODING or value.is_graph_output():
+        if nbytes(value, batch) < LEAST_ENCODED_BYTES or value.is_graph_output():
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)

@@ -17,14 +17,14 @@ from tests.support.surgeon_case import BATCH, KINDS, SETTINGS, STEPS, golden, in
 from tests.support.whole_models import MODELS, Arrays, compiled, samples, state_of
 from ttac.errors import UsageError
 from ttac.passes.plan import keep_ratios as sparsity
-from ttac.passes.plan.plan import Kept, keep_as
+from ttac.passes.plan.decisions import Decision, keep_as
 
 
 @pytest.fixture
 def whole_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no norm reads, and int8 would keep, is kept as it is: the inputs of attention."""
 
-    def exact(value: Any, how: str, *given: Any) -> Kept:
+    def exact(value: Any, how: str, *given: Any) -> Decision:
         return keep_as(value, "dense" if how == "int8" else how, *given)
 
     monkeypatch.setattr(sparsity, "keep_as", exact)

@@ -11,8 +11,9 @@ from tests.support.whole_models import Arrays, normal, sites_of, spelled
 from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.differentiate.joint import Joint, differentiate_loss
 from ttac.passes.graph.execute import run
-from ttac.passes.partition.partition import Halves
-from ttac.passes.plan.plan import SMALL, Decide, Kept, Plan, keep_as, nbytes, plan_activations
+from ttac.passes.partition.partition import GraphHalves
+from ttac.passes.plan.decisions import SMALL_BYTES, Decide, Decision, Plan, keep_as, nbytes
+from ttac.passes.plan.plan import plan_activations
 
 
 def is_sorted(graph: ir.Graph) -> bool:
@@ -36,10 +37,10 @@ def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
 def packing(batch: int, floats: str = "dense") -> Decide:
     """Masks as bits, and every large float as `floats` says."""
 
-    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
+    def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)
-        large = value.dtype == ir.DataType.FLOAT and nbytes(value, batch) > SMALL
+        large = value.dtype == ir.DataType.FLOAT and nbytes(value, batch) > SMALL_BYTES
         return keep_as(value, floats if large else "dense", batch)
 
     return decide
@@ -50,7 +51,7 @@ def planned(joint: Joint, batch: int, decide: Decide | None = None) -> Plan:
     return plan_activations(graph, joint.backward, list(graph.inputs), batch, decide)
 
 
-def run_halves(halves: Halves, feeds: Arrays) -> Arrays:
+def run_halves(halves: GraphHalves, feeds: Arrays) -> Arrays:
     """What both halves give, by name."""
     assert halves.backward is not None
     found = run(spelled(halves.forward), feeds)

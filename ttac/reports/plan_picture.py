@@ -21,9 +21,7 @@ COLOURS = {
     "levels": ("#2c8a5b", "#5fc394"),
     "sparse": ("#2c8a5b", "#5fc394"),
     "topk": ("#2c8a5b", "#5fc394"),
-    "nonzero": ("#7d7a23", "#c3bf54"),
     "bits": ("#8a4fae", "#c08ce0"),
-    "fp16": ("#b0413e", "#e88480"),
 }
 """Colours of the codecs on a light page and on a dark page."""
 INK, SAVED = ("#24292f", "#e6edf3"), ("#8c959f", "#6e7681")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ttac.passes.differentiate.heads import Head
     from ttac.passes.differentiate.joint import Joint
     from ttac.passes.norms.norm_sites import NormSite
-    from ttac.passes.plan.plan import Plan
+    from ttac.passes.plan.decisions import Plan
     from ttac.passes.quantize.modules import Quantized
 
 
@@ -108,7 +108,7 @@ class Rooms:
 
     def planned(self, plan: Plan) -> Plan:
         """What the forward keeps."""
-        ways = Counter(row.how for row in plan.kept)
+        ways = Counter(row.how for row in plan.decisions)
         shares = ", ".join(f"{count} {how}" for how, count in ways.items() if count)
         sizes = f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}"
         self.line("plan", f"{sizes}: {shares or 'nothing kept'}")

@@ -13,10 +13,12 @@ from tests.support.whole_models import Arrays, normal, operators, samples, sites
 from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.differentiate.joint import Joint, differentiate_loss
 from ttac.passes.graph.execute import run
-from ttac.passes.partition.partition import Halves, partition
+from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.budget import plan_within
+from ttac.passes.plan.decisions import Plan, keep_as, nbytes
 from ttac.passes.plan.liveness import bytes_over_time
-from ttac.passes.plan.plan import TERMS, Plan, keep_as, nbytes, plan_activations
+from ttac.passes.plan.minimum_cut import MOST_TERMS
+from ttac.passes.plan.plan import plan_activations
 
 BATCH = 64
 TOKENS = 40
@@ -70,11 +72,11 @@ def planned(joint: Joint, *, tight: bool) -> Plan:
     return plan_activations(graph, joint.backward, list(graph.inputs), BATCH, tight=tight)
 
 
-def halves_of(joint: Joint, plan: Plan) -> Halves:
+def halves_of(joint: Joint, plan: Plan) -> GraphHalves:
     return partition(joint.model, [joint.logits], joint.gradients, plan)
 
 
-def gradients(halves: Halves, joint: Joint, feeds: Arrays) -> np.ndarray:
+def gradients(halves: GraphHalves, joint: Joint, feeds: Arrays) -> np.ndarray:
     assert halves.backward is not None
     found = run(spelled(halves.forward), feeds)
     found = run(spelled(halves.backward), {**feeds, **found})
@@ -85,8 +87,8 @@ def test_scores_are_computed_again_where_memory_is_tight(tmp_path: Path) -> None
     """The gradients need both factors anyway, so the product is what can go; layers run once in any case."""
     joint, feeds = block_of(tmp_path)
     loose, tight = planned(joint, tight=False), planned(joint, tight=True)
-    assert {row.value: row.how for row in loose.kept}["weights"] == "dense"
-    assert {row.value: row.how for row in tight.kept}["weights"] == "recompute"
+    assert {row.value: row.how for row in loose.decisions}["weights"] == "dense"
+    assert {row.value: row.how for row in tight.decisions}["weights"] == "recompute"
     assert loose.bytes - tight.bytes >= 4 * BATCH * TOKENS * TOKENS and tight.is_exact
     first, second = halves_of(joint, loose), halves_of(joint, tight)
     assert first.backward is not None and second.backward is not None
@@ -98,8 +100,8 @@ def test_scores_are_computed_again_where_memory_is_tight(tmp_path: Path) -> None
 
 
 def test_a_long_sum_of_products_is_kept(tmp_path: Path) -> None:
-    joint, _ = block_of(tmp_path, width=TERMS + 4)
-    ways = {row.value: row.how for row in planned(joint, tight=True).kept}
+    joint, _ = block_of(tmp_path, width=MOST_TERMS + 4)
+    ways = {row.value: row.how for row in planned(joint, tight=True).decisions}
     assert ways["weights"] == "dense"
 
 
@@ -147,7 +149,7 @@ def test_a_budget_takes_the_scores_first_and_can_round_every_large_value(tmp_pat
     graph = joint.model.graph
     dense = int(bytes_over_time(graph, BATCH).max())
     plan, more = plan_within(graph, joint.backward, list(graph.inputs), BATCH, int(share * dense))
-    ways = {row.value: row.how for row in plan.kept}
+    ways = {row.value: row.how for row in plan.decisions}
     assert ways["weights"] == "recompute" and plan.is_exact == more == (share > 0)
-    large = {row.value: row.how for row in plan.kept if row.dense >= 1 << 16 and row.how != "recompute"}
+    large = {row.value: row.how for row in plan.decisions if row.dense >= 1 << 16 and row.how != "recompute"}
     assert {"v", "e.geluslope"} <= set(large) and set(large.values()) == {"dense" if share else "int8"}

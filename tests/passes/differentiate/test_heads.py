@@ -151,7 +151,7 @@ def test_a_dense_loss_keeps_the_scores_alone(tmp_path: Path) -> None:
     joint = differentiate_loss(found, y, "entropy", (parameter,))
     plan = plan_activations(found.graph, joint.backward, list(found.graph.inputs), 4096)
     sizes = {str(v.name): tuple(v.shape)[1:] for node in found.graph for v in node.outputs if v.shape is not None}
-    assert [row.value for row in plan.kept if row.bytes and sizes[row.value] == (6, 8, 8)] == ["y"]
+    assert [row.value for row in plan.decisions if row.bytes and sizes[row.value] == (6, 8, 8)] == ["y"]
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

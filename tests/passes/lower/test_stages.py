@@ -20,8 +20,8 @@ from ttac.passes.graph.execute import run
 from ttac.passes.lower.gradient_dependencies import wait_for_gradients
 from ttac.passes.lower.stages import _lowest, choose_cuts, split_backward
 from ttac.passes.partition.partition import partition
-from ttac.passes.plan.plan import SMALL, nbytes
-from ttac.passes.plan.schedule import recompute_late, save_early
+from ttac.passes.plan.decisions import SMALL_BYTES, nbytes
+from ttac.passes.plan.schedule import encode_early, recompute_late
 from ttac.runtime.engine import engine
 
 
@@ -100,7 +100,7 @@ def test_moving_nodes_keeps_the_graph_sorted() -> None:
         joint, _, _ = joint_of(MODELS[name])
         graph = joint.model.graph
         nodes = set(graph)
-        for move in (save_early, recompute_late, recompute_late, save_early):
+        for move in (encode_early, recompute_late, recompute_late, encode_early):
             move(graph)
             assert is_sorted(graph) and set(graph) == nodes
 
@@ -176,7 +176,7 @@ def rounded_backward() -> tuple[ir.Model, set[str], Arrays]:
 def test_waiting_changes_no_number_and_no_large_residual_is_read_at_once() -> None:
     model, given, feeds = rounded_backward()
     before = run(model, feeds)
-    large = {str(v.name) for v in model.graph.inputs if nbytes(v, 64) > SMALL}
+    large = {str(v.name) for v in model.graph.inputs if nbytes(v, 64) > SMALL_BYTES}
     wait_for_gradients(model, given, 64)
     after = run(model, feeds)
     assert is_sorted(model.graph) and before.keys() == after.keys()

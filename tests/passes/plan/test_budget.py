@@ -22,8 +22,8 @@ from ttac.passes.differentiate.joint import Joint, differentiate_loss
 from ttac.passes.graph.builder import Builder
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import Spans, choose_smaller, plan_within
+from ttac.passes.plan.decisions import Plan, nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
-from ttac.passes.plan.plan import Plan, nbytes
 
 BATCH = 64
 
@@ -41,7 +41,7 @@ def within(joint: Joint, goal: int) -> tuple[Plan, bool]:
 
 
 def ways(plan: Plan) -> list[str]:
-    return [row.how for row in plan.kept]
+    return [row.how for row in plan.decisions]
 
 
 def planned_peak(joint: Joint, plan: Plan) -> int:
@@ -57,7 +57,7 @@ def planned_peak(joint: Joint, plan: Plan) -> int:
 def test_the_output_is_handed_out_as_it_is(joint: Joint) -> None:
     graph = joint.model.graph
     plan, _ = plan_within(graph, joint.backward, list(graph.inputs), 64 * BATCH, 0)
-    how = {row.value: row.how for row in plan.kept}
+    how = {row.value: row.how for row in plan.decisions}
     assert how[str(joint.logits.name)] == "dense" and "int8" in how.values()
 
 
@@ -70,7 +70,7 @@ def test_no_memory_at_all_makes_everything_small(joint: Joint) -> None:
     plan, more = within(joint, 0)
     assert not more and not plan.is_exact
     values = {str(value.name): value for node in joint.model.graph for value in node.outputs}
-    large = [row for row in plan.kept if row.how == "dense" and row.bytes >= 16 * 1024]
+    large = [row for row in plan.decisions if row.how == "dense" and row.bytes >= 16 * 1024]
     spans = Spans(joint.model.graph, set(joint.backward))
     assert not [row.value for row in large if spans.of(values[row.value])]
     assert ways(plan).count("int8") > 3 and "bits" in ways(plan)

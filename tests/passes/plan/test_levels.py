@@ -19,9 +19,11 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import DOMAIN
 from ttac.passes.graph.execute import run
 from ttac.passes.partition.partition import partition
-from ttac.passes.plan.blocks import Wanted, block_of
 from ttac.passes.plan.codecs import CODECS
-from ttac.passes.plan.plan import Kept, Shares, keep_as, nbytes, plan_activations
+from ttac.passes.plan.codecs.block_layout import block_of
+from ttac.passes.plan.codecs.codec import KeepRatio
+from ttac.passes.plan.decisions import Decision, KeepRatios, keep_as, nbytes
+from ttac.passes.plan.plan import plan_activations
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
         "offset": random.normal(size=shape[0]).astype(np.float32), "plus": random.normal(size=values.shape).astype(np.float32),
     }  # fmt: skip
     given = {key: ir.val(key, SINGLE, ["N", *shape] if x.ndim > 1 else [shape[0]]) for key, x in feeds.items()}
-    wanted = Wanted(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
+    wanted = KeepRatio(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
     graph = ir.Graph([*given.values(), *wanted], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="levels")
     op = Builder(graph, "test")
     x, slope, offset = given["x"], given["slope"], given["offset"]
-    crossing = list(codec.save(op, x, wanted))
-    assert codec.study is not None
-    known = [*crossing, *codec.study(op, crossing, x, given["g"])]
+    crossing = list(codec.encode(op, x, wanted))
+    assert codec.estimate is not None
+    known = [*crossing, *codec.estimate(op, crossing, x, given["g"])]
     affine = codec.readers["ChannelAffine"]
     made = {
         "places": crossing[2], "scale": crossing[1], "dot": codec.readers["ChannelDot"](op, known, x, given["g"]),
@@ -128,7 +130,7 @@ def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
     made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
 
-    def decide(value: ir.Value, half: Set[ir.Node]) -> Kept:
+    def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", 64)
         large = value.dtype == SINGLE and nbytes(value, 64) > 16384
@@ -136,7 +138,7 @@ def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
         return replace(row, layers=(0,)) if large else row
 
     plan = plan_activations(joint.model.graph, joint.backward, list(joint.model.graph.inputs), 64, decide,
-                            Shares("shares", np.array([0.25], np.float32), False))  # fmt: skip
+                            KeepRatios("shares", np.array([0.25], np.float32), False))  # fmt: skip
     halves, exact = (partition(joint.model, [joint.logits], joint.gradients, p) for p in (plan, plan.exactly()))
     assert halves.backward is not None
     feeds = {"x": samples((6, 8, 8), 5), **{tensor.name: tensor.initial for tensor in made.state}}

@@ -10,8 +10,9 @@ from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.differentiate.joint import differentiate_loss
 from ttac.passes.graph.builder import Builder
 from ttac.passes.partition.partition import partition
+from ttac.passes.plan.decisions import nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
-from ttac.passes.plan.plan import nbytes, plan_activations
+from ttac.passes.plan.plan import plan_activations
 
 SIZE = 16 * 4
 """Bytes of a sample of [N, 16]."""

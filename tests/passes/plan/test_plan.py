@@ -37,7 +37,8 @@ from ttac.passes.graph.execute import run
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.codecs import CODECS
-from ttac.passes.plan.plan import SMALL, Decide, Kept, Plan, nbytes, plan_activations
+from ttac.passes.plan.decisions import SMALL_BYTES, Decide, Decision, Plan, nbytes
+from ttac.passes.plan.plan import plan_activations
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -78,8 +79,10 @@ def test_what_is_cheap_is_computed_again(chain: Path) -> None:
     """
     joint, outputs, _ = joint_of(chain)
     plan = planned(joint, 32)
-    ways = {row.value: row.how for row in plan.kept}
-    assert {name for name, how in ways.items() if how == "dense" and nbytes(values_of(joint)[name], 32) > SMALL} == {
+    ways = {row.value: row.how for row in plan.decisions}
+    assert {
+        name for name, how in ways.items() if how == "dense" and nbytes(values_of(joint)[name], 32) > SMALL_BYTES
+    } == {
         "c",
         "d",
     }
@@ -105,10 +108,10 @@ def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
     text = CHAIN.replace("h = Mul (s, half)", 'g = Conv (x, "side.weight") a = Add (s, g) h = Relu (a)')
     joint, outputs, state = joint_of(saved(source(text, {**CHAIN_WEIGHTS, "side.weight": (8, 8, 1, 1)}), tmp_path))
     loose, tight = planned(joint, 64), planned(joint, 64, packing(64))
-    (mask,) = [row for row in loose.kept if row.because.startswith("a mask")]
-    (bits,) = [row for row in tight.kept if row.how == "bits"]
+    (mask,) = [row for row in loose.decisions if row.because.startswith("a mask")]
+    (bits,) = [row for row in tight.decisions if row.how == "bits"]
     assert mask.value == bits.value and bits.bytes * 8 == mask.bytes == 64 * 8 * 16 * 16
-    assert [row.value for row in tight.kept] == [row.value for row in loose.kept]
+    assert [row.value for row in tight.decisions] == [row.value for row in loose.decisions]
     assert tight.bytes == loose.bytes - mask.bytes * 7 // 8 and tight.is_exact and loose.is_exact
     feeds = {"x": samples((8, 16, 16), 3), **state}
     first, second = (
@@ -119,7 +122,7 @@ def test_a_mask_is_kept_where_that_is_less(tmp_path: Path) -> None:
     assert second[f"{mask.value}.bits"].shape == (3, 8 * 16 * 16 // 8)
 
 
-def tensors_of(row: Kept) -> tuple[str, ...]:
+def tensors_of(row: Decision) -> tuple[str, ...]:
     """Names under which the value of a row crosses."""
     if row.how in ("dense", "recompute"):
         return (row.value,) if row.how == "dense" else ()
@@ -134,28 +137,31 @@ def test_the_plan_counts_what_the_forward_hands_over(name: str, floats: str | No
     halves = partition(joint.model, outputs, joint.gradients, plan)
     shape = [int(size) for size in joint.model.graph.inputs[0].shape[1:]]  # type: ignore[index, union-attr]
     found = run(spelled(halves.forward), {"x": samples(shape, 64), **state})
-    ways = {row.how for row in plan.kept}
+    ways = {row.how for row in plan.decisions}
     assert ("bits" in ways) == (floats is not None and name != "transformer")
     assert ("int8" in ways) == (floats == "int8") and plan.is_exact == (floats != "int8")
-    for row in plan.kept:
+    for row in plan.decisions:
         if row.how != "recompute":
             size = sum(found[tensor].nbytes for tensor in tensors_of(row))
             # A sample's bits begin on a byte of their own.
             assert row.bytes <= size <= row.bytes + (64 if row.how == "bits" else 1), row
             assert row.dense == nbytes(values_of(joint)[row.value], 64)
-    assert set(halves.residuals) == {tensor for row in plan.kept for tensor in tensors_of(row)}
-    assert plan.bytes == sum(row.bytes for row in plan.kept) <= plan.dense
-    assert [row.bytes for row in plan.largest()] == sorted((row.bytes for row in plan.kept), reverse=True)[:5]
-    assert not {row.how for row in plan.exactly().kept} - {"dense", "recompute"} and plan.exactly().bytes <= plan.dense
+    assert set(halves.residuals) == {tensor for row in plan.decisions for tensor in tensors_of(row)}
+    assert plan.bytes == sum(row.bytes for row in plan.decisions) <= plan.dense
+    assert [row.bytes for row in plan.largest()] == sorted((row.bytes for row in plan.decisions), reverse=True)[:5]
+    assert (
+        not {row.how for row in plan.exactly().decisions} - {"dense", "recompute"}
+        and plan.exactly().bytes <= plan.dense
+    )
 
 
 def test_a_mask_is_kept_where_its_value_loses_digits(chain: Path) -> None:
     """Of `d` and the sign of the Relu behind it one is enough, unless `d` comes back changed: then a sign may flip."""
     joint, _, _ = joint_of(chain)
     exact, lossy = planned(joint, 64), planned(joint, 64, packing(64, "int8"))
-    ways = {row.value: row.how for row in lossy.kept}
-    assert ways["c"] == ways["d"] == "int8" and "bits" not in {row.how for row in exact.kept}
-    (bits,) = [row for row in lossy.kept if row.how == "bits"]
+    ways = {row.value: row.how for row in lossy.decisions}
+    assert ways["c"] == ways["d"] == "int8" and "bits" not in {row.how for row in exact.decisions}
+    (bits,) = [row for row in lossy.decisions if row.how == "bits"]
     assert values_of(joint)[bits.value].dtype == ir.DataType.BOOL and bits.bytes == 64 * 8 * 16 * 16 // 8
     # A slope is no step: it follows from what comes back.
     assert ways["s.mul"] == "recompute"
@@ -270,7 +276,7 @@ def test_a_backward_of_int8_residuals_is_that_of_the_rounded_values(recipe: Reci
     assert is_sorted(rounded.forward.graph) and is_sorted(rounded.backward.graph)
     found, expected = run_halves(rounded, feeds), run_halves(exact, feeds)
     given_back = dict(expected)
-    for row in plan.kept:
+    for row in plan.decisions:
         if row.how == "int8":
             true = expected[row.value]
             rows = true.reshape(len(found[f"{row.value}.int8"]), -1)
@@ -289,7 +295,7 @@ def test_a_backward_of_int8_residuals_is_that_of_the_rounded_values(recipe: Reci
 def test_int8_residuals_turn_a_gradient_by_little(recipe: Recipe) -> None:
     joint, feeds = random_joint([("Conv", 0, 0), *recipe, ("Norm", 0, 0), ("Relu", 0, 0), ("Conv", 0, 0)])
     plans = [planned(joint, 512, decide) for decide in (None, packing(512, "int8"))]
-    assert "int8" in {row.how for row in plans[1].kept}
+    assert "int8" in {row.how for row in plans[1].decisions}
     exact, rounded = (run_halves(partition(joint.model, [joint.logits], joint.gradients, p), feeds) for p in plans)
     first, second = (
         np.concatenate([found[str(gradient.name)].ravel() for gradient in joint.gradients])
@@ -313,13 +319,13 @@ def test_a_plan_that_leaves_something_out_of_reach_is_refused(chain: Path) -> No
     for name in plan.residuals:
         if name == "c":
             continue
-        lacking = replace(plan, kept=tuple(row for row in plan.kept if row.value != name))
+        lacking = replace(plan, decisions=tuple(row for row in plan.decisions if row.value != name))
         halves = partition(joint.model, outputs, joint.gradients, lacking)
         assert halves.backward is not None  # it is computed again, at whatever price
     graph = joint.model.graph
     graph.inputs.remove(graph.inputs[0])
     with pytest.raises(ValueError):
-        partition(joint.model, outputs, joint.gradients, replace(plan, kept=()))
+        partition(joint.model, outputs, joint.gradients, replace(plan, decisions=()))
 
 
 # --- the whole of them, with packed masks -----------------------------------------------------------------------------
