@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.passes.graph.keys import ROOM, SAMPLE_BYTES
+from ttac.passes.graph.keys import ROOM_KEY, SAMPLE_BYTES
 from ttac.passes.graph.shapes import dims, sample_size
 from ttac.passes.plan.codecs import CODECS
 
@@ -130,6 +130,6 @@ def recomputed(value: ir.Value, batch: int) -> Decision:
 
 
 def _reason(value: ir.Value) -> str:
-    uses = [use.node for use in value.uses() if use.node.metadata_props.get(ROOM) == "autodiff"]
+    uses = [use.node for use in value.uses() if use.node.metadata_props.get(ROOM_KEY) == "autodiff"]
     readers = sorted({node.op_type for node in uses})
     return f"read by the gradient's {', '.join(readers)}" if readers else "the rest is computed from it again"

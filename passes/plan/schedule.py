@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 
 import onnx_ir as ir
 
-from ttac.passes.graph.keys import ROOM
+from ttac.passes.graph.keys import ROOM_KEY
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.plan.needs_gradient import needs_gradient
 
@@ -28,7 +28,7 @@ def early_order(nodes: Iterable[ir.Node], room: str = "autodiff") -> list[ir.Nod
     rank: dict[ir.Node, Rank] = {}
     for index, node in enumerate(nodes):
         inputs = [rank[p] for v in node.inputs if v is not None and (p := v.producer()) in rank and p is not None]
-        added = node.metadata_props.get(ROOM) == room
+        added = node.metadata_props.get(ROOM_KEY) == room
         rank[node] = (max(inputs, default=(0, 0))[0], index) if added else (index, index)
     return sorted(rank, key=lambda node: rank[node])
 
