@@ -132,7 +132,7 @@ class CompileOptions:
         path: the ONNX file.
         method: the method, with the variants that `settings` turn on.
         target: the device, by its name (`ttac targets`) or a `.toml` file.
-        output: folder of the bundle; `MODEL-METHOD-TARGET.ttac` beside the model by default.
+        output: folder of the bundle; `MODEL-METHOD-TARGET.ttac` in the working directory by default.
         batch: samples of one step that the bundle is planned for; the target's number by default.
         calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
             images; None without samples.
@@ -224,7 +224,7 @@ class CompileOptions:
         _refuse_contradiction(method, values["train"], values["quantize"])
         settings = resolve(method, _with_pixels(method, values["settings"], values["pixels"]), values["quantize"])
         path = Path(path)
-        output = values["output"] or path.with_name(f"{path.stem}-{method.name}-{target.name}.ttac")
+        output = values["output"] or Path(f"{path.stem}-{method.name}-{target.name}.ttac")
         if not values["dry_run"]:
             check_replaceable(output)
         values |= {"method": method.variant(settings), "target": target, "settings": settings, "output": output}

@@ -1,4 +1,4 @@
-"""What a compile leaves on the disk, written or refused, and how it keeps to a memory budget."""
+"""The files that a compile writes or refuses to write, and the memory budget."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def no_temporary_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     place = tmp_path.parent / f"{tmp_path.name}-temporary"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
+    monkeypatch.chdir(tmp_path)
     yield
     assert list(place.iterdir()) == []
 
@@ -78,14 +79,15 @@ def test_where_memory_cannot_be_measured_the_plan_counts(tmp_path: Path) -> None
     assert ttac.compile(path, memory_budget="64MiB").manifest["memory"]["measured"] == {}
 
 
-# --- what is on the disk afterwards -----------------------------------------------------------------------------------
+# --- files after a compile ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_the_bundle_lies_beside_the_model(model: Path) -> None:
+def test_the_default_folder_is_in_the_working_directory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model.parent / "here").mkdir()
+    monkeypatch.chdir(model.parent / "here")
     bundle = ttac.compile(model, target="jetson", method="bn")
-    assert bundle.path == model.parent / "model-bn-jetson.ttac"
-    assert sorted(path.name for path in model.parent.iterdir()) == ["model-bn-jetson.ttac", "model.onnx"]
+    assert bundle.path == Path("model-bn-jetson.ttac") and list(Path().iterdir()) == [bundle.path]
     assert bundle.manifest["batch"] == {"planned": 8, "smallest": 1}
     assert bundle.manifest["method"]["settings"]["statistics"] == "batch"
 

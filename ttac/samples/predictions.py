@@ -114,8 +114,12 @@ def _sided(s: np.ndarray) -> np.ndarray:
 
 
 def _entropy(scores: np.ndarray, axis: int) -> np.ndarray:
-    """Return -sum p log p with p = softmax of the scores along the axis; a score of -infinity is a probability of 0."""
-    shifted = scores - scores.max(axis=axis, keepdims=True)
+    """Return -sum p log p with p = softmax of the scores along the axis; a score of -infinity is a probability of 0.
+
+    The entropy of scores with NaN or +infinity is NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        shifted = scores - scores.max(axis=axis, keepdims=True)
     powers = np.exp(shifted)
     total = powers.sum(axis=axis, keepdims=True)
     terms = np.where(powers > 0, powers, 0.0) * np.where(powers > 0, shifted, 0.0)
