@@ -20,6 +20,7 @@ import pytest
 
 from tests.conftest import Run
 from tests.documents.test_readme import console
+from tests.support import command_reference
 from ttac import methods
 from ttac.cli import commands
 from ttac.cli.demonstrating import copied
@@ -105,7 +106,7 @@ def test_every_quoted_message_is_one_of_the_source() -> None:
     assert [message for message in found if message not in known] == []
 
 
-# --- what the pages name ----------------------------------------------------------------------------------------------
+# --- names on the pages -----------------------------------------------------------------------------------------------
 
 
 def test_every_method_has_a_section() -> None:
@@ -129,6 +130,11 @@ def options(name: str) -> set[str]:
     context = command.make_context(name, [], resilient_parsing=True)
     assert isinstance(context, click.Context)
     return {option for parameter in context.command.get_params(context) for option in parameter.opts}
+
+
+def test_the_command_reference_is_up_to_date() -> None:
+    hint = "`python -m tests.support.command_reference` writes it again"
+    assert PAGES["commands.md"] == command_reference.reference(), hint
 
 
 def test_every_link_leads_somewhere() -> None:

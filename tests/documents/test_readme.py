@@ -1,4 +1,4 @@
-"""The README's blocks marked `<!-- run -->` do what they say; `ttac demo --files` is the first."""
+"""The README's blocks marked `<!-- run -->` print the output under their commands, up to its numbers."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from ttac.cli import commands
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+LINES = 120
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?|[KMG]iB")
 BLOCKS = re.findall(r"<!-- run -->\n```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.slow
 def test_the_blocks_in_their_order(run: Run, tmp_path: Path) -> None:
-    assert [language for language, _ in BLOCKS] == ["console", "python", "console", "console"]
+    assert [language for language, _ in BLOCKS] == ["console", "python"]
     for language, text in BLOCKS:
         if language == "python":
             python(text, tmp_path)
         else:
             console(text, run)
-    assert (tmp_path / "adapted.onnx").is_file() and (tmp_path / "logits.npz").is_file()
+    assert (tmp_path / "adapted.safetensors").is_file()
 
 
 def console(text: str, run: Run) -> None:
-    """Run the lines that begin with `$ ttac`; what stands under one is its output."""
+    """Run the lines that begin with `$ ttac`; the lines under one are its output, with or without the progress."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
         program, *arguments = shlex.split(command)
         seen = run(*arguments)
         assert program == "ttac" and seen.code == 0, seen.err
-        assert not expected or seen.out == expected
+        if expected not in ("", seen.out):
+            assert masked(expected) == masked(seen.err + seen.out)
+
+
+def masked(text: str) -> str:
+    """The text with `#` for each number: times and rounding differ between machines."""
+    return NUMBER.sub("#", text)
 
 
 def python(text: str, folder: Path) -> None:
@@ -44,6 +51,5 @@ def python(text: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_command_in_the_table_exists() -> None:
-    told = set(re.findall(r"^\| `ttac (\w+)", README, flags=re.MULTILINE))
-    assert told | {"targets"} == set(commands.commands)
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= LINES
