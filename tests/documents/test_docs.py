@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import Run
 from tests.documents.test_readme import console
-from tests.support import command_reference
+from tests.support import architecture_picture, command_reference
 from ttac import methods
 from ttac.cli import commands
 from ttac.cli.demonstrating import copied
@@ -135,6 +135,18 @@ def options(name: str) -> set[str]:
 def test_the_command_reference_is_up_to_date() -> None:
     hint = "`python -m tests.support.command_reference` writes it again"
     assert PAGES["commands.md"] == command_reference.reference(), hint
+
+
+def test_the_picture_of_the_architecture_is_up_to_date() -> None:
+    hint = "`python -m tests.support.architecture_picture` draws it again"
+    assert architecture_picture.PICTURE.read_text(encoding="utf-8") == architecture_picture.picture(), hint
+
+
+def test_every_named_file_exists() -> None:
+    named = re.compile(r"`((?:ttac|passes|runtime|tests|benchmarks|examples)/[\w/.-]+\.\w+)`")
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for name in named.findall(path.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), (path.name, name)
 
 
 def test_every_link_leads_somewhere() -> None:

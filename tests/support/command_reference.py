@@ -24,13 +24,14 @@ INTRODUCTION = """\
 
 | exit code | meaning |
 |---:|---|
-| 0 | ok |
+| 0 | ok, also when the reader of a pipe stops, as `head` does |
 | 1 | internal error |
 | 2 | wrong usage |
 | 3 | model or operator not supported |
 | 4 | memory budget not met |
 | 5 | environment or runtime missing |
 | 6 | verification failed |
+| 130 | stopped with Ctrl-C |
 """
 
 
