@@ -1,0 +1,97 @@
+"""Run one case in a forked child with limits of time and memory, and classify its end.
+
+The parent imports everything once; a child costs a few milliseconds.  Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttac.errors import TtacError
+
+INTERNAL, HANG, OUTSIDE = 1, 124, 99
+"""Ends of a child: a traceback, a time-out, and a file opened outside the permitted folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The end of one case: exit status, or minus the signal; seconds; peak resident bytes; the last lines it wrote."""
+
+    status: int
+    seconds: float
+    peak: int
+    text: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether a user would see a traceback, a crash, a hang or a leak."""
+        return self.status < 0 or self.status in (INTERNAL, HANG, OUTSIDE)
+
+
+def run_case(case: Callable[[], None], *, seconds: float, permitted: Sequence[str], log: Path) -> End:
+    """Run `case` in a forked child and return its end; what the child writes goes to `log`."""
+    start = time.monotonic()
+    child = os.fork()
+    if not child:
+        _in_child(case, permitted, log)
+    status, usage = _wait(child, start + seconds)
+    text = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""
+    return End(status=status, seconds=time.monotonic() - start, peak=usage.ru_maxrss * 1024, text=text)
+
+
+def _in_child(case: Callable[[], None], permitted: Sequence[str], log: Path) -> None:
+    """Run the case and end the process; never returns."""
+    status = INTERNAL
+    try:
+        os.setpgid(0, 0)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        _watch_files(permitted)
+        case()
+        status = 0
+    except TtacError as error:
+        status = error.exit_code
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else INTERNAL
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _watch_files(permitted: Sequence[str]) -> None:
+    """End the process with `OUTSIDE` when Python opens a file outside the permitted folders."""
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            if not path.startswith(tuple(permitted)):
+                os.write(2, f"opened {path}\n".encode())
+                os._exit(OUTSIDE)
+
+    sys.addaudithook(hook)
+
+
+def _wait(child: int, deadline: float) -> tuple[int, resource.struct_rusage]:
+    """Exit status, or minus the signal, and the resources of the child, which is killed at the deadline."""
+    while True:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status), usage
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            _, _, usage = os.wait4(child, 0)
+            return HANG, usage
+        time.sleep(0.005)
