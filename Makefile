@@ -13,7 +13,7 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2
 CANDIDATES := python3 python3.12 python3.11 python3.10
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test lint types bench fuzz docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -32,6 +32,10 @@ types: $(READY)
 	rm -rf build/lib build/bdist.* $(TYPES)
 	$(PIP) install --no-deps --no-build-isolation --target $(TYPES) .
 	cd $(TYPES) && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p ttac
+
+# Mutated models for MINUTES, from SEED; bad cases are kept in build/fuzz.
+fuzz: $(READY)
+	$(BIN)/python -m benchmarks.fuzz --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0) --keep build/fuzz
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ttac.errors import UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.runtime.engine import plain_session
 
@@ -39,9 +40,21 @@ class Executable:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Return the named outputs, by default all."""
+        """Return the named outputs, by default all.
+
+        Raises UnsupportedError where the engine refuses the inputs or fails in a node.
+        """
         names = list(outputs or self._outputs)
-        arrays = self._session.run(names, {name: feeds[name] for name in self._inputs})
+        try:
+            arrays = self._session.run(names, {name: feeds[name] for name in self._inputs})
+        except Exception as error:
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            raise UnsupportedError(
+                "onnxruntime loads a graph of this model but cannot execute the graph",
+                where=str(error).strip().splitlines()[0][:400],
+                hint="check the file with `onnxruntime.InferenceSession(path).run(...)`, and export the model again",
+            ) from error
         return dict(zip(names, arrays, strict=True))
 
 

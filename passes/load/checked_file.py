@@ -34,10 +34,16 @@ def checked(path: Path) -> onnx.ModelProto:
     """
     proto = parse(path)
     refuse_unbounded(proto, path)
-    _shorten_domain(proto)
-    _refuse_versions(proto, path)
-    _refuse_tensors(proto, path)
-    _check(proto, path)
+    try:
+        _shorten_domain(proto)
+        _refuse_versions(proto, path)
+        _refuse_tensors(proto, path)
+        _check(proto, path)
+    except UnicodeDecodeError as error:
+        hint = "export the model again; the file is damaged"
+        raise UnsupportedError(
+            f"a name in the file is no text: {error.object!r:.80}", where=f"`{path}`", hint=hint
+        ) from error
     return proto
 
 

@@ -7,6 +7,7 @@ Every node has a unique name and layer.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from ttac.passes.load.model_file import REFERENCE, Say, quiet
 from ttac.passes.normalise.batch_walk import ROOM, fixed_batch, ints
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
+from ttac.passes.normalise.operand_shapes import refuse_wrong_operands
 from ttac.passes.normalise.simplify import simplify, worthwhile
 from ttac.passes.normalise.traced_batch import free_batch, loses_batch
 
@@ -35,6 +37,8 @@ HEAD = "ttac.head"
 
 HEADS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Kind of the output by the operator that produces it."""
+LARGEST_BATCH = 1 << 26
+"""Values of the batch on which the normal form is compared with the source: 256 MiB as float32."""
 TOLERANCE = 1e-4
 """Largest difference from the loaded model, relative to its largest output."""
 
@@ -73,6 +77,7 @@ def normalise(
         tidy(model)
         free_batch(model, None)
     _refuse_batchless(model, traced)
+    refuse_wrong_operands(model)
     join_operators(model)
     name_layers(model)
     fuse_norms(model)
@@ -247,6 +252,7 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
     assert x.shape is not None
     sample = ints(x.shape[1:])
     count = 3 if traced is None else max(3, traced)
+    _refuse_large(x, (count, *sample))
     samples = np.random.default_rng(0).standard_normal((count, *sample)).astype(np.float32)
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"original": original, "normal": model})
@@ -257,6 +263,16 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
             worst = _distance(results, expected[:size])
             if worst > TOLERANCE * max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1e-6):
                 raise _differs(size, worst, traced, rewritten)
+
+
+def _refuse_large(x: ir.Value, batch: Sequence[int]) -> None:
+    """Raise UnsupportedError for a batch that is too large to execute."""
+    if math.prod(batch) > LARGEST_BATCH:
+        raise UnsupportedError(
+            f"{batch[0]} samples of shape {list(batch[1:])} are {math.prod(batch):,} values, too many to execute",
+            where=f"input `{x.name}`",
+            hint="state the size that the device uses: `--shape 3x224x224`",
+        )
 
 
 def _distance(results: np.ndarray, expected: np.ndarray) -> float:
