@@ -60,11 +60,11 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     inference_form(model, say)
     name_nodes(model)
     name_layers(model)
-    original = model.clone()
+    reference = model.clone()
     model = convert(model, path, say)
-    original = model.clone() if original.opset_imports[""] > NEWEST else original
-    original.ir_version = model.ir_version
-    model.meta[REFERENCE] = original
+    reference = model.clone() if reference.opset_imports[""] > NEWEST else reference
+    reference.ir_version = model.ir_version
+    model.meta[REFERENCE] = reference
     return model
 
 
@@ -161,7 +161,7 @@ def _refuse_types(model: ir.Model) -> None:
             hint = f"export a model whose {kind} is a float32 tensor" + (": the logits" if kind == "output" else "")
             maker = value.producer()
             if maker is not None and maker.op_type == "ArgMax":
-                hint = "`ArgMax` gives the class only; export its input, the scores, instead"
+                hint = "`ArgMax` gives the class only; export the scores, its input"
         type_name = value.dtype.name.lower() if value.dtype else "not a tensor"
         raise UnsupportedError(
             f"the {kind} `{value.name}` is {type_name}, not float32", where=_listed([value]), hint=hint

@@ -59,7 +59,7 @@ def normalise(
     Raises UsageError if `shape` contradicts the file. Raises UnsupportedError if a dimension stays open, if a node
     fixes the batch, or if shapes cannot be inferred.
     """
-    original = model.meta.get(REFERENCE) or model.clone()
+    reference = model.meta.get(REFERENCE) or model.clone()
     model = model.clone()
     traced = bind(model, shape)
     resolve_casts(model)
@@ -71,21 +71,26 @@ def normalise(
     model, rewritten, traced = _freed(model, traced)
     tidy(model)
     if simplifier and worthwhile(model):
-        fuse_affines(model)
-        _forget_shapes(model)
-        model = simplifier(model, say)
-        tidy(model)
-        free_batch(model, None)
+        model = _simplified(model, simplifier, say)
     _refuse_batchless(model, traced)
     refuse_wrong_operands(model)
     join_operators(model)
     name_layers(model)
     fuse_norms(model)
-    _refuse_difference(original, model, traced, rewritten)
+    _refuse_difference(reference, model, traced, rewritten)
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)
     model.meta.pop(REFERENCE, None)
+    return model
+
+
+def _simplified(model: ir.Model, simplifier: Simplifier, say: Say) -> ir.Model:
+    fuse_affines(model)
+    _forget_shapes(model)
+    model = simplifier(model, say)
+    tidy(model)
+    free_batch(model, None)
     return model
 
 
@@ -246,7 +251,7 @@ def _refuse_batchless(model: ir.Model, traced: int | None) -> None:
     raise fixed_batch(culprit, f"the output `{y.name}` is {y.shape}, without a row for each sample", traced)
 
 
-def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
+def _refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
     """Run the model as loaded, on the batch it was exported with, and the result on 1, 2 and 3 samples."""
     x = model.graph.inputs[0]
     assert x.shape is not None
@@ -255,9 +260,9 @@ def _refuse_difference(original: ir.Model, model: ir.Model, traced: int | None, 
     _refuse_large(x, (count, *sample))
     samples = np.random.default_rng(0).standard_normal((count, *sample)).astype(np.float32)
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
-        write_graphs(Path(folder), {"original": original, "normal": model})
-        before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("original", "normal"))
-        expected = rows(before, original, samples, traced or 3)
+        write_graphs(Path(folder), {"reference": reference, "normal": model})
+        before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
+        expected = rows(before, reference, samples, traced or 3)
         for size in (1, 2, 3):
             results = rows(after, model, samples[:size], size)
             worst = _distance(results, expected[:size])

@@ -2,5 +2,16 @@
 
 | in | out | ensures |
 |---|---|---|
-| a model and its sites | the same model with 8-bit modules | every module has a scale per tensor or per channel |
+| a model, its sites, calibration samples or ranges | the model with 8-bit modules | a scale per tensor or channel |
+
+| file | idea |
+|---|---|
+| `modules` | the steps of this room, and its result |
+| `quantized_files` | lift a file that is already 8-bit to float, with its grids |
+| `node_grids` | the grid of a QuantizeLinear or DequantizeLinear node, as arrays |
+| `fold` | fold norms into the layers before them |
+| `ranges` | the range of each activation on calibration data |
+| `grids` | decide which operators run in 8 bits, and the grid of each value |
+| `qdq` | write the pairs of QuantizeLinear and DequantizeLinear |
+| `float_layers` | ask the engine which layers stay in float32 |
 """

@@ -1,4 +1,4 @@
-"""Whether the engine really runs in 8 bits what was put into 8-bit form: asked of the graph it made of the file."""
+"""Ask the engine which layers it really runs in 8 bits, by the graph that it makes of the file."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ttac.passes.quantize.qdq import Module
 from ttac.runtime.engine import QUIET, engine
 
 FLOAT = frozenset({"Conv", "FusedConv", "FusedGemm"})
-"""What engines call layers in float32."""
+"""Names that engines give to layers in float32."""
 
 PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
-"""Operators that may also be the method's; the engine adds to the name of one that it fuses."""
+"""Operators that may also belong to the method; the engine extends the name of an operator that it fuses."""
 
 
 def float_layers(path: Path, products: Collection[str] = ()) -> list[str]:
-    """The names of layers that this machine's engine computes in float32 when it loads the graph at `path`.
+    """Return the names of layers that this machine's engine computes in float32 when it loads the graph at `path`.
 
     Args:
-        products: the names of nodes that are layers, to tell their products from those of a method.
+        products: names of nodes that are layers, to separate their products from those of a method.
 
-    Raises UnsupportedError if it lacks an operator of the graph.
+    Raises UnsupportedError if the engine lacks an operator of the graph.
     """
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         optimised = Path(folder) / "optimised.onnx"
         options = engine().SessionOptions()
         options.log_severity_level = QUIET
         options.optimized_model_filepath = str(optimised)
-        # Engines for ARM have kernels for int8 activations by default; those for x86 must be told to use theirs.
+        # Engines for ARM use kernels for int8 activations by default; those for x86 need this setting.
         options.add_session_config_entry("session.qdqisint8allowed", "1")
         try:
             engine().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -54,13 +54,13 @@ def float_layers(path: Path, products: Collection[str] = ()) -> list[str]:
 
 
 def refuse_float_layers(path: Path, modules: tuple[Module, ...]) -> None:
-    """Raise UnsupportedError if more layers run in float32 than the modules say."""
+    """Raise UnsupportedError if more layers run in float32 than the modules state."""
     stated = sum(module.runs == "float32" and module.operators == "Conv" for module in modules)
-    found = float_layers(path, {module.node for module in modules if module.runs == "int8"})
-    if len(found) <= stated:
+    names = float_layers(path, {module.node for module in modules if module.runs == "int8"})
+    if len(names) <= stated:
         return
     raise UnsupportedError(
-        f"{len(found) - stated} layers would run in float32: this engine has no 8-bit kernel for them",
-        where=", ".join(f"`{name}`" for name in found[:4]),
+        f"{len(names) - stated} layers would run in float32: this engine has no 8-bit kernel for them",
+        where=", ".join(f"`{name}`" for name in names[:4]),
         hint="compile with another onnxruntime, or leave out `--quantize int8`",
     )

@@ -1,12 +1,12 @@
-"""The 8-bit room: layers and the norms that do not adapt become single quantized modules; norms that adapt stay float.
+"""The 8-bit room: layers and norms that do not adapt become single quantized modules; norms that adapt stay float.
 
-Around an adapted norm: an 8-bit Conv, its output back in float, the norm with whatever statistics the method gives it,
-the activation, and rounding to 8 bits again.  What lies outside the range seen in calibration is cut off at its end.
+Around an adapted norm the graph has an 8-bit Conv, its output in float, the norm with the method's statistics, the
+activation, and rounding to 8 bits. Values outside the range seen in calibration are clipped to its ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,35 +17,35 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
-from ttac.passes.quantize.grids import assign_grids
+from ttac.passes.quantize.grids import GridAssignment, assign_grids
 from ttac.passes.quantize.qdq import Module, list_modules, round_to_grids
 from ttac.passes.quantize.ranges import Range, ranges
 from ttac.spec import Target
 
 FORMS = ("qdq",)
-"""How an 8-bit operator is written: `qdq` as the float operator between DequantizeLinear and QuantizeLinear."""
+"""Forms of an 8-bit operator: `qdq` is the float operator between DequantizeLinear and QuantizeLinear."""
 
 HEADROOM = 1.5
-"""By how much the range of a layer before an adapted norm is widened: a shift arrives there before it is corrected."""
+"""Factor on the range of a layer before an adapted norm: a shift arrives there uncorrected."""
 
 
 @dataclass(frozen=True)
 class Int8Modules:
-    """What the room made: the sites as they are now, and every layer with how it runs."""
+    """Result of the room: the sites with their current nodes, and every layer with the precision that it runs in."""
 
     sites: list[NormSite]
     modules: tuple[Module, ...] = ()
 
     @property
     def summary(self) -> str:
-        """`20 layers in 8 bits, 6 before a norm that adapts; 1 in float32`."""
+        """`20 modules in 8 bits, 6 before a norm that adapts; 1 in float32: Conv`."""
         whole = [module for module in self.modules if module.runs == "int8"]
         adapting, rest = sum(bool(module.adapts) for module in whole), len(self.modules) - len(whole)
         left = f"; {rest} in float32: {', '.join(sorted({m.operators for m in self.modules if m not in whole}))}"
         return f"{len(whole)} modules in 8 bits, {adapting} before a norm that adapts" + (left if rest else "")
 
     def table(self) -> list[dict[str, Any]]:
-        """The modules for a report."""
+        """Return the modules for a report."""
         rows = [asdict(module) for module in self.modules]
         return [{key: value for key, value in row.items() if key != "node"} for row in rows]
 
@@ -66,11 +66,11 @@ def quantize(
         sites: norms that adapt; no other batch norm stays behind a layer.
         samples: calibration data, float32 [n, ...].
         settings: `calibration` ("minmax", "percentile", "entropy") and `percentile`.
+        known: ranges by value name that do not come from the data, but from a file that is already 8-bit.
         trains: whether gradients pass through the graph.
-        known: ranges by the name of a value that do not come from the data: those of a file that is 8-bit already.
 
-    Raises UnsupportedError without calibration data, or if the target lacks an 8-bit kernel that the model needs;
-    UsageError if the data says nothing about ranges.
+    Raises UnsupportedError without calibration data, or if the target lacks a necessary 8-bit kernel. Raises
+    UsageError if the data does not determine ranges.
     """
     _refuse_target(model, target)
     data = _usable(samples) if samples is not None or not known else None
@@ -80,36 +80,41 @@ def quantize(
             known.pop(str(site.x.name), None)
         pool_first(model, site.node)
     common.RemoveUnusedNodesPass()(model)
-    found = ranges(model, data, settings["calibration"], settings["percentile"]) if data is not None else {}
-    ends = {**found, **_widened(found, sites), **known}
+    measured = ranges(model, data, settings["calibration"], settings["percentile"]) if data is not None else {}
+    ends = {**measured, **_widened(measured, sites), **known}
     adapting = {site.node for site in sites if site.kind == "batch"}
+    # With gradients, a rounding behind a norm would be one more for them to pass.
+    grids = _assign(model, ends, target, () if trains else adapting)
+    modules = list_modules(model, grids, {site.x: site.name for site in sites})
+    round_to_grids(model, grids, target, adapting, trains=trains)
+    return Int8Modules([refreshed(site) for site in sites], tuple(modules))
+
+
+def _assign(model: ir.Model, ends: Mapping[str, Range], target: Target, norms: Collection[ir.Node]) -> GridAssignment:
+    """Assign the grids; raises UnsupportedError for a value without a range."""
     try:
-        # A gradient would pass one rounding more.
-        marked = assign_grids(model, ends, target, () if trains else adapting)
+        return assign_grids(model, ends, target, norms)
     except KeyError as error:
         raise _without_data(f"value `{error.args[0]}`, which the file does not round") from error
-    listed = list_modules(model, marked, {site.x: site.name for site in sites})
-    round_to_grids(model, marked, target, adapting, trains=trains)
-    return Int8Modules([refreshed(site) for site in sites], tuple(listed))
 
 
 def _moved(known: Mapping[str, Range], folded: Mapping[str, str]) -> dict[str, Range]:
-    """Ranges after norms were folded: the layer's output is what the norm's was, and not what it was itself."""
+    """Return the known ranges after folding: the layer's output takes the range of the norm's output."""
     kept = {name: ends for name, ends in known.items() if name not in folded.values()}
     return {folded.get(name, name): ends for name, ends in kept.items()}
 
 
-def _widened(found: Mapping[str, Range], sites: Sequence[NormSite]) -> dict[str, Range]:
-    """The ranges of the adapted norms' inputs, with room for what a shift adds to them."""
+def _widened(measured: Mapping[str, Range], sites: Sequence[NormSite]) -> dict[str, Range]:
+    """Return the ranges of the adapted norms' inputs, with headroom for a shift."""
     wide = {}
-    for site in [site for site in sites if str(site.x.name) in found]:
-        low, high = found[str(site.x.name)]
+    for site in [site for site in sites if str(site.x.name) in measured]:
+        low, high = measured[str(site.x.name)]
         wide[str(site.x.name)] = (low * HEADROOM if low < 0 else low, high * HEADROOM)
     return wide
 
 
 def refreshed(site: NormSite) -> NormSite:
-    """The site with what its node holds by now."""
+    """Return the site with the current constants of its node."""
     if site.kind == "batch":
         return replace(site_of(site.node, site.name, inserted=site.inserted), trained=site.trained, drift=site.drift)
     x = site.node.inputs[0]
@@ -135,7 +140,7 @@ def _refuse_target(model: ir.Model, target: Target) -> None:
 
 def _without_data(where: str) -> UnsupportedError:
     return UnsupportedError(
-        "8-bit numbers need the ranges of the activations, and there is no data to find them with",
+        "8-bit numbers need the ranges of the activations, and there is no data to measure them on",
         where=where,
         hint="give a few hundred unlabelled source samples: `--calibration PATH`",
     )
@@ -148,7 +153,7 @@ def _usable(samples: np.ndarray | None) -> np.ndarray:
     if (flat.min(axis=1) == flat.max(axis=1)).all():
         which = "the only sample holds" if len(flat) == 1 else f"all {len(flat)} samples hold"
         raise UsageError(
-            f"{which} one value everywhere, which tells nothing about the ranges of activations",
+            f"{which} one value everywhere, which does not determine the ranges of activations",
             where="`--calibration`",
             hint="give a few hundred unlabelled source samples",
         )

@@ -1,7 +1,7 @@
-"""Put a float graph on 8-bit grids: QuantizeLinear and DequantizeLinear around what the engine then runs as one module.
+"""Put a float graph on 8-bit grids: QuantizeLinear and DequantizeLinear around each module of the engine.
 
-The graph stays in standard operators and says in float what it means; engines replace `Dequantize -> Conv -> Relu ->
-Quantize` by one 8-bit kernel.  Which operators they can do that with is data of the target.
+The graph stays in standard operators and states its meaning in float. Engines replace `Dequantize -> Conv -> Relu ->
+Quantize` by one 8-bit kernel. The target's data lists the operators for which they can.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from ttac.passes.quantize.grids import MOVING, TAILS, WEIGHTED, Grid, GridAssign
 from ttac.spec import Target
 
 LARGEST_BIAS = 2.0**30
+"""Largest magnitude of a bias on its int32 grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """One layer as it runs: the operators that became one 8-bit kernel, and the norm behind it that adapts, if any.
+    """One layer: the operators that became one 8-bit kernel, and the adapted norm behind it, if any.
 
     Attributes:
-        name: of the layer; node: of its node in the graph.
-        runs: "int8", or "float32" for what the engine has no 8-bit kernel for.
+        name: of the layer.
+        node: name of its node in the graph.
+        runs: "int8", or "float32" for a layer without 8-bit kernel in the engine.
+        adapts: name of the norm behind it that adapts, or "".
         range: ends of the grid of its output, [low, high]; None where the output is float.
     """
 
@@ -42,28 +45,33 @@ class Module:
 
 
 def round_to_grids(
-    model: ir.Model, marked: GridAssignment, target: Target, norms: Collection[ir.Node] = (), *, trains: bool = False
+    model: ir.Model,
+    assignment: GridAssignment,
+    target: Target,
+    norms: Collection[ir.Node] = (),
+    *,
+    trains: bool = False,
 ) -> None:
-    """Round the marked values to their grids and hold the kernels of marked nodes as int8, in place.
+    """Round the assigned values to their grids and store the kernels of assigned nodes as int8, in place.
 
     Args:
-        norms: batch normalisations that take the 8-bit numbers as they are, without the grid's scale and zero; the
-            constant statistics they hold are put in these units.  They would divide the scale out again.
-        trains: gradients will pass: rounding is written as one node that has a gradient, which `lower` writes out.
+        norms: batch normalisations that read the 8-bit numbers, without the grid's scale and zero; their constant
+            statistics are converted to these units. Otherwise the norms would divide the scale out again.
+        trains: gradients will pass, so the rounding is one node with a gradient, which `lower` expands.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
-    for node in [node for node in model.graph if node in marked.nodes and node.op_type in WEIGHTED]:
+    for node in [node for node in model.graph if node in assignment.nodes and node.op_type in WEIGHTED]:
         first = node.inputs[0]
         assert first is not None
         with op.at(node.metadata_props.get(LAYER, ""), before=node):
-            _hold(op, node, marked.grids[first], target)
-    for value, step in marked.grids.items():
+            _store_int8(op, node, assignment.grids[first], target)
+    for value, step in assignment.grids.items():
         _round(op, value, step, norms, trains)
     common.RemoveUnusedNodesPass()(model)
 
 
 def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node], trains: bool) -> None:
-    """Let everyone read `value` as its grid has it, and `norms` by the numbers of the grid."""
+    """Let all readers of `value` read it rounded, and `norms` read the numbers of the grid."""
     maker = value.producer()
     layer = maker.metadata_props.get(LAYER, "") if maker is not None else "input"
     users, name, output = list(value.uses()), str(value.name), value.is_graph_output()
@@ -82,7 +90,7 @@ def _round(op: Builder, value: ir.Value, step: Grid, norms: Collection[ir.Node],
 
 
 def _pair_of(op: Builder, value: ir.Value, step: Grid, name: str) -> tuple[ir.Value, ir.Value]:
-    """What the value is rounded to, and the number of that on its grid."""
+    """Return the rounded value, and its number on the grid."""
     held = op.QuantizeLinear(value, *step.operands, name=f"{name}.int8")
     held.shape = value.shape
     back = op.DequantizeLinear(held, *step.operands, name=f"{name}.rounded")
@@ -90,20 +98,20 @@ def _pair_of(op: Builder, value: ir.Value, step: Grid, name: str) -> tuple[ir.Va
 
 
 def _differentiable(op: Builder, value: ir.Value, step: Grid, name: str) -> tuple[ir.Value, ir.Value]:
-    """The same, of nodes with gradients."""
+    """Return the same two values from nodes with gradients."""
     back = op.Rounded(value, *step.operands, name=f"{name}.rounded")
     return back, op.Counted(value, *step.operands, name=f"{name}.counted")
 
 
 def before_tail(value: ir.Value) -> ir.Value:
-    """What goes into the activation that makes `value`, where rounding to a grid that starts at 0 does the same."""
+    """Return the input of the activation that makes `value`, where a grid that starts at 0 replaces it."""
     maker = value.producer()
     x = maker.inputs[0] if maker is not None else None
     return x if maker is not None and maker.op_type in TAILS and x is not None else value
 
 
 def count_in_steps(op: Builder, norm: ir.Node, step: Grid) -> None:
-    """Put mean, variance and epsilon of a batch normalisation in units of its input's grid, in place."""
+    """Convert mean, variance and epsilon of a batch normalisation to units of its input's grid, in place."""
     mean, var = (value.const_value for value in norm.inputs[3:5] if value is not None)
     assert mean is not None and var is not None
     norm.replace_input_with(3, op.constant((mean.numpy() / step.scale + step.zero).astype(np.float32)))
@@ -111,18 +119,18 @@ def count_in_steps(op: Builder, norm: ir.Node, step: Grid) -> None:
     norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", norm.attributes.get_float("epsilon", 1e-5) / step.scale**2)
 
 
-def _hold(op: Builder, node: ir.Node, step: Grid, target: Target) -> None:
-    """Kernel as int8 with one scale per output channel, bias as int32 on the grid of the products."""
-    held = constants(node)
-    assert held is not None and node.inputs[1] is not None
-    kernel, bias = held
+def _store_int8(op: Builder, node: ir.Node, step: Grid, target: Target) -> None:
+    """Store the kernel as int8 with one scale per output channel, the bias as int32 on the grid of the products."""
+    parameters = constants(node)
+    assert parameters is not None and node.inputs[1] is not None
+    kernel, bias = parameters
     axis = channel_axis(node)
     layer = node.metadata_props.get(LAYER, str(node.name))
     rounded, scale = int8_kernel(kernel, axis, bias, step.scale, target, _steps(node, axis, target))
     along = {"axis": axis} if scale.ndim else {}
-    held_scale = op.constant(scale)
+    scale_value = op.constant(scale)
     weight = named(op, f"{layer}.kernel.int8", rounded)
-    w = op.DequantizeLinear(weight, held_scale, np.zeros(scale.shape, np.int8), name=f"{layer}.kernel", **along)
+    w = op.DequantizeLinear(weight, scale_value, np.zeros(scale.shape, np.int8), name=f"{layer}.kernel", **along)
     node.replace_input_with(1, w)
     if bias is None:
         return
@@ -130,13 +138,13 @@ def _hold(op: Builder, node: ir.Node, step: Grid, target: Target) -> None:
     whole = np.clip(np.round(bias.astype(np.float64) / products.astype(np.float64)), -(2.0**31), 2.0**31 - 1)
     steps = named(op, f"{layer}.bias.int32", whole.astype(np.int32))
     # The engine multiplies constants once, while it loads; in the file they would take as much as all biases.
-    unit = op.Mul(held_scale, step.operands[0], name=f"{layer}.bias.scale")
+    unit = op.Mul(scale_value, step.operands[0], name=f"{layer}.bias.scale")
     zero, along = np.zeros(products.shape, np.int32), {"axis": 0} if scale.ndim else {}
     node.replace_input_with(2, op.DequantizeLinear(steps, unit, zero, name=f"{layer}.bias.rounded", **along))
 
 
 def _steps(node: ir.Node, axis: int, target: Target) -> np.ndarray | None:
-    """The scales [C] of a kernel that is 8-bit already, None where they are not known or do not fit the target."""
+    """Return the scales [C] of a kernel that is already 8-bit; None if they are unknown or do not fit the target."""
     kernel = node.inputs[1]
     noted = kernel.meta.get(STEPS) if kernel is not None else None
     if noted is None or not target.int8_per_channel:
@@ -145,7 +153,7 @@ def _steps(node: ir.Node, axis: int, target: Target) -> np.ndarray | None:
 
 
 def named(op: Builder, name: str, array: np.ndarray) -> ir.Value:
-    """A constant of that name, or of the next free one."""
+    """Return a new constant of this name, or of the next free one."""
     candidate, count = name, 1
     while candidate in op.graph.initializers:
         count += 1
@@ -163,11 +171,11 @@ def int8_kernel(
     target: Target,
     steps: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A kernel as int8 and its scale: [C] with one for each output channel, or one in all.
+    """Return a kernel as int8 and its scale: [C] with one for each output channel, or one in all.
 
     The scale is the largest magnitude over 127, or over 63 for engines whose 16-bit sums would overflow
-    (`int8_reduce_range`); or the one in `steps`, of a kernel that is 8-bit already.  A channel of nearly nothing but
-    bias gets one coarse enough for that bias to fit 32 bits.
+    (`int8_reduce_range`). A kernel that is already 8-bit takes the scale in `steps`. A channel of almost nothing but
+    bias gets a scale coarse enough for its bias to fit 32 bits.
     """
     most = 63 if target.int8_reduce_range and steps is None else 127
     others = tuple(i for i in range(kernel.ndim) if i != axis)
@@ -182,19 +190,19 @@ def int8_kernel(
     return np.clip(rounded, -most if steps is None else -128, most).astype(np.int8), scale
 
 
-def list_modules(model: ir.Model, marked: GridAssignment, adapted: Mapping[ir.Value, str]) -> list[Module]:
-    """The layers of the graph in order, before `insert`; `adapted` names the norm that reads a value."""
-    found = []
+def list_modules(model: ir.Model, assignment: GridAssignment, adapted: Mapping[ir.Value, str]) -> list[Module]:
+    """Return the layers of the graph in order, before `round_to_grids`; `adapted` names the norm that reads a value."""
+    modules = []
     for node in model.graph:
         name = node.metadata_props.get(LAYER, str(node.name))
-        if node in marked.nodes and node.op_type not in MOVING:
+        if node in assignment.nodes and node.op_type not in MOVING:
             output = end_of(node)
             tail = output.producer()
-            made_of = [node.op_type, node.metadata_props.get(MADE_OF, "")]
-            parts = [*made_of, tail.op_type if tail is not None and tail is not node else ""]
-            step = marked.grids.get(output)
+            behind = tail.op_type if tail is not None and tail is not node else ""
+            parts = [node.op_type, node.metadata_props.get(MADE_OF, ""), behind]
+            step = assignment.grids.get(output)
             ends = _ends(step) if step is not None else None
-            found.append(
+            modules.append(
                 Module(
                     name=name,
                     node=str(node.name),
@@ -205,8 +213,8 @@ def list_modules(model: ir.Model, marked: GridAssignment, adapted: Mapping[ir.Va
                 )
             )
         elif node.op_type in WEIGHTED | {"ConvTranspose"}:
-            found.append(Module(name=name, node=str(node.name), operators=node.op_type, runs="float32"))
-    return found
+            modules.append(Module(name=name, node=str(node.name), operators=node.op_type, runs="float32"))
+    return modules
 
 
 def _ends(step: Grid) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The range of every activation on calibration data, found by onnxruntime's own calibrators."""
+"""The range of every activation on calibration data, by onnxruntime's own calibrators."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from ttac.errors import RuntimeMissingError, UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.runtime.engine import engine
 
-AT_ONCE = 8
-"""Samples run together: the calibrators keep every activation of those they were given in one go."""
+SAMPLES_AT_ONCE = 8
+"""Number of samples run together: the calibrators keep every activation of the samples of one call."""
 
 Range = tuple[float, float]
+"""Lowest and highest value."""
 
 
 def ranges(model: ir.Model, samples: np.ndarray, method: str, percentile: float = 99.99) -> dict[str, Range]:
-    """Lowest and highest value by the name of each activation of `model`.
+    """Return lowest and highest value by the name of each activation of `model`.
 
     Args:
-        model: a normalised float model; it stays as it is.
-        samples: float32 [n, ...], as the model takes them.
+        model: a normalised float model; it stays unchanged.
+        samples: float32 [n, ...], as the model's input has them.
         method: "minmax", "percentile" (leaves out 100 - `percentile` percent of the values, half on each side) or
             "entropy" (the clipping that changes the distribution least).
 
-    Raises RuntimeMissingError if the engine's quantizer cannot be imported, UnsupportedError if a value is not finite.
+    Raises RuntimeMissingError if the engine's quantizer cannot be imported, UnsupportedError if a value is not
+    finite.
     """
     calibrate = _calibrators()
     name = str(model.graph.inputs[0].name)
@@ -47,10 +49,10 @@ def ranges(model: ir.Model, samples: np.ndarray, method: str, percentile: float 
             calibrate_method=calibrate.CalibrationMethod[kinds[method]],
             extra_options=options,
         )
-        for start in range(0, len(samples), AT_ONCE):
-            calibrator.collect_data(_reader(calibrate, name, samples[start : start + AT_ONCE]))
-        found = calibrator.compute_data()
-    ends = {str(key): tuple(np.asarray(end).item() for end in data.range_value) for key, data in found.items()}
+        for start in range(0, len(samples), SAMPLES_AT_ONCE):
+            calibrator.collect_data(_reader(calibrate, name, samples[start : start + SAMPLES_AT_ONCE]))
+        statistics = calibrator.compute_data()
+    ends = {str(key): tuple(np.asarray(end).item() for end in data.range_value) for key, data in statistics.items()}
     _refuse_infinite(ends)
     return {key: (low, high) for key, (low, high) in ends.items()}
 
@@ -67,7 +69,7 @@ def _refuse_infinite(ends: Mapping[str, tuple[float, ...]]) -> None:
 
 def _reader(calibrate: Any, name: str, samples: np.ndarray) -> Any:
     class Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
-        """Hands the samples out once, all together."""
+        """Reader that returns all samples in one call."""
 
         def __init__(self) -> None:
             self.feeds = iter([{name: samples}])
@@ -79,7 +81,7 @@ def _reader(calibrate: Any, name: str, samples: np.ndarray) -> Any:
 
 
 def _calibrators() -> Any:
-    """`onnxruntime.quantization.calibrate`; raises RuntimeMissingError where this engine comes without."""
+    """Return `onnxruntime.quantization.calibrate`; raises RuntimeMissingError if this engine lacks it."""
     engine()
     try:
         with _without_torch():
@@ -94,7 +96,7 @@ def _calibrators() -> Any:
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """The quantizer's package also holds tools for PyTorch, which import it: 1.3 s and 200 MB for nothing."""
+    """Hide torch during an import: the quantizer's package also has tools for PyTorch, which cost 1.3 s and 200 MB."""
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]

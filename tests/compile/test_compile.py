@@ -281,7 +281,7 @@ def test_a_norm_that_the_loss_does_not_see_is_left_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"quantize": "int8"}, "there is no data to find them with"),
+        ({"quantize": "int8"}, "there is no data to measure them on"),
         ({"quantize": "int8", "train": "all"}, "kernels of 8 bits cannot be trained"),
         ({"quantize": "int4"}, "`int4` is no choice"),
         ({"train": "all", "method": "bn"}, "`bn` trains nothing"),

@@ -264,7 +264,7 @@ def test_methods_see_the_same_shift_in_8_bits_as_in_float(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("calibration", "error", "said"),
     [
-        (None, UnsupportedError, "there is no data to find them with"),
+        (None, UnsupportedError, "there is no data to measure them on"),
         (np.full((1, 3, 8, 8), 0.5, np.float32), UsageError, "the only sample holds one value everywhere"),
         (np.zeros((9, 3, 8, 8), np.float32), UsageError, "all 9 samples hold one value everywhere"),
         (np.full((9, 3, 8, 8), np.nan, np.float32), UsageError, "calibration data contains NaN or infinity"),

@@ -127,7 +127,7 @@ def test_kernels_kept_in_float_before_their_rounding(tmp_path: Path) -> None:
     ("text", "weights", "said"),
     [
         ("qx = QuantizeLinear (x, s, z)\n  qm = MaxPool <kernel_shape = [2,2]> (qx)\n  y = DequantizeLinear (qm, s, z)",
-         {"z": np.uint8(3)}, "not rounded by a QuantizeLinear"),
+         {"z": np.uint8(3)}, "no QuantizeLinear rounds its input"),
         ("qx, t, v = DynamicQuantizeLinear (x)\n  y = DequantizeLinear (qx, t, v)",
          {}, "`DynamicQuantizeLinear` computes in integers"),
         ("t = ReduceMax <keepdims = 0> (x)\n  qx = QuantizeLinear (x, t, z)\n  y = DequantizeLinear (qx, t, z)",
