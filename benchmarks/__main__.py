@@ -1,7 +1,7 @@
 """`python -m benchmarks [NETWORK ...] [--write docs/benchmarks.md]`: `ttac bench` on the benchmark networks.
 
-Without networks, every part of the page: steps of all networks, large batches, everything trained, memory budgets, and
-the time to compile.  `--parts` makes some of them; those of the file that are not made again stay as they are.
+Without networks, the command writes every part of the page: steps of all networks, large batches, everything trained,
+memory budgets, and the time to compile.  `--parts` writes some parts; the others stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ttac.evaluation.bench_report import markdown
 METHODS = ("tent", "surgeon")
 BATCH = 8
 LARGE = 64
-"""Samples of a step of the net that the second part measures."""
+"""Number of samples of a step in the part with large batches."""
 FEW = 7
-"""Pairs where a step takes many seconds."""
+"""Number of timed pairs where a step takes many seconds."""
 INTRO = """\
 # Benchmarks
 
@@ -40,12 +40,12 @@ Elsewhere: [8 bits](int8.md) (`python -m benchmarks.int8`), [all methods' errors
 (`python -m benchmarks.methods_table`), [SURGEON's errors and cache](surgeon.md), [wild streams](wild-streams.md),
 [which models compile](model-matrix.md), [LeanTTA](leantta-study.md) (`python -m benchmarks.single_sample`).
 """
-Found = tuple[str, Any]
-"""A part's Markdown, and its figures for JSON."""
+Part = tuple[str, Any]
+"""Markdown of a part, and its figures for JSON."""
 
 
 def main() -> None:
-    """Measure what the command line asks for, print it, and write it if asked to."""
+    """Measure the networks or parts on the command line, print the figures, and write them with `--write`."""
     try:
         from benchmarks.networks import NETWORKS
     except ImportError as error:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def put(file: Path, name: str, text: str, figures: Any, threads: int) -> None:
-    """Write the part into the page and its figures beside it; other parts stay, in the order of `PARTS`."""
+    """Write the part into the page, and its figures into a JSON file; other parts stay, in the order of `PARTS`."""
     page = file.read_text(encoding="utf-8") if file.exists() else ""
     parts = {**dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end -->", page, re.DOTALL)), name: text.strip()}
     shown = "\n\n".join(f"<!-- {part} -->\n{parts[part]}\n<!-- end -->" for part in PARTS if part in parts)
@@ -90,8 +90,11 @@ def steps(
     batch: int = BATCH,
     against: Sequence[str] = METHODS,
     **choices: Any,
-) -> Found:
-    """A table of the methods on the networks, beside PyTorch those of `against`; `choices` are fields of `Bench`."""
+) -> Part:
+    """Return a table of the methods on the networks; those of `against` also in PyTorch.
+
+    `choices` are further fields of `Bench`.
+    """
     from benchmarks.peers import PyTorch
 
     peers = PyTorch(against)
@@ -99,39 +102,39 @@ def steps(
     compared = peers if against else None
     bench = Bench(methods=methods, batch=[batch], threads=threads, peers=compared, say=say, **choices)
     with peers.exported([Path(name) for name in networks]) as files:
-        found = bench.run(files)
-    return table(found), found.as_json()
+        benchmark = bench.run(files)
+    return table(benchmark), benchmark.as_json()
 
 
-def table(found: Benchmark) -> str:
-    """The figures as Markdown, and what could not be measured."""
-    missing = [f"* not measured: `{method}` on `{model}`: {why.what}" for model, method, why in found.missing]
-    return markdown(found) + ("\n" + "\n".join(missing) + "\n" if missing else "")
+def table(benchmark: Benchmark) -> str:
+    """Return the figures as Markdown, and a list of the failures."""
+    missing = [f"* not measured: `{method}` on `{model}`: {why.what}" for model, method, why in benchmark.missing]
+    return markdown(benchmark) + ("\n" + "\n".join(missing) + "\n" if missing else "")
 
 
-def all_networks(threads: int) -> Found:
-    """Every network at the batch of the other tables."""
+def all_networks(threads: int) -> Part:
+    """Return the steps of every network at the batch of the other tables."""
     from benchmarks.networks import NETWORKS
 
     text, figures = steps([name for name in NETWORKS if name != "resnet18_32"], threads, against=["tent"])
-    told = "Norms only, each method with its defaults; of PyTorch `tent`, whose `surgeon` takes 28 inferences."
-    return f"## Steps\n\n{told}\n\n{text}", figures
+    note = "Norms only, each method with its defaults; PyTorch runs `tent`, as its `surgeon` takes 28 inferences."
+    return f"## Steps\n\n{note}\n\n{text}", figures
 
 
-def large_batch(threads: int) -> Found:
-    """Where activations are nearly all of the memory."""
+def large_batch(threads: int) -> Part:
+    """Return the steps of a net whose memory is nearly all activations."""
     text, figures = steps(["wrn28_10"], threads, batch=LARGE, against=["tent"], pairs=FEW)
     return f"## WRN-28-10, batch {LARGE}\n\n{text}", figures
 
 
-def everything_trained(threads: int) -> Found:
-    """Kernels, matrices and biases besides the norms."""
+def everything_trained(threads: int) -> Part:
+    """Return the steps that train kernels, matrices and biases in addition to the norms."""
     text, figures = steps(["resnext29"], threads, against=[], options={"train": "all"})
     return f"## Everything trained (`--train all`)\n\n{text}", figures
 
 
-def memory_budgets(threads: int) -> Found:
-    """What less memory costs in time and error."""
+def memory_budgets(threads: int) -> Part:
+    """Return time and error of steps with less and less memory."""
     from examples.surgeon_study import budgets
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,17 +142,17 @@ def memory_budgets(threads: int) -> Found:
     return f"## `tent --memory-budget`\n\nFrom everything dense to the least that works; one thread.\n{text}\n", text
 
 
-def compile_times(threads: int) -> Found:
-    """Seconds of a compile by the number of nodes."""
+def compile_times(threads: int) -> Part:
+    """Return the seconds of a compile by the number of nodes."""
     from benchmarks.compile_time import rows
 
-    found: list[Mapping[str, float]] = list(rows())
-    lines = [f"| {row['nodes']:.0f} | {row['all']:.1f} | {1e3 * row['all'] / row['nodes']:.1f} |" for row in found]
+    times: list[Mapping[str, float]] = list(rows())
+    lines = [f"| {row['nodes']:.0f} | {row['all']:.1f} | {1e3 * row['all'] / row['nodes']:.1f} |" for row in times]
     header = "| nodes | seconds | ms a node |\n|---:|---:|---:|"
-    return "## Compiling\n\nWithout measuring memory.\n\n" + "\n".join([header, *lines]) + "\n", found
+    return "## Compiling\n\nWithout measuring memory.\n\n" + "\n".join([header, *lines]) + "\n", times
 
 
-PARTS: dict[str, Callable[[int], Found]] = {
+PARTS: dict[str, Callable[[int], Part]] = {
     "steps": all_networks,
     "large": large_batch,
     "trained": everything_trained,

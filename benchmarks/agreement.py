@@ -1,9 +1,9 @@
-"""Do ttac's methods and their re-statements in PyTorch make the same errors?  `python -m benchmarks.agreement`
+"""Errors of ttac's methods and of the same methods in PyTorch: `python -m benchmarks.agreement`.
 
-The shipped nets on the shipped corrupted images: the same batches in the same order, each corruption from the model as
-it shipped.  PyTorch runs in float64: Adam's first step goes by the sign of a gradient, and where that is zero but for
-rounding, two float32 programs part ways at a large rate (and PyTorch's from its own float64 as well).  Ends with exit
-code 1 where two means are further apart than `--within` points.
+Both run the shipped nets on the shipped corrupted images with the same batches in the same order, and reset to the
+source model before each corruption.  PyTorch runs in float64: the first step of Adam depends on the sign of a gradient.
+Where a gradient is zero up to rounding, two float32 programs differ at a large rate, and so do PyTorch in float32 and
+in float64.  The exit code is 1 where two means differ by more than `--within` points.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NETS = {"BatchNorm": "fashion_resnet_bn_unfolded", "GroupNorm": "fashion_resnet_gn", "ViT": "fashion_vit"}
 ANY_NORM = ("source", "tent", "eata", "sar")
-"""Methods whose re-statements know more than batch norms."""
+"""Methods whose PyTorch form knows norms other than batch norms."""
 
 BATCH, WITHIN = 64, 0.3
 SHIFTS = ("gaussian_noise", "shot_noise", "motion_blur", "snow", "brightness", "contrast", "pixelate")
 
 
 def network(kind: str) -> torch.nn.Module:
-    """A shipped net in PyTorch, its weights from the ONNX file; raises RuntimeError where the two disagree."""
+    """Return a shipped net in PyTorch with the weights of its ONNX file; raises RuntimeError where outputs differ."""
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         nets = import_module("fashion_nets")
@@ -56,10 +56,10 @@ def network(kind: str) -> torch.nn.Module:
 
 
 def fill(net: torch.nn.Module, graph: Any) -> None:
-    """Give the net the file's weights: by name, and by the order of use what the exporter renamed."""
+    """Give the net the file's weights: by name, and weights that the exporter renamed by their order of use."""
     arrays = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
-    wanted = net.state_dict()
-    named = {name: array for name, array in arrays.items() if name in wanted and array.shape == wanted[name].shape}
+    state = net.state_dict()
+    named = {name: array for name, array in arrays.items() if name in state and array.shape == state[name].shape}
     net.load_state_dict(named, strict=False)
     products = [node.input[1] for node in graph.node if node.op_type == "MatMul" and node.input[1] in arrays]
     linear = [m for name, m in net.named_modules() if isinstance(m, torch.nn.Linear) and f"{name}.weight" not in named]
@@ -75,11 +75,14 @@ def fill(net: torch.nn.Module, graph: Any) -> None:
 def errors(
     kind: str, methods: Sequence[str], shifts: Sequence[str], samples: int, settings: Mapping[str, Any] | None = None
 ) -> dict[str, tuple[float, float]]:
-    """For each method the mean errors of ttac and of PyTorch, in per cent; `settings` go to all that have them."""
+    """Return for each method the mean errors of ttac and of PyTorch, in per cent.
+
+    `settings` go to all methods that have them.
+    """
     with np.load(DEMO / "fashion_stream.npz") as file:
         arrays = {name: file[name][:samples] for name in shifts}
         labels = file["labels"][:samples].astype(np.int64)
-    found, path = {}, DEMO / f"{NETS[kind]}.onnx"
+    both, path = {}, DEMO / f"{NETS[kind]}.onnx"
     with tempfile.TemporaryDirectory(prefix="ttac-agreement-") as folder:
         data: dict[str, Any] = {**arrays, "labels": labels}
         options = {"calibration": DEMO / "fashion_calibration.npz"}
@@ -102,12 +105,12 @@ def errors(
             )
             rows = [row["error"] for row in ours.rows() if row["method"] == method]
             theirs = [wrong(kind, method, manifest, name, arrays[name], labels) for name in shifts]
-            found[method] = (100 * float(np.mean(rows)), 100 * float(np.mean(theirs)))
-    return found
+            both[method] = (100 * float(np.mean(rows)), 100 * float(np.mean(theirs)))
+    return both
 
 
 def wrong(kind: str, method: str, manifest: Any, name: str, images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of wrong answers of PyTorch on one corruption, batch by batch as `ttac.evaluate` orders them."""
+    """Return the fraction of wrong answers of PyTorch on one corruption, with the batches of `ttac.evaluate`."""
     with np.load(DEMO / "fashion_calibration.npz") as file:
         calibration = tensor(file["images"])
     untrained = [position for position, site in enumerate(manifest["sites"]) if not site.get("trained")]
@@ -120,7 +123,7 @@ def wrong(kind: str, method: str, manifest: Any, name: str, images: np.ndarray, 
 
 
 def tensor(images: np.ndarray) -> torch.Tensor:
-    """Bytes as the net takes them, in float64."""
+    """Return images of bytes as the net's input, in float64."""
     return torch.from_numpy((images.reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)).astype(np.float64))
 
 
@@ -137,8 +140,8 @@ def main() -> None:
     worst = 0.0
     for kind in NETS:
         named = [method for method in asked.methods.split(",") if kind == "BatchNorm" or method in ANY_NORM]
-        found = errors(kind, named, SHIFTS, asked.samples, split_assignments(asked.set))
-        for method, (ours, theirs) in found.items():
+        both = errors(kind, named, SHIFTS, asked.samples, split_assignments(asked.set))
+        for method, (ours, theirs) in both.items():
             print(f"| {kind} | `{method}` | {ours:.2f} | {theirs:.2f} | {ours - theirs:+.2f} |", flush=True)
             worst = max(worst, abs(ours - theirs))
     if worst > asked.within:

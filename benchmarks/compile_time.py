@@ -1,7 +1,7 @@
-"""Seconds that each room of a compile takes, for nets of growing depth: `python -m benchmarks.compile_time [DEPTHS]`.
+"""Seconds of each room of a compile, for nets of growing depth: `python -m benchmarks.compile_time [DEPTHS]`.
 
-The net is a residual one of constant width, so that its nodes grow with its depth and nothing else does.  It is written
-as an ONNX file without torch.  Memory is not measured, and weights and images are small: what is left is the compiler.
+The net is a residual net of constant width, so that its depth changes the number of nodes only.  It is written as an
+ONNX file without torch.  Memory is not measured, and weights and images are small, so the compiler takes all the time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ttac.passes.graph.builder import Builder
 
 DEPTHS = (1, 2, 4, 8, 36)
 BLOCKS = 8
-"""Residual blocks at depth 1: as many convolutions as a ResNet-18 has; at depth 36 more than two thousand nodes."""
+"""Number of residual blocks at depth 1, with the convolutions of a ResNet-18; depth 36 has over two thousand nodes."""
 WIDTH, SIDE, CLASSES = 16, 8, 10
 
 
 def write_net(path: Path, blocks: int) -> int:
-    """Write a residual net of that many blocks; returns its number of nodes."""
+    """Write a residual net of `blocks` blocks, and return its number of nodes."""
     random = np.random.default_rng(0)
     x = ir.val("x", ir.DataType.FLOAT, ["N", 3, SIDE, SIDE])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18}, name="net")
@@ -39,9 +39,9 @@ def write_net(path: Path, blocks: int) -> int:
         return random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape).astype(np.float32)
 
     def conv_norm(value: ir.Value, cin: int) -> ir.Value:
-        made = op.Conv(value, weight(WIDTH, cin, 3, 3), pads=[1, 1, 1, 1])
+        product = op.Conv(value, weight(WIDTH, cin, 3, 3), pads=[1, 1, 1, 1])
         scale, bias, mean, var = (random.uniform(0.5, 1.5, WIDTH).astype(np.float32) for _ in range(4))
-        normed: ir.Value = op.BatchNormalization(made, scale, bias, mean, var)
+        normed: ir.Value = op.BatchNormalization(product, scale, bias, mean, var)
         return normed
 
     value = op.Relu(conv_norm(x, 3))
@@ -55,7 +55,7 @@ def write_net(path: Path, blocks: int) -> int:
 
 
 class Clock:
-    """Seconds by room: what passes before a room's line is its own."""
+    """Seconds by room: a room takes the time between the line before and its own line."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -70,7 +70,7 @@ class Clock:
 
 
 def timed(path: Path, folder: Path) -> dict[str, float]:
-    """Seconds of each room, of all, and of the processor: the last tells what a busy machine adds."""
+    """Return the seconds of each room, of all rooms, and of the processor, which a busy machine does not lengthen."""
     clock = Clock()
     start, busy = time.perf_counter(), time.process_time()
     ttac.compile(path, output=folder / "net.ttac", batch=8, say=clock)
@@ -78,7 +78,7 @@ def timed(path: Path, folder: Path) -> dict[str, float]:
 
 
 def rows(depths: Sequence[int] = DEPTHS) -> Iterator[dict[str, float]]:
-    """For each depth its nodes, and seconds as `timed` gives them."""
+    """Yield for each depth its number of nodes, and the seconds of `timed`."""
     with tempfile.TemporaryDirectory() as name, patch.object(finish, "measure", return_value=None):
         folder = Path(name)
         write_net(folder / "warm.onnx", 1)

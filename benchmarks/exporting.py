@@ -10,7 +10,7 @@ from benchmarks.networks import build
 
 
 def export(name: str, folder: Path) -> Path:
-    """The named network as an ONNX file that keeps its norms, the batch symbolic."""
+    """Write the named network as an ONNX file with its norms and a symbolic batch, and return the path."""
     path = folder / f"{name}.onnx"
     model, side = build(name)
     torch.onnx.export(

@@ -1,9 +1,9 @@
 """8-bit bundles against 8-bit and float inference: `python -m benchmarks.int8 [NETWORK ...] [--write docs/int8.md]`.
 
-Time: all rivals run in turn in one process, batch 1, first one thread (processor time) and then two (wall time);
-medians of the paired ratios.
-Rivals: plain float inference of the source file; what onnxruntime's own `quantize_static` makes of the same file, norms
-folded; ttac's bundle of method `source` (static 8-bit inference), and bundles that adapt all norms, or 30 % of them.
+Time: all rivals run in turn in one process at batch 1, first with one thread (processor time), then with two (wall
+time); the figures are medians of the paired ratios.
+Rivals: float inference of the source file; the same file with folded norms from onnxruntime's `quantize_static`; ttac's
+bundle of method `source` (static 8-bit inference); bundles that adapt all norms, or 30 % of them.
 
 Error: the shipped Fashion-MNIST net and stream, each method in float and in 8 bits.
 """
@@ -38,13 +38,13 @@ WARM_UP, TURNS = 3, 25
 READING = f"""\
 Batch 1, random weights, method `{METHOD}`. Ratios are medians of {TURNS} paired runs in one process, of processor time
 with one thread and of wall time with two; on cores that do other work too, read those and not the milliseconds.
-`auto 30 %` is `--train auto:30%@20%`: at most 30 % of the norms, seeing at most 20 % of the values. `loaded MB` is what
-loading and two steps add to the process, `peak MB` what ten further steps add."""
+`auto 30 %` is `--train auto:30%@20%`: at most 30 % of the norms, seeing at most 20 % of the values. `loaded MB` is the
+growth of the process by the load and two steps, `peak MB` its further growth by ten steps."""
 DEMO = Path(ttac.__file__).parent / "demo"
 
 
 def row(name: str, folder: Path, threads: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
-    """All figures of one network."""
+    """Return all figures of one network."""
     path = export(name, folder)
     side = NETWORKS[name][1]
     samples = np.random.default_rng(0).standard_normal((SAMPLES, 3, side, side), dtype=np.float32)
@@ -65,14 +65,14 @@ def row(name: str, folder: Path, threads: tuple[int, ...] = (1, 2)) -> dict[str,
 
 
 def made(path: Path, output: Path, samples: np.ndarray, *, method: str = METHOD, train: str = "norms") -> ttac.Bundle:
-    """An 8-bit bundle for single samples."""
+    """Compile an 8-bit bundle for single samples."""
     return ttac.compile(
         path, method=method, target="cpu", batch=1, quantize="int8", calibration=samples, train=train, output=output
     )
 
 
 def quantized(path: Path, folder: Path, samples: np.ndarray) -> Path:
-    """The file as onnxruntime's own quantizer makes it: norms folded, uint8 activations, int8 kernels per channel."""
+    """Quantize the file with onnxruntime: folded norms, uint8 activations, int8 kernels per channel."""
     from ttac.passes.graph.graph_files import write_graphs
     from ttac.passes.load.model_file import load
     from ttac.passes.normalise.normal_form import normalise
@@ -108,7 +108,7 @@ def quantized(path: Path, folder: Path, samples: np.ndarray) -> Path:
 def timed(
     path: Path, oracle: Path, static: ttac.Bundle, bundles: Mapping[str, ttac.Bundle], x: np.ndarray, threads: int
 ) -> dict[str, Any]:
-    """Milliseconds of each rival, and medians of the paired ratios to static 8-bit and to float inference."""
+    """Return milliseconds of each rival, and medians of the paired ratios to static 8-bit and to float inference."""
     work: dict[str, Callable[[], object]] = {
         "float32": inference(path, x, threads),
         "quantize_static": inference(oracle, x, threads),
@@ -127,7 +127,7 @@ def timed(
 
 
 def inference(path: Path, x: np.ndarray, threads: int) -> Callable[[], object]:
-    """A run of the engine on a file with its own best settings, but threads that sleep between calls."""
+    """Return a run of the engine on a file, with default settings except for threads that sleep between calls."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -138,13 +138,13 @@ def inference(path: Path, x: np.ndarray, threads: int) -> Callable[[], object]:
 
 
 def step(bundle: ttac.Bundle, x: np.ndarray, threads: int) -> Callable[[], object]:
-    """A step of a bundle."""
+    """Return a step of a bundle."""
     adapter = ttac.load(place(bundle), threads=threads)
     return lambda: adapter.step(x)
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, np.ndarray]:
-    """Seconds of each rival, run in turn: element i of every array is from the same turn."""
+    """Return the seconds of each rival, run in turn: element i of every array is from the same turn."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(WARM_UP + TURNS):
         for name, action in work.items():
@@ -156,18 +156,18 @@ def interleaved(work: Mapping[str, Callable[[], object]], clock: Callable[[], fl
 
 
 def place(bundle: ttac.Bundle) -> Path:
-    """The folder of a bundle that was written."""
+    """Return the folder of a written bundle."""
     assert bundle.path is not None
     return bundle.path
 
 
 def size(bundle: ttac.Bundle) -> int:
-    """Bytes of all files."""
+    """Return the bytes of all files of a bundle."""
     return sum(file.stat().st_size for file in place(bundle).iterdir())
 
 
 def weights_bytes(bundle: ttac.Bundle) -> int:
-    """Bytes of the kernels in 8 bits."""
+    """Return the bytes of the 8-bit kernels."""
     from safetensors.numpy import load_file
 
     arrays = load_file(place(bundle) / "weights.safetensors")
@@ -175,7 +175,7 @@ def weights_bytes(bundle: ttac.Bundle) -> int:
 
 
 def errors(method: str, train: str, quantize: str | None, batch: int, folder: Path) -> dict[str, float]:
-    """Percent of wrong predictions of the demo's net on each corruption of the shipped stream."""
+    """Return the per cent of wrong predictions of the demo's net on each corruption of the shipped stream."""
     bundle = ttac.compile(
         DEMO / "fashion_resnet_bn_unfolded.onnx",
         method=method,
@@ -189,27 +189,27 @@ def errors(method: str, train: str, quantize: str | None, batch: int, folder: Pa
     adapter = ttac.load(place(bundle))
     stream = np.load(DEMO / "fashion_stream.npz")
     labels = stream["labels"]
-    found = {}
+    wrong = {}
     for name in [name for name in stream.files if stream[name].ndim == 4]:
         images = (stream[name] / 255).astype(np.float32)
         adapter.reset()
         logits = [adapter.step(images[i : i + batch]) for i in range(0, len(images), batch)]
-        found[name] = 100 * float(np.mean(np.concatenate(logits).argmax(axis=1) != labels))
-    return found
+        wrong[name] = 100 * float(np.mean(np.concatenate(logits).argmax(axis=1) != labels))
+    return wrong
 
 
 def error_rows(folder: Path) -> list[dict[str, Any]]:
-    """Each method in float and in 8 bits."""
-    asked = (("source", "norms", 64), ("bn", "norms", 64), (METHOD, "norms", 1), (METHOD, "first:30%", 1))
+    """Return the errors of each method in float and in 8 bits."""
+    cases = (("source", "norms", 64), ("bn", "norms", 64), (METHOD, "norms", 1), (METHOD, "first:30%", 1))
     rows = []
-    for method, train, batch in asked:
-        plain, rounded = (errors(method, train, quantize, batch, folder) for quantize in (None, "int8"))
-        rows.append({"method": method, "train": train, "batch": batch, "float32": plain, "int8": rounded})
+    for method, train, batch in cases:
+        full, rounded = (errors(method, train, quantize, batch, folder) for quantize in (None, "int8"))
+        rows.append({"method": method, "train": train, "batch": batch, "float32": full, "int8": rounded})
     return rows
 
 
 def page(rows: list[dict[str, Any]], wrong: list[dict[str, Any]]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     facts = about(2)
     lines = [
         "# 8-bit bundles",
@@ -224,18 +224,18 @@ def page(rows: list[dict[str, Any]], wrong: list[dict[str, Any]]) -> str:
     ]
     for entry in rows:
         for threads, times in entry["times"].items():
-            for name, found in times.items():
+            for name, time_of in times.items():
                 count = entry["adapting"].get(name, 0)
-                figures = f"{found['milliseconds']:.2f} | {found['of_static']:.2f} | {found['of_float32']:.2f}"
+                figures = f"{time_of['milliseconds']:.2f} | {time_of['of_static']:.2f} | {time_of['of_float32']:.2f}"
                 lines.append(f"| {entry['network']} | {threads} | {name} | {count} | {figures} |")
     lines += ["", "| network | bundle | MB | of int8 kernels | of quantize_static's file | loaded MB | peak MB |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for entry in rows:
-        for name, found in entry["bytes"].items():
-            ratios = f"{found / entry['int8_bytes']:.3f} | {found / entry['oracle_bytes']:.3f}"
+        for name, total in entry["bytes"].items():
+            ratios = f"{total / entry['int8_bytes']:.3f} | {total / entry['oracle_bytes']:.3f}"
             memory = entry["memory"][name] or {"loaded": 0, "peak": 0}
             kept = f"{memory['loaded'] / 1e6:.1f} | {memory['peak'] / 1e6:.1f}"
-            lines.append(f"| {entry['network']} | {name} | {found / 1e6:.2f} | {ratios} | {kept} |")
+            lines.append(f"| {entry['network']} | {name} | {total / 1e6:.2f} | {ratios} | {kept} |")
     return "\n".join([*lines, "", *_error_lines(wrong), ""])
 
 
@@ -252,7 +252,7 @@ def _error_lines(wrong: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure the networks named on the command line, all of them by default, and the error."""
+    """Measure the networks on the command line, all by default, and the error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=__doc__)
     parser.add_argument("networks", nargs="*", help=f"some of {', '.join(NAMES)}; all by default")
     parser.add_argument("--no-error", action="store_true", help="leave out the error on the shipped stream")

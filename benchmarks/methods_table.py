@@ -1,7 +1,7 @@
 """All methods on the shipped nets: `python -m benchmarks.methods_table --write docs/methods-table.md`.
 
-Fifteen corruptions in five severities, `continual` and `reset-each-shift`, batch 64 and batch 1.  Finished cells are
-kept (`--keep`), so that an interrupted run goes on where it stopped.
+Fifteen corruptions in five severities, protocols `continual` and `reset-each-shift`, batch 64 and batch 1.  The folder
+of `--keep` holds finished cells, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ttac
 from ttac import methods
 from ttac.evaluation.bench import about
 from ttac.evaluation.evaluation_result import Evaluation
-from ttac.evaluation.study import Watch
+from ttac.evaluation.watch import Watch
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NETS = {
@@ -28,7 +28,7 @@ NETS = {
     "fashion_vit": "ViT",
 }
 SAMPLES = {64: 512, 1: 64}
-"""Images of each corruption and severity, by batch."""
+"""Number of images of each corruption and severity, by batch."""
 
 PROTOCOLS = ("continual", "reset-each-shift")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -37,7 +37,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def main() -> None:
-    """Evaluate, print the page, and write it if asked to."""
+    """Evaluate, print the page, and write it with `--write`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods_table", description=__doc__)
     parser.add_argument("--data", type=Path, default=DEMO / "fashion_stream.npz", help="by default the shipped images")
     parser.add_argument("--methods", default=",".join(all_methods()), help="with commas between them")
@@ -50,12 +50,12 @@ def main() -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots here")
     asked = parser.parse_args()
     start = time.monotonic()
-    found = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
+    parts = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
     whole = Evaluation(
-        [result for each in found for result in each.results],
-        [missing for each in found for missing in each.missing],
-        {key: report for each in found for key, report in each.reports.items()},
-        found[0].data,
+        [result for part in parts for result in part.results],
+        [missing for part in parts for missing in part.missing],
+        {key: report for part in parts for key, report in part.reports.items()},
+        parts[0].data,
     )
     text = page(whole, asked.samples)
     print(f"{(time.monotonic() - start) / 60:.0f} minutes in this run", file=sys.stderr)
@@ -69,12 +69,12 @@ def main() -> None:
 
 
 def all_methods() -> list[str]:
-    """Every method there is, `source` first."""
+    """Return the names of all methods, `source` first."""
     return sorted(methods.names(), key=lambda name: (name != "source", name))
 
 
 def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation:
-    """Everything at one batch."""
+    """Evaluate all methods at one batch."""
     return ttac.evaluate(
         [DEMO / f"{net}.onnx" for net in NETS],
         asked.data,
@@ -92,9 +92,9 @@ def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation
     )
 
 
-def page(found: Evaluation, samples: Sequence[int]) -> str:
-    """The page as Markdown."""
-    facts, rows = about(1), found.rows()
+def page(evaluation: Evaluation, samples: Sequence[int]) -> str:
+    """Return the page as Markdown."""
+    facts, rows = about(1), evaluation.rows()
     used = [(batch, n) for batch, n in zip(SAMPLES, samples, strict=True) if n]
     counts = " and ".join(f"{n} at batch {batch}" for batch, n in used)
     errors = " and ".join(f"{50 / n**0.5:.1f} points at batch {batch}" for batch, n in used)
@@ -103,7 +103,7 @@ def page(found: Evaluation, samples: Sequence[int]) -> str:
         "",
         f"Made by `python -m benchmarks.methods_table` on {facts['date']}: {facts['machine']}; {facts['packages']};",
         "Every method with its defaults, the 15 corruptions of",
-        f"`{corruption_package(found)}`, images of `{found.data}`: {counts} for each corruption and severity.",
+        f"`{corruption_package(evaluation)}`, images of `{evaluation.data}`: {counts} per corruption and severity.",
         "",
         "Error in %, severity 5 / mean over severities 1 to 5, of the predictions made before each update. Bold is the",
         "lowest of a column, † is higher than `source`. The images are the same in every entry: two methods are",
@@ -114,23 +114,23 @@ def page(found: Evaluation, samples: Sequence[int]) -> str:
     for protocol in PROTOCOLS:
         lines += [f"## {protocol}", "", *table([row for row in rows if row["protocol"] == protocol]), ""]
     lines += ["## Wins and losses", "", *wins(rows), ""]
-    reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.what for m in found.missing}
+    reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.what for m in evaluation.missing}
     lines += [f"* `{method}` does not run on `{model}`: {reason}" for (model, method), reason in reasons.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def corruption_package(found: Evaluation) -> str:
-    """Name and version of what made the corruptions."""
-    return str(found.results[0]["cell"]["data"]["corruptions"])
+def corruption_package(evaluation: Evaluation) -> str:
+    """Return name and version of the package of the corruptions."""
+    return str(evaluation.results[0]["cell"]["data"]["corruptions"])
 
 
 def columns(rows: Rows) -> list[tuple[str, int]]:
-    """Model and batch of each column."""
+    """Return model and batch of each column."""
     return list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
 
 
 def table(rows: Rows) -> list[str]:
-    """Methods down, models and batches across."""
+    """Return a table with one row per method and one column per model and batch."""
     heads = columns(rows)
     named = list(dict.fromkeys(row["method"] for row in rows))
     hardest = {key: {m: mean_error(rows, *key, m, (max(SEVERITIES),)) for m in named} for key in heads}
@@ -140,13 +140,13 @@ def table(rows: Rows) -> list[str]:
         "|---|" + "---:|" * len(heads),
     ]
     for method in named:
-        cells = [f"{told(hardest[key], method)} / {told(whole[key], method)}" for key in heads]
+        cells = [f"{error_text(hardest[key], method)} / {error_text(whole[key], method)}" for key in heads]
         lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
     return lines
 
 
-def told(errors: Mapping[str, float | None], method: str) -> str:
-    """An error as text: bold if it is the lowest, with a dagger if it is above source's."""
+def error_text(errors: Mapping[str, float | None], method: str) -> str:
+    """Return an error as text: bold if it is the lowest, with a dagger if it is above that of `source`."""
     value = errors[method]
     if value is None:
         return "-"
@@ -158,26 +158,26 @@ def told(errors: Mapping[str, float | None], method: str) -> str:
 
 
 def mean_error(rows: Rows, model: str, batch: int, method: str, severities: Sequence[int]) -> float | None:
-    """Mean over corruptions and severities, in 0..1; None where the method did not run."""
+    """Return the mean over corruptions and severities, in 0..1; None where the method did not run."""
     values = [row["error"] for row in chosen(rows, model, batch, method) if row["severity"] in severities]
     return float(np.mean(values)) if values else None
 
 
 def chosen(rows: Rows, model: str, batch: int, method: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of one method on one model at one batch."""
+    """Yield the rows of one method on one model at one batch."""
     for row in rows:
         if (row["model"], row["batch"], row["method"]) == (model, batch, method):
             yield row
 
 
 def wins(rows: Rows) -> list[str]:
-    """For each method: on how many streams of one corruption it beats source, and on how many it loses."""
+    """Return for each method the number of streams on which it is better than `source`, and worse."""
     lines = ["| method | protocol | better than source | worse | the worst of them |", "|---|---|---:|---:|---|"]
     source = {stream_of(row): row["error"] for row in rows if row["method"] == "source"}
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "source"):
         for protocol in PROTOCOLS:
-            own = [row for row in rows if (row["method"], row["protocol"]) == (method, protocol)]
-            differences = [(row["error"] - source[stream_of(row)], row) for row in own]
+            matching = [row for row in rows if (row["method"], row["protocol"]) == (method, protocol)]
+            differences = [(row["error"] - source[stream_of(row)], row) for row in matching]
             better, worse = (sum(sign * d > 0 for d, _ in differences) for sign in (-1, 1))
             worst, row = max(differences, key=lambda pair: pair[0])
             where = f"{row['shift']} {row['severity']}, {NETS[row['model']]}, batch {row['batch']}: +{100 * worst:.1f}"
@@ -186,7 +186,7 @@ def wins(rows: Rows) -> list[str]:
 
 
 def stream_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two rows share that are compared."""
+    """Return a key that is equal for two rows of the same stream."""
     return tuple(row[name] for name in ("model", "protocol", "order", "batch", "seed", "shift", "severity"))
 
 

@@ -1,8 +1,8 @@
-"""Every architecture by every exporter with every method: compiled, run, its gradient checked, its step timed.
+"""Every architecture from every exporter with every method: compiled, run, gradients checked, steps timed.
 
-`python -m benchmarks.model_matrix DIR [NAMES]` takes the files that `benchmarks.model_matrix_export DIR` and
-`benchmarks.model_matrix_keras DIR` wrote, adds a line to `DIR/cells.jsonl` for each cell that is not there yet, and
-writes `docs/model-matrix.md` from all of them.  `DIR/cells.jsonl` may be kept: an interrupted run goes on where it was.
+`python -m benchmarks.model_matrix DIR [NAMES]` reads the files of `benchmarks.model_matrix_export DIR` and
+`benchmarks.model_matrix_keras DIR`.  It adds a line to `DIR/cells.jsonl` for each missing cell, and writes
+`docs/model-matrix.md` from all cells.  An interrupted run goes on where it stopped if `DIR/cells.jsonl` is kept.
 `--methods tent,bn` and `--exporters legacy-17` run a part.
 """
 
@@ -42,7 +42,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def cell(path: Path, method: str, folder: Path) -> dict[str, Any]:
-    """What happened to one file with one method."""
+    """Compile, run and compare one file with one method, and return the figures or the reason of the failure."""
     peers = as_taken(dict(np.load(path.parent / "peers.npz")), path)
     x = peers["x"]
     row: dict[str, Any] = {"model": path.parent.name, "exporter": path.stem, "method": method}
@@ -68,7 +68,7 @@ def cell(path: Path, method: str, folder: Path) -> dict[str, Any]:
 
 
 def as_taken(peers: Arrays, path: Path) -> Arrays:
-    """The peers with inputs as the file takes them: TensorFlow's channels come last, an exporter may move them."""
+    """Return the peers with the channel axis where the file has it: TensorFlow's is last, an exporter may move it."""
     taken = engine(path).get_inputs()[0].shape[1:]
     if list(peers["x"].shape[1:]) == taken:
         return peers
@@ -77,7 +77,7 @@ def as_taken(peers: Arrays, path: Path) -> Arrays:
 
 
 def calibration(peers: Arrays) -> np.ndarray:
-    """Source samples, for files whose norms were folded away: those of the peers, else noise of the same kind."""
+    """Return source samples for files with folded norms: those of the peers, or noise of the same distribution."""
     if "calibration" in peers:
         return peers["calibration"]
     x = peers["x"]
@@ -85,26 +85,26 @@ def calibration(peers: Arrays) -> np.ndarray:
 
 
 def steps(bundle: Path, peers: Arrays, source: Path) -> dict[str, Any]:
-    """Two steps, one of a smaller batch, and the time of a step against inference of the source file.
+    """Run two steps and one of a smaller batch; return the time ratio of a step to inference of the source file.
 
-    Also how far that file, run as it is, and the first step are from what PyTorch or Keras computes.
+    The row also has the distances of the source file's logits and of the first step's from those of PyTorch or Keras.
     """
     x = peers["x"]
     adapter = ttac.load(bundle, threads=THREADS)
     logits = [adapter.step(x), adapter.step(x), adapter.step(x[:3])]
     if not all(np.isfinite(values).all() for values in logits):
         raise AssertionError("a step gave numbers that are not finite")
-    plain, parts = engine(source), batches(source, x)
-    first, *others = plain.get_inputs()
-    # Keras' exporter lists captured constants as inputs, though it folded what read them.
+    session, parts = engine(source), batches(source, x)
+    first, *others = session.get_inputs()
+    # Keras' exporter lists captured constants as inputs, though it folded all their readers.
     unread = {value.name: np.zeros(value.shape, np.float32) for value in others}
-    found = np.concatenate([plain.run(None, {first.name: part, **unread})[0] for part in parts])
-    file = float(np.abs(found - peers["logits"]).max() / np.abs(peers["logits"]).max())
+    outputs = np.concatenate([session.run(None, {first.name: part, **unread})[0] for part in parts])
+    file = float(np.abs(outputs - peers["logits"]).max() / np.abs(peers["logits"]).max())
     ratios = []
     for _ in range(PAIRS):
         start = time.perf_counter()
         for part in parts:
-            plain.run(None, {first.name: part, **unread})
+            session.run(None, {first.name: part, **unread})
         middle = time.perf_counter()
         adapter.step(x)
         ratios.append((time.perf_counter() - middle) / (middle - start))
@@ -113,7 +113,7 @@ def steps(bundle: Path, peers: Arrays, source: Path) -> dict[str, Any]:
 
 
 def engine(source: Path) -> ort.InferenceSession:
-    """The source file on the plain engine."""
+    """Return a session of the source file."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4
@@ -122,33 +122,33 @@ def engine(source: Path) -> ort.InferenceSession:
 
 
 def batches(source: Path, x: np.ndarray) -> list[np.ndarray]:
-    """The samples as many at a time as the file takes."""
+    """Return the samples in batches of the size in the file."""
     fixed = engine(source).get_inputs()[0].shape[0]
     return [x] if not isinstance(fixed, int) else [x[i : i + fixed] for i in range(0, len(x), fixed)]
 
 
 def compared(bundle: Path, x: np.ndarray, peers: Arrays) -> dict[str, Any]:
-    """The gradients of the mean entropy against the framework's, as far as norms carry its names."""
-    found = gradients(bundle, x)
-    wanted = {key.removeprefix("gradient/"): value for key, value in peers.items() if key.startswith("gradient/")}
-    pairs = {key: partner(key, wanted) for key in found}
-    # A parameter over several axes has them in another order where the channels are.
-    ours = {
-        key: other for key, other in pairs.items() if other in wanted and ("/" not in other or wanted[other].ndim == 1)
+    """Compare the gradients of the mean entropy with the framework's, for the norms that have its names."""
+    ours = gradients(bundle, x)
+    theirs = {key.removeprefix("gradient/"): value for key, value in peers.items() if key.startswith("gradient/")}
+    pairs = {key: partner(key, theirs) for key in ours}
+    # A parameter over several axes has them in another order where the channels moved.
+    named = {
+        key: other for key, other in pairs.items() if other in theirs and ("/" not in other or theirs[other].ndim == 1)
     }
-    same = [key for key, other in ours.items() if found[key].size == wanted[other].size]
-    length = np.sqrt(sum(float((wanted[pairs[key]] ** 2).sum()) for key in same))
+    same = [key for key, other in named.items() if ours[key].size == theirs[other].size]
+    length = np.sqrt(sum(float((theirs[pairs[key]] ** 2).sum()) for key in same))
     if not same or not length:
-        return {"compared": 0, "trained": len(found)}
-    apart = np.sqrt(sum(float(((found[k].reshape(-1) - wanted[pairs[k]].reshape(-1)) ** 2).sum()) for k in same))
-    return {"compared": len(same), "trained": len(found), "gradient": float(apart / length)}
+        return {"compared": 0, "trained": len(ours)}
+    apart = np.sqrt(sum(float(((ours[k].reshape(-1) - theirs[pairs[k]].reshape(-1)) ** 2).sum()) for k in same))
+    return {"compared": len(same), "trained": len(ours), "gradient": float(apart / length)}
 
 
 def partner(key: str, wanted: Sequence[str] | Arrays) -> str:
-    """The framework's name for a parameter of ours; empty if there is none, or more than one.
+    """Return the framework's name for a parameter of ttac; empty if there is no such name, or more than one.
 
     `layer1.bn1.scale` is `layer1.bn1.weight` in PyTorch.  In `model.bn1n_1.scale` of TensorFlow, `bn1n` is the layer
-    and what follows counts its uses.
+    and the rest counts its uses.
     """
     site, _, role = key.rpartition(".")
     if role not in ("scale", "bias"):
@@ -163,7 +163,7 @@ def partner(key: str, wanted: Sequence[str] | Arrays) -> str:
 
 
 def gradients(bundle: Path, x: np.ndarray) -> Arrays:
-    """The gradients by parameter that the bundle's own graphs compute, every sample counting the same."""
+    """Return the gradients by parameter from the graphs of the bundle, with equal weights for all samples."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     values: Arrays = {**load_file(bundle / "weights.safetensors"), **load_file(bundle / manifest["state"]["file"])}
     values[manifest["inputs"][0]["name"]] = x
@@ -176,7 +176,7 @@ def gradients(bundle: Path, x: np.ndarray) -> Arrays:
 
 
 def _weights_shape(bundle: Path, manifest: dict[str, Any]) -> list[int]:
-    """The shape of what weighs samples, or the pixels of a dense head; [N] where a method weighs nothing."""
+    """Return the shape of the weights of samples, or of pixels for a dense head; [0] for a method without weights."""
     for graph in manifest["graphs"].values():
         for value in onnx.load(str(bundle / graph["file"]), load_external_data=False).graph.input:
             if value.name == "sample.weights":
@@ -185,7 +185,7 @@ def _weights_shape(bundle: Path, manifest: dict[str, Any]) -> list[int]:
 
 
 def rows(root: Path, names: Sequence[str], exporters: Sequence[str], methods: Sequence[str] = METHODS) -> None:
-    """Fill in the cells that are missing."""
+    """Compute the missing cells."""
     record = root / "cells.jsonl"
     known = {(r["model"], r["exporter"], r["method"]) for r in recorded(record)}
     with tempfile.TemporaryDirectory() as name, patch.object(finish, "measure", return_value=None):
@@ -202,7 +202,7 @@ def rows(root: Path, names: Sequence[str], exporters: Sequence[str], methods: Se
 
 
 def shared_rooms() -> Any:
-    """Loading and normalising are the same for all methods on a file: done once."""
+    """Patch the driver so that all methods on a file share one load and one normal form."""
     load, normalise = functools.cache(driver.load), driver.normalise
     normal: list[ir.Model] = []
 
@@ -218,7 +218,7 @@ def shared_rooms() -> Any:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """The cells of a record; none where there is no such file."""
+    """Return the cells of a record; empty where there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -1,8 +1,8 @@
-"""Export the zoo as every exporter spells it, and PyTorch's answers: `python -m benchmarks.model_matrix_export DIR`.
+"""Export the zoo with every exporter, and PyTorch's answers: `python -m benchmarks.model_matrix_export DIR`.
 
-Each network goes to `DIR/NAME/EXPORTER.onnx`, or, where the exporter refuses, its reason to `EXPORTER.error`.  Beside
-them, `peers.npz` has images and what PyTorch computes in float64: logits as they are and with batch statistics, and the
-gradient of the mean entropy by norm parameter.  Files that are there already are left alone.
+Each network goes to `DIR/NAME/EXPORTER.onnx`; where the exporter refuses, the reason goes to `EXPORTER.error`.  The
+file `peers.npz` has images and PyTorch's results: logits of the source in float32, and in float64 the logits with batch
+statistics and the gradient of the mean entropy by norm parameter.  Existing files stay unchanged.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _plain(model: nn.Module, x: Tensor, path: Path) -> None:
 
 
 def export(name: str, folder: Path) -> dict[str, str]:
-    """Write the network by every exporter; returns the refusals."""
+    """Write the network with every exporter, and return the refusals."""
     from timm.layers import set_fused_attn
 
     model, side = build(name)
@@ -105,7 +105,7 @@ def export(name: str, folder: Path) -> dict[str, str]:
         path = folder / f"{kind}.onnx"
         if path.exists() or path.with_suffix(".error").exists():
             continue
-        set_fused_attn(kind != "legacy-13")  # opset 13 has nothing that torch's fused attention could become
+        set_fused_attn(kind != "legacy-13")  # opset 13 has no form of torch's fused attention
         try:
             write(build(name)[0], x, path)
         except Exception as error:
@@ -118,9 +118,9 @@ def export(name: str, folder: Path) -> dict[str, str]:
 
 
 def peers(model: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
-    """PyTorch's logits, those with batch statistics, and the entropy's gradients by parameter of a norm."""
+    """Return PyTorch's logits, logits with batch statistics, and the entropy's gradients by norm parameter."""
     with torch.no_grad():
-        found = {"logits": model(x).numpy()}
+        answers = {"logits": model(x).numpy()}
     model = copy.deepcopy(model).double().eval()
     norms = {}
     for name, module in model.named_modules():
@@ -140,12 +140,12 @@ def peers(model: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
     logits = model(x.double())
     log_p = logits.log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1).mean()
-    slopes = torch.autograd.grad(entropy, list(trained.values()), allow_unused=True)
-    found["adapted"] = logits.detach().numpy()
-    for key, slope in zip(trained, slopes, strict=True):
-        if slope is not None:
-            found[f"gradient/{key}"] = slope.numpy()
-    return found
+    gradients = torch.autograd.grad(entropy, list(trained.values()), allow_unused=True)
+    answers["adapted"] = logits.detach().numpy()
+    for key, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None:
+            answers[f"gradient/{key}"] = gradient.numpy()
+    return answers
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The folders of the model matrix: a network in each, with what its exporters refused once all of them were tried."""
+"""The folders of the model matrix: one network in each, and the refusals of its exporters in `done.json`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DONE = "done.json"
 
 
 def export_each(folders: Mapping[str, Path], export: Callable[[str, Path], Any]) -> None:
-    """Let `export` fill the folder of each network; what it returns, the refusals, is noted there.
+    """Let `export` fill the folder of each network, and write the refusals that it returns into this folder.
 
-    A network that cannot be built is told and left out.
+    A network that cannot be built is reported and left out.
     """
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Export the Keras zoo as tf2onnx and Keras spell it, and TensorFlow's answers.
+"""Export the Keras zoo with tf2onnx and Keras, and TensorFlow's answers.
 
-`python -m benchmarks.model_matrix_keras DIR [NAMES]`, in an environment of its own: `pip install tensorflow-cpu tf2onnx
-keras` (2.21.0, 1.17.0 and 3.15.1 were used; they do not fit beside onnxruntime-training).  Each network goes to
-`DIR/keras.NAME/EXPORTER.onnx`, as `benchmarks.model_matrix_export` does for
-PyTorch, beside a `peers.npz` whose gradients are tf.GradientTape's in float32.
+`python -m benchmarks.model_matrix_keras DIR [NAMES]` runs in a separate environment: `pip install tensorflow-cpu
+tf2onnx keras` (2.21.0, 1.17.0 and 3.15.1 were used; they conflict with onnxruntime-training).  Each network goes to
+`DIR/keras.NAME/EXPORTER.onnx`, as in `benchmarks.model_matrix_export`.  The gradients in `peers.npz` are those of
+tf.GradientTape in float32.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def exporter(name: str) -> Callable[[Write], Write]:
 
 
 def tf2onnx_file(model: Any, x: np.ndarray, path: Path, opset: int, *, batch: int | None, first: bool = False) -> None:
-    """By `tf2onnx.convert.from_keras`; `first` asks for an input with its channels first."""
+    """Export with `tf2onnx.convert.from_keras`; `first` makes an input with channels first."""
     import tensorflow as tf
     import tf2onnx
 
@@ -60,10 +60,11 @@ def _keras(model: Any, x: np.ndarray, path: Path) -> None:
 
 
 def export(name: str, folder: Path) -> dict[str, str]:
-    """Write the network by every exporter; returns the refusals."""
-    from benchmarks.model_matrix_keras_zoo import build, source
+    """Write the network with every exporter, and return the refusals."""
+    from benchmarks.model_matrix_keras_weights import source
+    from benchmarks.model_matrix_keras_zoo import build
 
-    model = build(name)  # another than what `peers` steps with, whose statistics move
+    model = build(name)  # `peers` gets another model, because a step moves its statistics
     x = np.random.default_rng(1).standard_normal((BATCH, *model.input_shape[1:]), dtype=np.float32)
     np.savez(folder / "peers.npz", x=x, calibration=source(model), **peers(build(name), x))
     refused = {}
@@ -71,7 +72,7 @@ def export(name: str, folder: Path) -> dict[str, str]:
         path = folder / f"{kind}.onnx"
         try:
             write(model, x, path)
-            onnx.checker.check_model(str(path))  # what tf2onnx has no operator for, it writes under TensorFlow's name
+            onnx.checker.check_model(str(path))  # tf2onnx writes unknown operators under their TensorFlow names
         except Exception as error:
             path.unlink(missing_ok=True)
             refused[kind] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -80,35 +81,35 @@ def export(name: str, folder: Path) -> dict[str, str]:
 
 
 def peers(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Keras' logits, those with batch statistics, the mean entropy's gradients, and parameters after one SGD step.
+    """Return Keras' logits, logits with batch statistics, the mean entropy's gradients, and the norms' parameters.
 
-    The parameters are those of norms, as `<layer>/gamma` and `<layer>/beta`; the step is of length 0.01.
+    The names are `<layer>/gamma` and `<layer>/beta`.
     """
     import tensorflow as tf
 
-    from benchmarks.model_matrix_keras_zoo import flat, is_norm
+    from benchmarks.model_matrix_keras_weights import flat, is_norm
 
-    found = {"logits": model(x, training=False).numpy()}
+    answers = {"logits": model(x, training=False).numpy()}
     norms = [layer for layer in flat(model) if is_norm(layer)]
-    held = {f"{norm.name}/{value.name}": value for norm in norms for value in norm.trainable_variables}
+    trained = {f"{norm.name}/{value.name}": value for norm in norms for value in norm.trainable_variables}
     with tf.GradientTape() as tape:
         logits = model(x, training=True)
         rows = tf.reshape(logits, (-1, logits.shape[-1]))
         log_p = tf.math.log(rows) if model.layers[-1].name.startswith("softmax") else tf.nn.log_softmax(rows)
         entropy = -tf.reduce_mean(tf.reduce_sum(tf.exp(log_p) * log_p, -1))
-    slopes = tape.gradient(entropy, [value.value for value in held.values()])
-    found["adapted"] = logits.numpy()
-    for (key, value), slope in zip(held.items(), slopes, strict=True):
-        if slope is not None:
-            found[f"gradient/{key}"] = slope.numpy()
-            found[f"parameter/{key}"] = np.asarray(value)
-    return found
+    gradients = tape.gradient(entropy, [value.value for value in trained.values()])
+    answers["adapted"] = logits.numpy()
+    for (key, value), gradient in zip(trained.items(), gradients, strict=True):
+        if gradient is not None:
+            answers[f"gradient/{key}"] = gradient.numpy()
+            answers[f"parameter/{key}"] = np.asarray(value)
+    return answers
 
 
 def main() -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise SystemExit(f"nothing exported: {', '.join(missing)} missing; in an environment of its own, `pip install "
+        raise SystemExit(f"nothing exported: {', '.join(missing)} missing; in a separate environment, `pip install "
                          f"{' '.join(NEEDED.values())}`")  # fmt: skip
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

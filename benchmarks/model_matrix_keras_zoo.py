@@ -1,6 +1,6 @@
-"""The Keras architectures of the model matrix: `keras.applications`, where a width can be chosen, and small nets.
+"""The Keras architectures of the model matrix: models of `keras.applications` with a choice of width, and small nets.
 
-Needs tensorflow and keras 3 (3.15.1 was used); random weights that nothing is degenerate in.
+Needs tensorflow and keras 3 (3.15.1 was used).  The weights are random without degenerate values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import applications, layers, ops
 from keras.src.applications import convnext as convnexts
 from keras.src.applications import densenet as densenets
@@ -18,14 +17,12 @@ from keras.src.applications import efficientnet_v2 as efficientnets_v2
 from keras.src.applications import nasnet as nasnets
 from keras.src.applications import resnet as resnets
 
+from benchmarks.model_matrix_keras_weights import settled
+
 CLASSES = 10
-SPREAD = 1.5
-"""Standard deviation of the logits: sure of nothing and unsure of nothing."""
 
 ZOO: dict[str, Callable[[], keras.Model]] = {}
 PLAIN: dict[str, Any] = {"weights": None, "classes": CLASSES, "classifier_activation": None}
-CALIBRATION = 64
-"""Source samples; the statistics of the batch norms are theirs."""
 
 
 def net(function: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
@@ -35,59 +32,10 @@ def net(function: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
 
 
 def build(name: str) -> keras.Model:
-    """The network `name`; the same weights every time."""
+    """Return the network `name`; the weights are always the same."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     return settled(ZOO[name]())
-
-
-def settled(model: keras.Model) -> keras.Model:
-    """Weights as training might leave them: affines that differ, statistics that fit, logits of a known spread.
-
-    The names of norms end in a letter: exporters number the further uses of a name.
-    """
-    random = np.random.default_rng(0)
-    norms = [layer for layer in flat(model) if is_norm(layer)]
-    for norm in norms:
-        norm.name = f"{norm.name}n"
-    for weight in model.trainable_variables:
-        held = np.asarray(weight)
-        if held.size > 1 and np.ptp(held) > 0:
-            continue
-        if held.size == 1 or held.flat[0] != 0:
-            centre = float(held.flat[0]) if abs(float(held.flat[0])) > 0.5 else 0.3
-            weight.assign(centre * random.uniform(0.7, 1.3, held.shape))
-        else:
-            weight.assign(0.1 * random.standard_normal(held.shape))
-    x = source(model)
-    averaged = [norm for norm in norms if isinstance(norm, layers.BatchNormalization)]
-    for norm in averaged:
-        norm.momentum = 0.0
-    if averaged:
-        model(x, training=True)
-    for norm in averaged:
-        norm.momentum = 0.99
-    last = [layer for layer in flat(model) if layer.trainable_variables][-1]
-    stretch = SPREAD / float(np.std(np.asarray(model(x, training=False))))
-    for weight in last.trainable_variables:
-        weight.assign(np.asarray(weight) * stretch)
-    return model
-
-
-def source(model: keras.Model) -> np.ndarray:
-    """Samples of the source, float32 [n, ...]."""
-    shape = (CALIBRATION, *model.input_shape[1:])
-    return np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
-
-
-def is_norm(layer: Any) -> bool:
-    """Whether the layer normalises by statistics, its own or the batch's, and trains an affine or has averages."""
-    return type(layer).__name__.endswith("Normalization") and type(layer) is not layers.Normalization
-
-
-def flat(model: keras.Model) -> list[Any]:
-    """All layers, those of nested models as well."""
-    return list(model._flatten_layers(include_self=False, recursive=True))
 
 
 def image(side: int = 32, channels: int = 3) -> Any:
@@ -105,7 +53,7 @@ def conv_norm(x: Any, filters: int, kernel: int = 3, strides: int = 1, activatio
 
 
 def narrower(blocks: list[dict[str, Any]], *widths: str) -> list[dict[str, Any]]:
-    """The blocks with a quarter of their filters."""
+    """Return the blocks with a quarter of their filters."""
     return [{**block, **{width: max(8, block[width] // 4) for width in widths}} for block in blocks]
 
 
@@ -243,7 +191,7 @@ def activations() -> keras.Model:
 
 
 def gelu(x: Any) -> Any:
-    """By tanh: what Keras makes of the exact one, tf2onnx has no operator for."""
+    """GELU by tanh: tf2onnx has no operator for the exact GELU of Keras."""
     return ops.gelu(x, approximate=True)
 
 

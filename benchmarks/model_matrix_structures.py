@@ -1,8 +1,8 @@
-"""Write `tests/matrix` anew: `python -m benchmarks.model_matrix_structures DIR`, after `model_matrix_export DIR` and
-`model_matrix_keras DIR`.  What `DIR` lacks stays as it is.
+"""Write `tests/matrix` again: `python -m benchmarks.model_matrix_structures DIR`.
 
-The names say which network, exporter and method a test is for; small networks were chosen, and every kind of norm,
-attention and window that the zoo has.
+`DIR` is the folder of `model_matrix_export` and `model_matrix_keras`; a file that `DIR` lacks stays unchanged.  The
+names of the files say network, exporter and method of a test.  The networks are small, and have every kind of norm,
+attention and window in the zoo.
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ KERAS = {
 }
 EXPORTERS = {**PYTORCH, **KERAS}
 PREFIX = "keras."
-"""What the folders of networks from Keras begin with."""
+"""Prefix of the folders of networks from Keras."""
 
 PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime-training-cpu", "numpy")
 SAME = 1e-3
-"""Relative distance to the framework's logits, as is and with batch statistics, from which on gradients may differ."""
+"""Relative distance to the framework's logits, without and with batch statistics, above which gradients may differ."""
 
 RESTORED = 1e-5
-"""The same for norms that were put back."""
+"""The same distance for norms that were inserted again."""
 
 INTRODUCTION = """# The model matrix
 
@@ -46,10 +46,10 @@ Architectures in small variants with random weights, as exporters write them, co
 `cpu` and batch 4: timm's by PyTorch's exporters, and those of `keras.applications` with some small ones by tf2onnx
 and Keras. A cell says two things. First, how far the gradient is from the framework's, PyTorch's in float64 or
 tf.GradientTape's in float32: relative length of the difference, over all norms that carry the framework's names.
-Where norms were folded away, or the file does not compute what the framework does, it is the distance to finite
-differences of the loss, beyond their own uncertainty (`fd`). Second, what a step costs in plain inferences of the
-same file on the same engine, one thread; not everywhere was that timed. For `bn` and `leantta`, which have no
-gradient, there is only the latter.
+Where norms were folded away, or the file and the framework compute different values, it is the distance to finite
+differences of the loss, beyond their own uncertainty (`fd`). Second, the time of a step as a multiple of inference of
+the same file on the same engine, one thread; some cells were not timed. For `bn` and `leantta`, which have no
+gradient, a cell has the time only.
 
 Everything in a cell ran: compiled, verified, two steps at the full batch and one of three samples. `+` means that the
 exporter had folded norms away and they were put back from calibration data. A letter is a refusal (its reason is
@@ -63,22 +63,22 @@ TensorFlow; left out, its networks are missing), then `python -m benchmarks.mode
 
 
 def write_table(target: Path, root: Path, cells: Sequence[dict[str, Any]]) -> None:
-    """Write the page for the cells of the exports in `root`."""
+    """Write the page for the cells of the exports in `root` to `target`."""
     reasons: dict[str, str] = {}
     lines = [INTRODUCTION, environment(), "", summary(cells), "", "| exporter | |", "|---|---|"]
     lines += [f"| {name} | {meaning} |" for name, meaning in EXPORTERS.items()]
     for method in METHODS:
-        asked = [cell for cell in cells if cell["method"] == method]
-        lines += ["", f"## `{method}`"] if asked else []
+        matching = [cell for cell in cells if cell["method"] == method]
+        lines += ["", f"## `{method}`"] if matching else []
         for exporters, keras in ((PYTORCH, False), (KERAS, True)):
-            lines += table(root, [c for c in asked if c["model"].startswith(PREFIX) == keras], exporters, reasons)
+            lines += table(root, [c for c in matching if c["model"].startswith(PREFIX) == keras], exporters, reasons)
     lines += ["", "## Reasons", ""]
     lines += [f"* **{letter}** {reason}" for reason, letter in reasons.items()]
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def table(root: Path, cells: Sequence[dict[str, Any]], exporters: Iterable[str], reasons: dict[str, str]) -> list[str]:
-    """The cells of one method and one framework; nothing where there are none."""
+    """Return a table of the cells of one method and one framework; empty without cells."""
     if not cells:
         return []
     known = {(cell["model"], cell["exporter"]): cell for cell in cells}
@@ -91,22 +91,22 @@ def table(root: Path, cells: Sequence[dict[str, Any]], exporters: Iterable[str],
 
 
 def environment() -> str:
-    """Versions and date."""
+    """Return the date, the machine and the versions."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     python = platform.python_version()
     return f"{datetime.date.today():%Y-%m-%d}; {platform.machine()}, Python {python}, {versions}."
 
 
 def summary(cells: Sequence[dict[str, Any]]) -> str:
-    """How many cells came out how."""
+    """Return the number of cells with each outcome as a sentence."""
     counts = Counter(cell["outcome"] for cell in cells)
     networks = len({cell["model"] for cell in cells if cell["outcome"] == "ran"})
-    found = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-    return f"{len(cells)} cells: {found}. {networks} networks run with at least one method."
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+    return f"{len(cells)} cells: {outcomes}. {networks} networks run with at least one method."
 
 
 def text(cell: dict[str, Any] | None, file: Path, reasons: dict[str, str]) -> str:
-    """One cell; `reasons` gets a letter for each new refusal."""
+    """Return one cell as text; `reasons` gets a letter for each new refusal."""
     if cell is None:
         return "–" if file.with_suffix(".error").exists() else "·"
     if cell["outcome"] != "ran":
@@ -116,13 +116,13 @@ def text(cell: dict[str, Any] | None, file: Path, reasons: dict[str, str]) -> st
     ratio = f"{cell['ratio']:.1f}x" if "ratio" in cell else ""
     slope = (cell["verified"] or {}).get("slope")
     apart = max(cell.get("file", 0.0), cell.get("adapted", 0.0))
-    # What was put back is the framework's norm only where calibration and epsilon, which no file tells, are its own.
+    # An inserted norm equals the framework's norm only if calibration and epsilon, which no file contains, are equal.
     same = cell.get("gradient") is not None and apart < (RESTORED if cell.get("inserted") else SAME)
     error = f"{cell['gradient']:.0e}" if same else "" if slope is None else f"fd {slope:.0e}"
     return ", ".join(part for part in (error, ratio) if part) + mark
 
 
 def letters(count: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
+    """Return entry `count` of a, b, ..., z, aa, ab, ..."""
     head, tail = divmod(count, 26)
     return (chr(96 + head) if head else "") + chr(97 + tail)

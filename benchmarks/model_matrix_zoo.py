@@ -1,4 +1,4 @@
-"""The architectures of the model matrix: timm's, in small variants, with random weights that nothing is degenerate in.
+"""The architectures of the model matrix: small variants of timm's, with random weights and no degenerate values.
 
 Needs torch and timm (1.0.31 was used), and a torchvision that loads, which timm imports.
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 CLASSES = 10
 SPREAD = 1.5
-"""Standard deviation of the logits: sure of nothing and unsure of nothing."""
+"""Standard deviation of the logits: predictions are neither certain nor uniform."""
 
 FOUR: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48)}
 META: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 64)}
@@ -22,7 +22,7 @@ TOKENS: dict[str, Any] = {"img_size": 64, "depth": 3, "embed_dim": 48, "num_head
 SWIN: dict[str, Any] = {"img_size": 64, "window_size": 4, "depths": (2, 2), "embed_dim": 24, "num_heads": (2, 4)}
 
 ZOO: dict[str, tuple[str, int, dict[str, Any]]] = {
-    # name: timm's model, or `module:Class` of timm; side of the image; what makes it small
+    # name: timm's model, or `module:Class` of timm; side of the image; arguments that make it small
     "vit": ("test_vit", 64, {"img_size": 64}),
     "vit_registers": ("test_vit3", 64, {"img_size": 64}),
     "vit_relpos": ("test_vit_relpos", 64, {"img_size": 64}),
@@ -218,7 +218,7 @@ ZOO: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """The network `name` in inference mode, and the side of its images; the same weights every time."""
+    """Return the network `name` in inference mode, and the side of its images; the weights are always the same."""
     import timm
 
     source, side, choices = ZOO[name]
@@ -317,7 +317,7 @@ SPECIAL = {
 
 
 def settled(model: nn.Module, side: int) -> nn.Module:
-    """Weights as training might leave them: no scale of zero, none equal to another, statistics that fit the weights.
+    """Return the model with weights like trained ones: scales not zero and all different, statistics that fit.
 
     Initial weights hide mistakes: a branch scaled by 1e-6 has no gradient, equal norms are merged by exporters.
     """

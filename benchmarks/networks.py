@@ -1,4 +1,4 @@
-"""Architectures the benchmarks time, as small torch definitions with random weights.
+"""The architectures of the benchmarks, as small torch definitions with random weights.
 
 Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
 (arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and
@@ -129,7 +129,7 @@ def wrn28_10() -> nn.Module:
 
 
 def resnext29() -> nn.Module:
-    """ResNeXt-29 32x4d as the CIFAR-100-C checkpoint has it: cardinality 4, base width 32."""
+    """Return ResNeXt-29 32x4d with the sizes of the CIFAR-100-C checkpoint: cardinality 4, base width 32."""
     layers: list[nn.Module] = [*conv_norm(3, 64, 3), nn.ReLU()]
     cin = 64
     for stage, width in enumerate((128, 256, 512)):
@@ -202,7 +202,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, int]:
-    """The named network in eval mode, its norms given non-trivial statistics, and its image side in pixels."""
+    """Return the named network in eval mode with non-trivial statistics in its norms, and its image side in pixels."""
     torch.manual_seed(seed)
     maker, side = NETWORKS[name]
     model = maker().eval()

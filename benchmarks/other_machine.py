@@ -1,10 +1,10 @@
-"""Whether bundles give the same numbers on another machine: compiled and stepped here, stepped there, compared there.
+"""The same bundles on two machines: compiled and stepped on the first, stepped and compared on the second.
 
     python -m benchmarks.other_machine write DIR --target raspberry-pi-4
-    python benchmarks/other_machine.py check DIR    # there: the device half (numpy, safetensors, onnxruntime) is enough
+    python benchmarks/other_machine.py check DIR    # on the second; needs numpy, safetensors and onnxruntime only
 
-`check` prints a Markdown table and exits with 1 where logits differ by more than rounding can explain.  `docs/arm64.md`
-keeps what it printed, and says how an x86-64 machine runs it as an arm64 one.
+`check` prints a Markdown table, and exits with 1 where logits differ by more than rounding explains.  `docs/arm64.md`
+keeps this table, and describes how an x86-64 machine emulates an arm64 machine.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ BUNDLES: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 BATCH, STEPS = 8, 6
 CORRUPTION = "gaussian_noise"
 FLOAT, INT8 = 1e-4, 2e-2
-"""By how much logits may differ, relative to the largest: rounding of float32, and some values a step of 8 bits off."""
+"""Largest difference of logits relative to the largest logit: float32 rounding, and values one 8-bit step apart."""
 
 
 def write(folder: Path, target: str) -> None:
-    """Bundles for `target`, the samples, and the logits of the steps on this machine, in an empty or new folder."""
+    """Write bundles for `target`, the samples, and the logits of this machine into an empty or new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with np.load(DEMO / "fashion_stream.npz") as file:
         x = file[CORRUPTION][: BATCH * STEPS].astype(np.float32) / np.float32(255)
@@ -63,29 +63,29 @@ def write(folder: Path, target: str) -> None:
 
 
 def logits(bundle: Path, x: np.ndarray) -> np.ndarray:
-    """Of consecutive steps, [steps, batch, classes]."""
+    """Return the logits of consecutive steps, [steps, batch, classes]."""
     adapter = ttac.load(bundle, threads=1)
     return np.stack([np.array(adapter.step(part)) for part in x.reshape(STEPS, BATCH, *x.shape[1:])])
 
 
 def machine() -> str:
-    """Processor and engine, in words."""
+    """Return processor, engine and Python version as text."""
     return f"{platform.machine()}, onnxruntime {engine().__version__}, Python {platform.python_version()}"
 
 
 def check(folder: Path) -> Iterator[tuple[bool, str]]:
-    """For each bundle: whether its logits are within the bounds, and a row of the table."""
+    """Yield for each bundle whether its logits are within the bounds, and a row of the table."""
     x = np.load(folder / "x.npy")
     for path in sorted(folder.glob("*.ttac")):
-        expected, found = np.load(folder / f"{path.stem}.npy"), logits(path, x)
-        away = np.abs(found - expected).reshape(STEPS, -1).max(1) / np.abs(expected).max()
-        differ = int((found.argmax(-1) != expected.argmax(-1)).sum())
+        expected, actual = np.load(folder / f"{path.stem}.npy"), logits(path, x)
+        away = np.abs(actual - expected).reshape(STEPS, -1).max(1) / np.abs(expected).max()
+        differ = int((actual.argmax(-1) != expected.argmax(-1)).sum())
         good = bool(np.all(away <= (INT8 if path.stem.endswith("int8") else FLOAT)))
         yield good, f"| {path.stem} | {away[0]:.0e} | {away.max():.0e} | {differ} of {len(x)} |"
 
 
 def main() -> int:
-    """Do what the command line asks for; 1 where numbers differ."""
+    """Write or check; return 1 where numbers differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("write", "check"))
     parser.add_argument("folder", type=Path, metavar="DIR")

@@ -1,4 +1,4 @@
-"""The methods in PyTorch eager beside ttac's, for `ttac bench --against pytorch`: same network, settings, batch."""
+"""The methods in PyTorch eager for `ttac bench --against pytorch`, with the same network, settings and batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class PyTorch:
-    """Steps and memory of the re-statements in `benchmarks.pytorch_peers`, of those of `methods` that there are."""
+    """Steps and memory of the methods in `benchmarks.pytorch_peers`, limited to `methods`."""
 
     name = "PyTorch"
 
@@ -33,9 +33,9 @@ class PyTorch:
 
     @contextmanager
     def exported(self, models: Sequence[Path]) -> Iterator[list[Path]]:
-        """The models as files: those that are no file are names of benchmark networks, exported to a folder that goes.
+        """Return the models as files; a model that is no file is a benchmark network, exported to a temporary folder.
 
-        Raises UsageError for a name that is neither.
+        Raises UsageError for a name that is neither a file nor a benchmark network.
         """
         with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
             for model in models:
@@ -45,7 +45,7 @@ class PyTorch:
             yield [model if model.exists() else export(str(model), Path(folder)) for model in models]
 
     def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
-        """The same method's step on the network that the file is named after; None where there is no such network."""
+        """Return the same method's step on the network with the name of the file; None without such a network."""
         method = manifest["method"]
         if model.stem not in NETWORKS or method["name"] not in self.methods:
             return None
@@ -55,9 +55,9 @@ class PyTorch:
         return lambda x: peer.step(torch.from_numpy(x))
 
     def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
-        """Bytes `peak` and `loaded` of the step in a fresh process."""
-        asked = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads)]
-        return measured_by("benchmarks.memory", asked)
+        """Return `peak` and `loaded` of the step in bytes, measured in a fresh process."""
+        arguments = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads)]
+        return measured_by("benchmarks.memory", arguments)
 
 
 def restated(
@@ -67,9 +67,9 @@ def restated(
     untrained: Sequence[int] = (),
     calibration: torch.Tensor | None = None,
 ) -> Any:
-    """The method on the model with the settings of a bundle.
+    """Return the method on the model with the settings of a bundle.
 
-    `untrained` are the positions of norms that stay; `calibration` are source samples for the anchor of `eata`.
+    `untrained` are the positions of norms without training; `calibration` are source samples for the anchor of `eata`.
     """
     if method == "source":
         return Source(model)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: milliseconds per operator and graph, by the engine's own profiler.
+"""Milliseconds per operator and graph of a step, by the profiler of the engine.
 
 `python -m benchmarks.profile resnet50` compiles `tent` for the network and profiles five steps.
 """
@@ -23,7 +23,7 @@ STEPS, ROWS, THREADS = 5, 12, 2
 
 
 def profile(bundle: Path, batch: int) -> dict[str, Counter[str]]:
-    """Graph -> operator -> milliseconds a step; the stages of the backward count as one graph."""
+    """Return graph -> operator -> milliseconds per step; the stages of the backward count as one graph."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     adapter = ttac.load(bundle, threads=THREADS)
     images = np.random.default_rng(0).standard_normal((batch, *adapter.input_shape), dtype=np.float32)
@@ -32,19 +32,19 @@ def profile(bundle: Path, batch: int) -> dict[str, Counter[str]]:
         from safetensors.numpy import load_file
 
         values |= load_file(bundle / file)
-    found: dict[str, Counter[str]] = {}
+    graphs: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for word in manifest["programs"]["step"]:
             if "run" in word:
                 session = _profiling(bundle / f"{word['run']}.onnx", Path(folder) / word["run"])
                 feed = {value.name: values[value.name] for value in session.get_inputs()}
                 for _ in range(STEPS):
-                    made = session.run(None, feed)
-                values |= dict(zip((value.name for value in session.get_outputs()), made, strict=True))
-                counts = found.setdefault(word["run"].split("-")[0], Counter())
+                    outputs = session.run(None, feed)
+                values |= dict(zip((value.name for value in session.get_outputs()), outputs, strict=True))
+                counts = graphs.setdefault(word["run"].split("-")[0], Counter())
                 for operator, microseconds in _kernels(Path(session.end_profiling())):
                     counts[operator] += microseconds / 1e3 / STEPS
-    return found
+    return graphs
 
 
 def _profiling(path: Path, prefix: Path) -> ort.InferenceSession:
@@ -64,7 +64,7 @@ def _kernels(path: Path) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Profile the network named on the command line and print the operators that cost most."""
+    """Profile the network on the command line and print the slowest operators."""
     name, batch = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle.ttac"

@@ -1,4 +1,4 @@
-"""Plain PyTorch re-statements of the methods, from their formulas: the other side of comparisons and parity tests."""
+"""The methods in PyTorch, written from the formulas of their papers, for comparisons and parity tests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NORMS = (
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H(p) per sample in nats; logits [N, C] -> [N]."""
+    """Return the entropy H(p) per sample in nats, [N], from logits [N, C]."""
     log_p = logits.log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 def use_batch_statistics(model: nn.Module) -> nn.Module:
-    """Make every batch norm normalise with the statistics of the batch, in eval mode too; in place."""
+    """Make every batch norm normalise with the statistics of the batch, also in eval mode; in place."""
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
             module.track_running_stats = False
@@ -32,7 +32,7 @@ def use_batch_statistics(model: nn.Module) -> nn.Module:
 
 
 def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Scale and bias of every norm, by their names in the model."""
+    """Return scale and bias of every norm by their names in the model."""
     return {
         f"{prefix}.{name}": parameter
         for prefix, module in model.named_modules()
@@ -42,20 +42,20 @@ def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Source:
-    """The model as it is."""
+    """The source model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval()
 
     def step(self, images: Tensor) -> Tensor:
-        """images [N, ...] -> logits [N, C]."""
+        """Return logits [N, C] of images [N, ...]."""
         with torch.no_grad():
             logits: Tensor = self.model(images)
         return logits
 
 
 class BatchStatistics(Source):
-    """Prediction-time batch normalisation (arXiv:2006.10963): every batch norm by the statistics of the batch."""
+    """Prediction-time batch normalisation (arXiv:2006.10963): every batch norm uses the statistics of the batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(use_batch_statistics(model))
@@ -75,7 +75,7 @@ class Tent:
         self.optimizer = optimizer(trained) if optimizer else torch.optim.Adam(trained, lr=1e-3)
 
     def step(self, images: Tensor) -> Tensor:
-        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        """Return logits [N, C] of images [N, ...], computed before the update of this step."""
         self.optimizer.zero_grad()
         logits: Tensor = self.model(images)
         entropy(logits).mean().backward()
@@ -84,9 +84,9 @@ class Tent:
 
 
 class Eata:
-    """EATA (arXiv:2204.02610), by METHODS 4: reliable and non-redundant samples, weighted, with a Fisher anchor.
+    """EATA (arXiv:2204.02610): reliable and non-redundant samples, weighted, with a Fisher anchor.
 
-    `calibration` are source samples for the anchor, 64 at a time; without any it is ETA.
+    `calibration` are source samples for the anchor, 64 at a time; without samples the method is ETA.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class Eata:
         self.anchor = {} if calibration is None or not fisher else self.information(calibration)
 
     def information(self, images: Tensor) -> dict[str, Tensor]:
-        """Mean over batches of the squared gradient of the cross-entropy to the most likely class."""
+        """Return the mean over batches of the squared gradient of the cross-entropy to the most likely class."""
         batches = images.split(64)
         total = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         for batch in batches:
             logits = self.model(batch)
             loss = functional.cross_entropy(logits, logits.argmax(1))
-            for name, slope in zip(total, torch.autograd.grad(loss, list(self.parameters.values())), strict=True):
-                total[name] += slope**2
+            for name, gradient in zip(total, torch.autograd.grad(loss, list(self.parameters.values())), strict=True):
+                total[name] += gradient**2
         return {name: value / len(batches) for name, value in total.items()}
 
     def step(self, images: Tensor) -> Tensor:
-        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        """Return logits [N, C] of images [N, ...], computed before the update of this step."""
         self.optimizer.zero_grad()
         logits: Tensor = self.model(images)
         losses, p = entropy(logits), logits.softmax(1).detach()
@@ -135,7 +135,7 @@ class Eata:
 
 
 class Sar:
-    """SAR (arXiv:2302.12400), by METHODS 5, with the recovery of the paper: parameters, momentum and average."""
+    """SAR (arXiv:2302.12400), with the paper's recovery of parameters, momentum and average."""
 
     def __init__(
         self, model: nn.Module, *, lr: float, margin: float = 0.4, rho: float = 0.05, threshold: float = 0.2,
@@ -156,11 +156,11 @@ class Sar:
         self.optimizer = self.fresh()
 
     def fresh(self) -> torch.optim.Optimizer:
-        """The optimizer without a past."""
+        """Return a new optimizer without momentum of earlier steps."""
         return torch.optim.SGD(list(self.parameters.values()), lr=self.lr, momentum=0.9)
 
     def step(self, images: Tensor) -> Tensor:
-        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        """Return logits [N, C] of images [N, ...], computed before the update of this step."""
         trained = list(self.parameters.values())
         logits: Tensor = self.model(images)
         losses = entropy(logits)
@@ -168,26 +168,26 @@ class Sar:
         first = losses.detach() < limit
         if not first.any():
             return logits.detach()
-        slopes = torch.autograd.grad(losses[first].mean(), trained)
-        length = torch.sqrt(sum((slope**2).sum() for slope in slopes))
+        gradients = torch.autograd.grad(losses[first].mean(), trained)
+        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
         before = [value.detach().clone() for value in trained]
         with torch.no_grad():
-            for value, slope in zip(trained, slopes, strict=True):
-                value += self.rho * slope / (length + 1e-12)
+            for value, gradient in zip(trained, gradients, strict=True):
+                value += self.rho * gradient / (length + 1e-12)
         again = entropy(self.model(images))
         second = first & (again.detach() < limit)
         loss = again[second].mean()
-        slopes = torch.autograd.grad(loss, trained) if second.any() else ()
+        gradients = torch.autograd.grad(loss, trained) if second.any() else ()
         self.place(before)
         if second.any():
-            for value, slope in zip(trained, slopes, strict=True):
-                value.grad = slope
+            for value, gradient in zip(trained, gradients, strict=True):
+                value.grad = gradient
             self.optimizer.step()
             self.follow(float(loss.detach()))
         return logits.detach()
 
     def follow(self, loss: float) -> None:
-        """Average the loss, and go back to the source where it has become too small to be true."""
+        """Average the loss, and restore the source where the average is below the threshold."""
         self.average = 0.9 * self.average + 0.1 * loss if self.average else loss
         if self.average < self.threshold:
             self.place(self.source)
@@ -202,14 +202,14 @@ class Sar:
 
 
 class PrunedNorm(torch.autograd.Function):
-    """A batch norm whose scale learns from what is kept of its input; the gradient of its input is exact.
+    """A batch norm whose scale learns from the kept part of its input; the gradient of its input is exact.
 
-    Kept are the `keep` largest magnitudes of the whole tensor (METHODS 6); what is dropped adds nothing to the sum.
+    The fraction `keep` of the values with the largest magnitudes is kept; a dropped value adds nothing to the sum.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float, keep: float) -> Tensor:
-        """x [N, C, H, W] -> the same shape."""
+        """Return the normalised x [N, C, H, W], same shape."""
         variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0, keepdim=True)
         root = (variance + eps).rsqrt()
         normal = (x - mean) * root
@@ -220,17 +220,17 @@ class PrunedNorm(torch.autograd.Function):
         return normal * scale.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, scale and bias."""
-        (slope,), (normal, root, scale, mask) = slopes, ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, scale and bias."""
+        (dy,), (normal, root, scale, mask) = gradients, ctx.saved_tensors
         axes = (0, 2, 3)
-        means = slope.mean(axes, keepdim=True) + normal * (slope * normal).mean(axes, keepdim=True)
-        gradient = scale.view(1, -1, 1, 1) * root * (slope - means)
-        return gradient, (slope * normal * mask).sum(axes), slope.sum(axes), None, None
+        means = dy.mean(axes, keepdim=True) + normal * (dy * normal).mean(axes, keepdim=True)
+        dx = scale.view(1, -1, 1, 1) * root * (dy - means)
+        return dx, (dy * normal * mask).sum(axes), dy.sum(axes), None, None
 
 
 class SurgeonNorm(nn.Module):
-    """A batch norm by the statistics of the batch, of whose input a share is kept for the gradient of the scale."""
+    """A batch norm with batch statistics that keeps a fraction of its input for the gradient of the scale."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -238,14 +238,14 @@ class SurgeonNorm(nn.Module):
         self.keep, self.elements = 1.0, 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> the same shape."""
+        """Return the normalised x [N, C, H, W], same shape."""
         self.elements = x[0].numel()
-        found: Tensor = PrunedNorm.apply(x, self.weight, self.bias, self.eps, self.keep)
-        return found
+        y: Tensor = PrunedNorm.apply(x, self.weight, self.bias, self.eps, self.keep)
+        return y
 
 
 class Surgeon:
-    """SURGEON (arXiv:2503.20354), by METHODS 6: a dense probe decides what each norm keeps; plain entropy, Adam."""
+    """SURGEON (arXiv:2503.20354) with entropy and Adam: a dense probe sets the keep ratio of each norm."""
 
     def __init__(self, model: nn.Module, *, lr: float = 1e-3, probe: int = 1) -> None:
         self.model = with_norms(model.eval().requires_grad_(False))
@@ -257,11 +257,12 @@ class Surgeon:
         self.probe = probe
 
     def step(self, images: Tensor) -> Tensor:
-        """images [N, ...] -> logits [N, C] from before the update that the step makes."""
+        """Return logits [N, C] of images [N, ...], computed before the update of this step."""
         for norm in self.norms:
             norm.keep = 1.0
-        slopes = torch.autograd.grad(entropy(self.model(images[: self.probe])).mean(), [n.weight for n in self.norms])
-        strength = torch.stack([slope.square().mean().sqrt() for slope in slopes])
+        loss = entropy(self.model(images[: self.probe])).mean()
+        gradients = torch.autograd.grad(loss, [norm.weight for norm in self.norms])
+        strength = torch.stack([gradient.square().mean().sqrt() for gradient in gradients])
         sizes = torch.tensor([float(norm.elements) for norm in self.norms])
         importance = strength * -torch.log(sizes / sizes.sum())
         highest = float(importance.max())
@@ -275,7 +276,7 @@ class Surgeon:
 
 
 def with_norms(model: nn.Module) -> nn.Module:
-    """The model with every BatchNorm2d replaced by a `SurgeonNorm`; in place."""
+    """Replace every BatchNorm2d of the model by a `SurgeonNorm`, in place, and return the model."""
     for name, child in model.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(model, name, SurgeonNorm(child))

@@ -1,9 +1,10 @@
-"""Small nets in 8 bits as other quantizers write them: `python -m benchmarks.quantized_exports DIR pytorch|tflite`.
+"""Small 8-bit nets from other quantizers: `python -m benchmarks.quantized_exports DIR pytorch|tflite`.
 
-`pytorch` needs torch (2.13 was used): FX post-training quantization for both its engines, and quantization-aware
-training, by the older exporter; the newer one takes neither.  `tflite` needs its own environment, with `pip install
-tensorflow-cpu tf2onnx keras`: full-integer and weight-only quantization by tf.lite.TFLiteConverter, then `python -m
-tf2onnx.convert --tflite`.  `DIR/*.onnx` are what `tests/quantized` holds, gzipped.
+`pytorch` needs torch (2.13 was used).  It writes FX post-training quantization for both engines of PyTorch, and
+quantization-aware training.  The older exporter writes the files; the newer exporter accepts neither.  `tflite` needs a
+separate environment with `pip install tensorflow-cpu tf2onnx keras`.  It writes full-integer and weight-only
+quantization by tf.lite.TFLiteConverter, converted by `python -m tf2onnx.convert --tflite`.  `tests/quantized` holds the
+files `DIR/*.onnx`, gzipped.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ SHAPE, WIDTH, CLASSES = (3, 16, 16), 8, 10
 
 
 def samples(count: int, seed: int) -> np.ndarray:
-    """float32 [count, 3, 16, 16]."""
+    """Return random samples, float32 [count, 3, 16, 16]."""
     return np.random.default_rng(seed).standard_normal((count, *SHAPE), dtype=np.float32)
 
 
 def pytorch(folder: Path) -> None:
-    """`fx-ENGINE-ACTIVATION.onnx` and `qat-ACTIVATION.onnx`."""
+    """Write `fx-ENGINE-ACTIVATION.onnx` and `qat-ACTIVATION.onnx`."""
     import torch
     from torch import nn
     from torch.ao.quantization import (
@@ -53,7 +54,7 @@ def pytorch(folder: Path) -> None:
 
 
 def _torch_net(activation: Any, source: Any) -> Any:
-    """A stem, an inverted residual block and a linear layer; statistics of the source, affines that differ."""
+    """Return a stem, an inverted residual block and a linear layer, with source statistics and different affines."""
     import torch
     from torch import nn
 
@@ -92,11 +93,11 @@ def _torch_export(model: Any, source: Any, path: Path, opset: int) -> None:
 
 
 def tflite(folder: Path) -> None:
-    """`tflite-ACTIVATION.onnx`, all in int8, and `tflite-weights.onnx`, the weights only."""
+    """Write `tflite-ACTIVATION.onnx`, all in int8, and `tflite-weights.onnx` with int8 weights only."""
     import keras
     import tensorflow as tf
 
-    from benchmarks.model_matrix_keras_zoo import settled
+    from benchmarks.model_matrix_keras_weights import settled
 
     source = np.moveaxis(samples(64, seed=2), 1, -1)
     for name in ("relu", "relu6", "weights"):

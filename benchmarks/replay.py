@@ -3,9 +3,9 @@
     python -m benchmarks.replay            compare with benchmarks/replay.json; exit 1 where a bundle differs
     python -m benchmarks.replay --write    write benchmarks/replay.json
 
-A digest covers the graphs, the weights, the initial state and the manifest, without the figures that a measurement
-put there.  The bytes also depend on the processor and on the versions of onnx, onnx-ir and onnxsim, so digests are
-compared on the machine that wrote them: check out the commit before, write, check out the commit after, compare.
+A digest covers the graphs, the weights, the initial state and the manifest without its measured figures.  The bytes
+also depend on the processor and on the versions of onnx, onnx-ir and onnxsim, so digests are compared on the machine
+that wrote them: check out the commit before, write, check out the commit after, compare.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The picture of the README: `python -m benchmarks.result_picture`; needs the extra `eval`.
 
-Source, bn, tent and sar on the shipped BatchNorm net, the first 512 shipped test images under each of the fifteen
-corruptions of ImageNet-C at severity 5, batch 64, every corruption from the weights that shipped, default settings.
-`--draw` draws the figures of the last run again.
+The picture shows source, bn, tent and sar with default settings on the shipped BatchNorm net at batch 64.  The samples
+are the first 512 shipped test images under each of the fifteen corruptions of ImageNet-C at severity 5, with a reset to
+the source before each corruption.  `--draw` draws the figures of the last run again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ COLOURS = {
     "tent": ("#2b6cb0", "#7ab8f5"),
     "sar": ("#c2691c", "#eba15c"),
 }
-"""On a light page and on a dark one."""
+"""Colours on a light page and on a dark page."""
 INK = ("#24292f", "#e6edf3")
 WIDTH, TOP, LEFT, STEP, BAR, FULL, BOTTOM = 860, 46, 40, 50, 10, 200, 92
 
 Errors = Mapping[str, Mapping[str, float]]
-"""Method -> corruption -> share of wrong answers."""
+"""Method -> corruption -> fraction of wrong answers."""
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def main() -> None:
 
 
 def measured() -> dict[str, dict[str, float]]:
-    """Errors of every method under every corruption."""
-    found = ttac.evaluate(
+    """Return the errors of every method under every corruption."""
+    evaluation = ttac.evaluate(
         DEMO / "fashion_resnet_bn.onnx",
         DEMO / "fashion_stream.npz",
         methods=METHODS,
@@ -58,19 +58,19 @@ def measured() -> dict[str, dict[str, float]]:
         threads=1,
     )
     errors: dict[str, dict[str, float]] = {method: {} for method in METHODS}
-    for row in found.rows():
+    for row in evaluation.rows():
         if row["shift"] not in ("clean", "mean"):
             errors[row["method"]][row["shift"]] = row["error"]
     return errors
 
 
 def mean(errors: Errors, method: str) -> float:
-    """Over the corruptions."""
+    """Return the mean error of a method over the corruptions."""
     return sum(errors[method].values()) / len(errors[method])
 
 
 def picture(errors: Errors) -> str:
-    """Bars of every method, side by side for each corruption and for their mean."""
+    """Return the SVG: bars of all methods side by side, for each corruption and for the mean."""
     groups = {name: [errors[method][name] for method in errors] for name in next(iter(errors.values()))}
     groups["mean"] = [mean(errors, method) for method in errors]
     size = {"viewBox": f"0 0 {WIDTH} {TOP + FULL + BOTTOM}", "width": str(WIDTH), "role": "img"}
@@ -98,7 +98,7 @@ def picture(errors: Errors) -> str:
 
 
 def style() -> str:
-    """Colours of the light page and of the dark one."""
+    """Return the CSS of the light page and of the dark page."""
     pages = [
         f"text{{font:11px sans-serif;fill:{INK[page]}}}.grid{{stroke:{INK[page]};stroke-opacity:.15}}"
         + "".join(f".{method}{{fill:{colours[page]}}}" for method, colours in COLOURS.items())
@@ -110,15 +110,15 @@ def style() -> str:
 def rectangle(
     root: ElementTree.Element, x: float, y: float, height: float, name: str, width: float = BAR - 0.5
 ) -> None:
-    """A bar in the colour of the method `name`."""
+    """Draw a bar in the colour of the method `name`."""
     sizes = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": f"{width:.1f}", "height": f"{height:.1f}"}
     ElementTree.SubElement(root, "rect", {**sizes, "class": name})
 
 
 def text(root: ElementTree.Element, x: float, y: float, words: str, *attributes: str) -> None:
-    """Words at a place; `attributes` are names and values in turn."""
-    given = dict(zip(attributes[::2], attributes[1::2], strict=True))
-    ElementTree.SubElement(root, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", **given}).text = words
+    """Draw words at a place; `attributes` are names and values in turn."""
+    more = dict(zip(attributes[::2], attributes[1::2], strict=True))
+    ElementTree.SubElement(root, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", **more}).text = words
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What `leantta` costs over plain inference, one sample and one thread: all norms adapted, and 30 % of them.
+"""Time of `leantta` relative to inference of the source, one sample and one thread, for all norms and for 30 % of them.
 
-`python -m benchmarks.single_sample [NETWORK ...]` prints a Markdown table: medians of paired ratios, with quartiles, of
-processor time, which other work on the machine disturbs less than the time on the wall.
+`python -m benchmarks.single_sample [NETWORK ...]` prints a Markdown table of medians of paired ratios, with quartiles.
+The times are those of the processor, which other work on the machine disturbs less than wall time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WARM_UP, TURNS = 3, 31
 
 
 def loaded(model: Path, method: str, train: str) -> ttac.Adapter:
-    """The network compiled for single samples."""
+    """Return an adapter of the network, compiled for single samples."""
     with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
         bundle = ttac.compile(model, method=method, batch=1, train=train, output=Path(folder) / "bundle.ttac")
         assert bundle.path is not None
@@ -39,7 +39,7 @@ def loaded(model: Path, method: str, train: str) -> ttac.Adapter:
 
 
 def in_turn(work: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
-    """Seconds of the processor for each piece of work; element i of every array is from the same turn."""
+    """Return the processor seconds of each piece of work; element i of every array is from the same turn."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(WARM_UP + TURNS):
         for name, action in work.items():
@@ -51,7 +51,7 @@ def in_turn(work: Mapping[str, Callable[[], object]]) -> dict[str, np.ndarray]:
 
 
 def row(network: str, folder: Path) -> list[str]:
-    """The network's name, milliseconds of inference, and each choice's ratio to it, `1.17 (1.15 to 1.20)`."""
+    """Return the network's name, milliseconds of inference, and the ratio of each choice, `1.17 (1.15 to 1.20)`."""
     model = export(network, folder)
     adapters = {title: loaded(model, method, train) for title, (method, train) in CHOICES.items()}
     x, source = random_samples(1, adapters["source"].input_shape), inference(model, 1)

@@ -18,7 +18,8 @@ import tf2onnx
 from keras import layers
 from safetensors.numpy import save_file
 
-from benchmarks.model_matrix_keras_zoo import flat, head, image, is_norm, settled, source
+from benchmarks.model_matrix_keras_weights import flat, is_norm, settled, source
+from benchmarks.model_matrix_keras_zoo import head, image
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 RATE = 0.05
