@@ -23,6 +23,7 @@ from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, keep_a_share, keep_shares, layers_of
+from ttac.passes.plan.moved_state import copy_moved_state
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.quantize.modules import Int8Modules
 from ttac.reports.progress import Rooms
@@ -71,7 +72,10 @@ def plan_residuals(parts: Parts, goal: int | None) -> Planned:
     For a method that keeps a share of each layer's input, that share is what can be made smaller (`Parts.keeping`).
     """
     asked, joint = parts.request, parts.joint
-    graph, free = joint.model.graph, list(joint.model.graph.inputs)
+    graph = joint.model.graph
+    moved = [tensor.value for tensor in parts.adaptation.tracked if tensor.next is not None]
+    copy_moved_state(joint.model, joint.backward, moved)
+    free = [value for value in graph.inputs if value not in moved]
     codec = asked.method.drops(asked.settings)
     layers = layers_of(joint) if codec else []
     if layers:
@@ -91,8 +95,8 @@ def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
     asked, joint, adaptation = parts.request, parts.joint, parts.adaptation
     plan, infer = planned.plan, parts.infer.clone()
     tracked = [tensor.next for tensor in adaptation.tracked if tensor.next is not None]
-    outputs = joint.loss.outputs if joint.loss else []
-    halves = partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
+    outputs = [*(joint.loss.outputs if joint.loss else []), *tracked]
+    halves = partition(joint.model, [joint.logits, *outputs], joint.gradients, plan)
     graphs = {"infer": infer, "forward": halves.forward}
     exact = {} if plan.is_exact else exact_graphs(joint, outputs, plan, asked.target)
     moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}

@@ -15,6 +15,7 @@ from ttac.bundle_writer import Compiled
 from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.losses import WEIGHTS
+from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.lower.lower import lower
 from ttac.passes.quantize.float_layers import refuse_float_layers
@@ -37,6 +38,8 @@ Arrays = Mapping[str, np.ndarray]
 
 SAMPLES = 32
 """Number of calibration samples on which the logits of an 8-bit bundle are compared."""
+STATE_STEPS = 3
+"""Number of steps that are compared where the loss depends on state that the forward moves."""
 ELEMENTS = 8
 """Least number of elements of a channel for batch statistics; the verification runs on as few samples as it can."""
 
@@ -90,12 +93,13 @@ def compare_gradients(
     compiled: Compiled, joint: Joint, feeds: Arrays, folder: Path, differences: Differences
 ) -> Differences:
     """Add the differences between the written halves and the joint graph to `differences`."""
-    written = Halves(folder, stages_of(compiled, "backward"))
+    written = Halves(folder, stages_of(compiled, "backward"), compiled.moves["forward"])
+    steps = STATE_STEPS if reads_moved_state(compiled, joint) else 1
     gradients = [str(value.name) for value in joint.gradients]
     whole = joint_reference(joint, compiled.request.target)
     with exact_halves(compiled, written) as halves:
-        plain = Halves(halves.folder, halves.stages, optimised=False)
-        logits_error, gradients_error = compare_halves(whole, plain, feeds, compiled.logits, gradients)
+        plain = Halves(halves.folder, halves.stages, halves.moves, optimised=False)
+        logits_error, gradients_error = compare_halves(whole, plain, feeds, compiled.logits, gradients, steps)
         return replace(
             differences,
             logits_halves=logits_error,
@@ -115,7 +119,14 @@ def exact_halves(compiled: Compiled, written: Halves) -> Iterator[Halves]:
         return
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), compiled.exact)
-        yield Halves(Path(folder), [name for name in compiled.exact if name != "forward"])
+        yield Halves(Path(folder), [name for name in compiled.exact if name != "forward"], written.moves)
+
+
+def reads_moved_state(compiled: Compiled, joint: Joint) -> bool:
+    """Whether the loss depends on state that the forward moves: then the gradients differ from step to step."""
+    moved = set(compiled.moves["forward"].values())
+    inputs = [value for value in joint.model.graph.inputs if value.name in moved]
+    return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar))
 
 
 def derivative_error(joint: Joint, halves: Halves, feeds: Arrays) -> float:

@@ -26,7 +26,7 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
 
     The forward computes `outputs` and residuals from inputs and state.  The backward computes `gradients` from
     residuals and state.  Nodes that the plan recomputes land in the backward, because the backward's outputs need them.
-    Raises ValueError if the backward reads a value that the plan does not keep.
+    Raises ValueError if the backward reads a value that the plan does not keep, or state that the forward moves.
     """
     graph = joint.graph
     values = ir.convenience.create_value_mapping(graph)
@@ -37,7 +37,7 @@ def partition(joint: ir.Model, outputs: Sequence[ir.Value], gradients: Sequence[
     encode_early(forward)
     if not gradients:
         return GraphHalves(_model(joint, forward, "forward"), None, ())
-    free = list(graph.inputs)
+    free = [value for value in graph.inputs if value.name not in plan.moved]
     backward = ir.convenience.extract(graph, inputs=[*kept, *free], outputs=list(gradients))
     drop_unread_inputs(backward)
     recompute_late(backward)

@@ -9,6 +9,7 @@
 | `needs_gradient` | the nodes that follow from the loss, and the nodes that the backward recomputes |
 | `decisions` | records of a plan |
 | `codecs/` | encoders and decoders, one file each |
+| `moved_state` | copies of state that the forward moves |
 | `minimum_cut` | the cheapest set of values to keep |
 | `plan` | a cut, then a codec for each value |
 | `budget` | plans that fit a peak |

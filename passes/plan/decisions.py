@@ -55,11 +55,15 @@ class KeepRatios:
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions at `batch` samples, and the keep ratios that the codecs read."""
+    """All decisions at `batch` samples, the keep ratios that the codecs read, and names of the moved state.
+
+    The forward moves the state `moved`, so the backward must not read these inputs of the joint graph.
+    """
 
     batch: int
     decisions: tuple[Decision, ...] = ()
     keep_ratios: KeepRatios | None = None
+    moved: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -38,6 +38,7 @@ class CutProblem:
         joint: forward, loss and gradients.
         gradient_nodes: the nodes that need a gradient.
         free: ids of the values that both sides read at no cost: inputs, state, constants.
+        moved: ids of the state inputs that the forward replaces; the backward cannot read their old values.
         batch: samples that the bytes are counted for.
         tight: whether affordable nodes and products of few terms may run twice.
     """
@@ -45,6 +46,7 @@ class CutProblem:
     joint: ir.Graph
     gradient_nodes: Set[ir.Node]
     free: Set[int]
+    moved: Set[int]
     batch: int
     tight: bool
 
@@ -58,7 +60,7 @@ def minimum_cut(problem: CutProblem, pinned: Set[int] = frozenset()) -> list[ir.
     values: dict[str, ir.Value] = {}
     needed = ancestors(problem.gradient_nodes, problem.free)
     nodes = [node for node in problem.joint if node in needed and node not in problem.gradient_nodes]
-    again = recomputable(nodes, problem.batch, tight=problem.tight)
+    again = recomputable(nodes, problem.batch, problem.moved, tight=problem.tight)
     for node in nodes:
         for value in node.outputs:
             values[str(value.name)] = value
@@ -85,15 +87,20 @@ def _add_value(
         flow.add_edge((name, "out"), "sink")
 
 
-def recomputable(nodes: Iterable[ir.Node], batch: int, *, tight: bool = False) -> set[ir.Node]:
+def recomputable(
+    nodes: Iterable[ir.Node], batch: int, moved: Set[int] = frozenset(), *, tight: bool = False
+) -> set[ir.Node]:
     """Return the members of `nodes`, in graph order, that are cheap and need at most one large tensor.
 
     Recomputing a join of two branches would keep both branches alive at once; `s*(1 - s)` needs one tensor only.  Where
-    memory is `tight`, a product of few terms counts as one tensor: its gradients need both factors in any case.
+    memory is `tight`, a product of few terms counts as one tensor: its gradients need both factors in any case.  A node
+    that reads an input with an id in `moved` is not a member: after the forward that input has another value.
     """
     found: set[ir.Node] = set()
     roots: dict[ir.Value, frozenset[ir.Value]] = {}
     for node in nodes:
+        if any(id(value) in moved for value in node.inputs):
+            continue
         computed = [v for v in node.inputs if v is not None and v.producer() is not None]
         large = [v for v in computed if nbytes(v, batch) > SMALL_BYTES]
         if tight and _has_few_terms(node, large):

@@ -5,6 +5,9 @@ again too, such as the scores of attention.
 
 A residual with an error must not change the branch of a step function.  The plan keeps every mask that the backward
 would compute from such a residual, as bits.  Small statistics that the gradients read are kept for the same reason.
+
+A step's graphs read the state as of the beginning of the step.  The runtime replaces moved state directly after the
+forward.  So no node that reads moved state runs again in the backward: the plan keeps the node's output.
 """
 
 from __future__ import annotations
@@ -44,17 +47,21 @@ def plan_activations(
     Args:
         joint: forward, loss and gradients in one graph.
         backward: the nodes that autodiff appended.
-        free: values that both sides read at no cost: user inputs, state, constants.
+        free: values that both sides read at no cost: user inputs, state, constants.  An input of `joint` outside `free`
+            is state that the forward moves.
         batch: samples per step that the bytes are counted for.
         decide: chooses the codec of a value; without `decide`, all residuals are dense.
         keep_ratios: keep ratios for codecs that drop elements.
         tight: run products of few terms, and their consequences, twice: a few per cent of time for less memory.
     """
     gradient_nodes = needs_gradient(backward)
+    free_ids = {id(value) for value in free}
+    moved = [value for value in joint.inputs if id(value) not in free_ids]
     problem = CutProblem(
         joint=joint,
         gradient_nodes=gradient_nodes,
-        free={id(value) for value in free},
+        free=free_ids,
+        moved={id(value) for value in moved},
         batch=batch,
         tight=tight,
     )
@@ -63,7 +70,7 @@ def plan_activations(
     kept = {row.value for row in decisions}
     again = [value for value in read if value.name not in kept and id(value) not in problem.free]
     decisions += [recomputed(value, batch) for value in again if nbytes(value, batch) > SMALL_BYTES]
-    return Plan(batch, tuple(decisions), keep_ratios)
+    return Plan(batch, tuple(decisions), keep_ratios, tuple(str(value.name) for value in moved))
 
 
 def _decide_all(problem: CutProblem, read: Sequence[ir.Value], decide: Decide) -> list[Decision]:
