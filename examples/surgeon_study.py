@@ -42,7 +42,7 @@ BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Shares of the dense peak that are asked for; the least follows from the first refusal."""
 PAIRS = 15
 COLUMNS = (
-    "`select`", "`keep`", "kept", "counted cache", "`surgeon`", "- `tent`", "`dropit`, as much kept",
+    "`select`", "`keep`", "kept", "counted cache", "`surgeon`", "- `tent`", "`dropit`, same bytes",
     "`surgeon` - `dropit`", "peak `surgeon`", "peak `dropit`",
 )  # fmt: skip
 
