@@ -90,7 +90,7 @@ def test_the_simplifier_does_not_fold_what_is_left_of_a_norm(tmp_path: Path) -> 
     assert [row.name for row in norms.folded] == ["net.bn_1", "net.dw_bn_1"]
 
 
-def test_calibration_completes_them_and_the_source_stays_what_it_is(tmp_path: Path) -> None:
+def test_calibration_completes_them_and_keeps_the_source(tmp_path: Path) -> None:
     path, x = saved(source(DEPTHWISE, WEIGHTS), tmp_path), images()
     bundle = compiled(path, tmp_path, method="bn", batch=64, calibration=x)
     sites = read(bundle)["sites"]
@@ -128,7 +128,7 @@ def test_a_norm_of_rows_is_told_by_its_name_only(tokens: str, tmp_path: Path) ->
     np.testing.assert_allclose(ttac.load(bundle).step(x), run(onnx.load(str(path)), x), rtol=0, atol=1e-4)
 
 
-def test_a_scale_right_behind_a_convolution_was_a_norm_whatever_its_name(tmp_path: Path) -> None:
+def test_a_scale_behind_a_convolution_was_a_norm(tmp_path: Path) -> None:
     text = DEPTHWISE.replace('["net/dw_bn_1/batchnorm/mul_1"]', '["a/Mul"]').replace(FOLDED, '"net/conv_1/bias"')
     renamed = {"net/conv_1/bias" if "sub:0" in name else name: value for name, value in WEIGHTS.items()}
     norms = found(text, renamed, tmp_path)

@@ -165,7 +165,7 @@ def test_norms_are_put_back_between_8_bit_layers(kind: str, tmp_path: Path) -> N
     assert not np.allclose(adapter.step(shifted), run(onnx.load(str(path)), shifted), atol=1e-2)
 
 
-def test_nothing_else_than_the_file_is_needed_where_nothing_adapts(tmp_path: Path) -> None:
+def test_the_file_alone_is_enough_where_nothing_adapts(tmp_path: Path) -> None:
     path = by_theirs(MODELS / "mobilenet_v2.onnx", tmp_path)
     x = samples((4, 3, 16, 16))
     bundle = ttac.compile(path, method="source", batch=4, output=tmp_path / "b.ttac")
@@ -285,7 +285,7 @@ def test_the_grid_behind_a_relu6_ends_where_it_does(tmp_path: Path) -> None:
     assert operators == ["Conv", "Clip", "GlobalAveragePool", "Flatten"] and grids["k"] == pytest.approx((0, 6))
 
 
-def test_training_for_8_bits_leaves_a_division_that_goes_into_the_kernel(tmp_path: Path) -> None:
+def test_the_division_of_8_bit_training_goes_into_the_kernel(tmp_path: Path) -> None:
     changes = {
         "(dx, dw, db)": "(dx, dw, zero)",
         "  qc = QuantizeLinear (c,": "  v = Div (c, factor)\n  n = BatchNormalization (v, g, g, g, g)\n"
