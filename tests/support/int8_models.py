@@ -17,11 +17,7 @@ from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.modules import Int8Modules, quantize
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-
-
 CPU = replace(targets.find("cpu"), int8_reduce_range=False)
-
-
 SETTINGS: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99}
 
 
@@ -37,7 +33,7 @@ def taken(model: ir.Model, every: int) -> list[NormSite]:
 
 
 def in_8_bits(path: Path, every: int, **choices: Any) -> tuple[ir.Model, ir.Model, Int8Modules]:
-    """A model in normal form, the same in 8 bits, and what the room tells of it."""
+    """A model in normal form, the same in 8 bits, and its modules."""
     plain = normalise(load(path), simplifier=None)
     model = plain.clone()
     found = quantize(model, taken(model, every), samples(model), **{"target": CPU, "settings": SETTINGS, **choices})
