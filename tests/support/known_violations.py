@@ -42,7 +42,7 @@ def violations() -> dict[str, list[str]]:
     """Rule -> the places that do not keep it."""
     found, package, tests = arrows(), measures.sources(), measures.tests()
     return {
-        "backward import": [str(arrow) for arrow in backward(found) if not arrow.typing],
+        "backward import": sorted({str(arrow) for arrow in backward(found)}),
         "circle": [" ".join(group) for group in circles(found)],
         "function lines": above(FUNCTION_LINES, measures.function_lines([*package, *tests])),
         "file lines": above(FILE_LINES, measures.file_lines([*package, *tests])),
