@@ -23,13 +23,13 @@ Run = Callable[..., Seen]
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiles do not measure memory, which takes the longest part of a small one."""
+    """Compiles do not measure memory, which takes most of the time of a small compile."""
     monkeypatch.setattr("ttac.finish.measure", lambda *_, **__: None)
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """`run("compile", "x.onnx")` in an empty folder, without colours."""
+    """Return a function that runs a command in an empty folder without colours: `run("compile", "x.onnx")`."""
     monkeypatch.chdir(tmp_path)
     for name in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)

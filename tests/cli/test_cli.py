@@ -79,7 +79,7 @@ def test_wrong_usage_exits_with_two(run: Run, arguments: str, message: str | Non
 
 @pytest.mark.parametrize("name", commands.commands)
 def test_a_command_called_by_itself_has_the_same_help_options(name: str) -> None:
-    # Click keeps the option it makes first, so that without this the options of `ttac run` hung on who asked before.
+    # Click keeps the help option that it makes first, so a command called before could change those of `ttac run`.
     context = commands.commands[name].make_context(name, [], resilient_parsing=True)
     assert context.help_option_names == commands.context_settings["help_option_names"]
 
@@ -177,7 +177,7 @@ def test_a_missing_package_is_an_environment_error(run: Run, monkeypatch: pytest
     assert seen.code == 5 and seen.err.endswith("hint: `ttac doctor` lists the missing packages\n")
 
 
-def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:
+def test_colour_depends_on_the_environment(tmp_path: Path) -> None:
     def errors(**extra: str) -> str:
         bare = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
         command = [sys.executable, "-m", "ttac", "methods", "tnet"]
@@ -201,7 +201,7 @@ def test_doctor_imports_the_engine() -> None:
     assert doctor.import_failure() == ""
 
 
-def test_doctor_tells_of_an_engine_that_crashes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_an_engine_that_crashes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "import_failure", lambda: "the process ends with signal 4")
     seen = run("doctor")
     assert seen.code == 5
@@ -236,7 +236,7 @@ def test_doctor_with_two_engines_and_a_denied_version(run: Run, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("importable")
-def test_doctor_names_what_an_engine_lacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_the_limits_of_an_engine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed", lambda package: "1.16.3" if package == "onnxruntime" else "1.0")
     monkeypatch.setattr(doctor, "ENGINES", ("onnxruntime",))
     seen = run("doctor", "--target", "cpu")

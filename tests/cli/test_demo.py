@@ -70,7 +70,7 @@ def test_a_plot(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_data_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(show, "STREAM", "none.npz")
     assert main(["demo"]) == 5
     assert capsys.readouterr().err.startswith("error: the demo's `none.npz` is not installed\n")

@@ -174,8 +174,8 @@ def test_a_graph_after_every_room(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3", "hourglass", "transformer"])
-def test_every_node_tells_where_it_comes_from(name: str, tmp_path: Path) -> None:
-    """Its layer, and the room that made it unless it is the source's."""
+def test_every_node_notes_its_layer_and_room(name: str, tmp_path: Path) -> None:
+    """Nodes of the source have no room."""
     bundle = compiled(MODELS[name], tmp_path, batch=8)
     infer = {node.name for node in onnx.load(bundle / "infer.onnx").graph.node}
     assert sorted(path.name for path in bundle.glob("*.onnx")) == [
@@ -193,7 +193,7 @@ def test_every_node_tells_where_it_comes_from(name: str, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("unmeasured")
 def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
-    """What a node's name tells, shapes within a layer, and constants that are one number or in both graphs."""
+    """Neither notes that follow from a node's name, nor shapes within a layer, nor constants of a single number."""
     x = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
     bundle = compiled(MODELS["mobilenet_v3"], tmp_path, method="leantta", quantize="int8", calibration=x, batch=1)
     inline: list[set[tuple[str, bytes]]] = []
@@ -229,12 +229,12 @@ def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
         ("/layer1/Mul", "Mul", ("", "")),
     ],
 )
-def test_what_the_name_of_a_node_tells(name: str, op_type: str, told: tuple[str, str]) -> None:
+def test_room_and_layer_in_the_name_of_a_node(name: str, op_type: str, told: tuple[str, str]) -> None:
     assert layer_in_name(name, op_type) == told
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_the_manifest_says_what_was_compiled(model: Path) -> None:
+def test_the_manifest_describes_the_compile(model: Path) -> None:
     bundle = ttac.compile(model, batch=3, settings={"lr": "0.5", "optimizer": "sgd"})
     manifest = bundle.manifest
     assert manifest["source"]["file"] == "model.onnx" and len(manifest["source"]["sha256"]) == 64

@@ -1,4 +1,4 @@
-"""`ttac run` and `ttac inspect` on a hand-made bundle, against the numbers it stands for."""
+"""`ttac run` and `ttac inspect` on a hand-made bundle, compared with its expected numbers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_without_adapting_the_state_stays(run: Run, folder: Path) -> None:
         ("x.npz x.npz", "error: the path is a file, not a bundle\n  at `x.npz`\n"),
     ],
 )
-def test_what_run_refuses(run: Run, arguments: str, message: str) -> None:
+def test_run_refuses_wrong_usage(run: Run, arguments: str, message: str) -> None:
     seen = run("run", *arguments.split())
     assert (seen.code, seen.out) == (2, "") and seen.err.startswith(message) and "\nhint: " in seen.err
 

@@ -1,4 +1,4 @@
-"""`ttac bench`: what is timed in which order, what is reported, and what is refused."""
+"""`ttac bench`: the order of the timed turns, the report, and refused usage."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_peers_are_timed_too() -> None:
         (["tiny.ttac", "--markdown", "no/x.md"], "the folder does not exist"),
     ],
 )
-def test_what_is_wrong_is_told(arguments: list[str], error: str, bundle: Path, run: Run) -> None:
+def test_wrong_usage_is_refused(arguments: list[str], error: str, bundle: Path, run: Run) -> None:
     np.save("few.npy", np.ones((2, 3), np.float32))
     seen = run("bench", *arguments)
     assert seen.code == 2 and error in seen.err and not seen.out

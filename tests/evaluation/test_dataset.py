@@ -1,4 +1,4 @@
-"""Every form of samples, with and without labels, and what is refused."""
+"""Every form of samples, with and without labels, and refused data."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_arrays_and_iterators() -> None:
         assert dataset.count == 7 and dataset.labels is not None and dataset.labels.tolist() == list(range(7))
         assert dataset.read(dataset.variants[0], np.array([6]), how).shape == (1, 3)
         digests.add(dataset.digest)
-    assert len(digests) == 2, "the name of an array is part of what it is"
+    assert len(digests) == 2, "the name of an array is part of the digest"
     assert open_dataset(iter([x])).labels is None
 
 
@@ -120,7 +120,7 @@ def test_arrays_and_iterators() -> None:
         (Path("none.npz"), "no such input"),
     ],
 )
-def test_what_is_refused(data: object, reason: str) -> None:
+def test_wrong_data_are_refused(data: object, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         open_dataset(data)
 

@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert timeless(found) == timeless(whole)
 
 
-def test_what_is_damaged_is_run_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_with_a_damaged_result_runs_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "kept"
     evaluated(bundle, output=kept)
     (file,) = (kept / "cells").iterdir()
@@ -199,7 +199,7 @@ def test_the_same_numbers_in_other_processes(place: dict[str, Any], bundle: Path
     )
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- refused usage -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_the_spread_over_seeds_is_that_of_their_means(bundle: Path) -> None:
     assert evaluated(bundle).tables()[0].spread == {}
 
 
-def test_bytes_without_a_known_preparation_are_told(tmp_path: Path) -> None:
+def test_bytes_without_a_preparation_get_a_note(tmp_path: Path) -> None:
     cells._adapter.cache_clear()
     said = list[str]()
     folder = ema(tmp_path / "image.ttac")

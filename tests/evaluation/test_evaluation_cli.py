@@ -57,7 +57,7 @@ def test_json_and_csv_hold_the_same_rows(run: Run, folder: Path) -> None:
     assert lines[0].split(",") == list(rows[0])
 
 
-def test_without_labels_it_says_so(run: Run) -> None:
+def test_a_note_says_that_labels_are_missing(run: Run) -> None:
     seen = run("eval", "tiny.ttac", "--data", "bare.npy")
     assert seen.code == 0 and seen.err.startswith("note: the samples have no labels; there are entropy and drift")
     assert seen.out.splitlines()[1].startswith("entropy, nats") and "error" not in seen.out
@@ -77,7 +77,7 @@ def test_without_labels_it_says_so(run: Run) -> None:
         (["tiny.ttac", "--data", "x.npz", "--html", "no/where.html"], 2, "the folder does not exist"),
     ],
 )
-def test_what_is_wrong_is_told(run: Run, arguments: list[str], code: int, error: str, folder: Path) -> None:
+def test_wrong_usage_is_refused(run: Run, arguments: list[str], code: int, error: str, folder: Path) -> None:
     seen = run("eval", *arguments)
     assert seen.code == code and error in seen.err and not seen.out
     assert not any((folder / "ttac-eval").glob("cells/*"))
@@ -113,7 +113,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
 
 
 @pytest.mark.slow
-def test_models_are_compiled_and_what_does_not_fit_is_told(run: Run, folder: Path) -> None:
+def test_models_are_compiled_and_misfits_are_reported(run: Run, folder: Path) -> None:
     """`bn` has nothing to adapt in a net with group norms: the others run, and the command succeeds."""
     model, stream = (str(demo.file(name)) for name in ("fashion_resnet_gn.onnx", "fashion_stream.npz"))
     options = ["--methods", "source,bn", "--arrays", "clean,snow", "--samples", "64", "--json"]

@@ -33,7 +33,7 @@ def test_large_logits_do_not_overflow() -> None:
     assert made.confidence[0] == 1 and made.entropy[0] == 0
 
 
-def test_what_is_not_finite_is_certain_of_nothing() -> None:
+def test_logits_that_are_not_finite_are_uniform() -> None:
     made = predictions(np.array([[np.nan, 1, 2, 3], [0, 9, 0, 0]], np.float32))
     assert made.confidence[0] == pytest.approx(0.25) and made.entropy[0] == pytest.approx(np.log(4))
     assert made.classes[1] == 1

@@ -1,4 +1,4 @@
-"""ttac's methods make the same errors as their re-statements in PyTorch, on nets with batch, group and layer norms."""
+"""ttac's methods and the same methods in PyTorch make equal errors, on nets with batch, group and layer norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHIFTS = ["gaussian_noise", "snow"]
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["BatchNorm", "GroupNorm", "ViT"])
 def test_the_errors_agree_within_three_tenths_of_a_point(kind: str) -> None:
-    """At a rate ten times the default, which moves them."""
+    """At ten times the default rate, so that the methods change the errors."""
     pytest.importorskip("torch")
     from benchmarks.agreement import ANY_NORM, WITHIN, errors
 
@@ -28,7 +28,7 @@ def test_the_errors_agree_within_three_tenths_of_a_point(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("surgeon" not in methods.names(), reason="needs the method")
 def test_surgeon_agrees_with_the_paper_s_gradient() -> None:
-    """With its defaults: what ttac drops is also gone from the input's gradient, which the paper keeps exact."""
+    """At the defaults: values that ttac drops are also missing in the input's gradient, which the paper keeps exact."""
     pytest.importorskip("torch")
     from benchmarks.agreement import WITHIN, errors
 

@@ -1,4 +1,4 @@
-"""The report: one file that holds everything, fetches nothing, and that a browser draws, light and dark."""
+"""The HTML report: one file that loads nothing else, and that a browser draws in its light and dark form."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def text() -> str:
 
 
 class Parts(HTMLParser):
-    """What a page refers to, its elements, and whether each is closed where it should be."""
+    """The references and elements of a page; raises AssertionError for an element that is not closed in order."""
 
     VOID = ("meta", "use", "path", "rect", "image", "line", "stop")
 
@@ -129,8 +129,8 @@ def test_names_are_text_and_nothing_else(text: str) -> None:
     assert "<script" not in text and "&lt;script&gt;" in text and "$x^$" in text
 
 
-def test_what_is_shown(text: str) -> None:
-    for told in (
+def test_the_page_shows_names_sizes_and_reasons(text: str) -> None:
+    for words in (
         "fog",
         "tent, surgeon",
         "Kept of each layer, surgeon",
@@ -138,7 +138,7 @@ def test_what_is_shown(text: str) -> None:
         "1.00 MiB of 4.00 MiB",
         "no batch norm",
     ):
-        assert told in text
+        assert words in text
     assert re.search(r'<td class="best">25\.0</td>', text)
 
 

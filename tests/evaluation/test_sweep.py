@@ -1,4 +1,4 @@
-"""Pieces of work here, in processes and on a local Ray: the same results, and what becomes of lost workers."""
+"""Pieces of work here, in processes and on a local Ray: the same results, and the restarts of lost workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES: list[Any] = [
 
 @pytest.fixture(autouse=True)
 def calm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Workers find the tests' modules; what the engines of others warn about while they start is theirs."""
+    """Let workers find the tests' modules, and ignore warnings of Ray while it starts."""
     root = str(Path(__file__).resolve().parents[2])
     monkeypatch.setenv("PYTHONPATH", root)
     place = request.node.callspec.params.get("place", {}) if hasattr(request.node, "callspec") else {}
@@ -63,7 +63,7 @@ def test_an_unknown_cluster() -> None:
 
 
 @pytest.mark.parametrize(("missing", "options"), [("joblib", {"jobs": 2}), ("ray", {"cluster": "ray"})])
-def test_what_is_not_installed_is_told(missing: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(missing: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(RuntimeMissingError, match=r"need"):
         list(sweep.perform(work.halved, [2, 4], **options))

@@ -1,4 +1,4 @@
-"""`ttac inspect A B`: what became of a graph, by room; and `ttac view` of what `--dump` writes."""
+"""`ttac inspect A B`: the differences of two graphs by room; and `ttac view` of the folder of `--dump`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AFTER = "g (float[N,3] x) => (float[N,3] z) { y = Neg(x) m = Exp(y) s = Exp(m) v
 
 
 def write(path: Path, text: str, rooms: dict[str, tuple[str, str]]) -> Path:
-    """A file whose nodes are named after their outputs, as the rooms leave them, with room and layer noted."""
+    """Write a file whose nodes have the names of their outputs, and notes of room and layer, as rooms write them."""
     model = onnx.parser.parse_model(HEAD + text)
     for node in model.graph.node:
         node.name = {"v": "w"}.get(node.output[0], node.output[0])

@@ -19,7 +19,7 @@ FOLDED, KEPT = "fashion_resnet_bn.onnx", "fashion_resnet_bn_unfolded.onnx"
 TRAINING = [name for name in methods.names() if methods.find(name).trains]
 STATISTICS = [name for name in methods.names() if methods.find(name).adapts and name not in TRAINING]
 IDLE = [name for name in methods.names() if not methods.find(name).adapts]
-"""Methods that train scale and bias, that change statistics alone, and that leave the norms as they are."""
+"""Methods that train scale and bias, methods that change statistics only, and methods that leave the norms unchanged."""
 
 
 def expected(training: str, statistics: str) -> dict[str, str]:
@@ -61,7 +61,7 @@ def test_a_file_whose_norms_were_folded() -> None:
 
 @pytest.fixture
 def without_bias(tmp_path: Path) -> Path:
-    """An untrained net as torch exports it: folding gave biases of zeros, and those were dropped."""
+    """An untrained net from torch's exporter: the fold gave biases of zeros, which the exporter removed."""
     model = onnx.load(demo.file(FOLDED))
     for node in model.graph.node:
         if node.op_type == "Conv":

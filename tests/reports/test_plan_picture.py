@@ -33,13 +33,13 @@ PLAN = [
 
 def test_small_values_share_a_line_and_the_last_line_is_the_sum() -> None:
     table = plan_table(PLAN)
-    assert [(told["layer"], told["bytes"]) for told in table] == [
+    assert [(line["layer"], line["bytes"]) for line in table] == [
         ("conv1", 300_000), ("relu", 31_250), ("conv1", 0), ("-", 100_000), ("2 small values", 128), ("all", 431_378)
     ]  # fmt: skip
     assert table[-1]["dense"] == sum(row["dense"] for row in PLAN) and "share" not in table[0]
 
 
-def test_the_share_is_told_where_there_is_one() -> None:
+def test_a_keep_ratio_gets_a_column() -> None:
     assert plan_table([row("a", "x", "sparse", 9_000, 30_000, share=0.3)])[0]["share"] == 0.3
     assert plan_table([]) == []
 
@@ -99,7 +99,7 @@ def test_the_picture_on_the_command_line(run: Run, bundle: Path) -> None:
     assert json.loads(run("inspect", str(bundle), "--json").out)["report"]["plan"] == PLAN
 
 
-def test_what_has_no_plan(run: Run, bundle: Path) -> None:
+def test_a_file_without_a_plan_is_refused(run: Run, bundle: Path) -> None:
     seen = run("inspect", str(bundle / "forward.onnx"), "--svg", "plan.svg")
     assert (seen.code, seen.err.splitlines()[0]) == (2, "error: only a bundle has a plan to draw")
     tiny.ema(bundle.parent / "ema")

@@ -1,4 +1,4 @@
-"""`--pixels`: said once, kept in the manifest, obeyed by everything that reads bytes."""
+"""`--pixels`: stated once, kept in the manifest, and used by all code that reads bytes."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def folder_of_images(path: Path) -> np.ndarray:
         ({"mean": 0.5, "std": (0.5, 1, 2)}, {"mean": [0.5], "std": [0.5, 1.0, 2.0]}),
     ],
 )
-def test_what_may_be_said(given: Any, expected: Any) -> None:
+def test_forms_of_a_statement(given: Any, expected: Any) -> None:
     assert resolve_pixels(given) == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "what"),
+    ("given", "message"),
     [
         ("imagnet", "`imagnet` is no statement"),
         ({"means": 1}, "`means` is no key"),
@@ -88,13 +88,13 @@ def test_what_may_be_said(given: Any, expected: Any) -> None:
         (["layout=CHW"], "`CHW` is no layout"),
     ],
 )
-def test_what_may_not(given: Any, what: str) -> None:
-    with pytest.raises(UsageError, match=what) as caught:
+def test_wrong_statements_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         resolve_pixels(given)
     assert "--pixels" in caught.value.where and caught.value.hint
 
 
-def test_black_and_white_are_what_bytes_become() -> None:
+def test_black_and_white_are_prepared_like_bytes() -> None:
     stated = {"mean": [0.5, 0.25, 0.0], "std": [0.5], "range": [0.0, 1.0]}
     ends = np.zeros((2, 3, 1, 1), np.uint8)
     ends[1] = 255
@@ -104,7 +104,7 @@ def test_black_and_white_are_what_bytes_become() -> None:
     assert black_and_white({}) == ("0", "1") and black_and_white({"range": [0.0, 255.0]}) == ("0", "255")
 
 
-def test_calibration_and_run_prepare_as_was_said(run: Run, model: Path, tmp_path: Path) -> None:
+def test_calibration_and_run_prepare_bytes_alike(run: Run, model: Path, tmp_path: Path) -> None:
     pictures = folder_of_images(tmp_path / "pictures")
     mean, std = (np.array(KNOWN["imagenet"][key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
     ready = ((pictures / 255 - mean) / std).astype(np.float32)

@@ -55,7 +55,7 @@ def test_every_fault_is_the_same_every_time_and_grows(sensors: ModuleType) -> No
         assert 0 < apart[0] < apart[1] < apart[2], name
 
 
-def test_what_the_faults_are(sensors: ModuleType) -> None:
+def test_each_fault_changes_the_series_as_described(sensors: ModuleType) -> None:
     x = samples((6, 64), 40)
     factor = sensors.corrupted(x, "gain", 2) / x
     np.testing.assert_allclose(factor, np.broadcast_to(factor[:, :1, :1], x.shape), rtol=1e-5)
@@ -73,7 +73,7 @@ def test_what_the_faults_are(sensors: ModuleType) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_takes_series(method: str, tmp_path: Path) -> None:
-    """Steps of full and of smaller batches, prediction, and back to the start."""
+    """Steps of full and of smaller batches, prediction, and a reset."""
     path = compiled(MODELS["signal"], tmp_path, method=method, batch=BATCH, calibration=samples(SERIES, 64, seed=5))
     adapter, x = ttac.load(path, threads=1), 2 * samples(SERIES, BATCH, seed=1)
     first = adapter.step(x)

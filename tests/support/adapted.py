@@ -1,4 +1,4 @@
-"""The two small nets of `tests/golden/adapted_*`, the methods that ran on them in PyTorch, and the same run in ttac."""
+"""The two small nets of `tests/golden/adapted_*`, the PyTorch runs of methods on them, and the same runs in ttac."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "sar": {"lr": 0.05, "margin": 0.6},
     "recovering": {"lr": 0.05, "margin": 0.6, "reset_threshold": 0.55},
 }
-"""What each run sets; `eta` is `eata` without calibration, `recovering` is `sar`."""
+"""Settings of each run; `eta` is `eata` without calibration, `recovering` is `sar`."""
 UNTRAINED = {
     "group": ("4.norm1", "4.norm2", "4.skip.1"),
     "layer": ("blocks.3.norm1", "blocks.3.norm2", "norm"),
@@ -31,7 +31,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def inputs(seed: int) -> Arrays:
-    """`x` [5, 8, 3, 8, 8] and `calibration` [96, 3, 8, 8]; RandomState's stream never changes."""
+    """Return `x` [5, 8, 3, 8, 8] and `calibration` [96, 3, 8, 8]; the stream of RandomState never changes."""
     random = np.random.RandomState(seed)
     shapes = {"x": (STEPS, BATCH, 3, 8, 8), "calibration": (CALIBRATION, 3, 8, 8)}
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -47,32 +47,32 @@ def seed_of(kind: str) -> int:
 
 
 def golden(kind: str, run: str) -> Arrays:
-    """What PyTorch found: `logits` [5, 8, 6], and parameters after the last step under ttac's names."""
-    found = load_file(GOLDEN / f"adapted_{kind}.safetensors")
-    mine = {key.removeprefix(f"{run}/"): value for key, value in found.items() if key.startswith(f"{run}/")}
+    """Return the numbers of PyTorch: `logits` [5, 8, 6], and parameters after the last step under ttac's names."""
+    numbers = load_file(GOLDEN / f"adapted_{kind}.safetensors")
+    mine = {key.removeprefix(f"{run}/"): value for key, value in numbers.items() if key.startswith(f"{run}/")}
     return {key.removeprefix("after/").replace(".weight", ".scale"): value for key, value in mine.items()}
 
 
 def compiled(kind: str, run: str, folder: Path, **settings: float | str | bool) -> Path:
-    """The bundle of one run."""
-    given = {"optimizer": "sgd"} if METHODS[run] == "tent" else {}
+    """Compile the bundle of one run."""
+    optimizer = {"optimizer": "sgd"} if METHODS[run] == "tent" else {}
     path = folder / f"{kind}-{run}.ttac"
     calibration = inputs(seed_of(kind))["calibration"] if run == "eata" else None
     ttac.compile(
         model(kind), method=METHODS[run], batch=BATCH, output=path, calibration=calibration, norms="keep",
-        settings={**given, **SETTINGS[run], **settings},
+        settings={**optimizer, **SETTINGS[run], **settings},
     )  # fmt: skip
     return path
 
 
 def state_of(adapter: ttac.Adapter, folder: Path) -> Arrays:
-    """All state tensors by name."""
+    """Return all state tensors by name."""
     adapter.save(folder / "state.safetensors")
     return load_file(folder / "state.safetensors")
 
 
 def worst(kind: str, run: str, folder: Path) -> float:
-    """Largest difference of logits, in every step, and of parameters after the last, to PyTorch's."""
+    """Return the largest difference from PyTorch of the logits of every step and of the parameters after the last."""
     adapter, expected = ttac.load(compiled(kind, run, folder), threads=1), golden(kind, run)
     logits = [adapter.step(x) for x in inputs(seed_of(kind))["x"]]
     assert adapter.stats["rejected"] == 0

@@ -1,4 +1,4 @@
-"""What `tests/golden/consistency.safetensors` holds: CR's images, settings and random numbers, and single distortions."""
+"""The runs of `tests/golden/consistency.safetensors`: CR's images, settings, random numbers, and single distortions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SETTINGS: dict[str, dict[str, float | str | bool]] = {
     "certain": {**SGD, **PROBED, "lr": 0.005, "cr_weight": 1.0, "css": True, "margin": 0.5},
     "adam": {**PROBED, "optimizer": "adam", "lr": 1e-3},
 }
-"""What each run of `surgeon` sets."""
+"""Settings of each run of `surgeon`."""
 
 NEUTRAL = {
     "brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "gamma": 1.0, "angle": 0.0, "right": 0.0,
     "down": 0.0, "scale": 1.0, "blur": 0.001, "mirror": 1.0,
 }  # fmt: skip
-"""What changes nothing; the names, and what is in them, are those of `ttac.passes.step_graphs.augmentation.DRAWN`."""
+"""Distortions that change nothing, with the names and units of `ttac.passes.step_graphs.augmentation.DRAWN`."""
 STAGES: dict[str, dict[str, float]] = {
     "darker": {"brightness": 0.6},
     "brighter": {"brightness": 1.4},
@@ -51,13 +51,13 @@ STAGES: dict[str, dict[str, float]] = {
         "down": 0.05, "scale": 1.07, "blur": 0.45, "mirror": -0.5,
     },
 }  # fmt: skip
-"""Distortions, without noise: what is not neutral."""
+"""Distortions without noise; a name that is missing has its neutral value."""
 
 Arrays = dict[str, np.ndarray]
 
 
 def numbers(state: list[int]) -> Iterator[float]:
-    """L'Ecuyer's generator as published, one number after the other; `state` moves along."""
+    """Yield the numbers of L'Ecuyer's generator, as published; `state` advances."""
     while True:
         state[0] = 40014 * state[0] % 2147483563
         state[1] = 40692 * state[1] % 2147483399
@@ -70,16 +70,16 @@ def initial(seed: int) -> list[int]:
 
 
 def normals(stream: Iterator[float], shape: tuple[int, ...]) -> np.ndarray:
-    """Box and Muller's, a row of the last axis after the other: first the radii of a row, then its angles."""
+    """Return normal numbers by Box and Muller, row by row of the last axis: the radii of a row, then its angles."""
     half = -(-shape[-1] // 2)
     rows = int(np.prod(shape[:-1]))
-    found = np.array([next(stream) for _ in range(rows * 2 * half)]).reshape(rows, 2, half)
-    radius, angle = np.sqrt(-2 * np.log(found[:, 0])), 2 * np.pi * found[:, 1]
+    uniform = np.array([next(stream) for _ in range(rows * 2 * half)]).reshape(rows, 2, half)
+    radius, angle = np.sqrt(-2 * np.log(uniform[:, 0])), 2 * np.pi * uniform[:, 1]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)[:, : shape[-1]].reshape(shape)
 
 
 def drawn(stream: Iterator[float]) -> dict[str, float]:
-    """The numbers of CoTTA's ranges, in the order of `ttac.passes.step_graphs.augmentation.DRAWN`."""
+    """Draw numbers from CoTTA's ranges, in the order of `ttac.passes.step_graphs.augmentation.DRAWN`."""
     ranges = {
         "brightness": (0.6, 1.4), "contrast": (0.7, 1.3), "saturation": (0.5, 1.5), "hue": (-0.06, 0.06),
         "gamma": (0.7, 1.3), "angle": (-15, 15), "right": (-0.125, 0.125), "down": (-0.125, 0.125),
@@ -89,16 +89,16 @@ def drawn(stream: Iterator[float]) -> dict[str, float]:
 
 
 def pictures(channels: int) -> np.ndarray:
-    """[2, channels, 16, 20] from 0 to 1, some pixels black, white or without colour."""
+    """Return images [2, channels, 16, 20] from 0 to 1 with some pixels black, white or without colour."""
     random = np.random.RandomState(channels)
-    found = random.random_sample((2, channels, 16, 20))
-    found[:, :, 3, :4], found[:, :, 7, 5:9] = 0.0, 1.0
-    found[0, :, 10:14, 8:12] = 0.4
-    return found.astype(np.float32)
+    images = random.random_sample((2, channels, 16, 20))
+    images[:, :, 3, :4], images[:, :, 7, 5:9] = 0.0, 1.0
+    images[0, :, 10:14, 8:12] = 0.4
+    return images.astype(np.float32)
 
 
 def inputs() -> np.ndarray:
-    """[5, 32, 3, 16, 16] between black and white: rough pictures with fine noise."""
+    """Return images [5, 32, 3, 16, 16] between black and white: coarse pictures with fine noise."""
     random = np.random.RandomState(11)
     coarse = random.random_sample((STEPS, BATCH, 3, 4, 4)).repeat(SIDE // 4, -1).repeat(SIDE // 4, -2)
     unit = 0.7 * coarse + 0.3 * random.random_sample((STEPS, BATCH, 3, SIDE, SIDE))
@@ -107,5 +107,5 @@ def inputs() -> np.ndarray:
 
 
 def golden(run: str) -> Arrays:
-    """`logits` [5, 32, 6] and `after/NAME` of each parameter; of "stages", NAME/CHANNELS of each of `STAGES`."""
+    """Return `logits` [5, 32, 6] and `after/NAME` of each parameter; for "stages", NAME/CHANNELS of each stage."""
     return {k.removeprefix(f"{run}/"): v for k, v in load_file(GOLDEN).items() if k.startswith(f"{run}/")}

@@ -1,4 +1,4 @@
-"""Work for sweeps, in a module that other processes can import."""
+"""Pieces of work for the tests of sweeps, in a module that other processes can import."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def halved(number: int) -> float:
-    """Half of an even number; fails for an odd one."""
+    """Return half of an even number; raises ValueError for an odd number."""
     if number % 2:
         raise ValueError(f"{number} is odd")
     return number / 2
 
 
 def dies_once(item: tuple[str, int]) -> int:
-    """The square of the number; the process that gets 2 first is lost."""
+    """Return the square of the number; the first process that gets 2 kills itself."""
     mark, number = Path(item[0]), item[1]
     if number == 2 and not mark.exists():
         mark.touch()
@@ -24,6 +24,6 @@ def dies_once(item: tuple[str, int]) -> int:
 
 
 def always_dies(number: int) -> int:
-    """The process is lost."""
+    """Kill the process."""
     os.kill(os.getpid(), signal.SIGKILL)
     return number

@@ -1,4 +1,4 @@
-"""Operators that onnx.reference computes wrongly, not at all or in single precision, by their definition in float64."""
+"""Operators by their definition in float64, where onnx.reference is wrong, refuses, or uses single precision."""
 
 from __future__ import annotations
 

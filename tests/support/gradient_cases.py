@@ -1,4 +1,4 @@
-"""One-operator graphs for the gradient tests: at least one per rule, with the awkward cases of each operator."""
+"""Graphs of one operator for the gradient tests: at least one per rule, with the difficult cases of each operator."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Case:
 
     @property
     def trained(self) -> list[int]:
-        """The positions of the inputs to differentiate."""
-        floats = [position for position, given in enumerate(self.inputs) if isinstance(given, Floats)]
+        """Positions of the inputs to differentiate."""
+        floats = [position for position, value in enumerate(self.inputs) if isinstance(value, Floats)]
         return [position for position in floats if self.inputs[position].draw != "fixed" and position not in self.none]
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ CASES: list[Case] = []
 
 
 def case_of(op: str, *inputs: Any, label: str = "plain", **options: Any) -> Case:
-    """A case; `options` are fields of `Case`, and everything else becomes an attribute of the node."""
+    """Return a case; `options` with the name of a field of `Case` set it, the others become attributes of the node."""
     own = {key: options.pop(key) for key in list(options) if key in Case.__dataclass_fields__}
     return Case(
         op, label, tuple(Floats(value) if isinstance(value, tuple) else value for value in inputs), options, **own

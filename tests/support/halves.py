@@ -1,4 +1,4 @@
-"""The joint graph of a small model, plans of it, and what its halves compute."""
+"""The joint graph of a small model, its plans, and the values that its halves compute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttac.passes.plan.plan import plan_activations
 
 
 def is_sorted(graph: ir.Graph) -> bool:
-    """Whether every node stands behind those it reads."""
+    """Whether every node follows the producers of its inputs."""
     seen: set[ir.Node | None] = {None}
     for node in graph:
         if any(value is not None and value.producer() not in seen for value in node.inputs):
@@ -27,7 +27,7 @@ def is_sorted(graph: ir.Graph) -> bool:
 
 
 def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
-    """A file's joint graph with batch statistics, the values the forward must give, and the state's initial values."""
+    """Return a file's joint graph with batch statistics, the outputs of the forward, and the initial state."""
     model = normal(path)
     made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
@@ -35,7 +35,7 @@ def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
 
 
 def packing(batch: int, floats: str = "dense") -> Decide:
-    """Masks as bits, and every large float as `floats` says."""
+    """Return a decision that keeps masks as bits and every large float tensor with the codec `floats`."""
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
         if value.dtype == ir.DataType.BOOL:
@@ -52,7 +52,7 @@ def planned(joint: Joint, batch: int, decide: Decide | None = None) -> Plan:
 
 
 def run_halves(halves: GraphHalves, feeds: Arrays) -> Arrays:
-    """What both halves give, by name."""
+    """Return the outputs of both halves by name."""
     assert halves.backward is not None
-    found = run(spelled(halves.forward), feeds)
-    return {**found, **run(spelled(halves.backward), {**feeds, **found})}
+    outputs = run(spelled(halves.forward), feeds)
+    return {**outputs, **run(spelled(halves.backward), {**feeds, **outputs})}

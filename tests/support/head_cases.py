@@ -1,7 +1,7 @@
-"""Nets with all sorts of heads.
+"""Nets with different heads.
 
-Those of `tests/golden/heads_*`, the methods that ran on them in PyTorch, and the same run in ttac; and a tiny one with an
-end of choice.
+The nets of `tests/golden/heads_*`, the PyTorch runs of methods on them, and the same runs in ttac; also a tiny net whose
+last operators a test chooses.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SETTINGS: dict[str, dict[str, dict[str, float]]] = {
         "sar": {"lr": 0.05, "margin": 0.7, "rho": 0.05},
     },
 }
-"""What each run sets, by net; `eta` is `eata` without calibration."""
+"""Settings of each run, by net; `eta` is `eata` without calibration."""
 RUNS = [(kind, run) for kind, runs in SETTINGS.items() for run in runs]
 UNTRAINED: dict[str, tuple[str, ...]] = {"group": ("norm4", "norm5"), "binary": ("7",)}
 METHODS = {"tent": "tent", "eta": "eata", "eata": "eata", "sar": "sar"}
 
 
 def inputs(seed: int) -> Arrays:
-    """`x` [3, 4, 3, 12, 12] and `calibration` [12, 3, 12, 12]; RandomState's stream never changes."""
+    """Return `x` [3, 4, 3, 12, 12] and `calibration` [12, 3, 12, 12]; the stream of RandomState never changes."""
     random = np.random.RandomState(seed)
     shapes = {"x": (STEPS, BATCH, *SHAPE), "calibration": (3 * BATCH, *SHAPE)}
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -56,14 +56,14 @@ def seed_of(kind: str) -> int:
 
 
 def golden(kind: str, run: str) -> Arrays:
-    """What PyTorch found: `logits` of each step, and parameters after the last under ttac's names."""
-    found = load_file(GOLDEN / f"heads_{kind}.safetensors")
-    mine = {key.removeprefix(f"{run}/"): value for key, value in found.items() if key.startswith(f"{run}/")}
+    """Return the numbers of PyTorch: `logits` of each step, and parameters after the last step under ttac's names."""
+    numbers = load_file(GOLDEN / f"heads_{kind}.safetensors")
+    mine = {key.removeprefix(f"{run}/"): value for key, value in numbers.items() if key.startswith(f"{run}/")}
     return {key.removeprefix("after/").replace(".weight", ".scale"): value for key, value in mine.items()}
 
 
 def bundle(kind: str, run: str, folder: Path, **settings: float | str | bool) -> Path:
-    """The bundle of one run."""
+    """Compile the bundle of one run."""
     chosen = {"optimizer": "sgd"} if run == "tent" else {}
     calibration = inputs(seed_of(kind))["calibration"] if run == "eata" else None
     return compiled(
@@ -73,7 +73,7 @@ def bundle(kind: str, run: str, folder: Path, **settings: float | str | bool) ->
 
 
 def worst(kind: str, run: str, folder: Path) -> float:
-    """Largest difference of logits, in every step, and of parameters after the last, to PyTorch's."""
+    """Return the largest difference from PyTorch of the logits of every step and of the parameters after the last."""
     adapter, expected = ttac.load(bundle(kind, run, folder), threads=1), golden(kind, run)
     logits = [adapter.step(x) for x in inputs(seed_of(kind))["x"]]
     assert adapter.stats["rejected"] == 0
@@ -157,7 +157,7 @@ SHAPES = {
 
 
 def written(end: str, weights: Weights, shape: str, folder: Path) -> Path:
-    """The file of a small net with this end."""
+    """Write a small net with these last operators, and return the file."""
     sizes = ",".join(part for part in ("batch", shape) if part)
     text = f"net (float[batch,3,8,8] x) => (float[{sizes}] y) {{ {START} {end} }}"
     random = np.random.default_rng(2)
@@ -168,7 +168,7 @@ def written(end: str, weights: Weights, shape: str, folder: Path) -> Path:
 
 
 def entropy_of(y: np.ndarray, head: dict[str, Any]) -> float:
-    """Mean entropy, by its definition."""
+    """Return the mean entropy by its definition."""
     y, axis = y.astype(np.float64), head["axis"]
     binary = head["kind"] == "binary" or axis is None or y.shape[axis] == 1
     if head["values"] == "logits":

@@ -1,6 +1,6 @@
-"""onnxruntime-training's own gradient builder as an oracle: the gradients of a forward graph by another implementation.
+"""The gradient builder of onnxruntime-training as an oracle: gradients of a forward graph by another implementation.
 
-Its C class is used directly: `import onnxruntime.training` would import torch.
+The oracle calls the C class directly, because `import onnxruntime.training` imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ttac.passes.graph.shapes import dims
 def gradients(
     forward: ir.Model, loss: str, wrt: Sequence[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """d loss / d w for the graph inputs `wrt` of `forward`; skips the test where there is no training engine."""
+    """Return d loss / d w for the graph inputs `wrt` of `forward`; skips the test without a training engine."""
     state = pytest.importorskip("onnxruntime.capi._pybind_state")
     if not hasattr(state, "GradientGraphBuilder"):
         pytest.skip("needs onnxruntime-training")
@@ -46,7 +46,7 @@ def gradients(
 
 
 def in_logarithms(model: ir.Model) -> None:
-    """Write `Entropy` by the logarithms of all probabilities, in place: another way than ttac's to the same number."""
+    """Replace `Entropy` by logarithms of all probabilities, in place: a formula other than ttac's for the same number."""
     op = Builder(model.graph, "oracle", model.opset_imports[""])
     for node in [node for node in model.graph if node.op_type == "Entropy"]:
         axis = node.attributes.get_int("axis")
@@ -60,7 +60,7 @@ def in_logarithms(model: ir.Model) -> None:
 
 
 def in_primitives(model: ir.Model) -> None:
-    """Write out what the oracle has no gradient for, a wrong one, or another meaning of, in place."""
+    """Expand, in place, operators without gradient in the oracle, with a wrong gradient, or with another meaning."""
     op = Builder(model.graph, "oracle", model.opset_imports[""])
     for node in list(model.graph):
         spelled = SPELLINGS.get(node.op_type)
@@ -79,7 +79,7 @@ def _batch_normalization(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def _layer_normalization(op: Builder, node: ir.Node) -> ir.Value:
-    """Without the second and third output, which the oracle's own gradient wants."""
+    """Compute the first output only; the oracle's gradient of LayerNormalization needs the second and third output."""
     x, scale, bias = (*node.inputs, None)[:3]
     axes = list(range(node.attributes.get_int("axis", -1) % len(dims(x)), len(dims(x))))
     centred = op.Sub(x, op.ReduceMean(x, axes))
@@ -119,7 +119,7 @@ def _leaky_relu(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def _average_pool(op: Builder, node: ir.Node) -> ir.Value:
-    """Windows side by side, as axes of their own; the oracle's own gradient divides by zero."""
+    """Compute the mean over windows as separate axes; the oracle's gradient of AveragePool divides by zero."""
     (x,), kernel = node.inputs, list(node.attributes.get_ints("kernel_shape"))
     assert kernel == list(node.attributes.get_ints("strides") or []) and not any(node.attributes.get_ints("pads") or [])
     sizes = [part for size, k in zip(dims(x)[2:], kernel, strict=True) for part in (int(size) // k, k)]

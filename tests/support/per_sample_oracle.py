@@ -1,4 +1,4 @@
-"""LeanTTA re-stated: onnx's reference evaluator in float64, its BatchNormalization replaced by the paper's rule."""
+"""LeanTTA as an oracle: onnx's reference evaluator in float64 with the paper's rule for BatchNormalization."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DEFAULTS: dict[str, Setting] = {
 def blended(
     x: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float, settings: Mapping[str, Setting]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and variance [C] that one sample [C, ...] is normalised with, as METHODS has it, step by step."""
+    """Return the mean and variance [C] that normalise one sample [C, ...], computed step by step as in the paper."""
     tau, power = float(settings["tau"]), float(settings["lambda"])
     values = x.reshape(len(x), -1)
-    own_mean = values.mean(axis=1)
-    own_var = values.var(axis=1, ddof=int(settings["variance"] == "unbiased"))
-    first_mean = tau * mean + (1 - tau) * own_mean
-    first_var = tau * var + (1 - tau) * own_var
+    sample_mean = values.mean(axis=1)
+    sample_var = values.var(axis=1, ddof=int(settings["variance"] == "unbiased"))
+    first_mean = tau * mean + (1 - tau) * sample_mean
+    first_var = tau * var + (1 - tau) * sample_var
     sigma = (var + eps) ** (2 if settings["metric"] == "squared" else 1)
     terms = (first_mean - mean) ** 2 / sigma
     exponent = terms.sum() if settings["distance"] == "sum" else terms.mean()
@@ -36,10 +36,10 @@ def blended(
 
 
 def restated(path: Path, settings: Mapping[str, Setting], at: At | None = None) -> Any:
-    """`f(x)` -> logits float64 of the model with every batch norm over several positions adapted.
+    """Return a function of x that computes float64 logits, with every batch norm over several positions adapted.
 
     Args:
-        at: what a norm has of its own, by the name of its scale without the last word; None leaves it alone.
+        at: further settings of a norm, by the name of its scale without the last word; None leaves the norm unadapted.
     """
     model = onnx.load(path)
     names = {}
@@ -56,16 +56,16 @@ def restated(path: Path, settings: Mapping[str, Setting], at: At | None = None) 
         op_domain = ""
 
         def _run(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float = 1e-5, **_: Any) -> Any:
-            own = at(names[self.onnx_node.output[0]]) if at else {}
-            found = np.empty_like(x)
+            local = at(names[self.onnx_node.output[0]]) if at else {}
+            y = np.empty_like(x)
             for index, sample in enumerate(x):
                 m, v = mean, var
-                if own is not None and np.prod(x.shape[2:]) > 1:
-                    m, v = blended(sample, mean, var, epsilon, {**DEFAULTS, **settings, **own})
+                if local is not None and np.prod(x.shape[2:]) > 1:
+                    m, v = blended(sample, mean, var, epsilon, {**DEFAULTS, **settings, **local})
                 shape = (-1,) + (1,) * (sample.ndim - 1)
-                slope = (scale / np.sqrt(v + epsilon)).reshape(shape)
-                found[index] = (sample - m.reshape(shape)) * slope + bias.reshape(shape)
-            return (found,)
+                factor = (scale / np.sqrt(v + epsilon)).reshape(shape)
+                y[index] = (sample - m.reshape(shape)) * factor + bias.reshape(shape)
+            return (y,)
 
     evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization])
     return lambda x: evaluator.run(None, {model.graph.input[0].name: x.astype(np.float64)})[0]

@@ -1,4 +1,4 @@
-"""Architectures that people adapt, cut down to a few thousand weights: same operators, same joints, fewer of each.
+"""Small forms of architectures that users adapt, with a few thousand weights: same operators and joints, fewer of each.
 
 Blocks follow the papers: ResNet (arXiv:1512.03385), Wide ResNet (1605.07146), ResNeXt (1611.05431), MobileNetV2
 (1801.04381) and V3 (1905.02244), EfficientNet (1905.11946), RegNet (2003.13678), DenseNet (1608.06993), ShuffleNetV2
@@ -18,7 +18,7 @@ Module = Callable[[], nn.Module]
 
 
 def conv_norm(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """Convolution without bias, and its norm."""
+    """Return a convolution without bias, and its norm."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(cout)]
 
@@ -76,7 +76,7 @@ def inverted(
     activation: Module,
     squeeze: list[nn.Module] | None = None,
 ) -> nn.Module:
-    """Expand, depthwise, perhaps squeeze and excite, project; added to x when the shapes agree."""
+    """Expand, depthwise, optionally squeeze and excite, project; added to x when the shapes are equal."""
     branch = [*conv_norm(cin, inner, 1), activation(), *conv_norm(inner, inner, kernel, stride, inner), activation()]
     branch += [*(squeeze or []), *conv_norm(inner, cout, 1)]
     same = stride == 1 and cin == cout
@@ -154,7 +154,7 @@ def regnet() -> nn.Module:
 
 
 class DenseLayer(nn.Module):
-    """x and a few new features of it, side by side."""
+    """x and a few new features of x, concatenated."""
 
     def __init__(self, cin: int, growth: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def densenet() -> nn.Module:
 
 
 class ShuffleUnit(nn.Module):
-    """One half of the channels through the branch, both halves side by side, then interleaved."""
+    """One half of the channels through the branch, both halves concatenated, then interleaved."""
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def shufflenet() -> nn.Module:
 
 
 def signal() -> nn.Module:
-    """Along one axis, as for accelerometers or sound; ends in a norm of [N, C]."""
+    """Return a net along one axis, as for accelerometers or sound; it ends in a norm of [N, C]."""
     layers = [nn.Conv1d(4, 12, 5, padding=2, bias=False), nn.BatchNorm1d(12), nn.ReLU(), nn.MaxPool1d(2)]
     layers += [nn.Conv1d(12, 16, 3, 2, padding=2, dilation=2), nn.BatchNorm1d(16), nn.LeakyReLU(0.1), nn.AvgPool1d(2)]
     layers += [nn.Flatten(), nn.Linear(16 * 4, 16), nn.BatchNorm1d(16), nn.ELU(), nn.Linear(16, CLASSES)]
@@ -209,7 +209,7 @@ def signal() -> nn.Module:
 
 
 def volume() -> nn.Module:
-    """Over three axes, as for scans or clips."""
+    """Return a net over three axes, as for scans or clips."""
     layers = [nn.Conv3d(1, 6, 3, padding=1, bias=False), nn.BatchNorm3d(6), nn.ReLU(), nn.AvgPool3d(2)]
     layers += [nn.Conv3d(6, 10, 3, 2, padding=1, bias=False), nn.BatchNorm3d(10), nn.GELU()]
     layers += [nn.Conv3d(10, 12, (1, 3, 3), padding=(0, 1, 1), bias=False), nn.BatchNorm3d(12), nn.Softplus()]
@@ -217,7 +217,7 @@ def volume() -> nn.Module:
 
 
 class Hourglass(nn.Module):
-    """Down and up again, twice over: transposed convolution and interpolation, joined with what was there before."""
+    """Down and up again, twice: transposed convolution and interpolation, each joined with the value before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a perceptron, each behind a norm and added to its input."""
+    """Attention and a perceptron, each after a norm and added to its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

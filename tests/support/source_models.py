@@ -25,7 +25,7 @@ net (float[batch,3,8,8] x) => (float[batch,5] y) {
 
 
 def norm(name: str, channels: int) -> Weights:
-    """The four tensors of a batch norm, named as PyTorch does."""
+    """Return the shapes of the four tensors of a batch norm, under PyTorch's names."""
     parts = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{part}": (channels,) for part in parts}
 
@@ -41,7 +41,7 @@ def source(
     ir_version: int = 8,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """A model from the text of its graph; weights are arrays, or shapes to fill with random numbers from 0.5 to 1.5."""
+    """Return a model from the text of its graph; weights are arrays, or shapes for random numbers from 0.5 to 1.5."""
     model = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["" : {opset}]>{text}')
     random = np.random.default_rng(seed)
     for name, given in (CONV_NORM_WEIGHTS if weights is None else weights).items():
@@ -51,14 +51,14 @@ def source(
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
-    """The file `model.onnx` in `folder`, holding `model`."""
+    """Write `model` to `model.onnx` in `folder`, and return the path."""
     path = folder / "model.onnx"
     onnx.save_model(model, str(path))
     return path
 
 
 def listing(model: ir.Model) -> list[str]:
-    """One line a node, `y [N,5] = Reshape (x, [-1, 5]) axis=1`: constants of up to eight integers are written out."""
+    """Return one line per node, `y [N,5] = Reshape (x, [-1, 5]) axis=1`, with constants of up to eight integers."""
     return [_line(node) for node in model.graph]
 
 
@@ -78,7 +78,7 @@ def _operand(value: ir.Value | None) -> str:
 
 
 def run(model: onnx.ModelProto | ir.Model, x: np.ndarray) -> np.ndarray:
-    """The first output on this machine's engine."""
+    """Return the first output of the model on this machine's engine."""
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])

@@ -1,4 +1,4 @@
-"""Models in 8 bits by onnxruntime's own quantizer: an oracle, and a kind of file that users have."""
+"""8-bit models from onnxruntime's quantizer: an oracle, and a kind of file that users have."""
 
 from __future__ import annotations
 

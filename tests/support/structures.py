@@ -1,6 +1,6 @@
-"""Models as structure only: an ONNX file without its large weights, which are drawn again from a seed on reading.
+"""Models as structure only: an ONNX file without its large weights; a reader draws them again from a seed.
 
-Of each tensor that is left out, shape, mean and standard deviation stay, so that what is drawn behaves alike.
+Shape, mean and standard deviation of each removed tensor stay in the file, so that the drawn tensor behaves alike.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import onnx
 from onnx.numpy_helper import from_array, to_array
 
 SMALL, LEVELS = 16, 4
-"""Elements, and different values, up to which a tensor is kept: scalars, shapes, masks."""
+"""Largest numbers of elements, and of different values, of a tensor that is kept: scalars, shapes, masks."""
 DRAWN = "drawn"
 KEPT = ("pkg.torch.onnx.name_scopes", "pkg.onnxscript.rewriter.rule_name")
 """Node metadata that recognition reads."""
 
 
 def strip(source: Path, target: Path) -> None:
-    """Write the structure of the ONNX file `source` to the gzip file `target`, the same bytes every time."""
+    """Write the structure of the ONNX file `source` to the gzip file `target`; the bytes are always the same."""
     model = onnx.load(str(source))
     for field in ("doc_string", "producer_version"):
         model.ClearField(field)
@@ -51,7 +51,7 @@ def _empty(tensor: onnx.TensorProto, array: np.ndarray) -> None:
 
 
 def restore(structure: Path, target: Path) -> Path:
-    """Write the model with its weights drawn, by tensor name, to `target`."""
+    """Write the model to `target` with weights that are drawn by tensor name."""
     model = onnx.load_from_string(gzip.decompress(structure.read_bytes()))
     for tensor in _tensors(model):
         kind, *told = tensor.doc_string.split()[:4] or [""]

@@ -1,4 +1,4 @@
-"""The nets of `tests/golden/surgeon_*`, what SURGEON was asked for on them in PyTorch, and their inputs."""
+"""The nets of `tests/golden/surgeon_*`, the settings of SURGEON on them in PyTorch, and their inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, float | str | bool]] = {
     "adam": {"optimizer": "adam", "lr": 1e-3, "probe_samples": 4, "select": "topk"},
     "dropit": {**SGD, "lr": 0.01, "select": "topk", "keep": 0.2},
 }
-"""What each run sets; all but `dropit` are the method `surgeon`."""
+"""Settings of each run; all but `dropit` are the method `surgeon`."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,7 +31,7 @@ def method(run: str) -> str:
 
 
 def inputs(seed: int = 7) -> np.ndarray:
-    """[3, 32, 3, 16, 16]; RandomState's stream never changes."""
+    """Return samples [3, 32, 3, 16, 16]; the stream of RandomState never changes."""
     random = np.random.RandomState(seed)
     return random.standard_normal((STEPS, BATCH, 3, SIDE, SIDE)).astype(np.float32)
 
@@ -41,6 +41,9 @@ def model(kind: str) -> Path:
 
 
 def golden(kind: str, run: str) -> Arrays:
-    """`logits` [3, 32, 6], `shares/NAME` [3] of each norm, `after/NAME` of each parameter, names as ttac has them."""
-    found = load_file(GOLDEN / f"surgeon_{kind}.safetensors")
-    return {key.removeprefix(f"{run}/"): value for key, value in found.items() if key.startswith(f"{run}/")}
+    """Return `logits` [3, 32, 6], keep ratios `shares/NAME` [3] of each norm, and `after/NAME` of each parameter.
+
+    The names are those of ttac.
+    """
+    numbers = load_file(GOLDEN / f"surgeon_{kind}.safetensors")
+    return {key.removeprefix(f"{run}/"): value for key, value in numbers.items() if key.startswith(f"{run}/")}

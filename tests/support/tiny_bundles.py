@@ -103,23 +103,23 @@ PREDICT = [{"run": "forward", "only": ["logits"]}, {"return": "logits"}]
 
 
 def batch(n: int = PLANNED, seed: int = 0) -> np.ndarray:
-    """n samples for the tiny models."""
+    """Return n samples for the tiny models."""
     return np.random.default_rng(seed).standard_normal((n, 3), dtype=np.float32)
 
 
 def state_of(adapter: Adapter) -> dict[str, np.ndarray]:
-    """Copies of the adapter's committed state."""
+    """Return copies of the adapter's committed state."""
     return {name: array.copy() for name, array in adapter._state.arrays().items()}
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest as it lies there."""
+    """Return the manifest of the folder."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     return manifest
 
 
 def reseal(folder: Path, manifest: Mapping[str, Any] | None = None) -> None:
-    """Write the manifest again, with the hashes the files have now."""
+    """Write the manifest again, with the current hashes of the files."""
     write_manifest(folder, {key: value for key, value in (manifest or read(folder)).items() if key != "files"})
 
 
@@ -128,7 +128,7 @@ def parse(text: str) -> onnx.ModelProto:
 
 
 def with_external(model: onnx.ModelProto, name: str, array: np.ndarray, location: str, offset: int) -> onnx.ModelProto:
-    """The model with initializer `name` read from a file."""
+    """Return the model with the data of initializer `name` in a file."""
     others = [tensor for tensor in model.graph.initializer if tensor.name != name]
     tensor = onnx.TensorProto(name=name, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -140,7 +140,7 @@ def with_external(model: onnx.ModelProto, name: str, array: np.ndarray, location
 
 
 def offset_of(path: Path) -> int:
-    """Where the data of a safetensors file begins."""
+    """Return the offset of the data in a safetensors file."""
     return 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
 
@@ -150,7 +150,7 @@ def manifest_of(
     step: Sequence[Mapping[str, Any]],
     outputs: int,
 ) -> dict[str, Any]:
-    """A manifest without `files`, which `write_manifest` fills in."""
+    """Return a manifest without `files`, which `write_manifest` adds."""
     return {
         "format": 2,
         "ttac": "0.1.0",
@@ -184,7 +184,7 @@ def write_bundle(
     state: Mapping[str, tuple[np.ndarray, str]],
     manifest: Mapping[str, Any],
 ) -> Path:
-    """Write graphs, state and manifest beside the weights that are there already."""
+    """Write graphs, state and manifest into the folder of the weights."""
     for name, model in models.items():
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
     save_file({name: array for name, (array, _) in state.items()}, folder / "state.safetensors")
@@ -193,7 +193,7 @@ def write_bundle(
 
 
 def ema(folder: Path) -> Path:
-    """One graph that subtracts a running mean and updates it; the weight is external data."""
+    """Write a bundle of one graph that subtracts and updates a running mean; the weight is external data."""
     folder.mkdir()
     save_file({"gain": GAIN}, folder / "weights.safetensors")
     start = offset_of(folder / "weights.safetensors")
@@ -209,7 +209,7 @@ def ema(folder: Path) -> Path:
 
 
 def ema_expected(x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and the next mean of one step of "ema"."""
+    """Return the logits and the next mean of one step of "ema"."""
     return np.maximum((x - mean) @ GAIN, 0), np.float32(0.75) * mean + np.float32(0.25) * x.mean(axis=0)
 
 

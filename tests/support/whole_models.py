@@ -1,4 +1,4 @@
-"""The small models of `tests/models`, their golden numbers, and what a compiled bundle's own graphs compute."""
+"""The small models of `tests/models`, their golden numbers, and the values of a compiled bundle's graphs."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ Arrays = dict[str, np.ndarray]
 
 
 def operators(graph: ir.Graph) -> list[str]:
-    """The operators of the graph, in its order."""
+    """Return the operators of the graph, in its order."""
     return [node.op_type for node in graph]
 
 
 def samples(shape: Sequence[int], count: int = BATCH, seed: int = 0) -> np.ndarray:
-    """Inputs of the golden numbers, float32 [count, *shape]; RandomState's stream never changes."""
+    """Return the inputs of the golden numbers, float32 [count, *shape]; the stream of RandomState never changes."""
     return np.random.RandomState(seed).standard_normal((count, *shape)).astype(np.float32)
 
 
 def golden(name: str) -> Arrays:
-    """The golden numbers of a model, float64; see `make_models.py`."""
+    """Return the golden numbers of a model, float64; see `tests/golden/make/model_gradients.py`."""
     with safe_open(HERE / "golden" / "models.safetensors", "np") as file:
         keys = [key for key in file.keys() if key.startswith(f"{name}/")]
         return {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in keys}
 
 
 def golden_gradients(name: str) -> Arrays:
-    """The golden gradients of a model."""
+    """Return the golden gradients of a model."""
     return under_our_names(golden(name))
 
 
 def under_our_names(found: Arrays) -> Arrays:
-    """The gradients among golden numbers, `gradient/0.branch.1.weight` as `0.branch.1.scale`."""
-    slopes = {key.removeprefix("gradient/"): value for key, value in found.items() if key.startswith("gradient/")}
-    return {f"{key.removesuffix('.weight')}.scale" if key.endswith(".weight") else key: v for key, v in slopes.items()}
+    """Return the gradients among golden numbers, `gradient/0.branch.1.weight` as `0.branch.1.scale`."""
+    named = {key.removeprefix("gradient/"): value for key, value in found.items() if key.startswith("gradient/")}
+    return {f"{key.removesuffix('.weight')}.scale" if key.endswith(".weight") else key: v for key, v in named.items()}
 
 
 def executed(folder: Path, x: np.ndarray) -> Arrays:
-    """Every value that one step of the bundle in `folder` hands on, by name; each graph run on its own, as written."""
+    """Return every value that the graphs of a bundle exchange in one step, by name; each graph runs separately."""
     manifest = read(folder)
     values = {**load_file(folder / "weights.safetensors"), **load_file(folder / manifest["state"]["file"])}
     values[manifest["inputs"][0]["name"]] = x
@@ -71,14 +71,14 @@ def executed(folder: Path, x: np.ndarray) -> Arrays:
 
 
 def gradient_errors(found: Arrays, expected: Arrays) -> Arrays:
-    """Per parameter, the distance of its gradient relative to the length of all gradients; under "all" that of all."""
+    """Return each parameter's gradient distance relative to the length of all gradients; "all" is the whole distance."""
     length = np.sqrt(sum(float((value**2).sum()) for value in expected.values()))
     apart = {name: np.linalg.norm(found[f"{name}.grad"].astype(np.float64) - value) for name, value in expected.items()}
     return {**{name: d / length for name, d in apart.items()}, "all": np.linalg.norm(list(apart.values())) / length}
 
 
 def compiled(path: Path, folder: Path, **choices: Any) -> Path:
-    """A bundle below `folder`, without the measurement of its memory, which takes a process of its own."""
+    """Compile a bundle below `folder` without the measurement of its memory, which takes a separate process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "measure", lambda *_, **__: None)
         bundle = ttac.compile(path, output=folder / f"{path.stem}-{len(list(folder.iterdir()))}.ttac", **choices)
@@ -87,14 +87,14 @@ def compiled(path: Path, folder: Path, **choices: Any) -> Path:
 
 
 def state_of(adapter: ttac.Adapter) -> Arrays:
-    """The adapter's state, read back from a file it saves."""
+    """Return the adapter's state from a file that it saves."""
     with tempfile.TemporaryDirectory() as folder:
         adapter.save(Path(folder) / "state.safetensors")
         return load_file(Path(folder) / "state.safetensors")
 
 
 def normal(path: Path) -> ir.Model:
-    """The file in normal form."""
+    """Return the file in normal form."""
     return normalise(load(path), simplifier=None)
 
 
@@ -103,7 +103,7 @@ def sites_of(model: ir.Model) -> list[NormSite]:
 
 
 def spelled(model: ir.Model) -> ir.Model:
-    """A copy in standard operators."""
+    """Return a copy in standard operators."""
     return lower(model.clone(), targets.find("cpu"))
 
 
@@ -112,7 +112,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(kind: type[TtacError], path: Path, **choices: Any) -> str:
-    """The message of the refusal; that nothing was written, and that it says what to try, is checked here."""
+    """Return the message of the refusal, after checks that no file was written and that the message has a hint."""
     before = everything(path.parent)
     with pytest.raises(kind) as caught:
         ttac.compile(path, **choices)

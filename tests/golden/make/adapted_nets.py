@@ -1,11 +1,11 @@
-"""Writes `tests/golden/adapted_*.onnx` and `.safetensors`: five steps of TENT, ETA, EATA and SAR in plain PyTorch.
+"""Write `tests/golden/adapted_*.onnx` and `.safetensors`: five steps of TENT, ETA, EATA and SAR in PyTorch.
 
-    python -m tests.make_adapted
+    python -m tests.golden.make.adapted_nets
 
-Two small nets of random weights, one with group and one with layer norms.  Each golden file holds, from a float64 run,
-`METHOD/logits` [5, 8, 6] of each step, from before its update, and `METHOD/after/PARAMETER` after the last, names as in
-torch.  The inputs follow from the seed, which is in the metadata.  The search for a seed leaves no entropy and
-no cosine so close to its bound that float32 may see it on the other side.
+Two small nets have random weights; the first has group norms, the second layer norms.  Each golden file holds, from a
+float64 run, `METHOD/logits` [5, 8, 6] of each step, computed before its update, and `METHOD/after/PARAMETER` after the
+last step, with torch's names.  The inputs follow from the seed in the metadata.  The search for a seed leaves no entropy
+and no cosine so close to its bound that float32 can put it on the other side.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.adapted import CLASSES, GOLDEN, SETTINGS, STEPS, UNTRAINED, i
 from ttac.passes.graph.layer_names import SCOPES
 
 CLEAR = 2e-4
-"""The least distance of an entropy or a cosine to its bound."""
+"""Least distance of an entropy or a cosine from its bound."""
 
 
 class Block(nn.Module):
@@ -89,7 +89,7 @@ NETWORKS: dict[str, Any] = {"group": convolutional, "layer": Transformer}
 
 
 def build(kind: str, seed: int, given: dict[str, np.ndarray]) -> nn.Module:
-    """The net with uneven norms, and logits spread so that entropies lie on both sides of the margin."""
+    """Return the net with different norms, and logits whose entropies lie on both sides of the margin."""
     torch.manual_seed(seed)
     net: nn.Module = NETWORKS[kind]()
     for name, value in net.named_parameters():
@@ -107,7 +107,7 @@ def build(kind: str, seed: int, given: dict[str, np.ndarray]) -> nn.Module:
 
 
 def peer(method: str, net: nn.Module, kind: str, calibration: Tensor) -> Any:
-    """The plain PyTorch re-statement of `method` on a copy of the net, in double precision."""
+    """Return the method in PyTorch on a copy of the net, in double precision."""
     net, settings = copy.deepcopy(net).double(), dict(SETTINGS[method])
     if method == "tent":
         return Tent(net, lambda tensors: torch.optim.SGD(tensors, momentum=0.9, **settings))
@@ -128,7 +128,7 @@ def trajectory(method: str, net: nn.Module, kind: str, given: dict[str, np.ndarr
 
 
 def is_clear(found: dict[str, np.ndarray]) -> bool:
-    """Whether every method sees reliable samples and others, none at the bound; the anchor holds; SAR recovers."""
+    """Whether every method sees reliable and other samples, none at the bound, the anchor acts, and SAR recovers."""
     for method, settings in SETTINGS.items():
         entropies = entropy(torch.from_numpy(found[f"{method}/logits"]).flatten(0, 1))
         bound = settings.get("margin", 0.6) * float(np.log(CLASSES))

@@ -1,9 +1,9 @@
-"""Writes `tests/golden/consistency.safetensors`: distortions by torchvision, and SURGEON with CR in PyTorch, float64.
+"""Write `tests/golden/consistency.safetensors`: distortions by torchvision, and SURGEON with CR in PyTorch, float64.
 
-    python -m tests.make_consistency
+    python -m tests.golden.make.consistency_views
 
-The distortions are CoTTA's steps in its order, each by itself: jitter, padding, affine transform, blur, crop, mirror,
-noise.  The loss is one value of both views, differentiated as one.  Needs torchvision.
+The distortions are the steps of CoTTA in its order, each alone: jitter, padding, affine transform, blur, crop, mirror,
+noise.  The loss of both views is one value, and is differentiated as one.  Needs torchvision.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NOISE = 0.005
 
 
 def distorted(x: Tensor, by: Mapping[str, float], noise: Tensor | float = 0.0) -> Tensor:
-    """`x` [n, C, H, W] from 0 to 1 as CoTTA distorts it."""
+    """Return `x` [n, C, H, W] from 0 to 1 with the distortions of CoTTA."""
     height, width = x.shape[2:]
     x = picture.adjust_brightness(x.clamp(0, 1), by["brightness"])
     x = picture.adjust_contrast(x, by["contrast"])
@@ -70,7 +70,7 @@ def stages() -> Iterator[tuple[str, np.ndarray]]:
 
 
 def loss_of(net: nn.Module, x: Tensor, other: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The logits of `x`, and the loss of both views."""
+    """Return the logits of `x`, and the loss of both views."""
     logits, turned = net(x), net(other)
     entropies = entropy(logits)
     loss = entropies.mean()

@@ -1,12 +1,12 @@
-"""Writes `tests/golden/heads_*.onnx` and `.safetensors`: steps of TENT, EATA and SAR on other heads, in plain PyTorch.
+"""Write `tests/golden/heads_*.onnx` and `.safetensors`: steps of TENT, EATA and SAR on other heads, in PyTorch.
 
-    python -m tests.make_heads
+    python -m tests.golden.make.head_nets
 
-Three small nets of random weights: an encoder-decoder with batch norms, the same with group norms, and a classifier
-with group norms and a single answer.  Each golden file holds, from a float64 run, `METHOD/logits` of each step, from
-before its update, and `METHOD/after/PARAMETER` after the last, names as in torch; the seed of weights and inputs is in
-the metadata.  The search for a seed leaves no entropy and no cosine so close to its bound that float32 may see it on
-the other side.
+Three small nets have random weights: an encoder-decoder with batch norms, the same net with group norms, and a
+classifier with group norms and a single answer.  Each golden file holds, from a float64 run, `METHOD/logits` of each
+step, computed before its update, and `METHOD/after/PARAMETER` after the last step, with torch's names.  The metadata
+holds the seed of weights and inputs.  The search for a seed leaves no entropy and no cosine so close to its bound that
+float32 can put it on the other side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.pytorch_peers import norm_parameters, use_batch_statistics
 from tests.support.head_cases import BATCH, CLASSES, GOLDEN, SETTINGS, SHAPE, UNTRAINED, inputs
 
 CLEAR = 2e-5
-"""The least distance of an entropy or a cosine to its bound; there are thousands of pixels."""
+"""Least distance of an entropy or a cosine from its bound; there are thousands of pixels."""
 
 
 class Segmenter(nn.Module):
@@ -70,7 +70,7 @@ NETWORKS: dict[str, Any] = {
 
 
 def build(kind: str, seed: int) -> nn.Module:
-    """The net with uneven norms, and logits spread so that entropies lie on both sides of the margin."""
+    """Return the net with different norms, and logits whose entropies lie on both sides of the margin."""
     torch.manual_seed(seed)
     net: nn.Module = NETWORKS[kind]()
     x = torch.from_numpy(inputs(seed)["calibration"])
@@ -89,18 +89,18 @@ def build(kind: str, seed: int) -> nn.Module:
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """Scores by class, axis 1; those of a single answer are 0 for no and the logit for yes."""
+    """Return scores by class along axis 1; for a single answer, 0 for no and the logit for yes."""
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H in nats at each position; logits [N, C, ...] -> [N, ...]."""
+    """Return the entropy H in nats at each position, [N, ...], from logits [N, C, ...]."""
     log_p = classes_of(logits).log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 class Peer:
-    """What the three methods share: the norms' parameters, SGD with momentum 0.9, and how close a bound came."""
+    """Base of the three methods: the norms' parameters, SGD with momentum 0.9, and the least distance from a bound."""
 
     def __init__(self, net: nn.Module, settings: dict[str, float], untrained: tuple[str, ...] = ()) -> None:
         self.net, self.settings = use_batch_statistics(copy.deepcopy(net).double()).requires_grad_(False), settings
@@ -123,10 +123,10 @@ class Peer:
         """The entropy below which a position is reliable."""
         return self.settings["margin"] * math.log(max(2, logits.shape[1]))
 
-    def apply(self, slopes: Any) -> None:
+    def apply(self, gradients: Any) -> None:
         """One step of the optimizer."""
-        for value, slope in zip(self.trained, slopes, strict=True):
-            value.grad = slope
+        for value, gradient in zip(self.trained, gradients, strict=True):
+            value.grad = gradient
         self.optimizer.step()
 
 
@@ -140,7 +140,7 @@ class Tent(Peer):
 
 
 class Eata(Peer):
-    """Reliable and non-redundant positions, weighted; the anchor squares gradients of 64 samples or a planned batch."""
+    """Reliable and non-redundant positions, weighted; the anchor squares gradients of 64 samples or one batch."""
 
     def __init__(self, net: nn.Module, settings: dict[str, float], calibration: Tensor | None) -> None:
         super().__init__(net, settings)
@@ -152,8 +152,8 @@ class Eata(Peer):
         for batch in batches:
             logits = classes_of(self.net(batch))
             loss = functional.cross_entropy(logits, logits.argmax(1))
-            for total, slope in zip(self.fisher, torch.autograd.grad(loss, self.trained), strict=True):
-                total += slope**2 / len(batches)
+            for total, gradient in zip(self.fisher, torch.autograd.grad(loss, self.trained), strict=True):
+                total += gradient**2 / len(batches)
 
     def step(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
@@ -173,30 +173,30 @@ class Eata(Peer):
 
 
 class Sar(Peer):
-    """Two looks at the reliable positions, the second from the worst point nearby; no recovery in so few steps."""
+    """Two passes over the reliable positions, the second at the worst point nearby; so few steps need no recovery."""
 
     def step(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
         each, limit = entropy(logits), self.limit(logits)
         first = self.below(each, limit)
-        slopes = torch.autograd.grad(each[first].mean(), self.trained)
-        length = torch.sqrt(sum((slope**2).sum() for slope in slopes))
+        gradients = torch.autograd.grad(each[first].mean(), self.trained)
+        length = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
         before = [value.detach().clone() for value in self.trained]
         with torch.no_grad():
-            for value, slope in zip(self.trained, slopes, strict=True):
-                value += self.settings["rho"] * slope / length
+            for value, gradient in zip(self.trained, gradients, strict=True):
+                value += self.settings["rho"] * gradient / length
         again = entropy(self.net(x))
         second = first & self.below(again, limit)
-        slopes = torch.autograd.grad(again[second].mean(), self.trained)
+        gradients = torch.autograd.grad(again[second].mean(), self.trained)
         with torch.no_grad():
             for value, kept in zip(self.trained, before, strict=True):
                 value.copy_(kept)
-        self.apply(slopes)
+        self.apply(gradients)
         return logits.detach()
 
 
 def peer(method: str, kind: str, net: nn.Module, given: dict[str, np.ndarray]) -> Any:
-    """The plain PyTorch re-statement of `method` on a copy of the net, in double precision."""
+    """Return the method in PyTorch on a copy of the net, in double precision."""
     settings = SETTINGS[kind][method]
     if method == "tent":
         return Tent(net, settings)
@@ -207,17 +207,17 @@ def peer(method: str, kind: str, net: nn.Module, given: dict[str, np.ndarray]) -
 
 
 def trajectory(method: str, kind: str, net: nn.Module, given: dict[str, np.ndarray]) -> tuple[dict[str, Any], bool]:
-    """What the golden file holds of one method, and whether every bound was clear and divided the positions."""
+    """Return the golden numbers of one method, and whether every bound was clear and divided the positions."""
     adapter = peer(method, kind, net, given)
     logits = torch.stack([adapter.step(torch.from_numpy(x).double()) for x in given["x"]])
-    found = {f"{method}/logits": logits.numpy()}
-    found |= {f"{method}/after/{name}": value.detach().numpy() for name, value in adapter.parameters.items()}
+    numbers = {f"{method}/logits": logits.numpy()}
+    numbers |= {f"{method}/after/{name}": value.detach().numpy() for name, value in adapter.parameters.items()}
     divided = all(0.03 < share < 0.99 for share in adapter.shares)
-    return found, adapter.nearest > CLEAR and divided
+    return numbers, adapter.nearest > CLEAR and divided
 
 
 def export(net: nn.Module, path: Path) -> None:
-    """By the exporter that traces, in a mode that leaves norms as they are, without what tells of this machine."""
+    """Write the net with the tracing exporter in a mode that keeps norms, without traces of this machine."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(

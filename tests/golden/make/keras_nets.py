@@ -1,8 +1,8 @@
-"""Make `tests/golden/keras-*`: two small Keras nets as tf2onnx writes them, and a step of TENT by tf.GradientTape.
+"""Write `tests/golden/keras-*`: two small Keras nets from tf2onnx, and a step of TENT by tf.GradientTape.
 
-`python -m tests.make_keras`, in an environment with `pip install tensorflow-cpu tf2onnx keras safetensors` (2.21.0, 1.17.0
-and 3.15.1 were used).  `batch` has batch norms behind and before layers, whose source statistics are those of `calibration`;
-`own` has a layer, a group and an RMS norm.
+`python -m tests.golden.make.keras_nets` runs in an environment with `pip install tensorflow-cpu tf2onnx keras
+safetensors` (2.21.0, 1.17.0 and 3.15.1 were used).  `batch` has batch norms after and before layers, with the statistics
+of `calibration`; `own` has a layer, a group and an RMS norm.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def own() -> keras.Model:
 
 
 def stepped(model: keras.Model, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits of the source, those of the step, and the norms' parameters after it, as `<layer>/gamma`."""
+    """Return logits of the source and of the step, and the norms' parameters after the step, as `<layer>/gamma`."""
     found = {"logits": model(x, training=False).numpy()}
     held = {f"{n.name}/{v.name}": v for n in flat(model) if is_norm(n) for v in n.trainable_variables}
     with tf.GradientTape() as tape:
         logits = model(x, training=True)
         log_p = tf.nn.log_softmax(logits)
         entropy = -tf.reduce_mean(tf.reduce_sum(tf.exp(log_p) * log_p, -1))
-    slopes = tape.gradient(entropy, [value.value for value in held.values()])
+    gradients = tape.gradient(entropy, [value.value for value in held.values()])
     found["step"] = logits.numpy()
-    for (key, value), slope in zip(held.items(), slopes, strict=True):
-        found[f"after/{key}"] = np.asarray(value) - RATE * slope.numpy()
+    for (key, value), gradient in zip(held.items(), gradients, strict=True):
+        found[f"after/{key}"] = np.asarray(value) - RATE * gradient.numpy()
     return found
 
 

@@ -1,15 +1,15 @@
-"""Writes `tests/models/*.onnx` and `tests/golden/models.safetensors`: small nets and their TENT gradients from PyTorch.
+"""Write `tests/models/*.onnx` and `tests/golden/models.safetensors`: small nets and their TENT gradients from PyTorch.
 
-    python -m tests.make_models [NAME ...]
+    python -m tests.golden.make.model_gradients [NAME ...]
 
-The golden file holds, per net, in float64 and computed so: `NAME/logits` [8, 7] with batch statistics,
-`NAME/source_logits` with the stored ones, `NAME/entropy`, the mean entropy of the first, and `NAME/gradient/PARAMETER`
-of it, for scale and shift of every norm, PARAMETER as in torch (`0.branch.1.weight`).  The metadata, JSON under the one
-key `golden`, say which seed the weights have, which exporter wrote the file, and how far torch's own float32 gradients
-are from these.
+The golden file holds for each net, computed and stored in float64: `NAME/logits` [8, 7] with batch statistics,
+`NAME/source_logits` with stored statistics, `NAME/entropy`, the mean entropy of `NAME/logits`, and its gradient
+`NAME/gradient/PARAMETER` for scale and shift of every norm, with torch's names (`0.branch.1.weight`).  The metadata, JSON
+under the one key `golden`, hold the seed of the weights, the exporter of the file, and the distance of torch's float32
+gradients from these.
 
-Seeds are searched for weights that leave no activation so close to a kink that float32 may see it on the other side:
-there, right and wrong gradients could not be told apart.
+The search for a seed leaves no activation so close to a kink that float32 can put it on the other side; right and wrong
+gradients are equal there.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ HERE = Path(__file__).resolve().parents[2]
 GOLDEN = HERE / "golden" / "models.safetensors"
 CALIBRATION = 64
 STEADY = 2e-5
-"""The most that gradients may move, relative to their length, in float32 or when the input moves by `NUDGE`."""
+"""Largest change of the gradients, relative to their length, in float32 or when the input moves by `NUDGE`."""
 NUDGE = 3e-6
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 DYNAMO = frozenset({"resnet", "mobilenet_v3", "densenet", "shufflenet", "signal", "transformer"})
-"""Nets written by the exporter that follows the code; the others by the one that traces."""
+"""Nets written by the exporter that follows the code; the tracing exporter writes the others."""
 
 Numbers = dict[str, np.ndarray]
 
 
 def build(name: str, seed: int) -> nn.Module:
-    """The net with weights of `seed`, norms as after training, and logits of entropies well below ln C."""
+    """Return the net with weights of `seed`, norms like trained ones, and logits with entropies well below ln C."""
     torch.manual_seed(seed)
     maker, shape = NETWORKS[name]
     net = maker()
@@ -66,33 +66,33 @@ def build(name: str, seed: int) -> nn.Module:
 
 
 def norm_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Scale and shift of every norm, by their names in the net."""
+    """Return scale and shift of every norm by their names in the net."""
     norms = {name: module for name, module in net.named_modules() if isinstance(module, NORMS)}
     return {f"{name}.{role}": value for name, norm in norms.items() for role, value in norm.named_parameters()}
 
 
 def numbers(net: nn.Module, x: Tensor) -> Numbers:
-    """What the golden file holds of a net; its norms lose their stored statistics."""
+    """Return the golden numbers of a net; its norms lose their stored statistics."""
     with torch.no_grad():
         source = net(x)
     parameters = norm_parameters(use_batch_statistics(net))
     logits = net(x)
     loss = entropy(logits).mean()
-    slopes = torch.autograd.grad(loss, list(parameters.values()))
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
     found = {"source_logits": source, "logits": logits, "entropy": loss}
-    found |= {f"gradient/{name}": slope for name, slope in zip(parameters, slopes, strict=True)}
+    found |= {f"gradient/{name}": gradient for name, gradient in zip(parameters, gradients, strict=True)}
     return {key: value.detach().double().numpy() for key, value in found.items()}
 
 
 def distance(found: Numbers, expected: Numbers) -> float:
-    """Between the gradients, all in one vector, relative to the expected one's length."""
+    """Return the distance between all gradients as one vector, relative to the length of the expected vector."""
     names = [name for name in expected if name.startswith("gradient/")]
     apart = sum(float(((found[name] - expected[name]) ** 2).sum()) for name in names)
     return float(np.sqrt(apart / sum(float((expected[name] ** 2).sum()) for name in names)))
 
 
 def steady(name: str, seed: int) -> tuple[Numbers, float, float]:
-    """The numbers, how far float32 is from them, and how far they move when the input does."""
+    """Return the numbers, their distance from float32, and their change when the input moves."""
     x = torch.from_numpy(samples(NETWORKS[name][1], BATCH))
     exact = numbers(build(name, seed).double(), x.double())
     nudges = [torch.from_numpy(samples(NETWORKS[name][1], BATCH, seed=2 + i)).double() * NUDGE for i in range(3)]
@@ -101,7 +101,7 @@ def steady(name: str, seed: int) -> tuple[Numbers, float, float]:
 
 
 def export(name: str, net: nn.Module, path: Path) -> None:
-    """Write the net with its norms whole and a free batch."""
+    """Write the net with unfolded norms and a symbolic batch."""
     x = torch.from_numpy(samples(NETWORKS[name][1], 2))
     names = {"input_names": ["x"], "output_names": ["logits"]}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -131,14 +131,14 @@ def export(name: str, net: nn.Module, path: Path) -> None:
 
 
 def told(name: str) -> dict[str, Any]:
-    """What the golden file says of a net."""
+    """Return the metadata of a net in the golden file."""
     with safe_open(GOLDEN, "np") as file:
         facts: dict[str, Any] = json.loads(file.metadata()["golden"])[name]
     return facts
 
 
 def make(name: str) -> tuple[Numbers, dict[str, object]]:
-    """Search a seed, write the model; returns the golden numbers and what is to be said of them."""
+    """Search a seed, write the model, and return the golden numbers and their metadata."""
     for seed in range(200):
         exact, single, moved = steady(name, seed)
         if max(single, moved) < STEADY:

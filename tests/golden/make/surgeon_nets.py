@@ -1,14 +1,16 @@
-"""Writes `tests/golden/surgeon_*.onnx` and `.safetensors`: three steps of SURGEON and DropIT in plain PyTorch, float64.
+"""Write `tests/golden/surgeon_*.onnx` and `.safetensors`: three steps of SURGEON and DropIT in PyTorch, float64.
 
-    python -m tests.make_surgeon
+    python -m tests.golden.make.surgeon_nets
 
-As ttac has it (METHODS 6): only norms learn; the gradients of a norm, that of its input among them, are made from the
-kept elements of its input, with the statistics of the whole and zeros in the other places; the probe is the first samples
-of the batch with everything kept; what takes less than 16 KiB is kept whole.  The input of a batch norm counts from the
-source's mean, which ttac subtracts in the convolution before; of the other norms it is the standardized input that is kept.
-With `select=blocks` kept blocks are rounded to 8 bits and the others are their mean; where a batch norm's input enters
-the gradient element by element, every block is, unless all of every input is kept.  What stands for the standardized input
-of a group norm is brought to that one's mean square in each group, where it multiplies a sum.
+The rules are those of ttac.  Only norms learn.  The gradients of a norm, also of its input, come from the kept elements
+of its input, with the statistics of the whole input and zeros in the other places.  The probe is the first samples of
+the batch, with everything kept.  An input of less than 16 KiB is kept whole.
+
+The kept input of a batch norm is its distance from the source's mean, which ttac subtracts in the convolution before.
+The other norms keep their standardized input.  With `select=blocks`, kept blocks are rounded to 8 bits and the other
+blocks are replaced by their mean.  Where a batch norm's input enters the gradient element by element, every block is
+replaced by its mean, unless everything of every input is kept.  The approximation of a group norm's standardized input
+is scaled to the mean square of this input in each group, where it multiplies a sum.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from tests.support.surgeon_case import BATCH, CLASSES, GOLDEN, KINDS, LEAST, SET
 class Pruned(torch.autograd.Function):
     """xhat*scale + bias with xhat = (x - mean)*r over some axes.
 
-    The backward sees `summed` instead of xhat within sums, `single` where every element has its own.
+    The backward uses `summed` instead of xhat within sums, and `single` element by element.
     """
 
     @staticmethod
@@ -58,7 +60,7 @@ class Pruned(torch.autograd.Function):
 
 
 class Norm(nn.Module):
-    """A batch, group or layer norm with a share of its input that the backward sees."""
+    """A batch, group or layer norm whose backward uses a fraction of its input."""
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class Norm(nn.Module):
         return Pruned.apply(x, scale, bias, axes, r, summed, single).view(shape)
 
     def kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands for x in sums, and element by element."""
+        """Return the approximations of x within sums, and element by element."""
         if not self.in_blocks or self.elements * BATCH * 4 < LEAST:
             return (self.prune(x),) * 2
         size = min(64, x.shape[-1]) if x.ndim == 3 else 64
@@ -103,7 +105,7 @@ class Norm(nn.Module):
         return summed.view(x.shape), (summed if self.all_kept else means).view(x.shape)
 
     def prune(self, x: Tensor) -> Tensor:
-        """The floor(share * elements) largest magnitudes, zeros elsewhere."""
+        """Return the floor(share * elements) values with the largest magnitudes, and zeros elsewhere."""
         count = math.floor(np.float32(self.share) * np.float32(x.numel()))
         if self.elements * BATCH * 4 < LEAST or count >= x.numel():
             return x
@@ -141,7 +143,7 @@ def network(kind: str) -> nn.Module:
 
 
 def built(kind: str) -> nn.Module:
-    """Uneven norms, statistics as of the net's own inputs, logits that are neither certain nor even."""
+    """Return a net with different norms, statistics of its inputs, and logits that are neither certain nor uniform."""
     torch.manual_seed(3)
     net = network(kind)
     for module in net.modules():
@@ -160,7 +162,7 @@ def built(kind: str) -> nn.Module:
 
 
 def norms_of(net: nn.Module) -> dict[str, Norm]:
-    """Every norm replaced by one that prunes, by the name it had."""
+    """Replace every norm by a pruning norm, and return these by name."""
     found = {}
     for name, plain in list(net.named_modules()):
         if isinstance(plain, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
@@ -171,7 +173,7 @@ def norms_of(net: nn.Module) -> dict[str, Norm]:
 
 
 def learn(net: nn.Module, x: Tensor, settings: dict[str, Any]) -> Tensor:
-    """The logits, with the gradients of the loss on the parameters."""
+    """Return the logits, and set the gradients of the loss on the parameters."""
     logits: Tensor = net(x)
     entropies = entropy(logits)
     if settings.get("css"):
@@ -186,13 +188,13 @@ def learn(net: nn.Module, x: Tensor, settings: dict[str, Any]) -> Tensor:
 
 
 def ratios(net: nn.Module, norms: dict[str, Norm], x: Tensor, keep: float) -> None:
-    """Let each norm keep the share that its importance on `x` warrants."""
+    """Set the keep ratio of each norm by its importance on `x`."""
     for each in norms.values():
         each.share, each.all_kept, each.weight.grad, each.bias.grad = 1.0, True, None, None
     learn(net, x, {})
     sizes = np.array([each.elements for each in norms.values()], float)
-    slopes = [float(each.weight.grad.square().mean().sqrt()) for each in norms.values()]  # type: ignore[union-attr]
-    importance = np.array(slopes) * -np.log(sizes / sizes.sum())
+    lengths = [float(each.weight.grad.square().mean().sqrt()) for each in norms.values()]  # type: ignore[union-attr]
+    importance = np.array(lengths) * -np.log(sizes / sizes.sum())
     for each, value in zip(norms.values(), importance / importance.max() * keep, strict=True):
         each.share, each.all_kept = float(value), False
 
