@@ -1,11 +1,11 @@
 """ttac: a test-time adaptation compiler.
 
-    bundle = ttac.compile("model.onnx", method="tent", target="jetson")    # on the development machine
-    adapter = ttac.load("model-tent-jetson.ttac")                          # on the device
+    bundle = ttac.compile("model.onnx", target="jetson", output="model.ttac")    # on the development machine
+    adapter = ttac.load("model.ttac")                                            # on the device
     logits = adapter.step(x)
 
-`ttac.methods.names()` and `ttac.targets.names()` list what there is.  Names are imported when first used, so that a
-device needs numpy, safetensors and onnxruntime only.
+`ttac.methods.names()` and `ttac.targets.names()` list methods and targets.  Names are imported when first used, so that
+a device needs numpy, safetensors and onnxruntime only.
 """
 
 from __future__ import annotations

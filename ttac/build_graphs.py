@@ -46,14 +46,15 @@ class Parts:
     sites: list[NormSite]
     adaptation: Adaptation
     joint: Joint
-    anchor: Mapping[str, np.ndarray]
+    constants: Mapping[str, np.ndarray]
     head: Head | None = None
     quantized: Int8Modules | None = None
 
     def keeping(self, factor: float) -> Parts:
-        """The same for a method that keeps a share of each layer's input, and `factor` of that share."""
-        settings = self.request.settings
-        less = {**settings, "keep": round(float(settings["keep"]) * factor, 4)}
+        """The same with `factor` times the keep ratio, for a method that has one."""
+        keep, settings = self.request.method.keep, self.request.settings
+        assert keep is not None
+        less = {**settings, keep.option: round(float(settings[keep.option]) * factor, 4)}
         return replace(self, request=replace(self.request, settings=less))
 
 
@@ -76,14 +77,14 @@ def plan_residuals(parts: Parts, goal: int | None) -> Planned:
     moved = [tensor.value for tensor in parts.adaptation.tracked if tensor.next is not None]
     copy_moved_state(joint.model, joint.backward, moved)
     free = [value for value in graph.inputs if value not in moved]
-    codec = asked.method.drops(asked.settings)
-    layers = layers_of(joint) if codec else []
-    if layers:
-        keep = float(asked.settings["keep"])
-        decide = keep_a_share(joint, layers, codec, keep, asked.batch)
-        shares = keep_shares(layers, keep, moves="importance" in asked.method.graphs)
+    keep = asked.method.keep
+    layers = layers_of(joint) if keep else []
+    if keep and layers:
+        ratio = float(asked.settings[keep.option])
+        decide = keep_a_share(joint, layers, keep.codec(asked.settings), ratio, asked.batch)
+        shares = keep_shares(layers, ratio, moves=keep.measured)
         plan = plan_activations(graph, joint.backward, free, asked.batch, decide, shares, tight=True)
-        return Planned(plan, layers, more=keep > LEAST_KEPT)
+        return Planned(plan, layers, more=ratio > LEAST_KEPT)
     if goal is None:
         return Planned(plan_activations(graph, joint.backward, free, asked.batch))
     plan, more = plan_within(graph, joint.backward, free, asked.batch, goal)
@@ -104,7 +105,7 @@ def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
     state = list(adaptation.tracked)
     if halves.backward is not None:
         stages = staged(halves.backward, halves.residuals, joint, asked)
-        steps = method_graphs(asked, joint, parts.anchor, planned.layers)
+        steps = method_graphs(asked, joint, parts.constants, planned.layers)
         graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
         moves |= {name: step.moves for name, step in steps.items()}
         stats |= {name: dict(step.stats) for name, step in steps.items()}

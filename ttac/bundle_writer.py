@@ -26,6 +26,7 @@ from ttac.program_writer import Word
 from ttac.runtime.bundle import digest_of
 from ttac.runtime.manifest import FORMAT
 from ttac.samples.images import preparation
+from ttac.spec import SOURCE_STATISTICS, Statistics
 
 STATE = "state.safetensors"
 OWN = "sample"
@@ -49,7 +50,7 @@ class Compiled:
     request: CompileOptions
     graphs: dict[str, ir.Model]
     sites: Sequence[NormSite] = ()
-    statistics: str = "source"
+    statistics: Statistics = SOURCE_STATISTICS
     state: Sequence[StateTensor] = ()
     moves: dict[str, dict[str, str]] = field(default_factory=dict)
     stats: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def manifest(
 
 def smallest_batch(compiled: Compiled) -> int:
     """2 where a site would otherwise normalise a single value by its own statistics (PyTorch refuses that too)."""
-    alone = compiled.statistics == "batch" and any(s.kind == "batch" and s.spatial == 1 for s in compiled.sites)
+    alone = compiled.statistics.needs == "batch" and any(s.kind == "batch" and s.spatial == 1 for s in compiled.sites)
     return 2 if alone and compiled.request.batch > 1 else 1
 
 
@@ -176,7 +177,7 @@ def _site(compiled: Compiled, site: NormSite) -> dict[str, Any]:
         "name": site.name,
         "kind": site.kind,
         "channels": site.channels,
-        "statistics": compiled.statistics if site.kind == "batch" else OWN,
+        "statistics": compiled.statistics.name if site.kind == "batch" else OWN,
         "trained": trained,
         "inserted": site.inserted,
     }

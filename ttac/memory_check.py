@@ -81,7 +81,7 @@ def over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> OverBudget | N
         needs += memory["measured"].get("loaded", 0)
         allowed, limit = options.target.memory, f"memory of target `{options.target.name}`"
     else:
-        if options.method.drops(options.settings):
+        if options.method.keep:
             needs = max(needs, memory["planned"].get("peak", 0))
         allowed, limit = options.memory_budget, BUDGET_OPTION
     if needs <= allowed:

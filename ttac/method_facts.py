@@ -1,4 +1,4 @@
-"""What a method asks of the model at hand: defaults that depend on it, its own graphs, and the anchor."""
+"""The hooks of a method on the model at hand: its defaults, checks, constants and graphs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,19 @@ from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
-from ttac.passes.step_graphs.augmentation import (
-    image_sizes,
-    pixel_range,
-    refuse_other_than_images,
-    refuse_values_outside,
-)
-from ttac.passes.step_graphs.context import Context, MethodGraph
-from ttac.passes.step_graphs.fisher import BATCH, fisher_information
-from ttac.passes.step_graphs.laplacian import REFINEMENTS
-from ttac.passes.step_graphs.table import STEPS
+from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
 from ttac.samples.images import preparation
 from ttac.sites import Samples
-from ttac.spec import Facts
+from ttac.spec import Facts, function_of
 
 
 def head_of(asked: CompileOptions, model: ir.Model) -> Head | None:
-    """How the output of the normal form is read; None where that is unclear and the method does not ask.
+    """The reading of the normal form's output; None if it is unclear and the method needs none.
 
-    Raises UnsupportedError where the method, or the user, needs it to be read.
+    Raises UnsupportedError if the method, or the user, needs the reading.
     """
     output = model.graph.outputs[0]
     if asked.method.loss or asked.method.refine or asked.head != "auto":
@@ -45,75 +37,95 @@ def head_of(asked: CompileOptions, model: ir.Model) -> Head | None:
         return None
 
 
-def refine(asked: CompileOptions, model: ir.Model, head: Head | None) -> None:
-    """Put what the method makes of a batch's predictions in their place, in place; most methods leave them."""
-    if asked.method.refine:
-        REFINEMENTS[asked.method.refine](model, head, asked.settings)
-
-
-def facts_of(asked: CompileOptions, head: Head | None, sites: Sequence[NormSite]) -> Facts:
-    """What the method's defaults may depend on."""
-    return Facts(asked.batch, head.classes if head else 1, frozenset(site.kind for site in sites))
-
-
-def settled(
+def subject_of(
     asked: CompileOptions,
     model: ir.Model,
     head: Head | None,
     sites: Sequence[NormSite],
     samples: Samples,
     say: Callable[[str], None],
-) -> CompileOptions:
-    """The request with the defaults that depend on the model.
+) -> Subject:
+    """The model that the method's hooks see."""
+    return Subject(
+        model=model,
+        head=head,
+        sites=sites,
+        settings=asked.settings,
+        batch=asked.batch,
+        target=asked.target,
+        samples=samples.array,
+        say=say,
+    )
 
-    Raises UnsupportedError or UsageError where the model takes no images such as were stated, or the method distorts
-    images and the model, or the calibration data, has other ones.
+
+def settled(asked: CompileOptions, subject: Subject) -> tuple[CompileOptions, Subject]:
+    """The request and the subject with the defaults that depend on the model, and with the sites that train.
+
+    Raises UnsupportedError or UsageError if the model takes no images such as `--pixels` states, or the method refuses
+    the model or the samples.
     """
-    asked = replace(asked, settings=asked.method.settle(asked.settings, facts_of(asked, head, sites)))
+    kinds = frozenset(site.kind for site in subject.sites)
+    facts = Facts(asked.batch, subject.head.classes if subject.head else 1, kinds)
+    asked = replace(asked, settings=asked.method.settle(asked.settings, facts))
+    subject = replace(subject, settings=asked.settings)
     if asked.pixels:
-        preparation(["N", *dims(model.graph.inputs[0])[1:]], asked.pixels)
-    if "augment" in asked.method.graphs:
-        x = model.graph.inputs[0]
-        refuse_other_than_images(x, head)
-        pixel_range(asked.settings, image_sizes(x)[1])
-        say(f"pixels are taken to go from {asked.settings['black']} to {asked.settings['white']} (`black`, `white`)")
-        if samples.array is not None:
-            refuse_values_outside(samples.array, asked.settings)
-    return asked
+        preparation(["N", *dims(subject.model.graph.inputs[0])[1:]], asked.pixels)
+    if asked.method.check:
+        function_of(asked.method.check)(subject)
+    if asked.method.choose_trained and asked.train == "norms":
+        subject = replace(subject, sites=_trained(subject, function_of(asked.method.choose_trained)(subject)))
+    return asked, subject
 
 
-def anchor_of(
-    asked: CompileOptions, model: ir.Model, adaptation: Adaptation, samples: Samples, head: Head | None
-) -> dict[str, np.ndarray]:
-    """Fisher information by parameter for a method that holds on to the source; empty without calibration data.
+def _trained(subject: Subject, names: frozenset[str]) -> list[NormSite]:
+    """The sites, of which those in `names` train."""
+    left = sorted(site.name for site in subject.sites if site.name not in names)
+    if left:
+        subject.say(f"{len(left)} norms stay untrained: {', '.join(left)}")
+    return [replace(site, trained=site.trained and site.name in names) for site in subject.sites]
 
-    With a dense head the gradients are those of planned batches: a sample has positions enough, and a batch as in the
-    paper would need many times the memory of a step.
-    """
-    if not asked.settings.get("fisher") or samples.array is None or head is None:
-        return {}
-    batch = min(asked.batch, BATCH) if head.kind == "dense" else BATCH
-    return fisher_information(model, adaptation, samples.array, asked.target, head, batch)
+
+def refine(asked: CompileOptions, subject: Subject) -> Adaptation:
+    """Rewrite the adapted model by the method's hook, in place; the adaptation with the new state."""
+    adaptation = subject.adaptation
+    if not asked.method.refine:
+        return adaptation
+    state: Sequence[StateTensor] = function_of(asked.method.refine)(subject)
+    parameters = [tensor for tensor in state if tensor.role == "parameter"]
+    tracked = [tensor for tensor in state if tensor.role != "parameter"]
+    return replace(
+        adaptation,
+        parameters=(*adaptation.parameters, *parameters),
+        tracked=(*adaptation.tracked, *tracked),
+    )
+
+
+def constants_of(asked: CompileOptions, subject: Subject) -> Mapping[str, np.ndarray]:
+    """The arrays that the method computes once, while compiling."""
+    constants: Mapping[str, np.ndarray] = {}
+    if asked.method.constants:
+        constants = function_of(asked.method.constants)(subject)
+    return constants
 
 
 def method_graphs(
-    asked: CompileOptions, joint: Joint, anchor: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
+    asked: CompileOptions, joint: Joint, constants: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
 ) -> dict[str, MethodGraph]:
-    """The graphs of the method besides forward and backward, by name."""
+    """The method's graphs by name, in addition to forward and backward."""
     assert joint.loss is not None
     scores = joint.loss.scores or joint.logits
     context = Context(
-        joint.parameters,
-        [str(value.name) for value in joint.gradients],
-        str(scores.name),
-        joint.loss.head,
-        asked.settings,
-        joint.model.opset_imports[""],
-        anchor,
-        layers,
-        joint.model.graph.inputs[0],
-        asked.batch,
+        parameters=joint.parameters,
+        gradients=[str(value.name) for value in joint.gradients],
+        logits=str(scores.name),
+        head=joint.loss.head,
+        settings=asked.settings,
+        opset=joint.model.opset_imports[""],
+        constants=constants,
+        layers=layers,
+        x=joint.model.graph.inputs[0],
+        batch=asked.batch,
     )
-    made = {name: STEPS[name](context) for name in asked.method.graphs}
-    more = {f"{name}-{i}": graph for name, step in made.items() for i, graph in enumerate(step.more, 1)}
-    return {**made, **more}
+    graphs = {name: function_of(reference)(context) for name, reference in asked.method.graphs.items()}
+    more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
+    return {**graphs, **more}

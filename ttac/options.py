@@ -154,7 +154,7 @@ class CompileOptions:
     """
 
     path: Path
-    method: Method = field(metadata=_rule(name_text, "M", "See `ttac methods`.", "tent"))
+    method: Method = field(metadata=_rule(name_text, "M", "See `ttac methods`.", methods.DEFAULT))
     target: Target = field(metadata=_rule(name_text, "T", "See `ttac targets`; or your `.toml` file.", "cpu"))
     output: Path = field(metadata=_rule(path_of, "DIR", "The bundle's folder.  [default: MODEL-M-T.ttac]"))
     batch: int = field(
@@ -253,11 +253,10 @@ def spelling(name: str) -> str:
 
 
 def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The settings; a method that distorts images takes black and white from the stated pixels."""
-    if pixels is None or "black" not in {option.name for option in method.options}:
+    """The settings, with defaults that the method derives from the stated pixels."""
+    if pixels is None or method.pixels is None:
         return settings
-    black, white = black_and_white(pixels)
-    return {"black": black, "white": white, **settings}
+    return {**method.pixels(*black_and_white(pixels)), **settings}
 
 
 def untrainable(where: str) -> UnsupportedError:
@@ -270,8 +269,8 @@ def untrainable(where: str) -> UnsupportedError:
 def _refuse_contradiction(method: Method, train: str, quantize: str | None) -> None:
     """Raise UnsupportedError for options that exclude each other."""
     if train == ALL and not method.trains:
-        raise UnsupportedError(
-            f"`{method.name}` trains nothing", where="`--train all`", hint="leave it out, or use `--method tent`"
-        )
+        trains = ", ".join(f"`{name}`" for name in methods.that_train())
+        hint = f"leave it out, or choose a method that trains: {trains}"
+        raise UnsupportedError(f"`{method.name}` trains nothing", where="`--train all`", hint=hint)
     if quantize and train == ALL:
         raise untrainable("`--train all --quantize int8`")

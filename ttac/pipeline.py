@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttac import methods
 from ttac.build_graphs import Parts, build_graphs, plan_residuals
 from ttac.finish import Finished, finish
 from ttac.garbage import uncollected
 from ttac.memory_check import OverBudget
-from ttac.method_facts import anchor_of, head_of, refine, settled
+from ttac.method_facts import constants_of, head_of, refine, settled, subject_of
 from ttac.options import ALL, CompileOptions
 from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.adapt.train_weights import own_weights, train_weights
@@ -38,7 +39,7 @@ TRIES = 6
 def compile_model(
     path: str | Path,
     *,
-    method: str = "tent",
+    method: str = methods.DEFAULT,
     target: str = "cpu",
     output: str | Path | None = None,
     batch: int | None = None,
@@ -83,7 +84,8 @@ def _compile(asked: CompileOptions, say: Callable[[str], None]) -> Bundle:
     model = rooms.normalised(normalise(plain, shape=asked.shape or samples.shape, say=rooms.note))
     head = rooms.headed(head_of(asked, model))
     sites = rooms.recognised(model, choose_sites(model, asked, samples, rooms.note))
-    asked = settled(asked, model, head, sites, samples, rooms.note)
+    asked, subject = settled(asked, subject_of(asked, model, head, sites, samples, rooms.note))
+    sites = list(subject.sites)
     quantized = rooms.quantized(model, quantize_frozen(asked, model, sites, samples))
     sites = quantized.sites
     owned = own_weights(model) if asked.train == ALL else []
@@ -91,14 +93,14 @@ def _compile(asked: CompileOptions, say: Callable[[str], None]) -> Bundle:
     name_parameters(infer, sites)
     statistics = asked.method.statistics(asked.settings)
     adaptation = adapt_norms(model, sites, statistics, asked.settings, trains=asked.method.trains, batch=asked.batch)
-    refine(asked, model, head)
+    adaptation = refine(asked, replace(subject, sites=sites, adaptation=adaptation))
     adaptation = replace(adaptation, parameters=(*adaptation.parameters, *train_weights(model, owned)))
     rooms.adapted(model, adaptation)
-    anchor = rooms.anchored(anchor_of(asked, model, adaptation, samples, head))
+    constants = rooms.computed(constants_of(asked, replace(subject, sites=sites, adaptation=adaptation)))
     logits = model.graph.outputs[0]
     joint = differentiate_loss(model, logits, asked.method.loss, adaptation.parameters, head)
     joint = rooms.differentiated(own_logits(joint) if runs_again(asked.method.program) else joint)
-    parts = Parts(asked, infer, sites, adaptation, joint, anchor, head, quantized)
+    parts = Parts(asked, infer, sites, adaptation, joint, constants, head, quantized)
     return fit(parts, source, samples, rooms)
 
 

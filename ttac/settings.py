@@ -67,7 +67,7 @@ def resolve(method: Method, given: Mapping[str, Any] | None = None, quantize: st
 
 
 def option_of(name: str) -> str:
-    """The option that a setting sets: `tau` for `tau` and for `tau@layer1`."""
+    """The option that a setting sets: `lr` for `lr` and for `lr@layer1`."""
     return name.partition(AT)[0]
 
 

@@ -11,11 +11,10 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.options import ALL, CompileOptions, untrainable
-from ttac.passes.adapt.per_sample import has_positions
+from ttac.passes.adapt.adapt_norms import has_positions
 from ttac.passes.norms import calibration
 from ttac.passes.norms.drift import drifts
 from ttac.passes.norms.insert import insert_norms
-from ttac.passes.norms.last_stage import last_stage
 from ttac.passes.norms.norm_choice import decide
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.norms.selectors import selected_sites, wants_ranking
@@ -113,12 +112,7 @@ def choose_sites(model: ir.Model, asked: CompileOptions, samples: Samples, say: 
         where = f"`--train {asked.train}`"
         raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
     refuse_single_values(sites, asked)
-    sites = with_own_statistics(sites, asked, say)
-    if asked.settings.get("exclude_last_stage") and asked.train == "norms":
-        left = last_stage(model, sites)
-        say(f"{len(left)} norms of the last stage stay untrained: {', '.join(sorted(left))}")
-        sites = [replace(site, trained=site.name not in left) for site in sites]
-    return sites
+    return with_own_statistics(sites, asked, say)
 
 
 def quantize_frozen(asked: CompileOptions, model: ir.Model, sites: Sequence[NormSite], samples: Samples) -> Int8Modules:
@@ -157,7 +151,7 @@ def refuse_single_values(sites: Sequence[NormSite], asked: CompileOptions) -> No
     It would subtract the value from itself: the model's output would no longer depend on its input.
     """
     single = [site.name for site in sites if site.kind == "batch" and site.spatial == 1]
-    if asked.batch > 1 or not single or asked.method.statistics(asked.settings) != "batch":
+    if asked.batch > 1 or not single or asked.method.statistics(asked.settings).needs != "batch":
         return
     mixed = any(option.name == "statistics" for option in asked.method.options)
     raise UnsupportedError(
@@ -173,14 +167,14 @@ def with_own_statistics(sites: Sequence[NormSite], asked: CompileOptions, say: S
     Raises UnsupportedError if none is left, UsageError for a setting of single sites that fits none of them.
     """
     kept = list(sites)
-    if asked.method.statistics(asked.settings) == "sample":
+    if asked.method.statistics(asked.settings).needs == "sample":
         kept = [site for site in sites if has_positions(site)]
         left = [site.name for site in sites if not has_positions(site)]
         if left:
             what = "a channel of one sample is a single value there, which has no statistics"
             if not kept:
                 where = ", ".join(f"`{name}`" for name in left[:5])
-                raise UnsupportedError(what, where=where, hint="`--method tent` adapts them")
+                raise UnsupportedError(what, where=where, hint=f"methods that adapt them: {_methods_that_train()}")
             say(f"{len(left)} norms keep the source's statistics ({', '.join(left[:5])}): {what}")
     refuse_unused(asked.settings, [site.name for site in kept])
     return kept
@@ -194,13 +188,16 @@ def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]
     kept = [site for site in sites if site.kind == "batch"]
     if not kept:
         kinds = ", ".join(sorted({site.kind for site in sites}))
-        fitting = [name for name in methods.names() if methods.find(name).trains]
         raise UnsupportedError(
             f"`{method.name}` adapts the statistics of batch norms, and the model has {kinds} norms",
             where=f"`--method {method.name}`",
-            hint=f"methods that train scale and bias fit every norm: {', '.join(f'`{name}`' for name in fitting)}",
+            hint=f"methods that train scale and bias fit every norm: {_methods_that_train()}",
         )
     return kept
+
+
+def _methods_that_train() -> str:
+    return ", ".join(f"`{name}`" for name in methods.that_train())
 
 
 def in_graph_order(model: ir.Model, sites: Sequence[NormSite]) -> list[NormSite]:

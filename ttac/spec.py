@@ -1,13 +1,28 @@
-"""The words of a compile, as frozen data: methods, targets, and the program a bundle runs.  Standard library only."""
+"""The words of a compile, as frozen data: methods, targets, and the program of a bundle.  Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 HEADS = ("classes", "binary", "dense")
-"""What an output may predict: a class of each sample, yes-or-no answers, a class at each position."""
+"""Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
+
+Settings = Mapping[str, Any]
+"""The value of every option of a method, by name."""
+Reference = str | Callable[..., Any]
+"""A function, or the text `package.module:function`, which is imported when a compile needs the function."""
+
+
+def function_of(reference: Reference) -> Callable[..., Any]:
+    """The function that `reference` names; raises ImportError or AttributeError if there is none."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, name = reference.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a default may depend on: samples per step, classes, and the kinds of the norms that are adapted."""
+    """Facts that a default may depend on: samples per step, classes, and the kinds of the norms that are adapted."""
 
     batch: int
     classes: int
@@ -37,52 +52,114 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A test-time adaptation method as a value: what differs from running the source model.
+class Statistics:
+    """A policy: the statistics that an adapted batch norm normalises with.
 
     Attributes:
-        statistics: which statistics an adapted batch norm normalises with: "source", "batch", "blend" (with a prior of
-            `prior` pseudo-samples), "ema" or "sample" (each sample's own, blended with the source's); a function of
-            the settings where an option decides.
-        adapts: whether any norm is adapted; without, the bundle is the plain model.
+        name: word for manifest and reports.
+        rewrite: reference to `(rewriter, site) -> state tensors`, which rewrites one batch norm in place
+            (`ttac.passes.adapt.adapt_norms.Rewriter`); empty leaves the norm alone.
+        needs: "batch" if a channel of the norm must have more than one value in a batch, "sample" if it must in each
+            sample; empty if one value will do.
+        neutral: settings with which the rewritten graph still computes the source model, for the verification; None
+            verifies with the source statistics.
+    """
+
+    name: str
+    rewrite: Reference = ""
+    needs: str = ""
+    neutral: Settings | None = None
+
+
+SOURCE_STATISTICS = Statistics("source")
+"""The statistics of the source model."""
+BATCH_STATISTICS = Statistics("batch", "ttac.passes.adapt.adapt_norms:use_batch", needs="batch")
+"""The statistics of the batch."""
+BLEND_STATISTICS = Statistics("blend", "ttac.passes.adapt.adapt_norms:use_blend")
+"""A weighted mean of source and batch statistics."""
+AVERAGE_STATISTICS = Statistics("ema", "ttac.passes.adapt.adapt_norms:use_average")
+"""A running average that begins at the source statistics."""
+
+
+@dataclass(frozen=True)
+class KeepPolicy:
+    """A method keeps only a part of each trained layer's cached input.
+
+    Attributes:
+        option: name of the option that holds the keep ratio, from 0 to 1.
+        codec: name of the codec in `ttac.passes.plan.codecs`, by the settings.
+        measured: whether a graph of the method sets the ratio of each layer in every step, as state `keep.ratios`;
+            otherwise the ratio of the option holds for all layers.
+    """
+
+    option: str
+    codec: Callable[[Settings], str]
+    measured: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A test-time adaptation method as a value: the differences from running the source model.
+
+    A hook is a `Reference`.  A hook with the argument `subject` gets a `ttac.passes.step_graphs.context.Subject`.
+
+    Attributes:
+        name: word of `--method`; title: one line for `ttac methods`; paper: arXiv number; needs: models and data that
+            the method needs.
+        statistics: the policy by the settings: one of this module, or a policy of the method.
+        adapts: whether any norm is adapted; without, the bundle is the source model.
         trains: whether the scale and bias of the adapted sites get gradients.
-        loss: name of the loss in `ttac.passes.differentiate.losses`, empty if there is none.
-        refine: what happens to the predictions of a batch, by its name in `laplacian`, empty for nothing.
-        drops: codec (`plan.codecs`) by which each trained layer keeps a share of its cached input only, by the
-            settings; empty for methods that keep all of it.
-        options: hyperparameters, in the order `ttac methods NAME` lists them.
-        settle: the settings once the model is known, for defaults that depend on it.
-        graphs: graphs of the program besides `forward` and `backward`, by their names in `step_graphs.table`.
-        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and three more conveniences:
-            `{"return": "logits"}` whatever the model calls them; `{"run": "forward", "again": True}` without logits,
-            reports and tracked state, which stay those of the first run, where "rows" may name a setting, and "on" a
-            value that the run takes for the model's input; `{"reset": roles}` for all state of a role.
-        variants: what else is different where a yes-or-no option is on: the option -> fields of this class.
+        choose_trained: `(subject) -> names of the sites that train`, where the user chose no sites; None trains all.
+        loss: a loss of `ttac.passes.differentiate.losses` by its name, or a reference to a function
+            `(op, scores, head) -> Loss`; empty if there is none.
+        options: hyperparameters, in the order of `ttac methods NAME`.
+        settle: the settings once the model is known, for defaults that depend on the model.
+        pixels: defaults of options from the input values of a black and of a white pixel, each a text of numbers with
+            commas; None if no option depends on pixels.
+        check: `(subject) -> None`; raises UnsupportedError or UsageError for a model or samples that do not fit.
+        refine: `(subject) -> state tensors`; rewrites the adapted model in place.  Tensors of the role "parameter"
+            train; the forward moves the others.
+        constants: `(subject) -> arrays by name`, computed once while compiling, for the method's graphs.
+        keep: the part of each layer's cached input that is kept; None keeps all of it.
+        graphs: name -> reference to `(context) -> MethodGraph`, for all graphs of the program in addition to `forward`
+            and `backward`.
+        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and four conveniences:
+            `{"return": "logits"}` under any name that the model gives the logits; `{"run": "forward", "again": True}`
+            without logits, reports and tracked state, which stay those of the first run; "rows", which may name an
+            option; "on", a value that the run reads in place of the model's input; `{"reset": roles}` for all state of
+            a role.
+        variants: yes-or-no option -> fields of this class that are different where the option is on.
+        oracle: the restatement that the method's tests compare with, as `file` or `file:name`.
     """
 
     name: str
     title: str
     paper: str
     needs: str
-    statistics: Callable[[Mapping[str, Any]], str] = lambda settings: "source"
+    statistics: Callable[[Settings], Statistics] = lambda settings: SOURCE_STATISTICS
     adapts: bool = True
     trains: bool = False
-    loss: str = ""
-    refine: str = ""
-    drops: Callable[[Mapping[str, Any]], str] = lambda settings: ""
+    choose_trained: Reference | None = None
+    loss: Reference = ""
     options: tuple[Option, ...] = ()
-    settle: Callable[[Mapping[str, Any], Facts], Mapping[str, Any]] = lambda settings, facts: settings
-    graphs: tuple[str, ...] = ()
+    settle: Callable[[Settings, Facts], Settings] = lambda settings, facts: settings
+    pixels: Callable[[str, str], Settings] | None = None
+    check: Reference | None = None
+    refine: Reference | None = None
+    constants: Reference | None = None
+    keep: KeepPolicy | None = None
+    graphs: Mapping[str, Reference] = field(default_factory=dict)
     program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    oracle: str = ""
 
-    def variant(self, settings: Mapping[str, Any]) -> Method:
+    def variant(self, settings: Settings) -> Method:
         """The method with the options that `settings` turns on."""
         chosen = [fields for option, fields in self.variants.items() if settings[option]]
         return replace(self, **{name: value for fields in chosen for name, value in fields.items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A device as data; rooms ask it for a capability, never for its name.
 

@@ -10,7 +10,7 @@ SYNONYMS = {"learning_rate": "lr", "learning-rate": "lr", "learningrate": "lr"}
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ``did you mean `tent`?``, or the list of all choices when none is near `word`."""
+    """Return ``did you mean `adam`?``, or the list of all choices when none is near `word`."""
     choices, lower = list(choices), word.lower()
     near = [SYNONYMS[lower]] if SYNONYMS.get(lower) in choices else []
     near = near or difflib.get_close_matches(lower, choices, n=1, cutoff=0.5)

@@ -5,20 +5,22 @@ Every adapted site owns its tensors: exporters merge initializers with equal byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.adapt.centre import centre, constant
-from ttac.passes.adapt.per_sample import blend_samples
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.settings import AT
+from ttac.spec import SOURCE_STATISTICS, Statistics, function_of
 
 ROOM = "adapt"
 BATCH_SIZE = "batch.size"
@@ -26,10 +28,10 @@ BATCH_SIZE = "batch.size"
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What the adapt room did: the sites in graph order, the state it made, and the parameters that train."""
+    """Result of the adapt room: the sites in graph order, the new state, and the parameters that train."""
 
     sites: tuple[NormSite, ...] = ()
-    statistics: str = "source"
+    statistics: Statistics = SOURCE_STATISTICS
     parameters: tuple[StateTensor, ...] = ()
     tracked: tuple[StateTensor, ...] = ()
 
@@ -48,55 +50,91 @@ class Moments:
     shift: np.ndarray
 
 
+@dataclass(frozen=True)
+class Rewriter:
+    """The builder and the values that the norms of one model share while a policy rewrites them.
+
+    Attributes:
+        op: builder that inserts nodes in front of the site's node.
+        settings: every option of the method with its value.
+        batch: the most samples of a step, None if unknown.
+        observed: the sites whose batch statistics are known, with these.
+    """
+
+    op: Builder
+    settings: Mapping[str, Any]
+    batch: int | None = None
+    observed: list[tuple[NormSite, Moments]] = field(default_factory=list)
+
+    @cached_property
+    def size(self) -> ir.Value:
+        """The number of samples of this step, a float scalar."""
+        return batch_size(self.op, self.op.graph)
+
+    def observe(self, site: NormSite) -> Moments:
+        """Batch mean and biased variance of the site's input, free of cancellation."""
+        x, shift = centre(self.op, site)
+        mean, var = self.op.Moments(x)
+        moments = Moments(mean, var, shift)
+        self.observed.append((site, moments))
+        return moments
+
+    def normalise_with(self, site: NormSite, mean: ir.Value, var: ir.Value) -> None:
+        """Let the site's node normalise with `mean` and `var` [C], in place."""
+        site.node.replace_input_with(3, mean)
+        site.node.replace_input_with(4, var)
+        site.node.metadata_props[ROOM_KEY] = self.op.room
+        site.node.metadata_props[LAYER] = site.name
+
+
 def adapt_norms(
     model: ir.Model,
     sites: Sequence[NormSite],
-    statistics: str,
+    statistics: Statistics,
     settings: Mapping[str, Any],
     *,
     trains: bool,
     batch: int | None = None,
 ) -> Adaptation:
-    """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`, the others stay as they are.
+    """Rewrite `sites` of `model` in place: batch norms normalise with `statistics`, the others stay unchanged.
 
     With `trains`, scale and bias of every site that is `trained` become state.
 
     Args:
-        statistics: "source", "batch", "blend" (settings["prior"] pseudo-samples), "ema", whose momentum is
-            settings["statistics_momentum"], or "sample" (`ttac.passes.adapt.per_sample`).
-        batch: the most samples of a step, where that is known: single samples have a cheaper graph.
+        batch: the most samples of a step, None if unknown: a policy may have a cheaper graph for single samples.
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
-    statistics = statistics if any(site.kind == "batch" for site in sites) else "source"
-    policy = POLICIES.get(statistics)
-    size = batch_size(op, model.graph) if policy else None
+    statistics = statistics if any(site.kind == "batch" for site in sites) else SOURCE_STATISTICS
+    rewriter = Rewriter(op, settings, batch)
+    rewrite = function_of(statistics.rewrite) if statistics.rewrite else None
     parameters: list[StateTensor] = []
     tracked: list[StateTensor] = []
-    observed: list[tuple[NormSite, Moments]] = []
     for site in sites:
         with op.at(site.name, before=site.node):
             if trains and site.trained:
                 parameters += untie(op, site)
-            if site.kind == "batch" and policy and size is not None:
-                moments = observe(op, site)
-                tracked += policy(op, site, moments, settings, size)
-                observed.append((site, moments))
-            elif site.kind == "batch" and statistics == "sample":
-                blend_samples(op, site, settings, single=batch == 1)
-    if observed and not tracked:
-        assert size is not None
-        tracked = track(op, observed, size, settings.get("statistics_momentum", 0.1))
+            if site.kind == "batch" and rewrite:
+                tracked += rewrite(rewriter, site)
+    if rewriter.observed and not tracked:
+        momentum = settings.get("statistics_momentum", 0.1)
+        tracked = track(op, rewriter.observed, rewriter.size, momentum)
     return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked))
 
 
-def without_adaptation(statistics: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Statistics and settings with which `adapt_norms` makes a graph that must still equal the source model.
+def without_adaptation(statistics: Statistics, settings: Mapping[str, Any]) -> tuple[Statistics, Mapping[str, Any]]:
+    """Statistics and settings with which `adapt_norms` makes a graph that must still equal the source model."""
+    if statistics.neutral is None:
+        return SOURCE_STATISTICS, {}
+    return statistics, {**{name: value for name, value in settings.items() if AT not in name}, **statistics.neutral}
 
-    Per sample that is the very same graph, all of whose weight is on the source.
+
+def has_positions(site: NormSite) -> bool:
+    """Whether a channel of one sample has several values at `site`: a single value has no variance.
+
+    A norm over [T*N, C], whose first axis is more than the batch, has none either.
     """
-    if statistics == "sample":
-        return statistics, {**{name: value for name, value in settings.items() if AT not in name}, "tau": 1.0}
-    return "source", {}
+    assert site.x.shape is not None
+    return site.spatial > 1 and math.prod(int(str(size)) for size in site.x.shape[2:]) == site.spatial
 
 
 def batch_size(op: Builder, graph: ir.Graph) -> ir.Value:
@@ -109,75 +147,52 @@ def batch_size(op: Builder, graph: ir.Graph) -> ir.Value:
 
 def untie(op: Builder, site: NormSite) -> list[StateTensor]:
     """Give the site its own scale and, where it has one, bias, as state; returns the tensors."""
-    made = []
+    state = []
     for position, role in enumerate([role for role in site.parameters if role in ("scale", "bias")], start=1):
         initial = constant(site.node, position)
         value = state_input(op.graph, f"{site.name}.{role}", initial)
         site.node.replace_input_with(position, value)
-        made.append(StateTensor(name=str(value.name), role="parameter", initial=initial, value=value))
-    return made
+        state.append(StateTensor(name=str(value.name), role="parameter", initial=initial, value=value))
+    return state
 
 
-def observe(op: Builder, site: NormSite) -> Moments:
-    """Batch mean and biased variance of the site's input, free of cancellation."""
-    x, shift = centre(op, site)
-    found_mean, found_var = op.Moments(x)
-    return Moments(found_mean, found_var, shift)
-
-
-Policy = Callable[[Builder, NormSite, Moments, Mapping[str, Any], ir.Value], list[StateTensor]]
-
-
-def _normalise_with(site: NormSite, mean: ir.Value, var: ir.Value) -> None:
-    site.node.replace_input_with(3, mean)
-    site.node.replace_input_with(4, var)
-    site.node.metadata_props["ttac.room"] = ROOM
-    site.node.metadata_props[LAYER] = site.name
-
-
-def use_batch(
-    op: Builder, site: NormSite, batch: Moments, settings: Mapping[str, Any], size: ir.Value
-) -> list[StateTensor]:
-    """Normalise with the statistics of the batch (BN-1; METHODS 2)."""
-    _normalise_with(site, batch.mean, batch.var)
+def use_batch(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
+    """Normalise with the statistics of the batch."""
+    batch = rewriter.observe(site)
+    rewriter.normalise_with(site, batch.mean, batch.var)
     return []
 
 
-def use_blend(
-    op: Builder, site: NormSite, batch: Moments, settings: Mapping[str, Any], size: ir.Value
-) -> list[StateTensor]:
+def use_blend(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     """Normalise with l*source + (1-l)*batch, l = prior/(prior + n) (Schneider et al., arXiv:2006.16971, eq. 3)."""
-    prior = float(settings["prior"])
-    weight = op.Div(prior, op.Add(size, prior))
+    op, batch = rewriter.op, rewriter.observe(site)
+    prior = float(rewriter.settings["prior"])
+    weight = op.Div(prior, op.Add(rewriter.size, prior))
     source_mean, source_var = constant(site.node, 3) - batch.shift, constant(site.node, 4)
     mean = op.Add(batch.mean, op.Mul(op.Sub(source_mean, batch.mean), weight))
     var = op.Add(batch.var, op.Mul(op.Sub(source_var, batch.var), weight))
-    _normalise_with(site, mean, var)
+    rewriter.normalise_with(site, mean, var)
     return []
 
 
-def use_average(
-    op: Builder, site: NormSite, batch: Moments, settings: Mapping[str, Any], size: ir.Value
-) -> list[StateTensor]:
+def use_average(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     """Normalise with a running average that starts at the source statistics: r <- (1-m)*r + m*batch, then use r."""
-    momentum = float(settings["statistics_momentum"])
-    made = []
-    followed = []
+    op, batch = rewriter.op, rewriter.observe(site)
+    momentum = float(rewriter.settings["statistics_momentum"])
+    state = []
+    averages = []
     for role, position, observed in (("mean", 3, batch.mean), ("var", 4, batch.var)):
         initial = constant(site.node, position)
         running = state_input(op.graph, f"{site.name}.{role}", initial)
         shifted = op.Sub(running, batch.shift) if role == "mean" and batch.shift.any() else running
         average = op.Add(shifted, op.Mul(op.Sub(observed, shifted), momentum))
         following = op.Add(average, batch.shift) if shifted is not running else average
-        made.append(
+        state.append(
             StateTensor(name=str(running.name), role="statistic", initial=initial, value=running, next=following)
         )
-        followed.append(average)
-    _normalise_with(site, *followed)
-    return made
-
-
-POLICIES: dict[str, Policy] = {"batch": use_batch, "blend": use_blend, "ema": use_average}
+        averages.append(average)
+    rewriter.normalise_with(site, *averages)
+    return state
 
 
 def track(
@@ -211,8 +226,8 @@ def _average(
     average = op.Add(running, op.Mul(op.Sub(observed, running), momentum))
     split: Any = op.Split(average, [site.channels for site in sites], axis=0, outputs=len(sites))
     parts = split if isinstance(split, tuple) else (split,)
-    made = []
+    state = []
     for value, initial, part in zip(inputs, initials, parts, strict=True):
         part.name = f"{value.name}.next"
-        made.append(StateTensor(name=str(value.name), role="statistic", initial=initial, value=value, next=part))
-    return made
+        state.append(StateTensor(name=str(value.name), role="statistic", initial=initial, value=value, next=part))
+    return state

@@ -203,7 +203,7 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over an axis that its output does not have as an axis of classes",
             where=f"{_named(output)}, behind node `{ending.before.name if ending.before else ''}`",
-            hint=f"export it without its last {ending.kind}, or use a method without a loss: `--method bn`",
+            hint=f"export it without its last {ending.kind}, or use a method without a loss",
         )
     return axis
 
@@ -297,14 +297,14 @@ def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, asked: s
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over a single class, which is 1 whatever the input",
             where=_named(output),
-            hint=f"export it without its last {ending.kind}, or use a method without a loss: `--method bn`",
+            hint=f"export it without its last {ending.kind}, or use a method without a loss",
         )
     if asked == "auto":
         raise UnsupportedError(
             "the model ends in a Sigmoid: its outputs are no distribution over classes",
             where=_named(output),
             hint="`--head binary` if they are independent answers; if its classes exclude each other, export it "
-            "without its last Sigmoid; or use a method without a loss: `--method bn`",
+            "without its last Sigmoid; or use a method without a loss",
         )
     ends = f" and ends in a {ending.kind}" if ending.kind else ""
     raise UnsupportedError(

@@ -17,6 +17,7 @@ from ttac.passes.graph.keys import SEED
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.operators.gelu import gather_gelus
+from ttac.spec import Reference
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Joint:
 
 
 def differentiate_loss(
-    model: ir.Model, logits: ir.Value, loss: str, parameters: tuple[StateTensor, ...], head: Head | None = None
+    model: ir.Model, logits: ir.Value, loss: Reference, parameters: tuple[StateTensor, ...], head: Head | None = None
 ) -> Joint:
     """Append loss and gradients to `model`, in place; `head` says how `logits` are read, or that is decided here.
 

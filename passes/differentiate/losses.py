@@ -7,17 +7,17 @@ A position is what has a prediction of its own: a sample, or with a dense head a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ttac.passes.differentiate.heads import Head, decide_head, scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
+from ttac.spec import Reference, function_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
-OTHER, AS_TARGET, AS_PREDICTION = "other.scores", "consistency.as_target", "consistency.as_prediction"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Loss:
 
 
 def entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
-    """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (TENT, arXiv:2006.10726, eq. 1)."""
+    """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (Wang et al., arXiv:2006.10726, eq. 1)."""
     scalar = mean(op, entropies(op, scores, head), "entropy")
     return Loss(scalar, {"entropy": scalar}, head)
 
@@ -67,34 +67,6 @@ def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     op.graph.inputs.append(weights)
     scalar = total(op, op.Mul(each, weights), "entropy.weighted")
     return Loss(scalar, {"entropy": mean(op, each, "entropy")}, head, each, weights, scores)
-
-
-def consistent_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
-    """sum_i w_i H(p_i) + u*sum_i CE(p_i, q_i) + v*sum_i CE(q_i, p_i) with q of the fed scores of another view.
-
-    With u for one view and v for the other, the gradients add up to that of u*sum_i CE(p_i, q_i) through both, and the
-    two views' activations are never there at once.  `weighted_entropy` is the case u = v = 0.
-    """
-    found = weighted_entropy(op, scores, head)
-    other = ir.val(OTHER, dtype=scores.dtype, shape=scores.shape)
-    scalars = [ir.val(name, dtype=scores.dtype, shape=ir.Shape([])) for name in (AS_TARGET, AS_PREDICTION)]
-    op.graph.inputs.extend([other, *scalars])
-    pairs = ((scores, other), (other, scores))
-    terms = [op.Mul(total(op, surprises(op, *pair, head)), by) for pair, by in zip(pairs, scalars, strict=True)]
-    scalar = op.Add(found.scalar, op.Add(*terms), name="entropy.consistent")
-    return replace(found, scalar=scalar, fed=(other, *scalars))
-
-
-def pseudo_label(op: Builder, scores: ir.Value, head: Head) -> Loss:
-    """Mean over all positions of the cross-entropy to the likeliest answer, -max_c ln p_c, for the Fisher information.
-
-    With a binary head, -max(ln s, ln(1 - s)) = log(1 + e^-|x|), averaged over the answers.
-    """
-    if head.binary:
-        each = op.Softplus(op.Neg(op.Abs(scores)))
-    else:
-        each = op.Neg(op.ReduceMax(op.LogSoftmax(scores, axis=head.axis), [head.axis or 0], keepdims=0))
-    return Loss(mean(op, each, "pseudo.label"), {}, head)
 
 
 def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
@@ -141,18 +113,18 @@ def total(op: Builder, value: ir.Value, name: str = "") -> ir.Value:
 LOSSES: dict[str, Callable[[Builder, ir.Value, Head], Loss]] = {
     "entropy": entropy,
     "weighted_entropy": weighted_entropy,
-    "consistent_entropy": consistent_entropy,
-    "pseudo_label": pseudo_label,
 }
 
 
-def attach_loss(model: ir.Model, name: str, output: ir.Value, head: Head | None = None) -> Loss:
-    """Append the loss `name` on the model's `output` to its graph.
+def attach_loss(model: ir.Model, loss: Reference, output: ir.Value, head: Head | None = None) -> Loss:
+    """Append a loss on the model's `output` to its graph.
 
-    `head` says how the output is read; without it, that is decided here.  Raises UnsupportedError if the output is no
-    prediction.
+    `loss` is a name in `LOSSES` or a reference to a function `(op, scores, head) -> Loss`.  `head` is the reading of
+    the output; without it, that is decided here.  Raises UnsupportedError if the output is no prediction.
     """
     head = head or decide_head(output)
+    function = LOSSES[loss] if isinstance(loss, str) and loss in LOSSES else function_of(loss)
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("loss"):
-        return LOSSES[name](op, scores_of(op, output), head)
+        attached: Loss = function(op, scores_of(op, output), head)
+    return attached

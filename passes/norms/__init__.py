@@ -13,5 +13,4 @@
 | `calibration` | calibration samples and the statistics of values on them |
 | `selectors` | the grammar of `--train SELECTOR` |
 | `drift` | how far each norm's input drifts under disturbances |
-| `last_stage` | the norms of the last stage, which SAR leaves untrained |
 """

@@ -1,7 +1,7 @@
-"""Which residuals of which layers may lose elements, and how they are kept (SURGEON, arXiv:2503.20354; DropIT).
+"""Residuals that may lose elements, and their codecs (Ma et al., arXiv:2503.20354; Chen et al., arXiv:2202.13808).
 
-A layer here is a trained weight: its gradient reads the layer's cached input.  A residual may lose elements where every
-gradient is a polynomial in it; what passes through a nonlinear function (the slope of a GELU) is kept whole, as int8.
+A layer here is a trained weight: its gradient reads the layer's cached input.  A residual may lose elements if every
+gradient is a polynomial in it.  The input of a nonlinear function (the derivative of a GELU) stays whole, as int8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ttac.passes.plan.codecs.block_layout import block_of
 from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, KeepRatios, keep_as, nbytes
 from ttac.passes.plan.needs_gradient import needs_gradient
 
-KEEP = "surgeon.keep"
+KEEP = "keep.ratios"
 """State: the share that each layer keeps."""
 # Operators whose outputs are sums of products of their inputs.
 POLYNOMIAL = frozenset(

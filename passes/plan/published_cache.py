@@ -1,7 +1,7 @@
 """The cache that papers count: the inputs of norms, convolutions and products of a batch, four bytes an element.
 
-MECTA (ICLR 2023) and SURGEON (arXiv:2503.20354) compare methods by it.  It counts one saved tensor a layer and nothing
-else: no masks, no indices, no tensors of the step itself.  Nothing here says what a step takes; that is measured.
+Hong et al. (MECTA, ICLR 2023) and Ma et al. (arXiv:2503.20354) compare methods by it.  It counts one saved tensor a
+layer and nothing else: no masks, no indices, no tensors of the step itself.  Another report measures a step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PublishedCache:
         return batch * max((layer.bytes for layer in self.layers), default=0)
 
     def norms(self, batch: int) -> int:
-        """Bytes of the inputs of all norms: TENT's."""
+        """Bytes of the inputs of all norms."""
         return batch * sum(layer.bytes for layer in self.layers if layer.norm)
 
     def all(self, batch: int) -> int:
@@ -48,7 +48,7 @@ class PublishedCache:
         return batch * sum(layer.bytes for layer in self.layers)
 
     def kept(self, batch: int, shares: Mapping[str, float]) -> int:
-        """Bytes with the share of each layer's input that SURGEON keeps; of layers without a share nothing is."""
+        """Bytes with the share of each layer's input that a method keeps; a layer without a share keeps nothing."""
         return int(batch * sum(shares.get(layer.layer, 0.0) * layer.bytes for layer in self.layers))
 
     def as_dict(self, batch: int) -> dict[str, int]:

@@ -1,9 +1,9 @@
-"""Random distortions of a batch of images as a graph: those of CoTTA (Wang et al., arXiv:2203.13591; METHODS 8).
+"""Random distortions of a batch of images as a graph (Wang et al., arXiv:2203.13591).
 
 Colours are jittered, then the image is rotated, moved, scaled, blurred, perhaps mirrored, and gets noise.  One draw is
-for the whole batch.  Padding, affine transform, crop and mirror are one bilinear sampling, which gives what they give
-one after the other: a symmetric blur does not mind a mirror, and two more rows and columns on each side are sampled
-for it.  Brightness, contrast, saturation, hue and gamma come in this order; CoTTA shuffles them.
+for the whole batch.  Padding, affine transform, crop and mirror are one bilinear sampling with the same result as one
+after the other: a symmetric blur does not depend on a mirror, and the sampling adds two rows and columns on each side.
+Brightness, contrast, saturation, hue and gamma come in this order; the official code shuffles them.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError, UsageError
+from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import mean
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
-from ttac.passes.step_graphs.context import Context, MethodGraph, finished
+from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph
 from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
-ROOM = "augmentation"
 AUGMENTED, OUTSIDE, SEED = "augmented", "augmented.outside", "augmentation.seed"
 NOISE = 0.005
 """Standard deviation of the noise, of a range from 0 to 1."""
 RIM = 2
 """Rows and columns on each side that the blur reads."""
 GREY = np.array([0.2989, 0.587, 0.114], np.float32).reshape(1, 3, 1, 1)
+"""Weights of red, green and blue in the brightness."""
 STRAY = 0.01
-"""By how much of the range a value may lie outside, and the share of values that may, before a range is wrong."""
+"""Fraction of the range beyond which a value is outside, and fraction of outside values that a range may have."""
 DRAWN = {
     "brightness": (0.6, 1.4),
     "contrast": (0.7, 1.3),
@@ -47,14 +46,14 @@ DRAWN = {
     "blur": (0.001, 0.5),
     "mirror": (-1.0, 1.0),
 }
-"""Between what each number is drawn, evenly: factors; turns of the colour circle; degrees; shares of the image's width
-and height (CoTTA's sixteenth is of an image padded to twice its size); pixels of the blur's standard deviation;
+"""Bounds of each number, drawn evenly: factors; turns of the colour circle; degrees; fractions of the image's width
+and height (the paper's sixteenth is of an image padded to twice its size); pixels of the blur's standard deviation;
 mirrored below 0."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for a batch: scalars [1] as in `DRAWN`, and standard normal noise like the images."""
+    """The random numbers of a batch: scalars [1] as in `DRAWN`, and standard normal noise like the images."""
 
     numbers: Mapping[str, ir.Value]
     noise: ir.Value
@@ -63,30 +62,32 @@ class Drawn:
         return self.numbers[name]
 
 
-def augment(context: Context) -> MethodGraph:
-    """`augmented` is the model's input distorted; `augmented.outside` the share of its values outside the range."""
+def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int) -> MethodGraph:
+    """`augmented` is the model's input distorted; `augmented.outside` the fraction of its values outside the range.
+
+    Args:
+        low, high: the least and the largest value of a pixel, as the model reads them, one for each channel.
+        seed: start of the random numbers.
+    """
     x = context.x
     assert x is not None
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": context.opset}, name="augment")
-    op = Builder(graph, ROOM, context.opset)
-    _, channels, *_ = sizes = image_sizes(x)
+    op = new_graph("augment", context.opset)
+    sizes = image_sizes(x)
     images = ir.val(str(x.name), dtype=x.dtype, shape=x.shape)
-    graph.inputs.append(images)
-    initial = seeded(int(context.settings["seed"]))
-    numbers = Numbers(op, state_input(graph, SEED, initial))
+    op.graph.inputs.append(images)
+    initial = seeded(seed)
+    numbers = Numbers(op, state_input(op.graph, SEED, initial))
     with op.at("draw"):
         drawn = draw(op, numbers, images, context.batch)
-    black, white = pixel_range(context.settings, channels)
     with op.at("range"):
-        span = (white - black).astype(np.float32).reshape(1, -1, 1, 1)
-        low = black.astype(np.float32).reshape(1, -1, 1, 1)
-        unit = op.Div(op.Sub(images, low), span)
+        span, least = (bound.astype(np.float32).reshape(1, -1, 1, 1) for bound in (high - low, low))
+        unit = op.Div(op.Sub(images, least), span)
         inside = op.Clip(unit, 0.0, 1.0)
         stray = op.Greater(op.Abs(op.Sub(unit, inside)), STRAY)
         outside = mean(op, op.Cast(stray, to=int(ir.DataType.FLOAT)), "stray")
     distorted = distort(op, inside, drawn)
     with op.at("range"):
-        back = op.Add(op.Mul(distorted, span), low)
+        back = op.Add(op.Mul(distorted, span), least)
     taken = len(DRAWN) + context.batch * math.prod([*sizes[1:-1], 2 * -(-sizes[-1] // 2)])
     state = StateTensor(name=SEED, role="counter", initial=initial, value=numbers.state, next=numbers.following(taken))
     return finished(op, {AUGMENTED: back, OUTSIDE: outside}, [state], {OUTSIDE: "outside"})
@@ -205,60 +206,21 @@ def image_sizes(x: ir.Value) -> list[int]:
     return [size if isinstance(size, int) else 0 for size in dims(x)]
 
 
-def refuse_other_than_images(x: ir.Value, head: Head | None) -> None:
-    """Raise UnsupportedError unless `x` is [N, C, H, W] with one or three channels, and each sample has one answer."""
+def refuse_other_than_images(x: ir.Value, head: Head | None, *, where: str, hint: str) -> None:
+    """Raise UnsupportedError unless `x` is [N, C, H, W] with one or three channels, and each sample has one answer.
+
+    `where` names the setting that asks for images, and `hint` the way out.
+    """
     shape = dims(x)
     if len(shape) != 4 or shape[1] not in (1, 3):
         last = len(shape) == 4 and shape[3] in (1, 3)
         stated = ", ".join(str(size) for size in shape)
         raise UnsupportedError(
             f"only images can be augmented, [N, 1, H, W] or [N, 3, H, W]; the model takes [{stated}]",
-            where=f"`--set cr=true`, input `{x.name}`",
-            hint="export the model with the channels first, or leave `cr` out" if last else "leave `cr` out",
+            where=f"{where}, input `{x.name}`",
+            hint=f"export the model with the channels first, or {hint}" if last else hint,
         )
     if head is not None and head.kind == "dense":
         raise UnsupportedError(
-            "the model answers for each position, and the augmentation moves positions",
-            where="`--set cr=true`",
-            hint="leave `cr` out",
+            "the model answers for each position, and the augmentation moves positions", where=where, hint=hint
         )
-
-
-def pixel_range(settings: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a black and of a white pixel for each channel, from settings["black"] and settings["white"].
-
-    Raises UsageError for what is no number, or not one for all channels or one for each, or leaves no range.
-    """
-    black, white = (_per_channel(str(settings[name]), channels, name) for name in ("black", "white"))
-    if not (white > black).all():
-        raise UsageError(
-            "white is not above black", where=f"`--set black={settings['black']} --set white={settings['white']}`"
-        )
-    return black, white
-
-
-def _per_channel(text: str, channels: int, name: str) -> np.ndarray:
-    try:
-        found = np.array([float(part) for part in text.split(",")], np.float64)
-    except ValueError:
-        found = np.array([])
-    if len(found) not in (1, channels) or not np.isfinite(found).all():
-        several = f", or {channels} with commas between, one for each channel" if channels > 1 else ""
-        raise UsageError(
-            f"`{text}` is no value of a pixel", where=f"`--set {name}={text}`", hint=f"give one number{several}"
-        )
-    return np.broadcast_to(found, channels)
-
-
-def refuse_values_outside(samples: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """Raise UsageError if calibration images [n, C, H, W] do not lie between black and white."""
-    black, white = (bound.reshape(1, -1, 1, 1) for bound in pixel_range(settings, samples.shape[1]))
-    slack = STRAY * (white - black)
-    if np.mean((samples < black - slack) | (samples > white + slack)) <= STRAY:
-        return
-    raise UsageError(
-        f"the calibration images go from {samples.min():.4g} to {samples.max():.4g}, beyond black and white",
-        where=f"`--set black={settings['black']} --set white={settings['white']}`",
-        hint="say what black and white are as the model takes them, one number or one for each channel: for mean m and "
-        "deviation s, black=-m/s and white=(1-m)/s",
-    )

@@ -1,30 +1,59 @@
-"""The small graphs of a method besides forward and backward: what they are made from, and what they are."""
+"""The subject of a method's hooks, and the small graphs of a method: their inputs, their start and their end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.state import StateTensor
+from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
+from ttac.spec import Target
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a method's graphs are made from.
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model that a method's hooks see while it is compiled.
 
     Attributes:
-        parameters: the trained state; gradients: the values the backward gives for them, in the same order.
-        logits: name of the value with the scores, before any Softmax or Sigmoid; head: how they are read.
-        anchor: Fisher information of each parameter by name, empty without one.
-        layers: the trained weights whose inputs are kept in part, for methods that do so.
-        x: the model's input; batch: the most samples a step may have.
+        model: the normal form; `refine` and `constants` see the adapted model.
+        head: the reading of the output, None where it is unclear and the method has no loss.
+        sites: the norms to adapt, in graph order.
+        settings: every option of the method with its value.
+        batch: the most samples of a step.
+        samples: calibration samples [n, ...] float32, None without `--calibration`.
+        adaptation: the rewritten norms and their state; empty for `check` and `choose_trained`.
+        say: takes one line for the user.
+    """
+
+    model: ir.Model
+    head: Head | None
+    sites: Sequence[NormSite]
+    settings: Mapping[str, Any]
+    batch: int
+    target: Target
+    samples: np.ndarray | None = None
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The values and settings that a method's graphs are built from.
+
+    Attributes:
+        parameters: the trained state; gradients: the values that the backward gives for them, in the same order.
+        logits: name of the value with the scores, before any Softmax or Sigmoid; head: the reading of the output.
+        constants: arrays of the method's hook `constants`, by name.
+        layers: the trained weights whose cached inputs are kept in part.
+        x: the model's input; batch: the most samples of a step.
     """
 
     parameters: Sequence[StateTensor]
@@ -33,14 +62,14 @@ class Context:
     head: Head
     settings: Mapping[str, Any]
     opset: int
-    anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     layers: Sequence[Layer] = ()
     x: ir.Value | None = None
     batch: int = 1
 
     @property
     def classes(self) -> int:
-        """Between how many classes a prediction decides."""
+        """The number of classes that a prediction decides between."""
         return self.head.classes
 
 
@@ -48,7 +77,7 @@ class Context:
 class MethodGraph:
     """A graph, the state it moves (`next` are graph outputs), and the outputs it reports with their names.
 
-    `more` are graphs that run behind it, and give nothing but state that nothing later reads.
+    `more` are graphs that run after it.  Their only outputs are state that nothing later in the step reads.
     """
 
     model: ir.Model
@@ -60,6 +89,29 @@ class MethodGraph:
     def moves(self) -> dict[str, str]:
         """Graph output -> state tensor."""
         return {str(tensor.next.name): tensor.name for tensor in self.state if tensor.next is not None}
+
+
+def new_graph(name: str, opset: int) -> Builder:
+    """A builder for the empty graph `name`; its nodes belong to the room of that name."""
+    return Builder(ir.Graph([], [], nodes=[], opset_imports={"": opset}, name=name), name, opset)
+
+
+def read(op: Builder, name: str, shape: Sequence[int | str]) -> ir.Value:
+    """A new float32 graph input of `shape`, which another graph gives by this name."""
+    value = ir.val(name, dtype=ir.DataType.FLOAT, shape=ir.Shape(list(shape)))
+    op.graph.inputs.append(value)
+    return value
+
+
+def read_parameters(op: Builder, context: Context) -> list[ir.Value]:
+    """New graph inputs for the trained state."""
+    return [state_input(op.graph, parameter.name, parameter.initial) for parameter in context.parameters]
+
+
+def read_gradients(op: Builder, context: Context, names: Sequence[str] | None = None) -> list[ir.Value]:
+    """New graph inputs for the gradients, or for values of other `names` in their shapes."""
+    names = context.gradients if names is None else names
+    return [state_input(op.graph, name, p.initial) for name, p in zip(names, context.parameters, strict=True)]
 
 
 def finished(

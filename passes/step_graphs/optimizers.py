@@ -1,9 +1,9 @@
 """Optimizer steps as graphs: parameters, their gradients and the optimizer's state in, the next ones out.
 
-Small parameters are one flat vector inside: an Adam step on a hundred norms is fifteen nodes.  Large ones go one by
-one, so that what a step computes in between is never as large as the model; and where they are many, in graphs of
-their own, so that their next state need not exist as a whole either (`deferred` in `docs/bundle.md`).  The formulas are
-those of PyTorch 2 (METHODS 0.3), bias correction and first-step rules included.
+Small parameters are one flat vector inside: an Adam step on a hundred norms is fifteen nodes.  Large parameters are
+stepped one by one, so that no intermediate value is as large as the model.  Many large parameters get further graphs,
+so that their next state never exists as a whole (`deferred` in `docs/bundle.md`).  The formulas are those of PyTorch 2,
+bias correction and first-step rules included.
 """
 
 from __future__ import annotations
@@ -17,30 +17,54 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.context import Context, MethodGraph, new_graph
 
-ROOM = "update"
-LARGE = 64 * 1024
+LARGE_ELEMENTS = 64 * 1024
 """Elements from which on a parameter is stepped by itself."""
-WORTH = 1024 * 1024
-"""Elements of all large parameters from which on they get graphs of their own."""
+SEPARATE_ELEMENTS = 1024 * 1024
+"""Elements of all large parameters from which on large parameters get further graphs."""
 COUNT = "adam.step"
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """What an optimizer steps: a vector, its gradient, a suffix for its memory's names, and the number of this step."""
+class FlatParameters:
+    """Parameters as one vector, its gradient, a suffix for the names of its memory, and the number of this step."""
 
     flat: ir.Value
-    slope: ir.Value
+    gradient: ir.Value
     suffix: str = ""
     count: ir.Value | None = None
 
 
-Step = Callable[[Builder, Stepped, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
+@dataclass(frozen=True)
+class Anchor:
+    """The term weight * sum F (p - p0)^2 of a loss, which holds parameters to the source.
+
+    `information` is F by parameter, in the parameter's shape; p0 is the parameter's initial value.
+    """
+
+    information: Mapping[str, np.ndarray]
+    weight: float
+
+    def pull(self, op: Builder, flat: ir.Value, parameters: Sequence[StateTensor]) -> ir.Value:
+        """The gradient of the term, as a vector like `flat`."""
+        each = [2 * self.weight * self.information[p.name].reshape(-1) for p in parameters]
+        source = np.concatenate([p.initial.reshape(-1) for p in parameters])
+        return op.Mul(op.Sub(flat, source), np.concatenate(each).astype(np.float32))
+
+
+Step = Callable[[Builder, FlatParameters, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
 
 
 Update = tuple[ir.Model, list[StateTensor]]
 """A graph, and all state it moves, initial values included."""
+
+
+def update(context: Context, gradients: Sequence[str] | None = None, anchor: Anchor | None = None) -> MethodGraph:
+    """One step of the optimizer that the settings name, with the backward's gradients or others of their shapes."""
+    names = context.gradients if gradients is None else gradients
+    (model, moved), *large = update_graphs(context.parameters, names, context.settings, context.opset, anchor=anchor)
+    return MethodGraph(model, tuple(moved), more=tuple(MethodGraph(other, tuple(state)) for other, state in large))
 
 
 def update_graphs(
@@ -49,16 +73,16 @@ def update_graphs(
     settings: Mapping[str, Any],
     opset: int,
     *,
-    anchor: Mapping[str, np.ndarray] | None = None,
+    anchor: Anchor | None = None,
 ) -> list[Update]:
     """One optimizer step as graphs that run in turn: all small parameters, then large ones, the largest alone.
 
-    The first counts the step, and the others read its number; see `update_graph`.
+    The first graph counts the step, and the others read its number; see `update_graph`.
     """
     paired = list(zip(parameters, gradients, strict=True))
-    parts = [[pair for pair in paired if pair[0].initial.size < LARGE]]
-    large = [pair for pair in paired if pair[0].initial.size >= LARGE]
-    if sum(p.initial.size for p, _ in large) < WORTH:
+    parts = [[pair for pair in paired if pair[0].initial.size < LARGE_ELEMENTS]]
+    large = [pair for pair in paired if pair[0].initial.size >= LARGE_ELEMENTS]
+    if sum(p.initial.size for p, _ in large) < SEPARATE_ELEMENTS:
         parts = [paired]
     else:
         parts = [part for part in [*parts, *_batches(large)] if part]
@@ -70,10 +94,10 @@ def update_graphs(
 
 def _batches(pairs: Sequence[tuple[StateTensor, str]]) -> list[list[tuple[StateTensor, str]]]:
     """The pairs in as few batches as their order allows, none of more elements than the largest parameter."""
-    room = max(p.initial.size for p, _ in pairs)
+    limit = max(p.initial.size for p, _ in pairs)
     batches: list[list[tuple[StateTensor, str]]] = [[]]
     for pair in pairs:
-        if sum(p.initial.size for p, _ in batches[-1]) + pair[0].initial.size > room:
+        if sum(p.initial.size for p, _ in batches[-1]) + pair[0].initial.size > limit:
             batches.append([])
         batches[-1].append(pair)
     return batches
@@ -85,109 +109,116 @@ def update_graph(
     settings: Mapping[str, Any],
     opset: int,
     *,
-    anchor: Mapping[str, np.ndarray] | None = None,
+    anchor: Anchor | None = None,
     first: bool = True,
 ) -> Update:
-    """The graph of one optimizer step.
+    """The graph of one optimizer step, and all state it moves, initial values included.
 
     Its inputs are `<parameter>` and the value names `gradients`, in pairs, then the optimizer's state; its outputs
-    `<parameter>.next` and `<state>.next`.  Returns the model and all state it moves, initial values included.
+    `<parameter>.next` and `<state>.next`.
 
     Args:
-        anchor: Fisher information by parameter, for settings["fisher"] * sum F (p - p0)^2 in the loss.
-        settings: "optimizer" ("adam" or "sgd") and what it reads: lr, beta1, beta2, eps; momentum, nesterov;
+        settings: "optimizer" ("adam" or "sgd") and its options: lr, beta1, beta2, eps; momentum, nesterov;
             weight_decay.
-        first: whether it counts Adam's steps; else it reads the number as `adam.step.next`, which another graph made.
+        first: whether the graph counts Adam's steps; else it reads the number as `adam.step.next` from another graph.
     """
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="update")
-    values = [state_input(graph, p.name, p.initial) for p in parameters]
-    slopes = [state_input(graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
-    op = Builder(graph, ROOM, opset)
+    op = new_graph("update", opset)
+    values = [state_input(op.graph, p.name, p.initial) for p in parameters]
+    slopes = [state_input(op.graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
+    counter = _counter(op, settings, first=first)
     moved_parameters: list[StateTensor] = []
     state: list[StateTensor] = []
-    zero = np.zeros((), np.float32)
-    count = after = None
-    if settings["optimizer"] == "adam":
-        count = state_input(graph, COUNT if first else f"{COUNT}.next", zero)
-        with op.at("update"):
-            after = op.Add(count, 1.0) if first else count
     for group, suffix in groups(parameters):
         members = [parameters[i] for i in group]
         with op.at("update"):
-            flat, slope = flatten(op, [values[i] for i in group]), flatten(op, [slopes[i] for i in group])
-            if decay := float(settings.get("weight_decay", 0.0)):
-                slope = op.Add(slope, op.Mul(flat, decay))
-            if anchor:
-                slope = op.Add(slope, pull_back(op, flat, members, anchor, float(settings["fisher"])))
-            following, memory = OPTIMIZERS[settings["optimizer"]](op, Stepped(flat, slope, suffix, after), settings)
+            flat, gradient = flatten(op, [values[i] for i in group]), flatten(op, [slopes[i] for i in group])
+            gradient = _regularised(op, flat, gradient, members, settings, anchor)
+            of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
+            following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)
             moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += memory
-    if first and count is not None:
-        state.append(StateTensor(name=COUNT, role="counter", initial=zero, value=count, next=after))
-    for tensor in [*moved_parameters, *state]:
+    if first and counter:
+        state.append(counter)
+    return _with_outputs(op, [*moved_parameters, *state])
+
+
+def _counter(op: Builder, settings: Mapping[str, Any], *, first: bool) -> StateTensor | None:
+    """The state that counts Adam's steps, `next` being the number of this step; None for another optimizer."""
+    if settings["optimizer"] != "adam":
+        return None
+    zero = np.zeros((), np.float32)
+    count = state_input(op.graph, COUNT if first else f"{COUNT}.next", zero)
+    with op.at("update"):
+        return StateTensor(
+            name=COUNT, role="counter", initial=zero, value=count, next=op.Add(count, 1.0) if first else count
+        )
+
+
+def _regularised(
+    op: Builder,
+    flat: ir.Value,
+    gradient: ir.Value,
+    parameters: Sequence[StateTensor],
+    settings: Mapping[str, Any],
+    anchor: Anchor | None,
+) -> ir.Value:
+    """The gradient with weight decay and the pull of the anchor."""
+    if decay := float(settings.get("weight_decay", 0.0)):
+        gradient = op.Add(gradient, op.Mul(flat, decay))
+    return op.Add(gradient, anchor.pull(op, flat, parameters)) if anchor else gradient
+
+
+def _with_outputs(op: Builder, state: list[StateTensor]) -> Update:
+    for tensor in state:
         assert tensor.next is not None
         tensor.next.name = f"{tensor.name}.next"
-        graph.outputs.append(tensor.next)
-    return ir.Model(graph, ir_version=8), [*moved_parameters, *state]
-
-
-def pull_back(
-    op: Builder, flat: ir.Value, parameters: Sequence[StateTensor], anchor: Mapping[str, np.ndarray], weight: float
-) -> ir.Value:
-    """The gradient of weight * sum F (p - p0)^2, which holds on to what the source model needs (EATA, eq. 8)."""
-    fisher = np.concatenate([2 * weight * anchor[p.name].reshape(-1) for p in parameters]).astype(np.float32)
-    source = np.concatenate([p.initial.reshape(-1) for p in parameters])
-    return op.Mul(op.Sub(flat, source), fisher)
+        op.graph.outputs.append(tensor.next)
+    return ir.Model(op.graph, ir_version=8), state
 
 
 def groups(parameters: Sequence[StateTensor]) -> list[tuple[list[int], str]]:
-    """Positions of parameters that are stepped together, and what tells their memory apart; large ones are alone."""
-    small = [i for i, p in enumerate(parameters) if p.initial.size < LARGE]
-    alone = [([i], f"/{p.name}") for i, p in enumerate(parameters) if p.initial.size >= LARGE]
+    """Positions of parameters that are stepped together, with the suffix of their memory; large ones are alone."""
+    small = [i for i, p in enumerate(parameters) if p.initial.size < LARGE_ELEMENTS]
+    alone = [([i], f"/{p.name}") for i, p in enumerate(parameters) if p.initial.size >= LARGE_ELEMENTS]
     return [*([(small, "")] if small else []), *alone]
 
 
-def adam(op: Builder, of: Stepped, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
+def adam(op: Builder, of: FlatParameters, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
     """m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr (m/(1-b1^t)) / (sqrt(v/(1-b2^t)) + eps)."""
     first, second = float(settings["beta1"]), float(settings["beta2"])
     m, v = _memory(op, of, "adam.m"), _memory(op, of, "adam.v")
-    after_m = op.Add(op.Mul(m, first), op.Mul(of.slope, 1.0 - first))
-    after_v = op.Add(op.Mul(v, second), op.Mul(op.Mul(of.slope, of.slope), 1.0 - second))
+    after_m = op.Add(op.Mul(m, first), op.Mul(of.gradient, 1.0 - first))
+    after_v = op.Add(op.Mul(v, second), op.Mul(op.Mul(of.gradient, of.gradient), 1.0 - second))
     step = op.Div(float(settings["lr"]), op.Sub(1.0, op.Pow(op.constant(np.array(first, np.float32)), of.count)))
     root = op.Sqrt(op.Sub(1.0, op.Pow(op.constant(np.array(second, np.float32)), of.count)))
     scaled = op.Add(op.Div(op.Sqrt(after_v), root), float(settings["eps"]))
     following = op.Sub(of.flat, op.Mul(op.Div(after_m, scaled), step))
-    return following, [_remembered(of, m, after_m), _remembered(of, v, after_v)]
+    return following, [_memorised(of, m, after_m), _memorised(of, v, after_v)]
 
 
-def sgd(op: Builder, of: Stepped, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
+def sgd(op: Builder, of: FlatParameters, settings: Mapping[str, Any]) -> tuple[ir.Value, list[StateTensor]]:
     """v <- mu v + g (v = g at the first step, as v starts at 0);  p <- p - lr (g + mu v if nesterov, else v)."""
     momentum = float(settings["momentum"])
     if not momentum:
-        return op.Sub(of.flat, op.Mul(of.slope, float(settings["lr"]))), []
+        return op.Sub(of.flat, op.Mul(of.gradient, float(settings["lr"]))), []
     v = _memory(op, of, "sgd.v")
-    after_v = op.Add(op.Mul(v, momentum), of.slope)
-    direction = op.Add(of.slope, op.Mul(after_v, momentum)) if settings["nesterov"] else after_v
+    after_v = op.Add(op.Mul(v, momentum), of.gradient)
+    direction = op.Add(of.gradient, op.Mul(after_v, momentum)) if settings["nesterov"] else after_v
     following = op.Sub(of.flat, op.Mul(direction, float(settings["lr"])))
-    return following, [_remembered(of, v, after_v)]
+    return following, [_memorised(of, v, after_v)]
 
 
 OPTIMIZERS: dict[str, Step] = {"adam": adam, "sgd": sgd}
 
 
-def _memory(op: Builder, of: Stepped, name: str) -> ir.Value:
+def _memory(op: Builder, of: FlatParameters, name: str) -> ir.Value:
     return state_input(op.graph, name + of.suffix, np.zeros(_length(of.flat), np.float32))
 
 
-def _remembered(of: Stepped, memory: ir.Value, after: ir.Value) -> StateTensor:
-    return StateTensor(
-        name=str(memory.name),
-        role="optimizer",
-        initial=np.zeros(_length(of.flat), np.float32),
-        value=memory,
-        next=after,
-    )
+def _memorised(of: FlatParameters, memory: ir.Value, after: ir.Value) -> StateTensor:
+    initial = np.zeros(_length(of.flat), np.float32)
+    return StateTensor(name=str(memory.name), role="optimizer", initial=initial, value=memory, next=after)
 
 
 def _length(flat: ir.Value) -> int:

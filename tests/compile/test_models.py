@@ -27,6 +27,7 @@ from ttac.passes.differentiate.losses import attach_loss
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import find_norms
+from ttac.spec import BATCH_STATISTICS
 
 pytestmark = pytest.mark.slow
 BOUND = 1e-5
@@ -60,7 +61,7 @@ def test_logits_and_gradients_are_those_of_pytorch(name: str, bundles: dict[str,
 def test_gradients_are_those_of_onnxruntime_training(name: str, bundles: dict[str, Path]) -> None:
     model = normalise(load(MODELS[name]))
     sites = find_norms(model).sites
-    adaptation = adapt_norms(model, sites, "batch", {}, trains=True)
+    adaptation = adapt_norms(model, sites, BATCH_STATISTICS, {}, trains=True)
     attached = attach_loss(model, "entropy", model.graph.outputs[0])
     feeds = {tensor.name: tensor.initial for tensor in adaptation.state} | {"x": inputs(name)}
     wrt = [tensor.name for tensor in adaptation.parameters]

@@ -34,11 +34,14 @@ from ttac.passes.norms.insert import insert_norms, unit_filters
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.step_graphs.optimizers import update_graph
 from ttac.passes.verify.compare import Differences, compare_halves, relative, slope_error
+from ttac.spec import BATCH_STATISTICS, SOURCE_STATISTICS, Statistics
 
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
 
-def adapted(text: str, weights: Weights, folder: Path, statistics: str = "batch") -> tuple[ir.Model, dict[str, Any]]:
+def adapted(
+    text: str, weights: Weights, folder: Path, statistics: Statistics = BATCH_STATISTICS
+) -> tuple[ir.Model, dict[str, Any]]:
     """The model before and after; the second as adapted, with the state's initial values."""
     model = normal(saved(source(text, weights), folder))
     made = adapt_norms(model, sites_of(model), statistics, {"prior": 16.0}, trains=True)
@@ -63,7 +66,7 @@ def test_the_source_mean_moves_into_the_bias_of_the_convolution(has_bias: bool, 
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     model = normal(saved(proto, tmp_path))
     assert conv_bias(model) is None or has_bias
-    adapt_norms(model, sites_of(model), "batch", {}, trains=False)
+    adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=False)
     moved = weights.get("conv.bias", np.zeros(4, np.float32)) - weights["bn.running_mean"]
     np.testing.assert_array_equal(conv_bias(model), moved)
     assert not shifted(model)
@@ -104,7 +107,7 @@ def test_every_site_owns_its_tensors(tmp_path: Path) -> None:
 def test_with_the_sources_statistics_nothing_changes(tmp_path: Path) -> None:
     path = saved(source(), tmp_path)
     before, after = normal(path), normal(path)
-    made = adapt_norms(after, sites_of(after), "source", {}, trains=True)
+    made = adapt_norms(after, sites_of(after), SOURCE_STATISTICS, {}, trains=True)
     feeds = {"x": samples((3, 8, 8), 4), **{tensor.name: tensor.initial for tensor in made.state}}
     np.testing.assert_allclose(run(after, feeds)["y"], run(before, feeds)["y"], rtol=1e-6)
     assert operators(after.graph) == operators(before.graph)
@@ -164,7 +167,7 @@ def test_an_inserted_norm_is_the_identity_on_the_source(case: str, tmp_path: Pat
         kernel if operator.startswith("Conv ") else np.moveaxis(kernel.reshape(groups, 4 // groups, -1, 9), 2, 1)
     )
     np.testing.assert_allclose((by_filter.reshape(6, -1) ** 2).sum(1), 1, rtol=1e-5)
-    made = adapt_norms(model, [site], "batch", {}, trains=False)
+    made = adapt_norms(model, [site], BATCH_STATISTICS, {}, trains=False)
     feeds = {"x": x, **{tensor.name: tensor.initial for tensor in made.state}}
     np.testing.assert_allclose(run(spelled(model), feeds)["y"], expected, rtol=1e-4, atol=1e-5)
 

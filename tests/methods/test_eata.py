@@ -51,7 +51,7 @@ def test_selection_by_hand(tmp_path: Path) -> None:
         chosen = (-(p * np.log(p)).sum(1) < margin) & (np.abs(cosine) < redundancy)
         assert adapter.stats["selected"] == chosen.sum() > 0
         average = 0.9 * average + 0.1 * p[chosen].mean(0) if average.any() else p[chosen].mean(0)
-        np.testing.assert_allclose(state_of(adapter, tmp_path)["eata.mean"], average, atol=1e-6)
+        np.testing.assert_allclose(state_of(adapter, tmp_path)["probabilities.average"], average, atol=1e-6)
 
 
 def test_nothing_selected_changes_nothing(tmp_path: Path) -> None:
@@ -97,6 +97,6 @@ def test_a_model_that_ends_in_a_softmax_selects_by_its_scores(tmp_path: Path) ->
             adapter.step(np.random.default_rng(seed).standard_normal((4, 3, 8, 8), dtype=np.float32))
         assert adapter.stats["selected"] == 4
         states.append(state_of(adapter, folder))
-    assert states[0]["eata.mean"].sum() == pytest.approx(1.0)
+    assert states[0]["probabilities.average"].sum() == pytest.approx(1.0)
     for name, value in states[0].items():
         np.testing.assert_allclose(states[1][name], value, atol=1e-6)

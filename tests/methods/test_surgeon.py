@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 import ttac
 from tests.conftest import Run
@@ -18,6 +17,7 @@ from tests.support.whole_models import MODELS, Arrays, compiled, samples, state_
 from ttac.errors import UsageError
 from ttac.passes.plan import keep_ratios as sparsity
 from ttac.passes.plan.decisions import Decision, keep_as
+from ttac.runtime.state_files import write_state
 
 
 @pytest.fixture
@@ -110,7 +110,8 @@ def changed(subject: ttac.Adapter, folder: Path, **tensors: np.ndarray) -> None:
     with safe_open(path, "np") as file:
         metadata = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}
-    save_file({**state, **{name.replace("__", "."): value for name, value in tensors.items()}}, path, metadata)
+    state |= {name.replace("__", "."): value for name, value in tensors.items()}
+    write_state(path, state, metadata["bundle"])
     subject.restore(path)
 
 
@@ -141,7 +142,7 @@ def blind_steps() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 def test_gradients_that_say_nothing_keep_everything(why: str, slopes: Arrays) -> None:
     found = importance_of(slopes)
     assert found["probe.blind"] == 1 and found["kept"] == 1.0
-    np.testing.assert_array_equal(found["surgeon.keep.next"], [1, 1])
+    np.testing.assert_array_equal(found["keep.ratios.next"], [1, 1])
 
 
 def test_importance_by_hand() -> None:
@@ -150,7 +151,7 @@ def test_importance_by_hand() -> None:
     first, second = np.sqrt(25 / 3) * np.log(400 / 300), np.log(400 / 100)
     largest = max(first, second)
     expected = 0.5 * np.array([first, second]) / largest
-    np.testing.assert_allclose(found["surgeon.keep.next"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["keep.ratios.next"], expected, rtol=1e-5)
     assert found["probe.blind"] == 0 and found["kept"] == pytest.approx((expected * [0.75, 0.25]).sum(), rel=1e-5)
     alone = importance_of({"a.grad": np.ones(3, np.float32)}, keep=0.5)
     assert alone["probe.blind"] == 1, "with one layer the paper's memory term is -ln 1"
@@ -161,11 +162,11 @@ def importance_of(slopes: Arrays, keep: float = 1.0) -> Arrays:
     import onnx_ir as ir
 
     from tests.support.whole_models import SINGLE, spelled
+    from ttac.methods.surgeon.importance import importance
     from ttac.passes.graph.execute import run
     from ttac.passes.graph.state import StateTensor
     from ttac.passes.plan.keep_ratios import Layer
     from ttac.passes.step_graphs.context import Context
-    from ttac.passes.step_graphs.importance import importance
 
     names = [name.removesuffix(".grad") for name in slopes]
     parameters = [
@@ -177,7 +178,7 @@ def importance_of(slopes: Arrays, keep: float = 1.0) -> Arrays:
     ]
     context = context_of(Context, parameters, list(slopes), layers, keep)
     made = importance(context)
-    return run(spelled(made.model), {**slopes, "surgeon.keep": np.ones(len(layers), np.float32)})
+    return run(spelled(made.model), {**slopes, "keep.ratios": np.ones(len(layers), np.float32)})
 
 
 def context_of(kind: Any, parameters: Any, gradients: list[str], layers: Any, keep: float) -> Any:

@@ -99,4 +99,4 @@ def _facts(target: Target) -> dict[str, object]:
 def _method(method: Method) -> dict[str, Any]:
     options = [{**asdict(option), "choices": list(option.choices)} for option in method.options]
     named = {"name": method.name, "title": method.title, "paper": method.paper, "needs": method.needs}
-    return {**named, "trains": method.trains, "loss": method.loss, "options": options}
+    return {**named, "trains": method.trains, "loss": getattr(method.loss, "__name__", method.loss), "options": options}

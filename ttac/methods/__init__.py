@@ -12,10 +12,18 @@ from ttac.errors import UsageError
 from ttac.spec import Method
 from ttac.suggest import did_you_mean
 
+DEFAULT = "tent"
+"""The method of a compile that names none."""
+
 
 def names() -> list[str]:
     """The names of all methods, in alphabetical order."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def that_train() -> list[str]:
+    """The names of the methods that train scale and bias of norms: they fit norms of every kind."""
+    return [name for name in names() if find(name).trains]
 
 
 def find(name: str) -> Method:

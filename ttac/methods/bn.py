@@ -7,7 +7,7 @@ mean = (prior*source + N*batch) / (prior + N), and the variance likewise.
 
 from __future__ import annotations
 
-from ttac.spec import Method, Option
+from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Method, Option, Settings, Statistics
 
 STATISTICS = (
     Option(
@@ -20,11 +20,20 @@ STATISTICS = (
     Option("statistics_momentum", 0.1, "with `ema`: weight of the newest batch in the average", low=0.0, high=1.0),
 )
 
+POLICIES = {policy.name: policy for policy in (BATCH_STATISTICS, BLEND_STATISTICS, AVERAGE_STATISTICS)}
+
+
+def chosen_statistics(settings: Settings) -> Statistics:
+    """The policy that the option `statistics` names."""
+    return POLICIES[settings["statistics"]]
+
+
 METHOD = Method(
     name="bn",
     title="batch statistics of the test data, no gradient",
     paper="arXiv:2006.16971",
     needs="BatchNorm, or calibration data where the export folded it",
-    statistics=lambda settings: str(settings["statistics"]),
+    statistics=chosen_statistics,
     options=STATISTICS,
+    oracle="tests/methods/test_methods.py:restated",
 )

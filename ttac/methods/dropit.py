@@ -6,26 +6,27 @@ SURGEON is compared with.
 
 from __future__ import annotations
 
-from ttac.methods.bn import STATISTICS
-from ttac.methods.surgeon import SELECTIONS, SPARSITY
+from ttac.methods.bn import STATISTICS, chosen_statistics
+from ttac.methods.surgeon import SPARSITY, codec
 from ttac.methods.tent import trained_with
-from ttac.spec import Method, Option
+from ttac.spec import KeepPolicy, Method, Option
 
 METHOD = Method(
     name="dropit",
     title="entropy minimisation with a statically sparse cache of activations",
     paper="arXiv:2202.13808",
     needs="norms of any kind, or calibration data where the export folded them; with BatchNorm more than a few samples",
-    statistics=lambda settings: str(settings["statistics"]),
+    statistics=chosen_statistics,
     trains=True,
     loss="entropy",
-    drops=lambda settings: SELECTIONS[settings["select"]],
     options=(
         *trained_with("adam", 1e-3),
         Option("keep", 0.3, "share of its input that every layer keeps", low=0.0, high=1.0),
         *SPARSITY,
         *STATISTICS,
     ),
-    graphs=("update",),
+    keep=KeepPolicy("keep", codec),
+    graphs={"update": "ttac.passes.step_graphs.optimizers:update"},
     program=({"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": "logits"}),
+    oracle="tests/golden/make/surgeon_nets.py",
 )

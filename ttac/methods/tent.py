@@ -6,7 +6,7 @@ before its update, as in the paper's code.
 
 from __future__ import annotations
 
-from ttac.methods.bn import STATISTICS
+from ttac.methods.bn import STATISTICS, chosen_statistics
 from ttac.spec import Method, Option
 
 
@@ -29,10 +29,11 @@ METHOD = Method(
     title="entropy minimisation over scale and bias of the norms",
     paper="arXiv:2006.10726",
     needs="norms of any kind, or calibration data where the export folded them; with BatchNorm more than a few samples",
-    statistics=lambda settings: str(settings["statistics"]),
+    statistics=chosen_statistics,
     trains=True,
     loss="entropy",
     options=(*trained_with("adam", 1e-3), *STATISTICS),
-    graphs=("update",),
+    graphs={"update": "ttac.passes.step_graphs.optimizers:update"},
     program=({"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": "logits"}),
+    oracle="benchmarks/pytorch_peers.py:Tent",
 )

@@ -89,15 +89,15 @@ class Rooms:
     def adapted(self, model: ir.Model, adaptation: Adaptation) -> None:
         """The rewritten norms."""
         count = len(adaptation.parameters)
-        sites = f"{len(adaptation.sites)} sites with {adaptation.statistics} statistics"
+        sites = f"{len(adaptation.sites)} sites with {adaptation.statistics.name} statistics"
         self.line("adapt", f"{sites}, {count} tensors train")
         self.dump("adapt", model=model)
 
-    def anchored(self, anchor: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What holds the parameters to the source, if anything."""
-        if anchor:
-            self.line("fisher", f"{len(anchor)} tensors held to the source by their Fisher information")
-        return anchor
+    def computed(self, constants: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The arrays that the method computed while compiling, if any."""
+        if constants:
+            self.line("constants", f"{len(constants)} tensors computed by the method")
+        return constants
 
     def differentiated(self, joint: Joint) -> Joint:
         """The joint graph."""

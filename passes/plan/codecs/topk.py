@@ -1,4 +1,4 @@
-"""Codec `topk`: the largest magnitudes of the whole tensor, as SURGEON defines them (arXiv:2503.20354).
+"""Codec `topk`: the largest magnitudes of the whole tensor, as in Ma et al. (arXiv:2503.20354).
 
 `keep_ratios` picks this codec for the setting `select=topk`.
 """

@@ -71,9 +71,9 @@ def test_a_bias_that_a_norm_takes_off_again_stays(tmp_path: Path) -> None:
 def test_large_tensors_are_stepped_by_themselves(tmp_path: Path) -> None:
     """The same numbers as all at once: an Adam step is elementwise."""
     moved = {}
-    for large in (optimizers.LARGE, 64):
+    for large in (optimizers.LARGE_ELEMENTS, 64):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(optimizers, "LARGE", large)
+            patch.setattr(optimizers, "LARGE_ELEMENTS", large)
             adapter = ttac.load(compiled(MODELS["resnet"], tmp_path, method="tent", batch=4, train="all"))
             for _ in range(3):
                 adapter.step(samples(adapter.input_shape, 4))
@@ -85,10 +85,10 @@ def test_large_tensors_are_stepped_by_themselves(tmp_path: Path) -> None:
 
 def test_a_large_state_is_overwritten_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very numbers of an exchange at once, and a state file that either bundle takes."""
-    monkeypatch.setattr(optimizers, "LARGE", 64)
+    monkeypatch.setattr(optimizers, "LARGE_ELEMENTS", 64)
     adapters, lates = [], []
     for worth in (64, 1 << 40):
-        monkeypatch.setattr(optimizers, "WORTH", worth)
+        monkeypatch.setattr(optimizers, "SEPARATE_ELEMENTS", worth)
         (tmp_path / str(worth)).mkdir()
         folder = compiled(MODELS["resnet"], tmp_path / str(worth), method="tent", batch=4, train="all")
         lates.append([word["run"] for word in read(folder)["programs"]["step"] if word.get("deferred")])
@@ -114,8 +114,8 @@ NESTEROV = {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "nesterov": True}
 def test_graphs_of_an_update_do_what_one_does(
     settings: dict[str, object], small: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizers, "LARGE", 8)
-    monkeypatch.setattr(optimizers, "WORTH", 8)
+    monkeypatch.setattr(optimizers, "LARGE_ELEMENTS", 8)
+    monkeypatch.setattr(optimizers, "SEPARATE_ELEMENTS", 8)
     shapes = {"a": (4, 3), "b": (20,), **small, "c": (2, 5), "d": (8,), "e": (3, 4)}
     tensors = [
         StateTensor(name=name, role="parameter", initial=samples(shape, 1)[0], value=ir.val(name, SINGLE, shape))

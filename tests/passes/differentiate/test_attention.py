@@ -19,6 +19,7 @@ from ttac.passes.plan.decisions import Plan, keep_as, nbytes
 from ttac.passes.plan.liveness import bytes_over_time
 from ttac.passes.plan.minimum_cut import MOST_TERMS
 from ttac.passes.plan.plan import plan_activations
+from ttac.spec import SOURCE_STATISTICS
 
 BATCH = 64
 TOKENS = 40
@@ -62,7 +63,7 @@ def block_of(folder: Path, width: int = 8) -> tuple[Joint, Arrays]:
         "half": np.array(0.5, np.float32), "middle": np.array([1]),
     }  # fmt: skip
     model = normal(saved(source(BLOCK.replace("WIDTH", str(width)), weights), folder))
-    made = adapt_norms(model, sites_of(model), "source", {}, trains=True)
+    made = adapt_norms(model, sites_of(model), SOURCE_STATISTICS, {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
     return joint, {"x": samples((TOKENS, width), 3), **{tensor.name: tensor.initial for tensor in made.state}}
 

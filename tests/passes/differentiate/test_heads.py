@@ -31,6 +31,7 @@ from tests.support.head_cases import (
 from tests.support.tiny_bundles import ema, read, reseal
 from tests.support.whole_models import Arrays, compiled, normal, samples, state_of
 from ttac.errors import UsageError, VerificationError
+from ttac.methods.sar.last_stage import last_stage
 from ttac.passes.differentiate.joint import differentiate_loss
 from ttac.passes.differentiate.losses import mean, total
 from ttac.passes.graph.builder import Builder
@@ -38,7 +39,6 @@ from ttac.passes.graph.composites import DOMAIN
 from ttac.passes.graph.execute import run as executed
 from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.state import StateTensor
-from ttac.passes.norms.last_stage import last_stage
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.plan.plan import plan_activations
 from ttac.runtime.manifest import parse_manifest
@@ -194,7 +194,7 @@ def test_selected_pixels_are_counted_by_hand(tmp_path: Path) -> None:
         assert adapter.stats["selected"] == chosen.sum() > 0
         now = pixels[chosen].mean(0)
         average = 0.9 * average + 0.1 * now if average.any() else now
-        np.testing.assert_allclose(state_of(adapter)["eata.mean"], average, atol=1e-6)
+        np.testing.assert_allclose(state_of(adapter)["probabilities.average"], average, atol=1e-6)
 
 
 def test_two_classes_are_not_all_redundant(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def test_several_answers_are_a_choice(end: str, tmp_path: Path) -> None:
     assert adapter.stats["entropy"] == pytest.approx(entropy_of(y, head), rel=1e-5)
     assert adapter.stats["selected"] == 4
     p = y if end else 1 / (1 + np.exp(-y.astype(np.float64)))
-    np.testing.assert_allclose(state_of(adapter)["eata.mean"], np.concatenate([1 - p, p], 1).mean(0), atol=1e-6)
+    np.testing.assert_allclose(
+        state_of(adapter)["probabilities.average"], np.concatenate([1 - p, p], 1).mean(0), atol=1e-6
+    )
     if end:
         said = refused(UnsupportedError, path)
         assert "ends in a Sigmoid" in said and "`--head binary`" in said

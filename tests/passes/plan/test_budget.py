@@ -24,6 +24,7 @@ from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import Spans, choose_smaller, plan_within
 from ttac.passes.plan.decisions import Plan, nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
+from ttac.spec import BATCH_STATISTICS
 
 BATCH = 64
 
@@ -31,7 +32,7 @@ BATCH = 64
 @pytest.fixture(scope="module")
 def joint() -> Joint:
     model = normal(MODELS["densenet"])
-    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
     return differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
 
 

@@ -29,6 +29,7 @@ from ttac.passes.plan.codecs.block_layout import block_of
 from ttac.passes.plan.codecs.codec import Codec, KeepRatio, row_of
 from ttac.passes.plan.decisions import Decision, KeepRatios, keep_as, nbytes
 from ttac.passes.plan.plan import plan_activations
+from ttac.spec import BATCH_STATISTICS
 
 PLANNED = 8
 """Samples that the bytes are promised for; fewer must do as well."""
@@ -399,7 +400,7 @@ def read_alone(backward: ir.Model, name: str) -> str:
 def test_the_backward_sees_what_the_codec_gives_back(name: str, keep: float, tmp_path: Path) -> None:
     """Its gradients are those of the exact backward, were it given what stands for the values; logits do not change."""
     model = normal(saved(source(NET, NET_WEIGHTS), tmp_path))
-    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
     batch, n = 64, 5
 

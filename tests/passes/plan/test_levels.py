@@ -24,6 +24,7 @@ from ttac.passes.plan.codecs.block_layout import block_of
 from ttac.passes.plan.codecs.codec import KeepRatio
 from ttac.passes.plan.decisions import Decision, KeepRatios, keep_as, nbytes
 from ttac.passes.plan.plan import plan_activations
+from ttac.spec import BATCH_STATISTICS
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
 def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
     """In the halves of a net: the gradient of the scale before the loss, whose g no other norm's levels enter."""
     model = normal(saved(source(NET, NET_WEIGHTS), tmp_path))
-    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:

@@ -13,6 +13,7 @@ from ttac.passes.partition.partition import partition
 from ttac.passes.plan.decisions import nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
 from ttac.passes.plan.plan import plan_activations
+from ttac.spec import BATCH_STATISTICS
 
 SIZE = 16 * 4
 """Bytes of a sample of [N, 16]."""
@@ -86,7 +87,7 @@ def test_what_is_handed_on_lives_to_its_last_reader() -> None:
 def test_the_highest_moment_of_a_net() -> None:
     """At least the residuals that cross, at most everything; in proportion to the batch."""
     model = normal(MODELS["resnext"])
-    made = adapt_norms(model, sites_of(model), "batch", {}, trains=True)
+    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
     graph = joint.model.graph
     plan = plan_activations(graph, joint.backward, list(graph.inputs), 64)

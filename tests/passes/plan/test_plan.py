@@ -39,6 +39,7 @@ from ttac.passes.partition.partition import partition
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.decisions import SMALL_BYTES, Decide, Decision, Plan, nbytes
 from ttac.passes.plan.plan import plan_activations
+from ttac.spec import BATCH_STATISTICS
 
 # --- plan -------------------------------------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ def test_int8_residuals_turn_a_gradient_by_little(recipe: Recipe) -> None:
 
 def test_no_gradients_no_backward(chain: Path) -> None:
     model = normal(chain)
-    adapt_norms(model, sites_of(model), "batch", {}, trains=False)
+    adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=False)
     joint = Joint(model, model.graph.outputs[0], None)
     halves = partition(model, [joint.logits], (), Plan(4))
     assert halves.backward is None and halves.forward.graph.inputs[0].name == "x"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.consistency_case import NEUTRAL, STAGES, Arrays, drawn, golden, initial, normals, numbers, pictures
 from ttac import targets
-from ttac.errors import UnsupportedError, UsageError
+from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import run
@@ -21,9 +21,7 @@ from ttac.passes.step_graphs.augmentation import (
     Drawn,
     distort,
     draw,
-    pixel_range,
     refuse_other_than_images,
-    refuse_values_outside,
 )
 from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
@@ -147,44 +145,20 @@ def test_seeds_are_different_and_allowed() -> None:
     assert len(states) == 100 and all(0 < s < 2147483563 and 0 < t < 2147483399 for s, t in states)
 
 
-# --- what is no image, and what is no range ---------------------------------------------------------------------------
+# --- other inputs than images ---------------------------------------------------------------------------
+
+ASKED = {"where": "`--set a`", "hint": "leave `a` out"}
 
 
 @pytest.mark.parametrize("shape", [["N", 12], ["N", 3, 40], ["N", 4, 8, 8], ["N", 8, 8, 3], ["N", 3, 4, 8, 8]])
 def test_other_inputs_than_images_are_refused(shape: list[int | str]) -> None:
-    with pytest.raises(UnsupportedError, match=r"(?s)only images.*`x`.*cr") as caught:
-        refuse_other_than_images(ir.val("x", dtype=SINGLE, shape=ir.Shape(shape)), None)
+    with pytest.raises(UnsupportedError, match=r"(?s)only images.*--set a.*`x`") as caught:
+        refuse_other_than_images(ir.val("x", dtype=SINGLE, shape=ir.Shape(shape)), None, **ASKED)
     assert ("channels first" in caught.value.hint) == (shape[-1] == 3 and len(shape) == 4)
 
 
 def test_answers_for_each_position_are_refused() -> None:
     x = ir.val("x", dtype=SINGLE, shape=ir.Shape(["N", 3, 8, 8]))
-    refuse_other_than_images(x, Head("classes", ("N", 6), 1, "logits"))
+    refuse_other_than_images(x, Head("classes", ("N", 6), 1, "logits"), **ASKED)
     with pytest.raises(UnsupportedError, match="moves positions"):
-        refuse_other_than_images(x, Head("dense", ("N", 6, 8, 8), 1, "logits"))
-
-
-@pytest.mark.parametrize(
-    "text", ["", "dark", "0,0", "0,0,0,0", "nan", "inf,0,0", "0;0;0"], ids=lambda text: text or "nothing"
-)
-@pytest.mark.parametrize("name", ["black", "white"])
-def test_a_pixel_that_is_none(name: str, text: str) -> None:
-    with pytest.raises(UsageError, match="no value of a pixel") as caught:
-        pixel_range({"black": "0", "white": "1", name: text}, 3)
-    assert name in str(caught.value) and caught.value.hint
-
-
-@pytest.mark.parametrize(("black", "white"), [("1", "0"), ("0", "0"), ("0,0,0", "1,0,1")])
-def test_white_is_above_black(black: str, white: str) -> None:
-    with pytest.raises(UsageError, match="not above"):
-        pixel_range({"black": black, "white": white}, 3)
-
-
-def test_calibration_images_outside_the_range_are_refused() -> None:
-    x = pictures(3)
-    refuse_values_outside(x, {"black": "0", "white": "1"})
-    refuse_values_outside(x * 2 - 1, {"black": "-1", "white": "1,1,1"})
-    for wrong in (x * 255, x - 0.5, (x - 0.45) / 0.22):
-        with pytest.raises(UsageError, match="beyond black and white") as caught:
-            refuse_values_outside(wrong, {"black": "0", "white": "1"})
-        assert "black" in caught.value.hint
+        refuse_other_than_images(x, Head("dense", ("N", 6, 8, 8), 1, "logits"), **ASKED)

@@ -1,39 +1,39 @@
-"""Predictions of a batch made to agree where features are alike: no parameter changes, nothing is kept.
+"""Predictions of a batch made to agree where features are alike: no parameter changes, no state survives a step.
 
-LAME (Boudiaf et al., "Parameter-free online test-time adaptation", CVPR 2022, arXiv:2201.05718): with the model's
+Boudiaf et al., "Parameter-free online test-time adaptation", CVPR 2022 (arXiv:2201.05718): with the model's
 probabilities q_i and affinities w_ij of the features, assignments z minimise sum_i KL(z_i | q_i) - sum_ij w_ij z_i.z_j.
-Its bound optimisation repeats z_i <- softmax(ln q_i + sum_j w_ij z_j); here that is written out so many times.
+Its bound optimisation repeats z_i <- softmax(ln q_i + sum_j w_ij z_j); the graph holds every repetition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.passes.differentiate.heads import Head, scores_of
+from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.context import Subject
 
 ROOM = "refine"
-# As the official code: a probability of 0 costs 23 nats, which enough neighbours outweigh.
 FLOOR = 1e-10
-# Between normalised features, whose squared distances reach 4, float32 cannot tell less from 0.
+"""Added to a probability before its logarithm, as in the official code: 0 costs 23 nats, which neighbours outweigh."""
 CLOSEST = 1e-6
+"""Least squared width.  Squared distances of normalised features reach 4: float32 cannot tell less from 0."""
 LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
 
 
-def assign(model: ir.Model, head: Head | None, settings: Mapping[str, Any]) -> None:
+def assign(subject: Subject) -> tuple[StateTensor, ...]:
     """Put the assignments of a batch in the place of the model's predictions, in the same form: in place.
-
-    Args:
-        settings: "affinity", "neighbours", "weight", "iterations" and "symmetric" (`ttac.methods.lame`).
 
     Raises UnsupportedError unless the output predicts one class of each sample, by a linear layer.
     """
+    model, head, settings = subject.model, subject.head, subject.settings
     output = model.graph.outputs[0]
     if head is None or head.kind != "classes":
         raise UnsupportedError(
@@ -45,15 +45,17 @@ def assign(model: ir.Model, head: Head | None, settings: Mapping[str, Any]) -> N
     with op.at("lame"):
         scores = scores_of(op, output)
         weights = op.Mul(affinity(op, features_of(op, scores), settings), float(settings["weight"]))
-        found = assigned(op, scores, weights, int(settings["iterations"]))
-        made = op.Softmax(found, axis=1) if head.values == "probabilities" else op.LogSoftmax(found, axis=1)
+        assignments = assigned(op, scores, weights, int(settings["iterations"]))
+        probabilities = head.values == "probabilities"
+        made = op.Softmax(assignments, axis=1) if probabilities else op.LogSoftmax(assignments, axis=1)
     made.name, output.name = output.name, f"{output.name}.source"
     made.shape = output.shape
     model.graph.outputs[0] = made
+    return ()
 
 
 def features_of(op: Builder, scores: ir.Value) -> ir.Value:
-    """What the last linear layer reads, [N, features], each sample's of length 1."""
+    """The features that the last linear layer reads, [N, features], each sample's of length 1."""
     node = scores.producer()
     while node is not None and node.op_type in BETWEEN:
         made = [value.producer() for value in node.inputs if value is not None and value.const_value is None]
@@ -62,7 +64,7 @@ def features_of(op: Builder, scores: ir.Value) -> ir.Value:
         raise UnsupportedError(
             "no linear layer makes the predictions, so there are no features to compare samples by",
             where=f"node `{node.name}` ({node.op_type})" if node else f"value `{scores.name}`",
-            hint="another method adapts without: `--method leantta`",
+            hint="`ttac inspect` lists the methods that fit",
         )
     x = node.inputs[0]
     flat = x if len(dims(x)) == 2 else op.Flatten(x, axis=1)
@@ -74,7 +76,7 @@ def affinity(op: Builder, features: ir.Value, settings: Mapping[str, Any]) -> ir
     """w [N, N] of normalised features [N, F].
 
     "rbf": exp(-d^2/(2 s^2)), s the mean distance to the k-th nearest, a sample itself being the first.  "knn": 1 for
-    the k nearest others, and for what is as near as the last of them.  "linear": the cosine.
+    the k nearest others, and for all samples as near as the last of these.  "linear": the cosine.
     """
     cosine = op.MatMul(features, op.Transpose(features, perm=[1, 0]))
     if settings["affinity"] == "linear":
@@ -102,10 +104,7 @@ def assigned(op: Builder, scores: ir.Value, weights: ir.Value, iterations: int) 
     """ln z + constant [N, C] after so many iterations from z = q."""
     q = op.Softmax(scores, axis=1)
     unary = op.Log(op.Add(q, FLOOR))
-    found = unary
+    assignments = unary
     for _ in range(iterations):
-        found = op.Add(unary, op.MatMul(weights, op.Softmax(found, axis=1)))
-    return found
-
-
-REFINEMENTS: dict[str, Callable[[ir.Model, Head | None, Mapping[str, Any]], None]] = {"laplacian": assign}
+        assignments = op.Add(unary, op.MatMul(weights, op.Softmax(assignments, axis=1)))
+    return assignments

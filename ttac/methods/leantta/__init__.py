@@ -7,14 +7,18 @@ Dong et al., "LeanTTA: a backpropagation-free and stateless approach to quantize
 
 from __future__ import annotations
 
-from ttac.spec import Method, Option
+from ttac.spec import Method, Option, Statistics
+
+STATISTICS = Statistics("sample", "ttac.methods.leantta.per_sample:blend_samples", needs="sample", neutral={"tau": 1.0})
+"""Each sample's statistics, blended with the source's; with `tau=1` all of the weight is on the source."""
 
 METHOD = Method(
     name="leantta",
     title="statistics of each sample by itself, held to the source's; no gradient, no state",
     paper="arXiv:2503.15889",
     needs="BatchNorm over more than one position, or calibration data where it was folded; single samples will do",
-    statistics=lambda settings: "sample",
+    statistics=lambda settings: STATISTICS,
+    oracle="tests/support/per_sample_oracle.py:restated",
     options=(
         Option(
             "tau",

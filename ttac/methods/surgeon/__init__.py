@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.methods.bn import STATISTICS
+from ttac.methods.bn import STATISTICS, chosen_statistics
 from ttac.methods.tent import trained_with
-from ttac.spec import Facts, Method, Option
+from ttac.spec import Facts, KeepPolicy, Method, Option, Settings
 
 SELECTIONS = {"blocks": "blocks", "levels": "levels", "threshold": "sparse", "topk": "topk"}
 """Codec by the word of the option `select`."""
+
+
+def codec(settings: Settings) -> str:
+    """The codec that the option `select` names."""
+    return SELECTIONS[settings["select"]]
+
 
 SPARSITY = (
     Option(
@@ -31,8 +37,18 @@ SPARSITY = (
 )
 
 CONSISTENT: Mapping[str, Any] = {
-    "loss": "consistent_entropy",
-    "graphs": ("probe", "importance", "augment", "target", "hold", "certain", "both", "update"),
+    "loss": "ttac.methods.surgeon.consistency:consistent_entropy",
+    "check": "ttac.methods.surgeon.pixel_range:check",
+    "graphs": {
+        "probe": "ttac.methods.surgeon.consistency:probe",
+        "importance": "ttac.methods.surgeon.importance:importance",
+        "augment": "ttac.methods.surgeon.consistency:augment",
+        "plain_view": "ttac.methods.surgeon.consistency:plain_view",
+        "keep_gradients": "ttac.methods.surgeon.consistency:keep_gradients",
+        "weigh_certain": "ttac.methods.surgeon.weigh_certain:weigh_certain",
+        "add_gradients": "ttac.methods.surgeon.consistency:add_gradients",
+        "update": "ttac.methods.surgeon.consistency:update",
+    },
     "program": (
         {"reset": ("sparsity",)},
         {"run": "forward", "again": True, "rows": "probe_samples"},
@@ -41,14 +57,14 @@ CONSISTENT: Mapping[str, Any] = {
         {"run": "importance"},
         {"run": "augment"},
         {"run": "forward", "again": True},
-        {"run": "target"},
+        {"run": "plain_view"},
         {"run": "forward", "again": True, "on": "augmented"},
         {"run": "backward", "on": "augmented"},
-        {"run": "hold"},
+        {"run": "keep_gradients"},
         {"run": "forward"},
-        {"run": "certain"},
+        {"run": "weigh_certain"},
         {"run": "backward"},
-        {"run": "both"},
+        {"run": "add_gradients"},
         {"run": "update"},
         {"return": "logits"},
     ),
@@ -56,7 +72,7 @@ CONSISTENT: Mapping[str, Any] = {
 """With `cr`: the distorted view learns from the plain one's predictions, then the plain one from its own and those."""
 
 
-def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+def settle(settings: Settings, facts: Facts) -> Settings:
     """The weight of the consistency that LAW and the official code have where none is set."""
     return {**settings, "cr_weight": settings["cr_weight"] or 0.01 * facts.classes} if settings["cr"] else settings
 
@@ -66,10 +82,9 @@ METHOD = Method(
     title="entropy minimisation with a dynamically sparse cache of activations",
     paper="arXiv:2503.20354",
     needs="norms of any kind, or calibration data where the export folded them; with BatchNorm more than a few samples",
-    statistics=lambda settings: str(settings["statistics"]),
+    statistics=chosen_statistics,
     trains=True,
     loss="weighted_entropy",
-    drops=lambda settings: SELECTIONS[settings["select"]],
     options=(
         *trained_with("adam", 1e-3),
         Option("keep", 1.0, "share of its input that the most important layer keeps", low=0.0, high=1.0),
@@ -87,7 +102,13 @@ METHOD = Method(
         *STATISTICS,
     ),
     settle=settle,
-    graphs=("uniform", "importance", "certain", "update"),
+    pixels=lambda black, white: {"black": black, "white": white},
+    graphs={
+        "uniform": "ttac.passes.step_graphs.sample_weights:uniform",
+        "importance": "ttac.methods.surgeon.importance:importance",
+        "weigh_certain": "ttac.methods.surgeon.weigh_certain:weigh_certain",
+        "update": "ttac.passes.step_graphs.optimizers:update",
+    },
     program=(
         {"reset": ("sparsity",)},
         {"run": "forward", "again": True, "rows": "probe_samples"},
@@ -95,9 +116,11 @@ METHOD = Method(
         {"run": "backward", "rows": "probe_samples"},
         {"run": "importance"},
         {"run": "forward"},
-        {"run": "certain"},
+        {"run": "weigh_certain"},
         {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
         {"return": "logits"},
     ),
+    keep=KeepPolicy("keep", codec, measured=True),
     variants={"cr": CONSISTENT},
+    oracle="tests/golden/make/surgeon_nets.py",
 )

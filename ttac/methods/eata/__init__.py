@@ -7,15 +7,12 @@ without any changes nothing, as in its code; unlike there, `reset` also empties 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ttac.methods.bn import STATISTICS
+from ttac.methods.bn import STATISTICS, chosen_statistics
 from ttac.methods.tent import trained_with
-from ttac.spec import Facts, Method, Option
+from ttac.spec import Facts, Method, Option, Settings
 
 
-def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+def settle(settings: Settings, facts: Facts) -> Settings:
     """The bound of redundancy that was published for data sets of about this many classes, where none is set.
 
     For two classes none was: 0.4 would leave only classes that make up less than a third of the stream, as a certain
@@ -31,7 +28,7 @@ METHOD = Method(
     title="entropy minimisation on reliable, non-redundant samples, anchored to the source",
     paper="arXiv:2204.02610",
     needs="norms of any kind; `--calibration` for the anchor; with BatchNorm more than a few samples a batch",
-    statistics=lambda settings: str(settings["statistics"]),
+    statistics=chosen_statistics,
     trains=True,
     loss="weighted_entropy",
     options=(
@@ -49,11 +46,16 @@ METHOD = Method(
         *STATISTICS,
     ),
     settle=settle,
-    graphs=("select", "update"),
+    constants="ttac.methods.eata.fisher:fisher_information",
+    graphs={
+        "weigh_reliable": "ttac.methods.eata.weigh_reliable:weigh_reliable",
+        "update": "ttac.methods.eata.weigh_reliable:update",
+    },
     program=(
         {"run": "forward"},
-        {"run": "select"},
+        {"run": "weigh_reliable"},
         {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
         {"return": "logits"},
     ),
+    oracle="benchmarks/pytorch_peers.py:Eata",
 )

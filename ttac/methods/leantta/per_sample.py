@@ -1,4 +1,4 @@
-"""Norms that follow each sample on its own: its statistics, blended twice with the source's; nothing outlives a step.
+"""Norms that follow each sample alone: its statistics, blended twice with the source's; no state survives a step.
 
 LeanTTA (Dong et al., arXiv:2503.15889).  Per channel, with the source's mean m and variance v, and those of one sample
 over its positions, m_t and v_t:
@@ -14,39 +14,28 @@ each sample and norm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.adapt.blend_weight import own_share, shortened
+from ttac.methods.leantta.blend_weight import own_share, shortened
+from ttac.passes.adapt.adapt_norms import Rewriter, has_positions
 from ttac.passes.adapt.centre import centre, constant, is_counted
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.graph.windows import spatial
 from ttac.passes.norms.norm_sites import NormSite
 
 
-def has_positions(site: NormSite) -> bool:
-    """Whether a channel of one sample has several values at `site`: one has no variance, and is its own mean.
+def blend_samples(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
+    """Normalise every sample at `site`, a batch norm over [N, C, ...] with more than one position, in place.
 
-    A norm over [T*N, C], whose first axis is more than the batch, has none either.
-    """
-    assert site.x.shape is not None
-    return site.spatial > 1 and math.prod(int(str(size)) for size in site.x.shape[2:]) == site.spatial
-
-
-def blend_samples(op: Builder, site: NormSite, settings: Mapping[str, Any], *, single: bool) -> None:
-    """Normalise every sample at `site` with its own blend of statistics, in place.
-
-    Args:
-        site: a batch norm over [N, C, ...] with more than one position.
-        settings: "tau", "lambda", "distance", "metric" and "variance" (`ttac.methods.leantta`).
-        single: whether a step has one sample: then the statistics are the norm's own inputs.
+    In a step of one sample the statistics become inputs of the norm; otherwise a scale and an offset of each sample
+    replace the norm.
     """
     assert has_positions(site)
+    op, settings, single = rewriter.op, rewriter.settings, rewriter.batch == 1
     x, shift = centre(op, site)
     source_mean, source_var = constant(site.node, 3) - shift, constant(site.node, 4)
     mean, var = (moments_of_one if single else moments)(op, x, unbiased=settings["variance"] == "unbiased")
@@ -56,7 +45,11 @@ def blend_samples(op: Builder, site: NormSite, settings: Mapping[str, Any], *, s
     if source_mean.any():
         mean = op.Add(mean, shortened(source_mean))
     var = op.Add(op.Mul(op.Sub(var, shortened(source_var)), share), shortened(source_var))
-    (normalise_one if single else normalise_each)(op, site, mean, var)
+    if single:
+        rewriter.normalise_with(site, mean, var)
+    else:
+        normalise_each(op, site, mean, var)
+    return []
 
 
 def moments_of_one(op: Builder, x: ir.Value, *, unbiased: bool) -> tuple[ir.Value, ir.Value]:
@@ -85,22 +78,14 @@ def moments(op: Builder, x: ir.Value, *, unbiased: bool) -> tuple[ir.Value, ir.V
     return mean, _variance(op, mean, square, math.prod(spatial(x)), unbiased=unbiased)
 
 
-def normalise_one(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) -> None:
-    """Hand mean and variance [C] of the only sample to the norm."""
-    for position, value in ((3, mean), (4, var)):
-        site.node.replace_input_with(position, value)
-    site.node.metadata_props[ROOM_KEY] = op.room
-    site.node.metadata_props[LAYER] = site.name
-
-
 def normalise_each(op: Builder, site: NormSite, mean: ir.Value, var: ir.Value) -> None:
-    """Put a slope and an offset for each channel of each sample, from mean and variance [N, C], in the norm's place."""
+    """Put a scale and an offset for each channel of each sample, from mean and variance [N, C], in the norm's place."""
     node, x = site.node, site.node.inputs[0]
     assert x is not None and x.shape is not None
     scale, bias = node.inputs[1:3]
     axes = list(range(2, len(x.shape)))
-    slope = op.Div(scale, op.Sqrt(op.Add(var, float(site.eps))))
-    offset = op.Sub(bias, op.Mul(mean, slope))
-    y = op.Add(op.Mul(x, op.Unsqueeze(slope, axes)), op.Unsqueeze(offset, axes))
+    factor = op.Div(scale, op.Sqrt(op.Add(var, float(site.eps))))
+    offset = op.Sub(bias, op.Mul(mean, factor))
+    y = op.Add(op.Mul(x, op.Unsqueeze(factor, axes)), op.Unsqueeze(offset, axes))
     node.outputs[0].replace_all_uses_with(y, replace_graph_outputs=True)
     op.graph.remove(node, safe=True)

@@ -7,13 +7,10 @@ all (there, momentum goes on moving the weights).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ttac.spec import Facts, Method, Option
+from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 
-def settle(settings: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+def settle(settings: Settings, facts: Facts) -> Settings:
     """The learning rate of the official code where none is set: one rule for layer norms, one for others.
 
     It grows with the batch planned for; a single sample gets twice as much.
@@ -31,7 +28,7 @@ METHOD = Method(
     title="sharpness-aware entropy minimisation on reliable samples, with recovery",
     paper="arXiv:2302.12400",
     needs="norms of any kind, best without batch statistics (GroupNorm, LayerNorm); single samples will do with these",
-    statistics=lambda settings: "batch",
+    statistics=lambda settings: BATCH_STATISTICS,
     trains=True,
     loss="weighted_entropy",
     options=(
@@ -44,7 +41,14 @@ METHOD = Method(
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),
     settle=settle,
-    graphs=("reliable", "ascend", "confirm", "descend", "restore"),
+    choose_trained="ttac.methods.sar.last_stage:before_last_stage",
+    graphs={
+        "reliable": "ttac.passes.step_graphs.sample_weights:reliable",
+        "ascend": "ttac.methods.sar.sharpness:ascend",
+        "confirm": "ttac.methods.sar.sharpness:confirm",
+        "descend": "ttac.methods.sar.sharpness:descend",
+        "undo_ascent": "ttac.methods.sar.sharpness:undo_ascent",
+    },
     program=(
         {"run": "forward"},
         {"run": "reliable"},
@@ -62,10 +66,11 @@ METHOD = Method(
                         {"run": "descend"},
                         {"when": "collapsed", "then": ({"reset": ("parameter", "optimizer", "counter")},)},
                     ),
-                    "otherwise": ({"run": "restore"},),
+                    "otherwise": ({"run": "undo_ascent"},),
                 },
             ),
         },
         {"return": "logits"},
     ),
+    oracle="benchmarks/pytorch_peers.py:Sar",
 )

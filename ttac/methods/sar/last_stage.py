@@ -1,10 +1,10 @@
-"""Which norms belong to the last stage of a network, by its graph alone: SAR leaves those untrained.
+"""The norms of the last stage of a network, which stay untrained, by the network's graph.
 
 A stage is a run of norms at one resolution (positions of a feature map, or tokens).  It begins where all paths through
 the network last meet before the first norm of the run, so that the norms of a block that changes resolution belong to
-the stage it leads to.  A network of one resolution (a vision transformer) has no stages: there the last quarter of the
-norms stands for it, blocks 9 to 11 of 12.  The last norm of all always counts.  In an encoder-decoder the last stage is
-that of the decoder.
+the stage behind the block.  A network of one resolution (a vision transformer) has no stages: its last stage is the
+last quarter of the norms, blocks 9 to 11 of 12.  The last norm of all always belongs to the last stage.  In an
+encoder-decoder the last stage is that of the decoder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ttac.passes.norms.norm_sites import NormSite
+from ttac.passes.step_graphs.context import Subject
 
 SHARE = 4
 """One of this many norms of a network without stages is in its last stage."""
+
+
+def before_last_stage(subject: Subject) -> frozenset[str]:
+    """Names of the sites that train: all but those of the last stage, or all with `exclude_last_stage=false`."""
+    names = frozenset(site.name for site in subject.sites)
+    return names - last_stage(subject.model, subject.sites) if subject.settings["exclude_last_stage"] else names
 
 
 def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
