@@ -89,7 +89,9 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
 def identity_of(raw: Mapping[str, Any]) -> str:
     """SHA-256 over source, method, settings, state table and initial state; a saved state is bound to this digest."""
     state, method = raw["state"], raw["method"]
-    facts = [raw["source"]["sha256"], method["name"], method["settings"], state["tensors"], raw["files"][state["file"]]]
+    # Two compiles may list the tensors in another order, where their updates are cut into graphs differently.
+    tensors = sorted(json.dumps(tensor, sort_keys=True) for tensor in state["tensors"])
+    facts = [raw["source"]["sha256"], method["name"], method["settings"], tensors, raw["files"][state["file"]]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -56,6 +56,7 @@ def main() -> int:
     highest = longest = 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
+        tempfile.tempdir = str(folder)
         for number in _numbers(asked):
             end = _run(number, asked, sources, folder)
             highest, longest = max(highest, end.peak), max(longest, end.seconds)

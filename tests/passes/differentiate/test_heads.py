@@ -294,7 +294,7 @@ def test_run_says_when_it_cannot_tell_an_error(run: Run, tmp_path: Path) -> None
     reseal(tmp_path / "tiny.ttac", {**read(tmp_path / "tiny.ttac"), "head": None})
     np.savez(tmp_path / "x.npz", x=samples((3,), 8), labels=np.zeros(8, int))
     seen = run("run", "tiny.ttac", "x.npz", "--json")
-    assert seen.code == 0 and "compile it with `--head`" in seen.err
+    assert seen.code == 0 and "compile with `--head`" in seen.err
     assert {"error", "mean_entropy"} & set(json.loads(seen.out)) == set()
 
 
