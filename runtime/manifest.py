@@ -121,7 +121,7 @@ def _check_informative(raw: Mapping[str, Any]) -> None:
     a_digest(source["sha256"], "source.sha256")
     _check_preprocessing(raw["preprocessing"])
     for number, site in enumerate(a_list(raw["sites"], "sites")):
-        an_object(site, f"sites[{number}]", needs=("name", "kind"))
+        an_object(site, f"sites[{number}]", needs=("name", "kind", "statistics"))
     for key in ("memory", "verified"):
         an_object(raw[key], key)
     for number, engine in enumerate(a_list(raw["executed_on"], "executed_on")):

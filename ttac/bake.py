@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google.protobuf.message
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -52,12 +53,21 @@ def bake(bundle: Path, state: Path, output: Path) -> Baked:
     adapter.restore(state)
     manifest = read_manifest(bundle)
     learned = _learned(manifest, state)
-    model = ir.load(bundle / GRAPH)
+    model = _source(bundle / GRAPH)
     _place(model, learned)
     stayed = _source_statistics(manifest, learned)
     probe = _write(model, output, manifest)
     roles = {role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED}
     return Baked(output, roles, stayed, probe)
+
+
+def _source(path: Path) -> ir.Model:
+    """Return the source graph of the bundle; raises VerificationError where the file holds no graph."""
+    try:
+        return ir.load(path)
+    except (OSError, RuntimeError, ir.serde.SerdeError, google.protobuf.message.DecodeError) as error:
+        hint = "copy the bundle again, or compile it again"
+        raise VerificationError("the source graph of the bundle is damaged", where=f"`{path}`", hint=hint) from error
 
 
 @dataclass(frozen=True)
