@@ -13,7 +13,7 @@ PACKAGE = "corrupt-tta"
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage; the package is made for 224 pixels, so what acts on neighbourhoods gets enlarged images."""
+    """One kind of damage; the package is made for 224 pixels, so corruptions of neighbourhoods get enlarged images."""
 
     name: str
     severity: Literal[1, 2, 3, 4, 5]
@@ -32,7 +32,7 @@ CORRUPTIONS = (
 
 
 def described() -> str:
-    """What made the corruptions, with the package's installed version, for whoever reads the data file."""
+    """Name of the package that made the corruptions, with its installed version, for readers of the data file."""
     listed = ", ".join(f"{each.name} severity {each.severity} at {28 * each.scale} pixels" for each in CORRUPTIONS)
     return f"{PACKAGE} {version(PACKAGE)} (MIT licence): {listed}"
 
@@ -47,7 +47,7 @@ def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:
 
 
 def _corrupt(image: np.ndarray, corruption: Corruption) -> np.ndarray:
-    """One grey image through the package, which wants three equal channels; the first one is what comes back."""
+    """One grey image through the package, which takes three equal channels; returns the first channel."""
     import cv2  # type: ignore[import-not-found, unused-ignore]
     from corrupt_tta import corrupt  # type: ignore[import-not-found, import-untyped, unused-ignore]
 

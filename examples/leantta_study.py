@@ -6,7 +6,7 @@
     python examples/leantta_study.py why        # how far samples are from the source, clean and corrupted
     python examples/leantta_study.py clean --data /usr/share/datasets/fashion-mnist     # 8976 more clean images
 
-Prints Markdown; `docs/leantta-study.md` keeps what it printed.  The images are those of `fashion_stream.npz`: 512 to
+Prints Markdown; `docs/leantta-study.md` keeps the output.  The images are those of `fashion_stream.npz`: 512 to
 choose by, the other 512 to report on, each clean and under seven corruptions.  The last part needs the test files of
 Fashion-MNIST, of which the stream holds the first 1024 images (Debian package `dataset-fashion-mnist`).
 """
@@ -65,7 +65,7 @@ def adapter(folder: Path, method: str, batch: int, settings: Mapping[str, Any], 
 
 
 def error(step: Step, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
-    """Per cent of wrong answers, each from before what its step may learn."""
+    """Per cent of wrong answers, each before the update of its step."""
     parts = range(0, len(images), batch)
     wrong = sum(int((step(images[i : i + batch]).argmax(1) != labels[i : i + batch]).sum()) for i in parts)
     return 100 * wrong / len(images)
@@ -166,7 +166,7 @@ def shifting(chosen: ttac.Adapter, streams: Streams, labels: np.ndarray, shares:
 
 
 def why(folder: Path) -> None:
-    """Distances of single images from the source's statistics at some norms: what a corruption adds to what images do.
+    """Distances of single images from the source's statistics at some norms, with and without a corruption.
 
     Mean over the channels of (mean of the image - source mean)^2/source variance; the median of the images, and the
     share of them farther than 95 % of the clean ones.

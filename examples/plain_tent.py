@@ -87,7 +87,7 @@ def scores(path: Path, images: np.ndarray, labels: np.ndarray, batch: int = 64, 
 
 
 def calibrate(net: nn.Module, x: Tensor) -> None:
-    """Sets every BatchNorm's stored statistics to the mean and biased variance of what it sees on x.
+    """Sets every BatchNorm's stored statistics to the mean and biased variance of its inputs on x.
 
     Layer by layer in forward order: each sees its input with the layers before it already final.  In float64, so that
     the stored float32 values are exact to rounding.

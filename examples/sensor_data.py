@@ -1,4 +1,4 @@
-"""Six-channel motion of a smart watch (BasicMotions), in windows, and what goes wrong with sensors.
+"""Six-channel motion of a smart watch (BasicMotions), in windows, and sensor faults.
 
 The data is not part of ttac: the package `aeon` brings it (`pip install aeon`), or give the folder of the two `.ts`
 files.  Accelerometer and gyroscope, three axes each, at 10 Hz; 40 series to train with and 40 to test, 10 s each.
@@ -19,7 +19,7 @@ SEVERITIES = (1, 2, 3)
 
 def folder() -> Path:
     """Where the installed `aeon` keeps the data set; raises FileNotFoundError if it is not there."""
-    found = importlib.util.find_spec("aeon")  # finding does not import it, nor what it needs
+    found = importlib.util.find_spec("aeon")  # finding imports neither aeon nor its dependencies
     places = found.submodule_search_locations if found else None
     for place in places or ():
         if (path := Path(place) / "datasets" / "data" / "BasicMotions").is_dir():

@@ -108,7 +108,7 @@ def table(out: Path, batch: int) -> None:
 
 
 def errors(adapter: ttac.Adapter, streams: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Per cent of wrong answers on each stream, each from before what its step may learn."""
+    """Per cent of wrong answers on each stream, each before the update of its step."""
     found = {}
     for name, x in streams.items():
         adapter.reset()

@@ -1,4 +1,4 @@
-"""What a sparse cache of activations costs in error, and what a memory budget costs in time and error.
+"""Cost of a sparse cache of activations in error, and cost of a memory budget in time and error.
 
     python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one share for all
     python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1 --select blocks threshold topk
@@ -6,10 +6,10 @@
     python examples/surgeon_study.py shares --half tuning --passes 2    # the same, on streams twice as long
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
-Prints Markdown; `docs/surgeon.md` keeps what it printed.  Errors are those of the shipped Fashion-MNIST images under
+Prints Markdown; `docs/surgeon.md` keeps the output.  Errors are those of the shipped Fashion-MNIST images under
 seven corruptions in turn, without a reset between them.  The first part runs every method on the same few orders of the
-images, and prints means with standard deviations over the orders; a difference is taken order by order.  What was
-chosen (how blocks are read) was chosen on the images of even number, `--half tuning`; by default the other half is
+images, and prints means with standard deviations over the orders; a difference is taken order by order.  The use
+of the blocks was chosen on the images of even number, `--half tuning`; by default the other half is
 reported.  The second part exports ResNeXt-29 and needs PyTorch for that.
 """
 
@@ -114,7 +114,7 @@ def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
 
 
 def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
-    """Shares per layer and batch against `tent` and against one share for all, by what is kept of an input."""
+    """Shares per layer and batch against `tent` and against one share for all, by the kept fraction of an input."""
     streams = in_orders(stream(), asked.half, asked.seeds, asked.passes)
     tent = outcomes(folder, streams, "tent", asked.batch)
     source = outcomes(folder, streams[:1], "source", asked.batch)[0]
@@ -135,7 +135,7 @@ def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
 
 
 def spread(some: Sequence[Outcome], others: Sequence[Outcome] = ()) -> str:
-    """Mean error and its standard deviation over the orders; with `others`, of what it is above theirs."""
+    """Mean error and its standard deviation over the orders; with `others`, of the difference from theirs."""
     errors = [each.error for each in some]
     if others:
         errors = [error - other.error for error, other in zip(errors, others, strict=True)]

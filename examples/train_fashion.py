@@ -3,7 +3,7 @@
     python examples/train_fashion.py [--data FOLDER] [--out FOLDER] [--only PART]
 
 Needs torch, onnxscript, corrupt-tta 0.1.7 (for the stream) and the Fashion-MNIST files, for example from Debian's
-`dataset-fashion-mnist`.  `--threads 1` on a busy machine took 19 minutes; `examples/README.md` says what came out.
+`dataset-fashion-mnist`.  `--threads 1` on a busy machine took 19 minutes; `examples/README.md` has the results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Baking: the adapted state in a plain model gives the numbers the state stands for."""
+"""Baking: the adapted state in a plain model gives the numbers of the adapter with that state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ttac.compile` as a whole: files and models it takes, and what it refuses, in which words."""
+"""`ttac.compile` as a whole: accepted files and models, and the words of the refusals."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_sites_that_are_not_named_stay_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("train", ["norms", "bn", "bn2"])
 def test_norms_whose_tensors_the_exporter_merged(train: str, tmp_path: Path) -> None:
-    """Two norms read one scale and one bias; each trained one owns its own, the other keeps what it had."""
+    """Two norms read one scale and one bias; each trained one owns its own, the other keeps its old values."""
     text = TWO.replace('"bn2.weight", "bn2.bias"', '"bn.weight", "bn.bias"')
     merged = {name: given for name, given in TWO_WEIGHTS.items() if name not in ("bn2.weight", "bn2.bias")}
     random = np.random.default_rng(0)

@@ -33,7 +33,7 @@ def test_the_first_sixty_cases_end_well() -> None:
 
 
 def test_a_bad_end_is_seen(tmp_path: Path) -> None:
-    """The harness itself: a traceback, a hang, a signal and a file outside are told apart."""
+    """The harness itself: a traceback, a hang, a signal and a file outside are distinguished."""
     code = """
 import os, sys, time
 from pathlib import Path

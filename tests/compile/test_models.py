@@ -103,7 +103,7 @@ def test_a_step_predicts_with_batch_statistics_and_then_moves(name: str, bundles
 
 @over_models
 def test_a_smaller_last_batch(name: str, bundles: dict[str, Path]) -> None:
-    """The batch is free in all graphs: three samples give what PyTorch gives for three."""
+    """The batch is free in all graphs: three samples give PyTorch's outputs for three."""
     torch = pytest.importorskip("torch")
     from tests.golden.make import model_gradients as make_models
 

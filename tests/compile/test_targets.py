@@ -1,4 +1,4 @@
-"""The target tables and their schema: what is refused, and in which words."""
+"""The target tables and their schema: the refusals, and their words."""
 
 from __future__ import annotations
 

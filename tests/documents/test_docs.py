@@ -1,7 +1,7 @@
 """The pages of `docs/`: marked blocks run, quoted messages are those of the source, links and commands exist.
 
 `<!-- run -->` before a block: console lines that begin with `$ ttac`, or Python, are executed, in the page's order and in
-one folder; what stands under a command is its output.  `<!-- run: timm -->` needs that package.  `<!-- file: NAME -->`
+one folder; the lines under a command are its output.  `<!-- run: timm -->` needs that package.  `<!-- file: NAME -->`
 writes the block to that file.
 """
 
@@ -81,13 +81,13 @@ def execute(language: str, text: str, run: Run, folder: Path) -> None:
 
 
 def quoted() -> list[str]:
-    """The messages of the page's tables: what stands in double backticks in the first column."""
+    """The messages of the page's tables: the text in double backticks in the first column."""
     rows = re.findall(r"^\| (``.*?) \| ", PAGES["troubleshooting.md"], flags=re.MULTILINE)
     return [message.strip() for row in rows for message in re.findall(r"``(.+?)``(?!`)", row)]
 
 
 def messages() -> set[str]:
-    """Every text of the source, with `…` for what is put into it."""
+    """Every text of the source, with `…` for its values."""
     files = [path for folder in ("ttac", "passes", "runtime") for path in (ROOT / folder).rglob("*.py")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     return {text for node in nodes for text in texts(node)}

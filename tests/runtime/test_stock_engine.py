@@ -77,7 +77,7 @@ def test_steps_on_the_stock_engine(tmp_path: Path) -> None:
 
 
 def stock(folder: Path, arguments: list[str]) -> list[str]:
-    """What the script prints when the stock engine comes before the one installed here."""
+    """Output of the script when the stock engine comes before the one installed here."""
     path = os.pathsep.join([str(Path(FOLDER).resolve()), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", SCRIPT, *arguments]
     environment = {**os.environ, "PYTHONPATH": path}

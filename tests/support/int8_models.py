@@ -46,5 +46,5 @@ def written(model: ir.Model, folder: Path) -> Path:
 
 
 def off(found: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square difference over the deviation of what is expected."""
+    """Root mean square difference over the deviation of the expected values."""
     return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
