@@ -62,10 +62,13 @@ def bake(bundle: Path, state: Path, output: Path) -> Baked:
 
 
 def _source(path: Path) -> ir.Model:
-    """Return the source graph of the bundle; raises VerificationError where the file holds no graph."""
+    """Return the source graph of the bundle with its weights in memory.
+
+    Raises VerificationError where the file holds no graph, or names weights outside the bundle.
+    """
     try:
-        return ir.load(path)
-    except (OSError, RuntimeError, ir.serde.SerdeError, google.protobuf.message.DecodeError) as error:
+        return _self_contained(ir.load(path))
+    except (OSError, RuntimeError, ValueError, ir.serde.SerdeError, google.protobuf.message.DecodeError) as error:
         hint = "copy the bundle again, or compile it again"
         raise VerificationError("the source graph of the bundle is damaged", where=f"`{path}`", hint=hint) from error
 
@@ -115,7 +118,7 @@ def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}-") as folder:
         partial = Path(folder) / output.name
-        ir.save(_self_contained(model), partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
+        ir.save(model, partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
         probe = _verified(partial, manifest)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
             shutil.move(file, output.resolve().parent / file.name)
