@@ -1,4 +1,4 @@
-"""The room `load`: what it accepts, what it changes, and every refusal with its exit code and its way out."""
+"""The room `load`: the files it accepts, its changes to them, and every refusal with its way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in 8 bits as PyTorch's and TensorFlow Lite's quantizers write them: accepted, and still what they were.
+"""Files in 8 bits as PyTorch's and TensorFlow Lite's quantizers write them: accepted, with the same outputs.
 
 `tests/quantized` is what `benchmarks.quantized_exports` makes: FX quantization for two engines, quantization-aware
 training, full-integer TensorFlow Lite through tf2onnx, and its weights-only form.

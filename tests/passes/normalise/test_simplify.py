@@ -1,4 +1,4 @@
-"""The child process that runs onnxsim: what it may do, and what happens when it does worse."""
+"""The child process that runs onnxsim: its permissions, and the cases where its result is discarded."""
 
 from __future__ import annotations
 

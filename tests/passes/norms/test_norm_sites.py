@@ -1,4 +1,4 @@
-"""Norms recognised and nearly recognised, what is done about folded ones, and statistics on calibration data."""
+"""Norms recognised and nearly recognised, and the decision about folded norms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles in 8 bits: their weights, their reports, and what a target or an engine lacks."""
+"""Bundles in 8 bits: their weights, their reports, and the refusals of a target or an engine."""
 
 from __future__ import annotations
 

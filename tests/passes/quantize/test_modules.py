@@ -1,4 +1,4 @@
-"""`--quantize int8`: what runs in 8 bits, that it is still the model, and what is refused."""
+"""`--quantize int8`: the modules that run in 8 bits, and their agreement with the float model."""
 
 from __future__ import annotations
 

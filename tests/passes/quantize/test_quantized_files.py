@@ -1,4 +1,4 @@
-"""Files that are 8-bit already: what is lifted out of them, and what comes back."""
+"""Files that are already 8-bit: the float model lifted out of them, and the same grids afterwards."""
 
 from __future__ import annotations
 
