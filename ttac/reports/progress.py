@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ttac.passes.differentiate.joint import Joint
     from ttac.passes.norms.norm_sites import NormSite
     from ttac.passes.plan.decisions import Plan
-    from ttac.passes.quantize.modules import Quantized
+    from ttac.passes.quantize.modules import Int8Modules
 
 
 class Rooms:
@@ -79,7 +79,7 @@ class Rooms:
         self.dump("norms", model=model)
         return sites
 
-    def quantized(self, model: ir.Model, quantized: Quantized) -> Quantized:
+    def quantized(self, model: ir.Model, quantized: Int8Modules) -> Int8Modules:
         """The layers as 8-bit modules; nothing to tell without `--quantize`."""
         if quantized.modules:
             self.line("quantize", quantized.summary)
