@@ -15,7 +15,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.load.limits import refuse_unbounded
 from ttac.passes.load.weights_apart import SMALL_BYTES
 
-OLDEST = 9
+OLDEST = 7
 """Oldest opset that ttac reads."""
 
 LIMIT = 2 << 30

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.layer_names import name_layers, name_nodes
+from ttac.passes.graph.rewire import replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.training_mode import inference_form
 from ttac.passes.load.weights_apart import SMALL_BYTES, in_memory, with_weights, without_weights
@@ -56,6 +58,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     model = _inlined(_with_data(checked(path), path.parent), path)
     choose(model, input=input, output=output, say=say)
     _refuse_operators(model)
+    fold_casts(model)
     _refuse_types(model)
     inference_form(model, say)
     name_nodes(model)
@@ -144,6 +147,22 @@ def _refuse_operators(model: ir.Model) -> None:
             where="\n     ".join([*listed, *more]),
             hint="compile the file as it was exported, before an engine's optimiser fused or quantised it",
         )
+
+
+def fold_casts(model: ir.Model) -> None:
+    """Turn weights of another floating type, stored behind a Cast to float32, into float32 weights; in place."""
+    for node in [node for node in model.graph if node.op_type == "Cast"]:
+        x, to = node.inputs[0], node.attributes.get_int("to", 0)
+        if x is None or x.const_value is None or x.const_value.dtype not in HALF or to != ir.DataType.FLOAT:
+            continue
+        name = str(node.outputs[0].name)
+        if len(x.uses()) == 1 and not x.is_graph_output():  # the weight keeps its name, which names its layer
+            name = str(x.name)
+            model.graph.initializers.pop(name)
+        node.outputs[0].name = f"{name}.cast"
+        weight = ir.val(name, const_value=ir.tensor(x.const_value.numpy().astype(np.float32), name=name))
+        model.graph.register_initializer(weight)
+        replace(model.graph, node, weight)
 
 
 def _refuse_types(model: ir.Model) -> None:

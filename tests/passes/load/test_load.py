@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from tests.support.external_files import HEAD, external
@@ -38,7 +39,7 @@ def test_a_model_comes_back_with_its_layers_named(tmp_path: Path) -> None:
     assert [value.name for value in model.graph.inputs] == ["x"]
 
 
-@pytest.mark.parametrize("opset", [9, 11, 13, 15, 17])
+@pytest.mark.parametrize("opset", [7, 8, 9, 11, 13, 15, 17])
 def test_older_opsets_are_raised_and_compute_the_same(tmp_path: Path, opset: int) -> None:
     lines: list[str] = []
     before = source(opset=opset, ir_version=7)
@@ -55,7 +56,7 @@ def test_opsets_in_range_stay(tmp_path: Path, opset: int) -> None:
     assert load(saved(source(opset=opset), tmp_path)).opset_imports[""] == opset
 
 
-@pytest.mark.parametrize("opset", [22, 24])
+@pytest.mark.parametrize("opset", range(22, onnx.defs.onnx_opset_version() + 1))
 def test_newer_opsets_are_lowered(tmp_path: Path, opset: int) -> None:
     model = load(saved(source(opset=opset, ir_version=11), tmp_path))
     assert model.opset_imports[""] == 21 and model.ir_version == 10
@@ -71,10 +72,10 @@ def test_an_operator_that_cannot_be_lowered_is_refused(tmp_path: Path) -> None:
 def test_opset_limits(tmp_path: Path) -> None:
     old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
     model = source(opset=18)
-    for path, opset in ((old, 8), (new, onnx.defs.onnx_opset_version() + 1)):
+    for path, opset in ((old, 6), (new, onnx.defs.onnx_opset_version() + 1)):
         model.opset_import[0].version = opset
         path.write_bytes(model.SerializeToString())
-    refusal(UnsupportedError, lambda: load(old), "opset 8 is older than 9", "torch.onnx.export")
+    refusal(UnsupportedError, lambda: load(old), "opset 6 is older than 7", "torch.onnx.export")
     refusal(UnsupportedError, lambda: load(new), "newer than onnx", "torch.onnx.export")
     model.opset_import[0].version = 18
     model.ir_version = onnx.IR_VERSION + 1
@@ -153,8 +154,21 @@ def test_labels_instead_of_logits_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_weights_stored_in_another_type_become_float32(tmp_path: Path, kind: type) -> None:
     text = 'net (float[N,4] x) => (float[N,5] y) { w = Cast <to = 1> ("fc.weight") y = MatMul (x, w) }'
+    before = source(text, {"fc.weight": (np.arange(20) / 8).reshape(4, 5).astype(kind)})
+    model = load(saved(before, tmp_path))
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert model.graph.initializers["fc.weight"].dtype == ir.DataType.FLOAT
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(run(model, x), run(before, x))
+
+
+def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
+    text = """net (float[N,4] x) => (float[N,5] y) {
+        h = Cast <to = 10> (x) z = MatMul (h, "fc.weight") y = Cast <to = 1> (z)
+    }"""
     path = saved(source(text, {"fc.weight": np.ones((4, 5), np.float16)}), tmp_path)
     refusal(UnsupportedError, lambda: load(path), "weights in float16", "`fc.weight` float16 [4,5]", "model.float()")
 
