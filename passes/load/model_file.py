@@ -15,11 +15,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import name_layers, name_nodes
 from ttac.passes.graph.rewire import replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.training_mode import inference_form
-from ttac.passes.load.weights_apart import SMALL_BYTES, in_memory, with_weights, without_weights
+from ttac.passes.load.weights_apart import in_memory, with_weights, without_weights
 
 Say = Callable[[str], None]
 
@@ -75,7 +76,7 @@ def _with_data(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, folder)
     for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= SMALL_BYTES:
+        if isinstance(value.const_value, ir.ExternalTensor) and not is_outside(value.const_value):
             value.const_value = in_memory(value.const_value)
     return model
 

@@ -93,6 +93,15 @@ def test_small_external_tensors_travel_with_the_graph(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(again, x), run(source(), x))
 
 
+def test_external_integers_of_any_size_are_read(tmp_path: Path) -> None:
+    text = 'net (float[N,320] x) => (float[N,320] y) { s = Cast <to = 1> ("steps") y = Add (x, s) }'
+    model = source(text, {"steps": np.arange(320)})
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0, location="steps.bin")
+    assert (tmp_path / "steps.bin").stat().st_size >= 2560
+    x = np.zeros((1, 320), np.float32)
+    np.testing.assert_array_equal(run(load(tmp_path / "model.onnx"), x), np.arange(320, dtype=np.float32)[None])
+
+
 def test_a_choice_of_outputs_is_listed(tmp_path: Path) -> None:
     path = saved(source(TWO_OUTPUTS, HEAD), tmp_path)
     refusal(
