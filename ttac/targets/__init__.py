@@ -1,17 +1,24 @@
-"""Devices as data: the tables of `targets.toml`, or one table of the user's, as checked `Target` values."""
+"""Devices as data: the tables of `targets.toml`, of installed packages, or of a user's file, as `Target` values.
+
+A package elsewhere adds a target by an entry point of the group `ttac.targets` that leads to the target's table, a
+mapping with the keys of `SCHEMA`.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib import resources
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from ttac import entry_points
 from ttac.errors import UsageError
 from ttac.sizes import parse_size
 from ttac.spec import Target
@@ -27,22 +34,21 @@ LOWEST_OPSET, LOWEST_IR_VERSION = 18, 8
 
 
 def names() -> list[str]:
-    """The names of the built-in targets, in the order of the file."""
-    return list(_builtin())
+    """The names of the built-in targets, in the order of the file, then those of installed packages."""
+    return [*_builtin(), *_installed()]
 
 
 def find(name: str) -> Target:
-    """The built-in target called `name`, or the one a `.toml` file describes.
+    """The built-in or installed target called `name`, or the target that a `.toml` file describes.
 
     Raises UsageError when there is no such target or file, or when the file breaks the schema.
     """
     if name.endswith(".toml"):
         return load(Path(name))
-    targets = _builtin()
-    if name not in targets:
-        hint = did_you_mean(name, targets) + " (`ttac targets` lists them; `--target FILE.toml` describes another)"
+    if name not in names():
+        hint = did_you_mean(name, names()) + " (`ttac targets` lists them; `--target FILE.toml` describes another)"
         raise UsageError(f"there is no target `{name}`", hint=hint)
-    return targets[name]
+    return _builtin()[name] if name in _builtin() else from_table(name, _table(name), f"installed target `{name}`")
 
 
 def load(path: Path) -> Target:
@@ -77,8 +83,10 @@ def from_table(name: str, table: Mapping[str, Any], where: str) -> Target:
 
 
 def source(name: str) -> str:
-    """The text of a built-in target's table, to copy into a file of one's own."""
+    """The TOML text of a built-in or installed target's table, for the user's own file."""
     find(name)
+    if name not in _builtin():
+        return "".join([f"[{name}]\n", *(f"{key} = {_as_toml(value)}\n" for key, value in _table(name).items())])
     _, _, rest = _text_of_tables().partition(f"[{name}]\n")
     table, _, _ = rest.partition("\n[")
     return f"[{name}]\n{table.rstrip()}\n"
@@ -101,6 +109,22 @@ def _checked(key: str, value: Any, where: str) -> Any:
 def _builtin() -> dict[str, Target]:
     tables = tomllib.loads(_text_of_tables())
     return {name: from_table(name, table, f"table `[{name}]`") for name, table in tables.items()}
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return entry_points.installed(entry_points.TARGETS, list(_builtin()))
+
+
+def _table(name: str) -> Mapping[str, Any]:
+    """The table of the target `name` of an installed package."""
+    table: Mapping[str, Any] = entry_points.load(_installed()[name], dict)
+    return table
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_as_toml(entry)}" for key, entry in value.items()) + " }"
+    return json.dumps(value)
 
 
 def _text_of_tables() -> str:
