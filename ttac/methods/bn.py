@@ -1,7 +1,7 @@
-"""Adaptive batch normalisation: the statistics of the test data instead of the training data's.
+"""Adaptive batch normalisation: statistics of the test data in place of those of the training data.
 
-Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020; Li et
-al. (arXiv:1603.04779) before them.  With `statistics=blend` the source statistics count as `prior` further samples:
+Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020; earlier
+Li et al. (arXiv:1603.04779).  With `statistics=blend` the source statistics count as `prior` further samples:
 mean = (prior*source + N*batch) / (prior + N), and the variance likewise.
 """
 
@@ -13,10 +13,10 @@ STATISTICS = (
     Option(
         "statistics",
         "batch",
-        "what adapted norms normalise with: this batch, this batch and the source, or a running average",
+        "statistics of adapted norms: of this batch, of this batch and the source, or a running average",
         choices=("batch", "blend", "ema"),
     ),
-    Option("prior", 16.0, "with `blend`: how many samples the source statistics count for", low=0.0),
+    Option("prior", 16.0, "with `blend`: number of samples that the source statistics count as", low=0.0),
     Option("statistics_momentum", 0.1, "with `ema`: weight of the newest batch in the average", low=0.0, high=1.0),
 )
 

@@ -1,7 +1,7 @@
-"""Entropy minimisation that keeps the same share of every layer's input: static activation sparsity.
+"""Entropy minimisation with one keep ratio for every layer's input: static activation sparsity.
 
-Chen et al., "DropIT: dropping intermediate tensors for memory-efficient DNN training", ICLR 2023, as the baseline that
-SURGEON is compared with.
+Chen et al., "DropIT: dropping intermediate tensors for memory-efficient DNN training", ICLR 2023, the baseline of
+SURGEON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METHOD = Method(
     loss="entropy",
     options=(
         *trained_with("adam", 1e-3),
-        Option("keep", 0.3, "share of its input that every layer keeps", low=0.0, high=1.0),
+        Option("keep", 0.3, "keep ratio: the fraction of its input that every layer keeps", low=0.0, high=1.0),
         *SPARSITY,
         *STATISTICS,
     ),

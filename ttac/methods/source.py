@@ -1,4 +1,4 @@
-"""The model as it shipped: the stored statistics, nothing learned.  What every other method is compared with."""
+"""The source model: stored statistics, nothing learned.  The baseline of every other method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ttac.spec import Method
 
 METHOD = Method(
     name="source",
-    title="the model as it shipped, no adaptation",
+    title="the source model, no adaptation",
     paper="",
     needs="nothing",
     adapts=False,

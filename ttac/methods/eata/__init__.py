@@ -1,8 +1,9 @@
-"""Entropy minimisation on reliable, non-redundant samples, weighted, and held to the source by Fisher information.
+"""Entropy minimisation on reliable, non-redundant samples, weighted, and anchored to the source by Fisher information.
 
 Niu et al., "Efficient test-time model adaptation without forgetting", ICML 2022.  Without `--calibration`, or with
-`--set fisher=0`, there is nothing to hold on to: the paper's ETA.  The mean is over the selected samples, and a batch
-without any changes nothing, as in its code; unlike there, `reset` also empties the moving average of probabilities.
+`--set fisher=0`, there is no anchor: the paper's ETA.  The mean is over the selected samples, and a batch without
+selected samples changes nothing, as in the official code.  In addition, `reset` empties the moving average of
+probabilities.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from ttac.spec import Facts, Method, Option, Settings
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
-    """The bound of redundancy that was published for data sets of about this many classes, where none is set.
+    """The bound of redundancy that was published for data sets of about this many classes, if none is set.
 
-    For two classes none was: 0.4 would leave only classes that make up less than a third of the stream, as a certain
-    prediction has a cosine of 0.71 to the average of a balanced one; 0.9 admits certain ones up to two thirds.
+    No bound was published for two classes.  A certain prediction has a cosine of 0.71 to the average of a balanced
+    stream, so 0.4 would admit only classes of less than a third of the stream; 0.9 admits classes up to two thirds.
     """
     classes = facts.classes
     published = 0.9 if classes <= 2 else 0.4 if classes <= 10 else 0.1 if classes <= 100 else 0.05
@@ -42,7 +43,7 @@ METHOD = Method(
             low=0.0,
             high=1.0,
         ),
-        Option("fisher", 2000.0, "weight of the anchor (1 for CIFAR-10 in the paper); 0 does without", low=0.0),
+        Option("fisher", 2000.0, "weight of the anchor (1 for CIFAR-10 in the paper); 0 for no anchor", low=0.0),
         *STATISTICS,
     ),
     settle=settle,

@@ -1,7 +1,7 @@
 """Predictions of a batch corrected by each other: samples with alike features get alike labels; no norm is touched.
 
 Boudiaf et al., "Parameter-free online test-time adaptation", CVPR 2022.  Made for streams whose neighbouring samples
-share a class; a batch of one stays as it is, and a well-mixed one gains nothing.  Its logits are ln z, of which the
+share a class.  A batch of one stays unchanged, and a well-mixed batch gains nothing.  The logits are ln z; their
 softmax is the assignment z.
 """
 
@@ -18,10 +18,15 @@ METHOD = Method(
     refine="ttac.methods.lame.laplacian:assign",
     oracle="tests/methods/test_lame.py",
     options=(
-        Option("affinity", "rbf", "how alike two samples are, of their features", choices=("rbf", "knn", "linear")),
-        Option("neighbours", 5, "with `rbf`: the one whose distance sets the width; with `knn`: how many", low=1),
-        Option("symmetric", False, "with `knn`: two samples are as near as the mean of both ways"),
-        Option("weight", 1.0, "how much the others' labels count against the model's own prediction", low=0.0),
-        Option("iterations", 20, "of the fixed-point equation; each is three small operators", low=1, high=200),
+        Option("affinity", "rbf", "how alike the features of two samples are", choices=("rbf", "knn", "linear")),
+        Option(
+            "neighbours",
+            5,
+            "with `rbf`: the neighbour whose distance sets the width; with `knn`: number of neighbours",
+            low=1,
+        ),
+        Option("symmetric", False, "with `knn`: the affinity of two samples is the mean of both directions"),
+        Option("weight", 1.0, "weight of the other samples' labels against the model's prediction", low=0.0),
+        Option("iterations", 20, "iterations of the fixed-point equation, three small operators each", low=1, high=200),
     ),
 )

@@ -3,11 +3,11 @@
 LeanTTA (Dong et al., arXiv:2503.15889).  Per channel, with the source's mean m and variance v, and those of one sample
 over its positions, m_t and v_t:
 
-    m_b = tau*m + (1 - tau)*m_t,  v_b = tau*v + (1 - tau)*v_t          towards the source by a fixed share,
-    d = 1 - exp(-sum over channels of (m_b - m)^2/(v + eps))           how far the blend is from the source, 0 to 1,
-    m' = d^lambda*m + (1 - d^lambda)*m_b,  v' likewise                 and by that distance: the farther, the more.
+    m_b = tau*m + (1 - tau)*m_t,  v_b = tau*v + (1 - tau)*v_t          towards the source by a fixed weight,
+    d = 1 - exp(-sum over channels of (m_b - m)^2/(v + eps))           distance of the blend from the source, 0 to 1,
+    m' = d^lambda*m + (1 - d^lambda)*m_b,  v' likewise                 towards the source by that distance.
 
-Both blends are one: m' = m + g*(m_t - m) and v' = v + g*(v_t - v) with g = (1 - tau)*(1 - d^lambda), one number for
+Both blends together: m' = m + g*(m_t - m) and v' = v + g*(v_t - v) with g = (1 - tau)*(1 - d^lambda), one number for
 each sample and norm.
 """
 
@@ -18,7 +18,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from ttac.methods.leantta.blend_weight import own_share, shortened
+from ttac.methods.leantta.blend_weight import blend_weight, shortened
 from ttac.passes.adapt.adapt_norms import Rewriter, has_positions
 from ttac.passes.adapt.centre import centre, constant, is_counted
 from ttac.passes.graph.builder import Builder
@@ -40,11 +40,11 @@ def blend_samples(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     source_mean, source_var = constant(site.node, 3) - shift, constant(site.node, 4)
     mean, var = (moments_of_one if single else moments)(op, x, unbiased=settings["variance"] == "unbiased")
     step = op.Sub(mean, shortened(source_mean)) if source_mean.any() else mean
-    share = own_share(op, step, source_var + np.float32(site.eps), settings, site.name, counted=is_counted(x))
-    mean = op.Mul(step, share)
+    weight = blend_weight(op, step, source_var + np.float32(site.eps), settings, site.name, counted=is_counted(x))
+    mean = op.Mul(step, weight)
     if source_mean.any():
         mean = op.Add(mean, shortened(source_mean))
-    var = op.Add(op.Mul(op.Sub(var, shortened(source_var)), share), shortened(source_var))
+    var = op.Add(op.Mul(op.Sub(var, shortened(source_var)), weight), shortened(source_var))
     if single:
         rewriter.normalise_with(site, mean, var)
     else:

@@ -1,8 +1,8 @@
 """Sharpness-aware, reliable entropy minimisation with recovery.
 
 Niu et al., "Towards stable test-time adaptation in dynamic wild world", ICLR 2023.  Where the official code differs,
-this is the paper: a recovery also clears momentum and average, and a batch without reliable samples changes nothing at
-all (there, momentum goes on moving the weights).
+ttac follows the paper: a recovery also clears momentum and average, and a batch without reliable samples changes
+nothing (in the official code, momentum goes on moving the weights).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
-    """The learning rate of the official code where none is set: one rule for layer norms, one for others.
+    """The learning rate of the official code if none is set: one rule for layer norms, another rule for other norms.
 
-    It grows with the batch planned for; a single sample gets twice as much.
+    The rate grows with the planned batch; a single sample doubles the rate.
     """
     transformer = facts.kinds <= {"layer", "rms"}
     if transformer:
@@ -27,7 +27,7 @@ METHOD = Method(
     name="sar",
     title="sharpness-aware entropy minimisation on reliable samples, with recovery",
     paper="arXiv:2302.12400",
-    needs="norms of any kind, best without batch statistics (GroupNorm, LayerNorm); single samples will do with these",
+    needs="norms of any kind, best without batch statistics (GroupNorm, LayerNorm); single samples suffice with these",
     statistics=lambda settings: BATCH_STATISTICS,
     trains=True,
     loss="weighted_entropy",

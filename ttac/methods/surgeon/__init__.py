@@ -1,11 +1,11 @@
-"""Entropy minimisation that keeps of each layer's input only what the layer's importance for this batch warrants.
+"""Entropy minimisation that keeps a part of each layer's input, by the layer's importance for this batch.
 
-Ma et al., "SURGEON: memory-adaptive fully test-time adaptation via dynamic activation sparsity", CVPR 2025.  Its
-cache serves the weight gradients alone, and its code keeps every tensor whole besides; here what is dropped is gone.
-So the gradient of a batch norm's input, which reads that input too, is made from what is kept, and a dropped block of
-activations leaves its mean behind.  The probe runs the same two graphs on the first samples of the batch with
-everything kept.  Where the official code errs, this is the paper: gradients of the probe alone decide, layers are
-paired by name, and biases learn like weights.
+Ma et al., "SURGEON: memory-adaptive fully test-time adaptation via dynamic activation sparsity", CVPR 2025.  The
+paper's cache serves the weight gradients alone, and the official code also keeps every tensor whole.  ttac frees the
+dropped values.  So the gradient of a batch norm's input, which reads this input too, is computed from the kept values,
+and a dropped block of activations is replaced by its mean.  The probe runs the same two graphs on the first samples of
+the batch with all values kept.  Where the official code errs, ttac follows the paper: gradients of the probe alone
+decide, layers are paired by name, and biases learn like weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SPARSITY = (
     Option(
         "select",
         "blocks",
-        "what of an input is kept: blocks spread evenly, and the mean of the others; the same, but read as two levels "
-        "a block, for long streams (slower); what lies above a sampled threshold; or exactly the largest (both slow)",
+        "kept part of an input: blocks spread evenly, and the mean of the others; the same, but read as two levels a "
+        "block, for long streams (slower); values above a sampled threshold; or exactly the largest (both slow)",
         choices=tuple(SELECTIONS),
     ),
 )
@@ -69,11 +69,11 @@ CONSISTENT: Mapping[str, Any] = {
         {"return": "logits"},
     ),
 }
-"""With `cr`: the distorted view learns from the plain one's predictions, then the plain one from its own and those."""
+"""With `cr`: the distorted view learns from the plain view's predictions, then the plain view from both predictions."""
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
-    """The weight of the consistency that LAW and the official code have where none is set."""
+    """The weight of the consistency in LAW and in the official code, if none is set."""
     return {**settings, "cr_weight": settings["cr_weight"] or 0.01 * facts.classes} if settings["cr"] else settings
 
 
@@ -87,18 +87,26 @@ METHOD = Method(
     loss="weighted_entropy",
     options=(
         *trained_with("adam", 1e-3),
-        Option("keep", 1.0, "share of its input that the most important layer keeps", low=0.0, high=1.0),
+        Option(
+            "keep",
+            1.0,
+            "keep ratio of the most important layer: the fraction of its input that is kept",
+            low=0.0,
+            high=1.0,
+        ),
         *SPARSITY,
-        Option("probe_samples", 1, "samples of the batch that importance is measured on", low=1),
+        Option("probe_samples", 1, "number of samples at the head of the batch that measure the importance", low=1),
         Option("css", False, "learn from certain samples only, weighted (the paper's CSS)"),
         Option(
             "margin", 0.4, "with `css`: a sample is certain if its entropy is below this times ln(classes)", low=0.0
         ),
-        Option("cr", False, "agree on images and on their distortions, all samples (the paper's CR; one draw a step)"),
+        Option(
+            "cr", False, "predict alike for images and their distortions, all samples (the paper's CR; one draw a step)"
+        ),
         Option("cr_weight", 0.0, "with `cr`: weight of the consistency; 0 takes 0.01 times the classes", low=0.0),
-        Option("black", "0", "with `cr`: a black pixel as the model takes it; commas between values of three channels"),
+        Option("black", "0", "with `cr`: a black pixel as the model reads it; commas between values of three channels"),
         Option("white", "1", "with `cr`: a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
-        Option("seed", 0, "with `cr`: what the random distortions begin with", low=0),
+        Option("seed", 0, "with `cr`: start of the random numbers", low=0),
         *STATISTICS,
     ),
     settle=settle,
