@@ -13,7 +13,10 @@ PACKAGE = "corrupt-tta"
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind of damage; the package is made for 224 pixels, so corruptions of neighbourhoods get enlarged images."""
+    """One kind of damage.
+
+    The package is made for 224 pixels, so corruptions of neighbourhoods get enlarged images.
+    """
 
     name: str
     severity: Literal[1, 2, 3, 4, 5]
@@ -32,13 +35,13 @@ CORRUPTIONS = (
 
 
 def described() -> str:
-    """Name of the package that made the corruptions, with its installed version, for readers of the data file."""
+    """Return the package of the corruptions, its installed version and their settings, for readers of the data file."""
     listed = ", ".join(f"{each.name} severity {each.severity} at {28 * each.scale} pixels" for each in CORRUPTIONS)
     return f"{PACKAGE} {version(PACKAGE)} (MIT licence): {listed}"
 
 
 def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:
-    """uint8 [N, 1, 28, 28] -> the same shape, corrupted; the same numbers every time.
+    """Return the corrupted images, uint8 [N, 1, 28, 28]; the numbers are always the same.
 
     Raises ImportError when corrupt-tta is missing.
     """
@@ -47,7 +50,7 @@ def corrupted(images: np.ndarray, corruption: Corruption) -> np.ndarray:
 
 
 def _corrupt(image: np.ndarray, corruption: Corruption) -> np.ndarray:
-    """One grey image through the package, which takes three equal channels; returns the first channel."""
+    """Corrupt one grey image with the package, which takes three equal channels, and return the first channel."""
     import cv2  # type: ignore[import-not-found, unused-ignore]
     from corrupt_tta import corrupt  # type: ignore[import-not-found, import-untyped, unused-ignore]
 

@@ -6,8 +6,8 @@
     python examples/leantta_study.py why        # how far samples are from the source, clean and corrupted
     python examples/leantta_study.py clean --data /usr/share/datasets/fashion-mnist     # 8976 more clean images
 
-Prints Markdown; `docs/leantta-study.md` keeps the output.  The images are those of `fashion_stream.npz`: 512 to
-choose by, the other 512 to report on, each clean and under seven corruptions.  The last part needs the test files of
+Prints Markdown, which `docs/leantta-study.md` keeps.  The images are those of `fashion_stream.npz`: 512 for the choice
+and the other 512 for the report, each clean and under seven corruptions.  The last part needs the test files of
 Fashion-MNIST, of which the stream holds the first 1024 images (Debian package `dataset-fashion-mnist`).
 """
 
@@ -30,8 +30,10 @@ DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
 HALF = 512
 ALLOWED, CHANGED = 0.5, 2.0
-"""By how many points the clean error may rise, and per cent of clean predictions that may change: one image of 512 is
-0.2 points, so the rise alone would be chosen by luck."""
+"""Largest rise of the clean error in points, and largest per cent of clean predictions that change.
+
+One image of 512 is 0.2 points, so a choice by the rise alone would be luck.
+"""
 TAUS, LAMBDAS, DISTANCES = (0.0, 0.25, 0.5, 0.75, 0.9), (0.1, 0.25, 0.5, 1.0, 2.0), ("sum", "mean")
 RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "source": ("source", {}),
@@ -57,7 +59,7 @@ def read(part: slice) -> tuple[Streams, np.ndarray]:
 
 
 def adapter(folder: Path, method: str, batch: int, settings: Mapping[str, Any], train: str = "norms") -> ttac.Adapter:
-    """A bundle of the shipped net, compiled and loaded."""
+    """Compile a bundle of the shipped net and load it."""
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         path = Path(fresh) / "bundle.ttac"
         ttac.compile(NET, method=method, batch=batch, output=path, settings=settings, train=train)
@@ -65,20 +67,20 @@ def adapter(folder: Path, method: str, batch: int, settings: Mapping[str, Any], 
 
 
 def error(step: Step, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
-    """Per cent of wrong answers, each before the update of its step."""
+    """Return the per cent of wrong answers, each computed before the update of its step."""
     parts = range(0, len(images), batch)
     wrong = sum(int((step(images[i : i + batch]).argmax(1) != labels[i : i + batch]).sum()) for i in parts)
     return 100 * wrong / len(images)
 
 
 def predictions(chosen: ttac.Adapter, images: np.ndarray) -> np.ndarray:
-    """The likeliest class of each image."""
+    """Return the likeliest class of each image."""
     parts = range(0, len(images), chosen.batch)
     return np.concatenate([chosen.step(images[i : i + chosen.batch]).argmax(1) for i in parts])
 
 
 def errors(chosen: ttac.Adapter, streams: Streams, labels: np.ndarray) -> dict[str, float]:
-    """The error on each stream, the adapter reset before it."""
+    """Return the error on each stream, with a reset before each."""
     found = {}
     for name, images in streams.items():
         chosen.reset()
@@ -87,14 +89,14 @@ def errors(chosen: ttac.Adapter, streams: Streams, labels: np.ndarray) -> dict[s
 
 
 def mean(found: Mapping[str, float]) -> float:
-    """Over the corruptions."""
+    """Return the mean over the corruptions."""
     return float(np.mean([value for name, value in found.items() if name != "clean"]))
 
 
 def choose(folder: Path) -> None:
-    """The grids over tau, lambda and the form of the distance, then over norms and the other readings.
+    """Print the grids over tau, lambda and the form of the distance, then over norms and the other readings.
 
-    Samples are adapted each by itself, so batches of 64 change nothing but the time.
+    The method adapts each sample alone, so batches of 64 change the time only.
     """
     streams, labels = read(slice(0, HALF))
     with np.load(DEMO / "fashion_calibration.npz") as file:
@@ -123,7 +125,7 @@ def choose(folder: Path) -> None:
 
 
 def sites(folder: Path, streams: Streams, labels: np.ndarray, clean: float) -> None:
-    """The defaults at some of the norms, and the other readings at all of them."""
+    """Print the defaults at some of the norms, and the other readings at all norms."""
     print("| norms | " + " | ".join(name for name in streams if name != "clean") + " | mean | clean |")
     print("|---|" + "---|" * (len(streams) + 1))
     variants: list[tuple[str, dict[str, Any], str]] = [
@@ -140,7 +142,7 @@ def sites(folder: Path, streams: Streams, labels: np.ndarray, clean: float) -> N
 
 
 def report(folder: Path) -> None:
-    """Every method, one image at a time, on images that nothing was chosen by."""
+    """Print every method, one image at a time, on images that took no part in a choice."""
     streams, labels = read(slice(HALF, 2 * HALF))
     print("| method | " + " | ".join(streams) + " | mean | abrupt | gradual |")
     print("|---|" + "---:|" * (len(streams) + 3))
@@ -153,7 +155,10 @@ def report(folder: Path) -> None:
 
 
 def shifting(chosen: ttac.Adapter, streams: Streams, labels: np.ndarray, shares: tuple[float, ...]) -> float:
-    """Error over all corruptions one after the other, never reset, the next images at the next share of corruption."""
+    """Return the error over all corruptions one after the other without a reset.
+
+    Consecutive parts of the images have the mixing fractions `shares` of corruption.
+    """
     chosen.reset()
     wrong: list[float] = []
     for name, images in streams.items():
@@ -166,10 +171,10 @@ def shifting(chosen: ttac.Adapter, streams: Streams, labels: np.ndarray, shares:
 
 
 def why(folder: Path) -> None:
-    """Distances of single images from the source's statistics at some norms, with and without a corruption.
+    """Print distances of single images from the source's statistics at some norms, for clean and corrupted images.
 
-    Mean over the channels of (mean of the image - source mean)^2/source variance; the median of the images, and the
-    share of them farther than 95 % of the clean ones.
+    A distance is the mean over the channels of (mean of the image - source mean)^2/source variance.  The table holds
+    the median over the images, and the fraction of images farther than 95 % of the clean images.
     """
     streams, _ = read(slice(0, HALF))
     model = onnx.load(NET)
@@ -195,7 +200,7 @@ def why(folder: Path) -> None:
 
 
 def ordered(folder: Path) -> None:
-    """`lame` on batches of 64, mixed and sorted by class; the second half."""
+    """Print `lame` on batches of 64, mixed and sorted by class, on the second half."""
     streams, labels = read(slice(HALF, 2 * HALF))
     by_class = np.argsort(labels, kind="stable")
     print("| method | order | " + " | ".join(streams) + " | mean |\n|---|---|" + "---:|" * (len(streams) + 1))
@@ -208,7 +213,7 @@ def ordered(folder: Path) -> None:
 
 
 def clean(folder: Path, data: Path) -> None:
-    """Clean error of source and leantta on the test images that are in no part of the stream."""
+    """Print the clean error of source and leantta on the test images outside the stream."""
     first = 2 * HALF
     images, labels = (
         np.frombuffer(gzip.decompress((data / name).read_bytes()), np.uint8, offset=header)

@@ -1,16 +1,17 @@
-"""Writes `tests/golden/tent_*.safetensors`: five TENT steps in plain PyTorch on the shipped net and stream.
+"""Write `tests/golden/tent_*.safetensors`: five TENT steps in PyTorch on the shipped net and stream.
 
     python examples/make_golden.py [--out FOLDER]
 
 Each file holds, as float32 rounded from a float64 run:
     logits              [5, 32, 10]  of every step, computed before its update
     entropy             [5]          the loss of every step, in nats
-    source_logits       [5, 32, 10]  of the net as shipped, stored statistics, nothing adapted
-    before/NAME, gradient/NAME, after/NAME   scale and shift before the first step, their gradients in that step, and
+    source_logits       [5, 32, 10]  of the source net with stored statistics
+    before/NAME, gradient/NAME, after/NAME   scale and shift before the first step, their gradients in this step, and
                                              after the last; NAME as in the ONNX file, e.g. layer1.0.bn1.weight
-and, as JSON under the metadata key `golden` (one key, because safetensors orders keys at random), where the inputs come
-from (the first rows of an array in `ttac/demo/fashion_stream.npz`, divided by 255), the optimiser, and how far the same
-run in float32 ends from these numbers: no test can ask for less.
+
+The metadata key `golden` holds JSON under one key, because safetensors orders keys at random.  It names the inputs (the
+first rows of an array in `ttac/demo/fashion_stream.npz`, divided by 255), the optimiser, and the distance of the same
+run in float32 from these numbers, which is the least tolerance of a test.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ OPTIMIZERS: dict[str, tuple[Update, dict[str, object]]] = {
 
 
 def trajectory(demo: Path, update: Update, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of one golden file, computed in dtype."""
+    """Return the tensors of one golden file, computed in dtype."""
     with np.load(demo / STREAM) as stream:
         batches = torch.split(as_input(stream[CORRUPTION][: STEPS * BATCH]).to(dtype), BATCH)
     source = net_from_onnx(demo / MODEL).to(dtype)
@@ -67,7 +68,7 @@ def trajectory(demo: Path, update: Update, dtype: torch.dtype) -> dict[str, Tens
 
 
 def deviation(exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> dict[str, float]:
-    """Largest absolute difference of the float32 run, per kind of tensor."""
+    """Return the largest absolute difference of the float32 run, per kind of tensor."""
     largest: dict[str, float] = {}
     for name, value in exact.items():
         kind = name.split("/")[0]
@@ -76,7 +77,7 @@ def deviation(exact: dict[str, Tensor], rounded: dict[str, Tensor]) -> dict[str,
 
 
 def write(name: str, demo: Path, out: Path) -> None:
-    """One golden file."""
+    """Write one golden file."""
     update, settings = OPTIMIZERS[name]
     exact, rounded = (trajectory(demo, update, dtype) for dtype in (torch.float64, torch.float32))
     about = {
@@ -94,7 +95,7 @@ def write(name: str, demo: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Writes every golden file."""
+    """Write every golden file."""
     parser = argparse.ArgumentParser(description="Write the golden TENT trajectories of the tests.")
     parser.add_argument("--demo", type=Path, default=ROOT / "ttac" / "demo")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "golden")

@@ -1,7 +1,7 @@
-"""TENT (arXiv:2006.10726) and its two baselines in a few lines of plain PyTorch, to compare ttac with.
+"""TENT (arXiv:2006.10726) and its two baselines in a few lines of PyTorch, for comparisons with ttac.
 
-`source` keeps the stored statistics, `bn` normalises with the batch's own, `tent` also takes one entropy step on the
-norms' scale and shift per batch.  All score the logits computed before the step.
+`source` keeps the stored statistics, `bn` normalises with the statistics of the batch, and `tent` also takes one
+entropy step on the norms' scale and shift per batch.  All errors are those of logits computed before the step.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from torch import Tensor, nn
 
 
 def net_from_onnx(path: Path) -> ResNet:
-    """The shipped BatchNorm net in eval mode, its weights read from the unfolded ONNX file.
+    """Return the shipped BatchNorm net in eval mode with the weights of the unfolded ONNX file.
 
-    Raises RuntimeError when the file lacks a weight, as the folded one does.
+    Raises RuntimeError when the file lacks a weight, as the folded file does.
     """
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in onnx.load(path).graph.initializer}
     net = ResNet()
-    wanted = net.state_dict()
-    weights = {name: torch.from_numpy(array) for name, array in arrays.items() if name in wanted}
-    counters = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
+    state = net.state_dict()
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items() if name in state}
+    counters = {name: value for name, value in state.items() if name.endswith("num_batches_tracked")}
     net.load_state_dict(weights | counters)
     return net.eval()
 
 
 def as_input(images: np.ndarray) -> Tensor:
-    """uint8 [N, 1, 28, 28] -> float32 in [0, 1]."""
+    """Return uint8 images [N, 1, 28, 28] as float32 in [0, 1]."""
     return torch.from_numpy(images.astype(np.float32) / np.float32(255))
 
 
 def use_batch_statistics(net: nn.Module) -> nn.Module:
-    """Forgets every BatchNorm's stored statistics, so that it normalises with the batch's mean and biased variance."""
+    """Remove every BatchNorm's stored statistics, so that it normalises with the batch's mean and biased variance."""
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.track_running_stats = False
@@ -45,23 +45,23 @@ def use_batch_statistics(net: nn.Module) -> nn.Module:
 
 
 def norm_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Scale and shift of every BatchNorm, by their names in the net; all other parameters stop requiring gradients."""
+    """Return scale and shift of every BatchNorm by name; all other parameters stop requiring gradients."""
     net.requires_grad_(False)
-    found = {}
+    trained = {}
     for name, layer in net.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.requires_grad_(True)
-            found[f"{name}.weight"], found[f"{name}.bias"] = layer.weight, layer.bias
-    return found
+            trained[f"{name}.weight"], trained[f"{name}.bias"] = layer.weight, layer.bias
+    return trained
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Logits [N, C] -> mean entropy of the predictions, in nats."""
+    """Return the mean entropy of the predictions in nats, from logits [N, C]."""
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
 
 def tent_step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
-    """Logits [N, C] of x, computed before the one entropy step taken on it."""
+    """Take one entropy step on x, and return the logits [N, C] from before this step."""
     logits: Tensor = net(x)
     optimizer.zero_grad()
     torch.autograd.backward(entropy(logits))
@@ -70,12 +70,12 @@ def tent_step(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Te
 
 
 def error(logits: Iterable[Tensor], labels: Tensor) -> float:
-    """Per cent of the stream that is classified wrongly."""
+    """Return the per cent of wrong predictions on a stream."""
     return 100 * float((torch.cat(list(logits)).argmax(1) != labels).float().mean())
 
 
 def scores(path: Path, images: np.ndarray, labels: np.ndarray, batch: int = 64, lr: float = 1e-3) -> dict[str, float]:
-    """Errors in per cent of source, bn and tent (Adam) on one stream of images, each from the shipped weights."""
+    """Return the errors in per cent of source, bn and tent (Adam) on one stream, each from the shipped weights."""
     batches, truth = torch.split(as_input(images), batch), torch.from_numpy(labels.astype(np.int64))
     with torch.no_grad():
         source, adapted = net_from_onnx(path), use_batch_statistics(net_from_onnx(path))
@@ -87,10 +87,10 @@ def scores(path: Path, images: np.ndarray, labels: np.ndarray, batch: int = 64, 
 
 
 def calibrate(net: nn.Module, x: Tensor) -> None:
-    """Sets every BatchNorm's stored statistics to the mean and biased variance of its inputs on x.
+    """Set every BatchNorm's stored statistics to the mean and biased variance of its input on x.
 
-    Layer by layer in forward order: each sees its input with the layers before it already final.  In float64, so that
-    the stored float32 values are exact to rounding.
+    The layers follow in forward order, so that each reads its input from layers that are final.  The computation is in
+    float64, so that the stored float32 values are exact to rounding.
     """
     exact = net.double().eval()
     for layer in [layer for layer in exact.modules() if isinstance(layer, nn.BatchNorm2d)]:

@@ -1,10 +1,10 @@
-"""Trains a small 1-D network on real motion data, and compares methods under sensor faults.
+"""Train a small 1-D network on real motion data, and compare methods under sensor faults.
 
     python examples/sensor_study.py [--data FOLDER] [--out FOLDER] [--batch 1]
 
-Needs torch, and the data of `sensor_data.py`.  Writes `motion.onnx`, `motion_folded.onnx` (as the default exporter
-leaves it), `motion_calibration.npz` and `motion_stream.npz` (with `labels`) to FOLDER, and prints the errors as a
-Markdown table; `docs/leantta-study.md` keeps it.
+Needs torch, and the data of `sensor_data.py`.  Writes `motion.onnx`, `motion_folded.onnx` (from the default exporter),
+`motion_calibration.npz` and `motion_stream.npz` (with `labels`) to FOLDER, and prints the errors as a Markdown table,
+which `docs/leantta-study.md` keeps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def network() -> nn.Module:
-    """Four convolutions along time, each with its norm; the mean over time; 16 thousand parameters."""
+    """Return four convolutions along time, each with a norm, and the mean over time; 16 thousand parameters."""
     layers: list[nn.Module] = []
     for cin, cout, kernel, stride in ((6, 16, 7, 1), (16, 32, 5, 2), (32, 32, 3, 1), (32, 64, 3, 2)):
         conv = nn.Conv1d(cin, cout, kernel, stride, kernel // 2, bias=False)
@@ -44,7 +44,7 @@ def network() -> nn.Module:
 
 
 def trained(series: Tensor, labels: Tensor) -> nn.Module:
-    """The network after 600 steps on windows cut at random, never corrupted."""
+    """Return the network after 600 steps on uncorrupted windows at random places."""
     torch.manual_seed(0)
     net = network().train()
     update = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.01)
@@ -61,7 +61,7 @@ def trained(series: Tensor, labels: Tensor) -> nn.Module:
 
 
 def export(net: nn.Module, path: Path, *, fold: bool) -> None:
-    """Write the network with its norms, or as the default exporter does, without."""
+    """Write the network with its norms, or with `fold` without norms, as the default exporter does."""
     program = torch.onnx.export(
         net,
         (torch.rand(2, 6, WINDOW),),
@@ -89,7 +89,7 @@ def make(data: Path, out: Path) -> None:
 
 
 def table(out: Path, batch: int) -> None:
-    """Errors in per cent by corruption, severities averaged; the windows shuffled, the adapter reset before each."""
+    """Print errors in per cent by corruption, averaged over severities; windows are shuffled, a reset precedes each."""
     with np.load(out / "motion_stream.npz") as file:
         labels = file["labels"]
         order = np.random.RandomState(0).permutation(len(labels))
@@ -108,21 +108,21 @@ def table(out: Path, batch: int) -> None:
 
 
 def errors(adapter: ttac.Adapter, streams: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Per cent of wrong answers on each stream, each before the update of its step."""
-    found = {}
+    """Return the per cent of wrong answers on each stream, each computed before the update of its step."""
+    wrong_of = {}
     for name, x in streams.items():
         adapter.reset()
         starts = range(0, len(x) - len(x) % adapter.batch, adapter.batch)
         wrong = [adapter.step(x[i : i + adapter.batch]).argmax(1) != labels[i : i + adapter.batch] for i in starts]
-        found[name] = 100 * float(np.concatenate(wrong).mean())
-    return found
+        wrong_of[name] = 100 * float(np.concatenate(wrong).mean())
+    return wrong_of
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Methods on real motion data under sensor faults.")
     parser.add_argument("--data", type=Path, help="folder of BasicMotions_TRAIN.ts and BasicMotions_TEST.ts")
     parser.add_argument("--out", type=Path, default=Path("motion"))
-    parser.add_argument("--batch", type=int, action="append", help="may be given more than once; 1 by default")
+    parser.add_argument("--batch", type=int, action="append", help="may occur more than once; 1 by default")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
-"""Cost of a sparse cache of activations in error, and cost of a memory budget in time and error.
+"""The error of a sparse cache of activations, and the time and error of a memory budget.
 
-    python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one share for all
+    python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one keep ratio for all
     python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1 --select blocks threshold topk
-    python examples/surgeon_study.py shares --half tuning    # on the images that choices are made on
+    python examples/surgeon_study.py shares --half tuning    # on the images of the choices
     python examples/surgeon_study.py shares --half tuning --passes 2    # the same, on streams twice as long
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
-Prints Markdown; `docs/surgeon.md` keeps the output.  Errors are those of the shipped Fashion-MNIST images under
-seven corruptions in turn, without a reset between them.  The first part runs every method on the same few orders of the
-images, and prints means with standard deviations over the orders; a difference is taken order by order.  The use
-of the blocks was chosen on the images of even number, `--half tuning`; by default the other half is
-reported.  The second part exports ResNeXt-29 and needs PyTorch for that.
+Prints Markdown, which `docs/surgeon.md` keeps.  Errors are those of the shipped Fashion-MNIST images under seven
+corruptions in turn, without a reset between them.  The first part runs every method on the same few orders of the
+images, and prints means with standard deviations over the orders; a difference is computed order by order.  The reading
+of blocks was chosen on the images of even number, `--half tuning`; the default reports the other half.  The second part
+exports ResNeXt-29 with PyTorch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ NET = DEMO / "fashion_resnet_bn_unfolded.onnx"
 KEEPS = (1.0, 0.5, 0.2, 0.05)
 SELECTIONS = ("blocks", "levels", "threshold", "topk")
 HALVES = {"tuning": slice(0, None, 2), "reporting": slice(1, None, 2), "both": slice(None)}
-"""Images by the word of `--half`."""
+"""Rows of the images for each word of `--half`."""
 SEEDS = 3
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""Shares of the dense peak that are asked for; the least follows from the first refusal."""
+"""Budgets as fractions of the dense peak; the least budget follows from the first refusal."""
 PAIRS = 15
 COLUMNS = (
     "`select`", "`keep`", "kept", "counted cache", "`surgeon`", "- `tent`", "`dropit`, same bytes",
@@ -51,7 +51,7 @@ Stream = list[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Error in per cent over a stream, the mean share of the inputs kept, and bytes: peak measured, cache counted."""
+    """Error in per cent over a stream, mean keep ratio of the inputs, and bytes: measured peak, counted cache."""
 
     error: float
     kept: float
@@ -60,23 +60,23 @@ class Outcome:
 
 
 def stream() -> Stream:
-    """Images [n, 1, 28, 28] in [0, 1] with labels, one pair for each corruption."""
+    """Return images [n, 1, 28, 28] in [0, 1] with labels, one pair for each corruption."""
     with np.load(DEMO / "fashion_stream.npz") as file:
         names = [name for name in file.files if name not in ("labels", "about", "clean")]
         return [(file[name].astype(np.float32) / np.float32(255), file["labels"]) for name in names]
 
 
 def in_orders(images: Stream, half: str, seeds: int, passes: int = 1) -> list[Stream]:
-    """That half of the images, each corruption's so many times in orders of its own, once for each seed."""
-    found = []
+    """Return one stream per seed: a half of the images, those of each corruption `passes` times in random orders."""
+    streams = []
     for seed in range(seeds):
         random = np.random.default_rng(seed)
         orders = [
             np.concatenate([random.permutation(np.arange(len(labels))[HALVES[half]]) for _ in range(passes)])
             for _, labels in images
         ]
-        found.append([(x[order], labels[order]) for (x, labels), order in zip(images, orders, strict=True)])
-    return found
+        streams.append([(x[order], labels[order]) for (x, labels), order in zip(images, orders, strict=True)])
+    return streams
 
 
 def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: Any) -> Outcome:
@@ -85,23 +85,23 @@ def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: An
 
 
 def outcomes(folder: Path, streams: Sequence[Stream], method: str, batch: int, **choices: Any) -> list[Outcome]:
-    """Compile the shipped net once and run each of the streams through it, from the shipped weights."""
+    """Compile the shipped net once and run each stream through it, from the shipped weights."""
     path = folder / f"{len(list(folder.iterdir()))}.ttac"
     bundle = ttac.compile(NET, method=method, batch=batch, output=path, **choices)
     adapter = ttac.load(path, threads=1)
     memory = bundle.manifest["memory"]
-    found = []
+    results = []
     for images in streams:
         adapter.reset()
         error, share = along(adapter, images)
         share = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else share
         counted = share * memory["published_cache"]["norm_inputs_bytes"]
-        found.append(Outcome(error, share, memory["measured"].get("peak", 0), counted))
-    return found
+        results.append(Outcome(error, share, memory["measured"].get("peak", 0), counted))
+    return results
 
 
 def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
-    """Error in per cent over a stream, and the mean share of the inputs kept."""
+    """Return the error in per cent over a stream, and the mean keep ratio of the inputs."""
     wrong, total, kept = 0, 0, []
     for pictures, labels in images:
         for start in range(0, len(labels), adapter.batch):
@@ -114,7 +114,7 @@ def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
 
 
 def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
-    """Shares per layer and batch against `tent` and against one share for all, by the kept fraction of an input."""
+    """Yield a table of keep ratios per layer and batch, compared with `tent` and with one keep ratio for all layers."""
     streams = in_orders(stream(), asked.half, asked.seeds, asked.passes)
     tent = outcomes(folder, streams, "tent", asked.batch)
     source = outcomes(folder, streams[:1], "source", asked.batch)[0]
@@ -135,7 +135,7 @@ def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
 
 
 def spread(some: Sequence[Outcome], others: Sequence[Outcome] = ()) -> str:
-    """Mean error and its standard deviation over the orders; with `others`, of the difference from theirs."""
+    """Return mean error and standard deviation over the orders; with `others`, those of the difference to `others`."""
     errors = [each.error for each in some]
     if others:
         errors = [error - other.error for error, other in zip(errors, others, strict=True)]
@@ -144,7 +144,7 @@ def spread(some: Sequence[Outcome], others: Sequence[Outcome] = ()) -> str:
 
 
 def budgets(folder: Path) -> Iterator[str]:
-    """`tent` on ResNeXt-29 at batch 8 and on the shipped net at batch 64, with less and less memory."""
+    """Yield tables of `tent` with less and less memory, on ResNeXt-29 at batch 8 and the shipped net at batch 64."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.exporting import export
 
@@ -154,7 +154,7 @@ def budgets(folder: Path) -> Iterator[str]:
 
 
 def curve(folder: Path, model: Path, batch: int, error: Callable[..., str] | None = None) -> Iterator[str]:
-    """One network: budget, measured peak, how many residuals are kept in which way, and the time of a step."""
+    """Yield one network's table: budget, measured peak, number of residuals by codec, and the time of a step."""
     bundles = dict(within(folder, model, batch))
     times = paired({asked: ttac.load(path, threads=1) for asked, path in bundles.items()})
     yield f"\n`{model.stem}`, batch {batch}:\n"
@@ -174,7 +174,7 @@ def curve(folder: Path, model: Path, batch: int, error: Callable[..., str] | Non
 
 
 def within(folder: Path, model: Path, batch: int) -> Iterator[tuple[int, Path]]:
-    """Budget in bytes and bundle, from none (0) to the least that works."""
+    """Yield budget in bytes and bundle, from no budget (0) to the least that works."""
     path = folder / f"{model.stem}-dense.ttac"
     dense = ttac.compile(model, method="tent", batch=batch, output=path).manifest["memory"]["measured"]["peak"]
     yield 0, path
@@ -194,16 +194,16 @@ def within(folder: Path, model: Path, batch: int) -> Iterator[tuple[int, Path]]:
 
 
 def paired(adapters: Mapping[int, ttac.Adapter]) -> dict[int, float]:
-    """Median seconds of a step, all adapters in turn."""
+    """Return the median seconds of a step by budget; all adapters step in turn."""
     shape = next(iter(adapters.values())).input_shape
-    found: dict[int, list[float]] = {asked: [] for asked in adapters}
+    seconds: dict[int, list[float]] = {budget: [] for budget in adapters}
     for number in range(PAIRS + 2):
-        for asked, adapter in adapters.items():
+        for budget, adapter in adapters.items():
             x = np.random.default_rng(number).normal(size=(adapter.batch, *shape)).astype(np.float32)
             start = time.perf_counter()
             adapter.step(x)
-            found[asked].append(time.perf_counter() - start)
-    return {asked: statistics.median(seconds[2:]) for asked, seconds in found.items()}
+            seconds[budget].append(time.perf_counter() - start)
+    return {budget: statistics.median(times[2:]) for budget, times in seconds.items()}
 
 
 def table(columns: Sequence[str]) -> list[str]:
@@ -215,14 +215,14 @@ def row(*cells: object) -> str:
 
 
 def main() -> None:
-    """Print the part that the command line names."""
+    """Print the part on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("part", choices=["shares", "budgets"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--select", nargs="+", choices=SELECTIONS, default=SELECTIONS[:1])
     parser.add_argument("--half", choices=tuple(HALVES), default="reporting")
-    parser.add_argument("--passes", type=int, default=1, help="times that each corruption's images come in a row")
+    parser.add_argument("--passes", type=int, default=1, help="repetitions of each corruption's images")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="orders of the images")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""Makes everything in `ttac/demo/` that is data: four small classifiers, calibration images and a corrupted stream.
+"""Write the data of `ttac/demo/`: four small classifiers, calibration images and a corrupted stream.
 
     python examples/train_fashion.py [--data FOLDER] [--out FOLDER] [--only PART]
 
@@ -33,38 +33,38 @@ UNFOLDED = "fashion_resnet_bn_unfolded.onnx"
 CALIBRATION_IMAGES, STREAM_IMAGES, BATCH = 512, 1024, 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one net is trained: SGD with Nesterov momentum, or AdamW, under a one-cycle learning rate."""
+    """The training of one net: SGD with Nesterov momentum, or AdamW, under a one-cycle learning rate."""
 
     build: Callable[[], nn.Module]
     epochs: int
     lr: float
-    decay: float  # on matrices and kernels only, never on norms and biases
+    decay: float  # of matrices and kernels only, never of norms and biases
     adam: bool = False
-    warm: bool = False  # begins with the weights of the BatchNorm net, which must have been made before
+    warm: bool = False  # begins with the weights of the BatchNorm net, which must exist
 
 
 RECIPES = {
-    "fashion_resnet_bn": Recipe(ResNet, epochs=6, lr=0.1, decay=5e-4),
-    "fashion_resnet_gn": Recipe(group_norm_resnet, epochs=3, lr=2e-3, decay=0.05, adam=True, warm=True),
-    "fashion_vit": Recipe(VisionTransformer, epochs=10, lr=2e-3, decay=0.05, adam=True),
+    "fashion_resnet_bn": Recipe(build=ResNet, epochs=6, lr=0.1, decay=5e-4),
+    "fashion_resnet_gn": Recipe(build=group_norm_resnet, epochs=3, lr=2e-3, decay=0.05, adam=True, warm=True),
+    "fashion_vit": Recipe(build=VisionTransformer, epochs=10, lr=2e-3, decay=0.05, adam=True),
 }
 
 
 def idx(path: Path, header: int) -> np.ndarray:
-    """The bytes of a gzipped IDX file after its header, uint8 [length]."""
+    """Return the bytes of a gzipped IDX file after its header, uint8 [length]."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
 
 def fashion(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 1, 28, 28] and labels uint8 [N] of `train` or `t10k`."""
+    """Return images uint8 [N, 1, 28, 28] and labels uint8 [N] of `train` or `t10k`."""
     images = idx(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
     return images, idx(folder / f"{part}-labels-idx1-ubyte.gz", 8)
 
 
 def augmented(images: Tensor) -> Tensor:
-    """uint8 [N, 1, 28, 28] -> float32 in [0, 1], shifted by up to two pixels and flipped at random; never corrupted."""
+    """Return uint8 images [N, 1, 28, 28] as float32 in [0, 1], randomly shifted by up to two pixels and flipped."""
     count = len(images)
     padded = functional.pad(images, (2, 2, 2, 2))[:, 0]
     top, left = torch.randint(0, 5, (2, count, 1))
@@ -75,7 +75,7 @@ def augmented(images: Tensor) -> Tensor:
 
 
 def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on everything with more than one axis."""
+    """Return parameter groups with weight decay for every tensor with more than one axis."""
     parameters = list(net.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.decay},
@@ -87,12 +87,12 @@ def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def in_order(net: nn.Module, order: torch.memory_format) -> nn.Module:
-    """The net with its kernels stored in that order; convolutions train twice as fast with the channels last."""
+    """Store the kernels of the net in this order; convolutions train twice as fast with channels last."""
     return net.to(memory_format=order)  # type: ignore[call-overload, no-any-return]
 
 
 def untrained(recipe: Recipe, out: Path) -> nn.Module:
-    """The net as training begins, the same every time; seeds the generator that training draws from."""
+    """Return the untrained net, always with the same weights, and seed the generator of the training."""
     torch.manual_seed(0)
     net = recipe.build()
     if recipe.warm:
@@ -102,7 +102,7 @@ def untrained(recipe: Recipe, out: Path) -> nn.Module:
 
 
 def trained(net: nn.Module, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> nn.Module:
-    """The net after its epochs, in eval mode; a message per epoch."""
+    """Train the net for its epochs, print a line per epoch, and return the net in eval mode."""
     net = in_order(net, torch.channels_last).train()
     x, y = torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64))
     steps, started = len(x) // BATCH, time.monotonic()
@@ -123,7 +123,7 @@ def trained(net: nn.Module, recipe: Recipe, images: np.ndarray, labels: np.ndarr
 
 
 def export(net: nn.Module, path: Path, fold: bool = True) -> None:
-    """Writes the net as PyTorch's default exporter does (`fold=False`: with optimize=False, so that norms stay).
+    """Write the net with PyTorch's default exporter; with `fold=False`, optimize=False keeps the norms.
 
     Only the source lines of whoever ran this script are removed from the file.
     """
@@ -149,7 +149,7 @@ def export(net: nn.Module, path: Path, fold: bool = True) -> None:
 
 
 def test_error(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
-    """Per cent of the images that the ONNX file gets wrong."""
+    """Return the per cent of wrong predictions of the ONNX file."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     wrong = 0
     for first in range(0, len(images), 500):
@@ -160,7 +160,7 @@ def test_error(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def make_calibration(data: Path, out: Path) -> Tensor:
-    """Writes training images without labels, and returns them as float32 in [0, 1]."""
+    """Write training images without labels, and return them as float32 in [0, 1]."""
     images, _ = fashion(data, "train")
     rows = np.random.default_rng(0).choice(len(images), CALIBRATION_IMAGES, replace=False)
     np.savez_compressed(out / CALIBRATION, images=images[np.sort(rows)])
@@ -168,7 +168,7 @@ def make_calibration(data: Path, out: Path) -> Tensor:
 
 
 def make_net(name: str, data: Path, out: Path) -> None:
-    """Trains and exports one net; the BatchNorm net first takes its statistics from the calibration images."""
+    """Train and export one net; the BatchNorm net gets its statistics from the calibration images before the export."""
     print(name)
     recipe = RECIPES[name]
     net = trained(untrained(recipe, out), recipe, *fashion(data, "train"))
@@ -180,7 +180,7 @@ def make_net(name: str, data: Path, out: Path) -> None:
 
 
 def make_stream(data: Path, out: Path) -> None:
-    """Writes the first test images, clean and corrupted, with their labels; `about` says how, as text."""
+    """Write the first test images, clean and corrupted, with their labels; the array `about` is a description."""
     images, labels = (part[:STREAM_IMAGES] for part in fashion(data, "t10k"))
     streams = {"clean": images} | {each.name: corrupted(images, each) for each in CORRUPTIONS}
     about = f"Fashion-MNIST test images 0..{STREAM_IMAGES - 1} (MIT licence); {described()}"
@@ -188,7 +188,7 @@ def make_stream(data: Path, out: Path) -> None:
 
 
 def table(out: Path) -> None:
-    """Prints the errors of source, bn and tent per corruption as a Markdown table."""
+    """Print the errors of source, bn and tent per corruption as a Markdown table."""
     print("| stream | source | bn | tent |\n|---|---|---|---|")
     with np.load(out / STREAM) as stream:
         names = [name for name in stream.files if name not in ("labels", "about")]
@@ -200,14 +200,14 @@ def table(out: Path) -> None:
 
 
 def main() -> None:
-    """Runs the parts asked for, all of them by default."""
+    """Run the parts of `--only`, all by default."""
     parts: dict[str, Callable[[Path, Path], object]] = {"stream": make_stream}
     parts |= {name: partial(make_net, name) for name in RECIPES}
     parts["table"] = lambda _data, out: table(out)
     parser = argparse.ArgumentParser(description="Train the demo models of ttac and make their data.")
     parser.add_argument("--data", type=Path, default=DEBIAN, help="folder of the four gzipped IDX files")
     parser.add_argument("--out", type=Path, default=DEMO)
-    parser.add_argument("--only", choices=parts, action="append", help="may be given more than once")
+    parser.add_argument("--only", choices=parts, action="append", help="may occur more than once")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

@@ -1,10 +1,10 @@
-"""Errors of source, TENT and SAR on corrupted streams that batch statistics cannot cope with.
+"""Errors of source, TENT and SAR on corrupted streams where batch statistics fail.
 
     python examples/wild_streams.py [--images 500] [--set lr=0.001]
 
 Three nets (batch, group and layer norms), three orders of the same corrupted images: shuffled in batches of 16,
-shuffled one at a time, and sorted by label in batches of 16.  Prints a table in Markdown; a cell is the error in %
-over all corruptions, the adapter reset before each.
+shuffled one at a time, and sorted by label in batches of 16.  Prints a Markdown table; a cell is the error in % over
+all corruptions, with a reset before each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Streams = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def read_streams(count: int) -> Streams:
-    """Per corruption: `count` images [n, 1, 28, 28] in [0, 1], in one shuffled order, and their labels."""
+    """Return, per corruption, `count` images [n, 1, 28, 28] in [0, 1] in one shuffled order, and their labels."""
     with np.load(DEMO / "fashion_stream.npz") as file:
         labels = file["labels"]
         order = np.random.RandomState(0).permutation(len(labels))[:count]
@@ -36,12 +36,12 @@ def read_streams(count: int) -> Streams:
 
 
 def as_input(images: np.ndarray) -> np.ndarray:
-    """Grey bytes as the nets take them."""
+    """Return grey bytes as the input of the nets."""
     return np.ascontiguousarray(images.reshape(-1, 1, 28, 28), np.float32) / np.float32(255)
 
 
 def error(adapter: ttac.Adapter, streams: Streams, batch: int, by_label: bool) -> float:
-    """Share of wrong answers, each given before the step learned from its batch."""
+    """Return the fraction of wrong answers, each computed before the update on its batch."""
     wrong = total = 0
     for images, labels in streams.values():
         adapter.reset()
