@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 import ttac.passes.differentiate.rules
 from tests.support.exact_operators import OPERATORS
-from tests.support.gradient_cases import CASES, Case, Floats, N, case_of
+from tests.support.gradient_case import Case, Floats, N, case_of
+from tests.support.gradient_cases import CASES
 from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.reverse_walk import RULES, differentiate
 from ttac.passes.graph.builder import Builder
