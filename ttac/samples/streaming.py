@@ -77,15 +77,11 @@ def run_stream(
 ) -> Outcome:
     """Run all samples in order, `batch` at a time and never fewer than `smallest`, and return the outcome.
 
-    Args:
-        adapt: True for `adapter.step`, False for `adapter.predict`.
-        head: the reading of the outputs; None where they are not read.
-        keep: whether the outcome holds all outputs.
-        moved: called with the number of samples after each batch.
-
+    `adapt` chooses between `step` and `predict`.  `head` is the reading of the outputs, None where they are not read.
+    The outcome holds all outputs if `keep`.  `moved` gets the number of samples after each batch.
     Raises UsageError for labels that do not fit the predictions.
     """
-    before = int(adapter.stats.get("rejected", 0))
+    before = _rejected(adapter)
     run = adapter.step if adapt else adapter.predict
     tally = Tally(head=head) if head is not None else None
     parts: list[np.ndarray] = []
@@ -96,18 +92,21 @@ def run_stream(
         seconds += time.perf_counter() - start
         if tally is not None:
             tally.add(outputs, _labels(stream, done, outputs, tally.head))
-        if keep:
-            parts.append(outputs)
+        parts += [outputs] if keep else []
         done += len(x)
         moved(len(x))
     return Outcome(
         logits=np.concatenate(parts) if keep else None,
         samples=done,
         seconds=seconds,
-        rejected=int(adapter.stats.get("rejected", 0)) - before,
-        entropy=None if tally is None else tally.mean_entropy,
-        error=None if tally is None else tally.error,
+        rejected=_rejected(adapter) - before,
+        entropy=tally and tally.mean_entropy,
+        error=tally and tally.error,
     )
+
+
+def _rejected(adapter: Stepper) -> int:
+    return int(adapter.stats.get("rejected", 0))
 
 
 def _labels(stream: Stream, start: int, outputs: np.ndarray, head: HeadSpec) -> np.ndarray | None:
