@@ -8,6 +8,7 @@
 |---|---|
 | `model_file` | open a file: choose input and output, convert the opset |
 | `checked_file` | parse a hostile file and refuse its faults |
+| `limits` | refuse recursive or doubling functions, and deep subgraphs |
 | `weights_apart` | take the weights out of a graph and put them back |
 | `training_mode` | turn training-mode operators into their inference form |
 """
