@@ -5,151 +5,142 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
-from ttac.bundle_writer import Compiled
+from ttac.bundle_content import BundleContent
+from ttac.compile_state import CompileState
 from ttac.method_facts import method_graphs
-from ttac.options import CompileOptions
-from ttac.passes.adapt.adapt_norms import Adaptation
-from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.joint import Joint
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.lower.fed_weights import feed_pointwise
 from ttac.passes.lower.gradient_dependencies import wait_for_gradients
 from ttac.passes.lower.lower import lower
 from ttac.passes.lower.stages import split_backward
-from ttac.passes.norms.norm_sites import NormSite
-from ttac.passes.partition.partition import partition
+from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, keep_a_share, keep_shares, layers_of
-from ttac.passes.plan.moved_state import copy_moved_state
 from ttac.passes.plan.plan import plan_activations
-from ttac.passes.quantize.modules import Int8Modules
-from ttac.reports.progress import Rooms
-from ttac.spec import Target
+from ttac.passes.step_graphs.context import MethodGraph
+from ttac.reports.progress import RoomLog
 
 STAGES = 6
-"""Graphs that the backward is cut into at most; each run costs a fraction of a millisecond."""
+"""Largest number of stages of the backward; each run of a stage costs a fraction of a millisecond."""
 
 
 LEAST_KEPT = 0.05
-"""A share of each layer's input below which a budget is not worth meeting: little would be learned from it."""
+"""Keep ratio below which a budget is not worth meeting: the method would hardly learn."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the rooms before made: the plain graph, its sites, the joint graph and what the method starts from."""
-
-    request: CompileOptions
-    infer: ir.Model
-    sites: list[NormSite]
-    adaptation: Adaptation
-    joint: Joint
-    constants: Mapping[str, np.ndarray]
-    head: Head | None = None
-    quantized: Int8Modules | None = None
-
-    def keeping(self, factor: float) -> Parts:
-        """The same with `factor` times the keep ratio, for a method that has one."""
-        keep, settings = self.request.method.keep, self.request.settings
-        assert keep is not None
-        less = {**settings, keep.option: round(float(settings[keep.option]) * factor, 4)}
-        return replace(self, request=replace(self.request, settings=less))
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan, the layers that keep a share of their input only, and whether a smaller plan is possible."""
+class PlanChoice:
+    """A plan, the layers whose input is kept in part, and whether a smaller plan exists."""
 
     plan: Plan
     layers: Sequence[Layer] = ()
-    more: bool = False
+    can_shrink: bool = False
 
 
-def plan_residuals(parts: Parts, goal: int | None) -> Planned:
-    """What crosses from the forward to the backward, with a peak of at most `goal` bytes as far as that can be told.
+def plan_residuals(state: CompileState, goal: int | None, log: RoomLog) -> PlanChoice:
+    """Choose the residuals, for a planned peak of at most `goal` bytes as far as the plan can reach it.
 
-    For a method that keeps a share of each layer's input, that share is what can be made smaller (`Parts.keeping`).
+    For a method with a keep ratio, the ratio is the means to a smaller plan (`CompileState.keeping`).
     """
-    asked, joint = parts.request, parts.joint
+    choice = _plan_choice(state, goal)
+    log.plan(choice.plan)
+    return choice
+
+
+def _plan_choice(state: CompileState, goal: int | None) -> PlanChoice:
+    options, joint = state.options, state.joint
+    assert joint is not None
+    moved = {tensor.name for tensor in state.adaptation.tracked if tensor.next is not None}
     graph = joint.model.graph
-    moved = [tensor.value for tensor in parts.adaptation.tracked if tensor.next is not None]
-    copy_moved_state(joint.model, joint.backward, moved)
-    free = [value for value in graph.inputs if value not in moved]
-    keep = asked.method.keep
+    free = [value for value in graph.inputs if value.name not in moved]
+    keep = options.method.keep
     layers = layers_of(joint) if keep else []
     if keep and layers:
-        ratio = float(asked.settings[keep.option])
-        decide = keep_a_share(joint, layers, keep.codec(asked.settings), ratio, asked.batch)
-        shares = keep_shares(layers, ratio, moves=keep.measured)
-        plan = plan_activations(graph, joint.backward, free, asked.batch, decide, shares, tight=True)
-        return Planned(plan, layers, more=ratio > LEAST_KEPT)
+        ratio = float(options.settings[keep.option])
+        decide = keep_a_share(joint, layers, keep.codec(options.settings), ratio, options.batch)
+        ratios = keep_shares(layers, ratio, moves=keep.measured)
+        plan = plan_activations(graph, joint.backward, free, options.batch, decide, ratios, tight=True)
+        return PlanChoice(plan, layers, can_shrink=ratio > LEAST_KEPT)
     if goal is None:
-        return Planned(plan_activations(graph, joint.backward, free, asked.batch))
-    plan, more = plan_within(graph, joint.backward, free, asked.batch, goal)
-    return Planned(plan, more=more)
+        return PlanChoice(plan_activations(graph, joint.backward, free, options.batch))
+    plan, more = plan_within(graph, joint.backward, free, options.batch, goal)
+    return PlanChoice(plan, can_shrink=more)
 
 
-def build_graphs(parts: Parts, planned: Planned, rooms: Rooms) -> Compiled:
-    """Partition, add the method's own graphs, and lower every graph for the target; `parts` stay as they are."""
-    asked, joint, adaptation = parts.request, parts.joint, parts.adaptation
-    plan, infer = planned.plan, parts.infer.clone()
-    tracked = [tensor.next for tensor in adaptation.tracked if tensor.next is not None]
-    outputs = [*(joint.loss.outputs if joint.loss else []), *tracked]
-    halves = partition(joint.model, [joint.logits, *outputs], joint.gradients, plan)
-    graphs = {"infer": infer, "forward": halves.forward}
-    exact = {} if plan.is_exact else exact_graphs(joint, outputs, plan, asked.target)
-    moves = {"forward": {str(t.next.name): t.name for t in adaptation.tracked if t.next is not None}}
-    stats = {"forward": {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}}
-    state = list(adaptation.tracked)
+def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> BundleContent:
+    """Cut a copy of the joint graph, add the method's own graphs, and lower every graph for the target."""
+    options, joint, infer = state.options, state.joint, state.infer
+    assert joint is not None and infer is not None
+    halves = cut(state, joint, choice.plan)
+    graphs = {"infer": infer.clone(), "forward": halves.forward}
+    steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
     if halves.backward is not None:
-        stages = staged(halves.backward, halves.residuals, joint, asked)
-        steps = method_graphs(asked, joint, parts.constants, planned.layers)
-        graphs |= {**named_stages(stages), **{name: step.model for name, step in steps.items()}}
-        moves |= {name: step.moves for name, step in steps.items()}
-        stats |= {name: dict(step.stats) for name, step in steps.items()}
-        state += {tensor.name: tensor for step in steps.values() for tensor in step.state}.values()
+        graphs |= backward_stages(state, joint, halves.backward, halves.residuals)
+        graphs |= {name: step.model for name, step in steps.items()}
     for name, model in graphs.items():
         if not name.startswith("backward"):
-            lower(model, asked.target)
+            lower(model, options.target)
     adapting = [model for name, model in graphs.items() if name != "infer"]
     fed = feed_pointwise(adapting, observed=halves.backward is None)
-    rooms.lowered(graphs)
-    return Compiled(
-        asked,
-        graphs,
-        sites=parts.sites,
-        statistics=adaptation.statistics,
-        state=[replace(tensor, next=None) for tensor in state],
-        moves=moves,
-        stats=stats,
+    log.lower(graphs)
+    return BundleContent(
+        state=state,
+        joint=joint,
+        plan=choice.plan,
+        graphs=graphs,
+        exact={} if choice.plan.is_exact else exact_graphs(state, joint, choice.plan),
+        tensors=state_tensors(state, steps),
+        moves=moves_of(state, steps),
+        stats=stats_of(joint, steps),
         fed=fed,
-        plan=plan,
-        exact=exact,
-        head=parts.head,
-        quantized=parts.quantized,
     )
 
 
-def staged(backward: ir.Model, residuals: Sequence[str], joint: Joint, asked: CompileOptions) -> list[ir.Model]:
-    """The backward as the engine runs it: in standard operators, in stages, and in an order that it keeps to."""
-    lower(backward, asked.target)
-    stages = split_backward(backward, residuals, asked.batch, STAGES)
-    given = {*residuals, *(str(value.name) for value in joint.model.graph.inputs)}
+def cut(state: CompileState, joint: Joint, plan: Plan) -> GraphHalves:
+    """Forward and backward of the joint graph; the forward also gives the loss outputs and the tracked state."""
+    tracked = [tensor.next for tensor in state.adaptation.tracked if tensor.next is not None]
+    outputs = joint.loss.outputs if joint.loss else []
+    return partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
+
+
+def backward_stages(
+    state: CompileState, joint: Joint, backward: ir.Model, residuals: Sequence[str]
+) -> dict[str, ir.Model]:
+    """The stages of the backward by file stem, in standard operators and in an order that the engine keeps."""
+    batch = state.options.batch
+    lower(backward, state.options.target)
+    stages = split_backward(backward, residuals, batch, STAGES)
+    available = {*residuals, *(str(value.name) for value in joint.model.graph.inputs)}
     for model in stages:
-        wait_for_gradients(model, given, asked.batch)
-    return stages
+        wait_for_gradients(model, available, batch)
+    names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
+    return dict(zip(names, stages, strict=True))
 
 
-def exact_graphs(joint: Joint, outputs: list[ir.Value], plan: Plan, target: Target) -> dict[str, ir.Model]:
-    """Forward and backward with all residuals kept as they are, to compare with."""
-    halves = partition(joint.model, [joint.logits, *outputs], joint.gradients, plan.exactly())
+def exact_graphs(state: CompileState, joint: Joint, plan: Plan) -> dict[str, ir.Model]:
+    """Forward and backward with dense residuals, to compare with."""
+    halves, target = cut(state, joint, plan.exactly()), state.options.target
     assert halves.backward is not None
     return {"forward": lower(halves.forward, target), "backward": lower(halves.backward, target)}
 
 
-def named_stages(stages: list[ir.Model]) -> dict[str, ir.Model]:
-    """The stages of the backward by the names of their files."""
-    names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
-    return dict(zip(names, stages, strict=True))
+def state_tensors(state: CompileState, steps: Mapping[str, MethodGraph]) -> list[StateTensor]:
+    """The state of the bundle: statistics that the forward tracks, and the state of the method's graphs."""
+    moved = {tensor.name: tensor for step in steps.values() for tensor in step.state}
+    return [replace(tensor, next=None) for tensor in (*state.adaptation.tracked, *moved.values())]
+
+
+def moves_of(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, Mapping[str, str]]:
+    """Graph -> graph output -> the state tensor that takes its value."""
+    tracked = {str(tensor.next.name): tensor.name for tensor in state.adaptation.tracked if tensor.next is not None}
+    return {"forward": tracked, **{name: step.moves for name, step in steps.items()}}
+
+
+def stats_of(joint: Joint, steps: Mapping[str, MethodGraph]) -> dict[str, Mapping[str, str]]:
+    """Graph -> graph output -> its name in `adapter.stats`."""
+    reported = {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}
+    return {"forward": reported, **{name: dict(step.stats) for name, step in steps.items()}}

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
-from ttac.bundle_writer import Compiled, manifest, report, write_files
+from ttac.bundle_content import BundleContent
+from ttac.bundle_writer import manifest, report, write_files
 from ttac.memory_check import OverBudget, over_budget, planned_memory
-from ttac.passes.differentiate.joint import Joint
 from ttac.passes.verify.compare import Differences
 from ttac.program_writer import Word, programs, unguarded
 from ttac.reports.measure import measure
-from ttac.reports.progress import Rooms
+from ttac.reports.progress import RoomLog
 from ttac.runtime.bundle import Bundle, place, write_manifest
-from ttac.sites import Samples
 from ttac.staging import staging
 from ttac.verification import verify
 
@@ -29,32 +26,32 @@ class Finished:
     bundle: Bundle
 
 
-def finish(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, rooms: Rooms) -> Finished | OverBudget:
+def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
     """Write, verify and measure the bundle, and move it into place; a bundle over the budget is not kept.
 
     Raises VerificationError if a difference is above its bound.  On any error nothing is left at the output.
     """
-    options = compiled.request
+    options = content.state.options
     with staging(options) as folder:
-        write_files(compiled, folder)
-        differences = verify(compiled, source, joint, samples, folder)
-        rooms.verified(differences.as_dict())
+        write_files(content, folder)
+        differences = verify(content, folder)
+        log.verify(differences.as_dict())
         differences.refuse()
-        memory = planned_memory(compiled)
+        memory = planned_memory(content)
         # The measured program takes every branch: a step needs that much at most.
-        seal(compiled, folder, differences, memory, rooms.lines, unguarded(compiled))
+        seal(content, folder, differences, memory, log.lines, unguarded(content))
         figures = measure(folder, steps=3, threads=options.target.threads or None)
-        rooms.measured(figures, memory["planned"])
+        log.measure(figures, memory["planned"])
         memory["measured"] = figures or {}
-        refusal = over_budget(compiled, memory)
+        refusal = over_budget(content, memory)
         if refusal is not None:
             return refusal
-        seal(compiled, folder, differences, memory, rooms.lines, programs(compiled))
+        seal(content, folder, differences, memory, log.lines, programs(content))
         return Finished(Bundle.dry(folder) if options.dry_run else place(folder, options.output))
 
 
 def seal(
-    compiled: Compiled,
+    content: BundleContent,
     folder: Path,
     differences: Differences,
     memory: Mapping[str, Any],
@@ -63,5 +60,5 @@ def seal(
 ) -> None:
     """Write report and manifest, with the programs `steps` and the `lines` of the rooms, for the files in `folder`."""
     verified = differences.as_dict()
-    (folder / "report.json").write_text(report(compiled, verified, memory, lines), encoding="utf-8")
-    write_manifest(folder, manifest(compiled, folder, verified, memory, steps))
+    (folder / "report.json").write_text(report(content, verified, memory, lines), encoding="utf-8")
+    write_manifest(folder, manifest(content, folder, verified, memory, steps))

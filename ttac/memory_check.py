@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ttac.bundle_writer import Compiled
+from ttac.bundle_content import BundleContent
 from ttac.errors import BudgetError
 from ttac.passes.graph.keys import LIKELY_BYTES
 from ttac.passes.plan.decisions import Decision
 from ttac.passes.plan.liveness import peak
 from ttac.passes.plan.published_cache import published_cache
-from ttac.program_writer import stages_of
 from ttac.sizes import format_size
 
 MARGIN = 1.05
@@ -50,33 +49,31 @@ class OverBudget:
         )
 
 
-def planned_memory(compiled: Compiled) -> dict[str, Any]:
+def planned_memory(content: BundleContent) -> dict[str, Any]:
     """The planned figures in bytes: `planned` and `published_cache`, for report and manifest.
 
     `planned` holds the residuals, the residuals had all been kept dense, and the highest moment of a step.  If the data
     decide how much of a layer's input is kept, these are upper bounds, and `usual` is the highest moment with the usual
     keep ratios.  `published_cache` counts the cache as papers do.
     """
-    plan = compiled.plan
-    counted = published_cache(compiled.graphs["infer"].graph, compiled.sites).as_dict(compiled.request.batch)
-    if plan is None:
-        return {"planned": {}, "published_cache": counted}
-    order = ["forward", *stages_of(compiled, "backward"), *stages_of(compiled, "update")]
-    highest = peak(compiled.graphs, order, plan.batch)
+    plan = content.plan
+    counted = published_cache(content.graphs["infer"].graph, content.state.sites).as_dict(content.state.options.batch)
+    order = ["forward", *content.stages("backward"), *content.stages("update")]
+    highest = peak(content.graphs, order, plan.batch)
     sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
     if plan.keep_ratios is not None and plan.keep_ratios.moves:
-        sizes["usual"] = peak(compiled.graphs, order, plan.batch, LIKELY_BYTES).bytes
+        sizes["usual"] = peak(content.graphs, order, plan.batch, LIKELY_BYTES).bytes
     return {"planned": sizes, "published_cache": counted}
 
 
-def over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> OverBudget | None:
+def over_budget(content: BundleContent, memory: Mapping[str, Any]) -> OverBudget | None:
     """The refusal of a step above `--memory-budget`, or above the memory of the target; None if the step fits.
 
     Without a measured peak, the planned residuals are its lower bound.  If the data decide how much is kept, the budget
     must also hold for the upper bound.
     """
-    options, plan = compiled.request, compiled.plan
-    needs = memory["measured"].get("peak", plan.bytes if plan else 0)
+    options, plan = content.state.options, content.plan
+    needs = memory["measured"].get("peak", plan.bytes)
     if options.memory_budget is None:
         needs += memory["measured"].get("loaded", 0)
         allowed, limit = options.target.memory, f"memory of target `{options.target.name}`"
@@ -86,5 +83,5 @@ def over_budget(compiled: Compiled, memory: Mapping[str, Any]) -> OverBudget | N
         allowed, limit = options.memory_budget, BUDGET_OPTION
     if needs <= allowed:
         return None
-    largest = tuple(plan.largest()) if plan else ()
+    largest = tuple(plan.largest())
     return OverBudget(needs=needs, allowed=allowed, limit=limit, largest=largest, batch=options.batch)

@@ -8,91 +8,85 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head
-from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
 from ttac.samples.images import preparation
-from ttac.sites import Samples
 from ttac.spec import Facts, function_of
 
 
-def head_of(asked: CompileOptions, model: ir.Model) -> Head | None:
+def head_of(options: CompileOptions, model: ir.Model) -> Head | None:
     """The reading of the normal form's output; None if it is unclear and the method needs none.
 
     Raises UnsupportedError if the method, or the user, needs the reading.
     """
     output = model.graph.outputs[0]
-    if asked.method.loss or asked.method.refine or asked.head != "auto":
-        return decide_head(output, asked.head)
+    if options.method.loss or options.method.refine or options.head != "auto":
+        return decide_head(output, options.head)
     try:
         return decide_head(output)
     except UnsupportedError:
         return None
 
 
-def subject_of(
-    asked: CompileOptions,
-    model: ir.Model,
-    head: Head | None,
-    sites: Sequence[NormSite],
-    samples: Samples,
-    say: Callable[[str], None],
-) -> Subject:
+def subject_of(state: CompileState, say: Callable[[str], None]) -> Subject:
     """The model that the method's hooks see."""
     return Subject(
-        model=model,
-        head=head,
-        sites=sites,
-        settings=asked.settings,
-        batch=asked.batch,
-        target=asked.target,
-        samples=samples.array,
+        model=state.model,
+        head=state.head,
+        sites=state.sites,
+        settings=state.options.settings,
+        batch=state.options.batch,
+        target=state.options.target,
+        samples=state.samples.array,
+        adaptation=state.adaptation,
         say=say,
     )
 
 
-def settled(asked: CompileOptions, subject: Subject) -> tuple[CompileOptions, Subject]:
-    """The request and the subject with the defaults that depend on the model, and with the sites that train.
+def settled(state: CompileState, say: Callable[[str], None]) -> CompileState:
+    """The state with the defaults that depend on the model, and with the sites that train.
 
     Raises UnsupportedError or UsageError if the model takes no images such as `--pixels` states, or the method refuses
     the model or the samples.
     """
-    kinds = frozenset(site.kind for site in subject.sites)
-    facts = Facts(asked.batch, subject.head.classes if subject.head else 1, kinds)
-    asked = replace(asked, settings=asked.method.settle(asked.settings, facts))
-    subject = replace(subject, settings=asked.settings)
-    if asked.pixels:
-        preparation(["N", *dims(subject.model.graph.inputs[0])[1:]], asked.pixels)
-    if asked.method.check:
-        function_of(asked.method.check)(subject)
-    if asked.method.choose_trained and asked.train == "norms":
-        subject = replace(subject, sites=_trained(subject, function_of(asked.method.choose_trained)(subject)))
-    return asked, subject
+    options, method = state.options, state.options.method
+    kinds = frozenset(site.kind for site in state.sites)
+    facts = Facts(options.batch, state.head.classes if state.head else 1, kinds)
+    state = state.with_settings(method.settle(options.settings, facts))
+    if options.pixels:
+        preparation(["N", *dims(state.model.graph.inputs[0])[1:]], options.pixels)
+    subject = subject_of(state, say)
+    if method.check:
+        function_of(method.check)(subject)
+    if method.choose_trained and options.train == "norms":
+        state = replace(state, sites=_trained(subject, function_of(method.choose_trained)(subject)))
+    return state
 
 
-def _trained(subject: Subject, names: frozenset[str]) -> list[NormSite]:
+def _trained(subject: Subject, names: frozenset[str]) -> tuple[NormSite, ...]:
     """The sites, of which those in `names` train."""
     left = sorted(site.name for site in subject.sites if site.name not in names)
     if left:
         subject.say(f"{len(left)} norms stay untrained: {', '.join(left)}")
-    return [replace(site, trained=site.trained and site.name in names) for site in subject.sites]
+    return tuple(replace(site, trained=site.trained and site.name in names) for site in subject.sites)
 
 
-def refine(asked: CompileOptions, subject: Subject) -> Adaptation:
+def refine(state: CompileState, say: Callable[[str], None]) -> Adaptation:
     """Rewrite the adapted model by the method's hook, in place; the adaptation with the new state."""
-    adaptation = subject.adaptation
-    if not asked.method.refine:
+    adaptation, hook = state.adaptation, state.options.method.refine
+    if not hook:
         return adaptation
-    state: Sequence[StateTensor] = function_of(asked.method.refine)(subject)
-    parameters = [tensor for tensor in state if tensor.role == "parameter"]
-    tracked = [tensor for tensor in state if tensor.role != "parameter"]
+    tensors: Sequence[StateTensor] = function_of(hook)(subject_of(state, say))
+    parameters = [tensor for tensor in tensors if tensor.role == "parameter"]
+    tracked = [tensor for tensor in tensors if tensor.role != "parameter"]
     return replace(
         adaptation,
         parameters=(*adaptation.parameters, *parameters),
@@ -100,18 +94,18 @@ def refine(asked: CompileOptions, subject: Subject) -> Adaptation:
     )
 
 
-def constants_of(asked: CompileOptions, subject: Subject) -> Mapping[str, np.ndarray]:
+def constants_of(state: CompileState, say: Callable[[str], None]) -> Mapping[str, np.ndarray]:
     """The arrays that the method computes once, while compiling."""
     constants: Mapping[str, np.ndarray] = {}
-    if asked.method.constants:
-        constants = function_of(asked.method.constants)(subject)
+    if state.options.method.constants:
+        constants = function_of(state.options.method.constants)(subject_of(state, say))
     return constants
 
 
-def method_graphs(
-    asked: CompileOptions, joint: Joint, constants: Mapping[str, np.ndarray], layers: Sequence[Layer] = ()
-) -> dict[str, MethodGraph]:
+def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str, MethodGraph]:
     """The method's graphs by name, in addition to forward and backward."""
+    options, joint = state.options, state.joint
+    assert joint is not None
     assert joint.loss is not None
     scores = joint.loss.scores or joint.logits
     context = Context(
@@ -119,13 +113,13 @@ def method_graphs(
         gradients=[str(value.name) for value in joint.gradients],
         logits=str(scores.name),
         head=joint.loss.head,
-        settings=asked.settings,
+        settings=options.settings,
         opset=joint.model.opset_imports[""],
-        constants=constants,
+        constants=state.constants,
         layers=layers,
         x=joint.model.graph.inputs[0],
-        batch=asked.batch,
+        batch=options.batch,
     )
-    graphs = {name: function_of(reference)(context) for name, reference in asked.method.graphs.items()}
+    graphs = {name: function_of(reference)(context) for name, reference in options.method.graphs.items()}
     more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
     return {**graphs, **more}

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ttac.bundle_writer import Compiled
+from ttac.bundle_content import BundleContent
 from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.losses import WEIGHTS
 from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.lower.lower import lower
+from ttac.passes.norms.norm_sites import bind_sites
 from ttac.passes.quantize.float_layers import refuse_float_layers
 from ttac.passes.verify.compare import (
     Differences,
@@ -31,8 +32,6 @@ from ttac.passes.verify.compare import (
     slope_error,
 )
 from ttac.passes.verify.references import even_weights, joint_reference, loss_feeds, loss_of_scores
-from ttac.program_writer import stages_of
-from ttac.sites import Samples
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,67 +43,65 @@ ELEMENTS = 8
 """Least number of elements of a channel for batch statistics; the verification runs on as few samples as it can."""
 
 
-def verify(compiled: Compiled, source: ir.Model, joint: Joint, samples: Samples, folder: Path) -> Differences:
+def verify(content: BundleContent, folder: Path) -> Differences:
     """Return the differences of the bundle in `folder` from the source model and from the joint graph.
 
     Raises VerificationError for a file that is no valid ONNX, or for an 8-bit layer that the engine runs in float32.
     """
-    check_files(folder, list(compiled.graphs))
-    is_quantized = bool(compiled.quantized and compiled.quantized.modules)
-    if compiled.quantized and is_quantized:
-        refuse_float_layers(folder / "forward.onnx", compiled.quantized.modules)
-    feeds = verification_feeds(compiled, joint, samples)
-    reference = compiled.graphs["infer"] if is_quantized else source
-    model, initial = adaptation_off(compiled)
+    modules = content.state.int8.modules
+    check_files(folder, list(content.graphs))
+    if modules:
+        refuse_float_layers(folder / "forward.onnx", modules)
+    feeds = verification_feeds(content)
+    reference = content.graphs["infer"] if modules else content.state.source
+    model, initial = adaptation_off(content)
     differences = Differences(
-        logits_off=logits_off(reference, model, {**initial, **feeds}, compiled.logits),
-        quantized=rounding_error(compiled, source, samples) if is_quantized else None,
+        logits_off=logits_off(reference, model, {**initial, **feeds}, content.logits),
+        quantized=rounding_error(content) if modules else None,
     )
-    return compare_gradients(compiled, joint, feeds, folder, differences) if joint.gradients else differences
+    return compare_gradients(content, feeds, folder, differences) if content.joint.gradients else differences
 
 
-def verification_feeds(compiled: Compiled, joint: Joint, samples: Samples) -> dict[str, np.ndarray]:
+def verification_feeds(content: BundleContent) -> dict[str, np.ndarray]:
     """The inputs of all graphs by name: initial state, fed weights, inputs of the loss, and a few samples."""
-    x = compiled.graphs["infer"].graph.inputs[0]
-    count = max([2, *(-(-ELEMENTS // site.spatial) for site in compiled.sites)])
-    initial = {tensor.name: tensor.initial for tensor in compiled.state}
-    of_loss = loss_feeds(joint, even_weights(joint, count))
-    return {**initial, **compiled.fed, **of_loss, str(x.name): samples.few(count, x)}
+    x = content.graphs["infer"].graph.inputs[0]
+    count = max([2, *(-(-ELEMENTS // site.spatial) for site in content.state.sites)])
+    initial = {tensor.name: tensor.initial for tensor in content.tensors}
+    of_loss = loss_feeds(content.joint, even_weights(content.joint, count))
+    return {**initial, **content.fed, **of_loss, str(x.name): content.state.samples.few(count, x)}
 
 
-def adaptation_off(compiled: Compiled) -> tuple[ir.Model, Arrays]:
+def adaptation_off(content: BundleContent) -> tuple[ir.Model, Arrays]:
     """The source model with adaptive norms that use the source's statistics, and the initial state of those norms."""
-    model = compiled.graphs["infer"].clone()
-    nodes = {str(node.name): node for node in model.graph}
-    sites = [replace(site, node=nodes[str(site.node.name)]) for site in compiled.sites]
-    statistics, settings = without_adaptation(compiled.statistics, compiled.request.settings)
-    adaptation = adapt_norms(model, sites, statistics, settings, trains=bool(compiled.request.method.trains))
-    return lower(model, compiled.request.target), {tensor.name: tensor.initial for tensor in adaptation.state}
+    options, model = content.state.options, content.graphs["infer"].clone()
+    sites = bind_sites(content.state.sites, model)
+    statistics, settings = without_adaptation(content.state.adaptation.statistics, options.settings)
+    adaptation = adapt_norms(model, sites, statistics, settings, trains=options.method.trains)
+    return lower(model, options.target), {tensor.name: tensor.initial for tensor in adaptation.state}
 
 
-def rounding_error(compiled: Compiled, source: ir.Model, samples: Samples) -> float:
+def rounding_error(content: BundleContent) -> float:
     """Distance that 8 bits move the logits of calibration samples, or of random samples without calibration."""
-    infer = compiled.graphs["infer"]
+    infer, samples = content.graphs["infer"], content.state.samples
     data = samples.few(SAMPLES, infer.graph.inputs[0]) if samples.array is None else samples.array[:SAMPLES]
-    return quantization_error(source, infer, data, compiled.logits)
+    return quantization_error(content.state.source, infer, data, content.logits)
 
 
-def compare_gradients(
-    compiled: Compiled, joint: Joint, feeds: Arrays, folder: Path, differences: Differences
-) -> Differences:
+def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, differences: Differences) -> Differences:
     """Add the differences between the written halves and the joint graph to `differences`."""
-    written = Halves(folder, stages_of(compiled, "backward"), compiled.moves["forward"])
-    steps = STATE_STEPS if reads_moved_state(compiled, joint) else 1
+    joint, logits = content.joint, content.logits
+    written = Halves(folder, content.stages("backward"), content.moves["forward"])
+    steps = STATE_STEPS if reads_moved_state(content) else 1
     gradients = [str(value.name) for value in joint.gradients]
-    whole = joint_reference(joint, compiled.request.target)
-    with exact_halves(compiled, written) as halves:
+    whole = joint_reference(joint, content.state.options.target)
+    with exact_halves(content, written) as halves:
         plain = Halves(halves.folder, halves.stages, halves.moves, optimised=False)
-        logits_error, gradients_error = compare_halves(whole, plain, feeds, compiled.logits, gradients, steps)
+        logits_error, gradients_error = compare_halves(whole, plain, feeds, logits, gradients, steps)
         return replace(
             differences,
             logits_halves=logits_error,
             gradients_halves=gradients_error,
-            logits_optimised=relative(halves.run(feeds)[compiled.logits], plain.run(feeds)[compiled.logits]),
+            logits_optimised=relative(halves.run(feeds)[logits], plain.run(feeds)[logits]),
             # A rounded loss is a staircase: it has no derivative to compare with.
             slope=derivative_error(joint, halves, feeds) if differences.quantized is None else None,
             residuals=None if halves is written else residual_error(written, halves, feeds, gradients),
@@ -112,19 +109,19 @@ def compare_gradients(
 
 
 @contextmanager
-def exact_halves(compiled: Compiled, written: Halves) -> Iterator[Halves]:
+def exact_halves(content: BundleContent, written: Halves) -> Iterator[Halves]:
     """The halves with dense residuals: the `written` halves, or copies in a temporary folder."""
-    if not compiled.exact:
+    if not content.exact:
         yield written
         return
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
-        write_graphs(Path(folder), compiled.exact)
-        yield Halves(Path(folder), [name for name in compiled.exact if name != "forward"], written.moves)
+        write_graphs(Path(folder), content.exact)
+        yield Halves(Path(folder), [name for name in content.exact if name != "forward"], written.moves)
 
 
-def reads_moved_state(compiled: Compiled, joint: Joint) -> bool:
+def reads_moved_state(content: BundleContent) -> bool:
     """Whether the loss depends on state that the forward moves: then the gradients differ from step to step."""
-    moved = set(compiled.moves["forward"].values())
+    joint, moved = content.joint, set(content.moves["forward"].values())
     inputs = [value for value in joint.model.graph.inputs if value.name in moved]
     return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,19 @@ class StateTensor:
     initial: np.ndarray
     value: ir.Value
     next: ir.Value | None = None
+
+
+def bind_state(tensors: Sequence[StateTensor], model: ir.Model) -> tuple[StateTensor, ...]:
+    """Return the tensors with the values of `model`, which is a clone of the model that holds their values."""
+    values = ir.convenience.create_value_mapping(model.graph)
+    return tuple(
+        replace(
+            tensor,
+            value=values[str(tensor.value.name)],
+            next=values[str(tensor.next.name)] if tensor.next is not None else None,
+        )
+        for tensor in tensors
+    )
 
 
 def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:

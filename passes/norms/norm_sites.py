@@ -6,7 +6,8 @@ Nothing changes here. A recogniser never half-matches: it lists each node that i
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -118,6 +119,18 @@ def _folded_affine(site: NormSite) -> Candidate:
     norm = f"`{name}`" if name not in ("", "?") else "a norm" if name else ""
     because = f"the exporter left the scale and shift of {norm}" if norm else "a scale and a shift per channel"
     return Candidate(site.name, site.node, site.x, because)
+
+
+def bind_sites(sites: Sequence[NormSite], model: ir.Model) -> tuple[NormSite, ...]:
+    """The same sites with the nodes and values of `model`, which is a clone of the model that holds the sites."""
+    nodes = {node.name: node for node in model.graph}
+    return tuple(_bound(site, nodes[site.node.name]) for site in sites)
+
+
+def _bound(site: NormSite, node: ir.Node) -> NormSite:
+    x = node.inputs[0]
+    assert x is not None
+    return replace(site, node=node, x=x, y=node.outputs[0])
 
 
 def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:

@@ -1,9 +1,9 @@
-"""One line on stderr per room, and the graph after it where `--dump` asks for it."""
+"""One line on stderr per room, and with `--dump` the graph after each room."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ttac.passes.quantize.modules import Int8Modules
 
 
-class Rooms:
-    """Collects what the rooms say; each method takes a room's result, tells of it and passes it on."""
+class RoomLog:
+    """The lines of the rooms; every room has a method, which takes the room's result and writes its line."""
 
     def __init__(self, say: Callable[[str], None], dump: Path | None = None) -> None:
         self.lines: list[str] = []
@@ -33,16 +33,16 @@ class Rooms:
             raise UsageError("the dump folder is a file", where=f"`{dump}`", hint="name a folder")
 
     def note(self, text: str) -> None:
-        """A remark of a room, indented under its line."""
+        """Write a remark of a room, indented under its line."""
         self._say(f"            {text}")
 
     def line(self, room: str, text: str) -> None:
-        """The line of a room: `plan        96 MB -> 21 MB`."""
+        """Write the line of a room: `plan        96 MB -> 21 MB`."""
         self.lines.append(f"{room:<11} {text}")
         self._say(self.lines[-1])
 
     def dump(self, room: str, **graphs: ir.Model) -> None:
-        """Write `NN-room[-graph].onnx` and its weights beside, each room in files of its own."""
+        """Write graphs and weights to the folder `NN-room`, for `--dump`."""
         self._count += 1
         if self._dump is None:
             return
@@ -51,88 +51,80 @@ class Rooms:
             folder.mkdir(parents=True, exist_ok=True)
             write_graphs(folder, {name: model})
 
-    def loaded(self, model: ir.Model) -> ir.Model:
-        """The model as it was read."""
+    def load(self, model: ir.Model) -> None:
+        """Write name, opset, nodes and bytes of the loaded model."""
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         name = model.graph.name or "model"
         self.line("load", f"{name}, opset {model.opset_imports['']}, {len(model.graph)} nodes, {format_size(size)}")
         self.dump("load", model=model)
-        return model
 
-    def normalised(self, model: ir.Model) -> ir.Model:
-        """The model in normal form."""
+    def normalise(self, model: ir.Model) -> None:
+        """Write nodes, input and output of the normal form."""
         x = model.graph.inputs[0]
         self.line("normalise", f"{len(model.graph)} nodes, `{x.name}` {x.shape} -> `{model.graph.outputs[0].name}`")
         self.dump("normalise", model=model)
-        return model
 
-    def headed(self, head: Head | None) -> Head | None:
-        """How the output is read."""
+    def head(self, head: Head | None) -> None:
+        """Write the reading of the output."""
         self.line("head", str(head) if head else "none: the output is not read")
-        return head
 
-    def recognised(self, model: ir.Model, sites: list[NormSite]) -> list[NormSite]:
-        """The sites to adapt."""
+    def norms(self, model: ir.Model, sites: Sequence[NormSite]) -> None:
+        """Write the number of sites to adapt."""
         inserted = sum(site.inserted for site in sites)
         added = f", {inserted} inserted where the export folded them" if inserted else ""
         self.line("norms", f"{len(sites)} sites{added}")
         self.dump("norms", model=model)
-        return sites
 
-    def quantized(self, model: ir.Model, quantized: Int8Modules) -> Int8Modules:
-        """The layers as 8-bit modules; nothing to tell without `--quantize`."""
-        if quantized.modules:
-            self.line("quantize", quantized.summary)
+    def quantize(self, model: ir.Model, int8: Int8Modules) -> None:
+        """Write the number of 8-bit modules, if there are any."""
+        if int8.modules:
+            self.line("quantize", int8.summary)
             self.dump("quantize", model=model)
-        return quantized
 
-    def adapted(self, model: ir.Model, adaptation: Adaptation) -> None:
-        """The rewritten norms."""
+    def adapt(self, model: ir.Model, adaptation: Adaptation) -> None:
+        """Write the sites with their statistics, and the number of trained tensors."""
         count = len(adaptation.parameters)
         sites = f"{len(adaptation.sites)} sites with {adaptation.statistics.name} statistics"
         self.line("adapt", f"{sites}, {count} tensors train")
         self.dump("adapt", model=model)
 
-    def computed(self, constants: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """The arrays that the method computed while compiling, if any."""
+    def constants(self, constants: Mapping[str, np.ndarray]) -> None:
+        """Write the number of arrays that the method computed, if there are any."""
         if constants:
             self.line("constants", f"{len(constants)} tensors computed by the method")
-        return constants
 
-    def differentiated(self, joint: Joint) -> Joint:
-        """The joint graph."""
+    def autodiff(self, joint: Joint) -> None:
+        """Write nodes and gradients of the joint graph."""
         forward = len(joint.model.graph) - len(joint.backward)
         self.line("autodiff", f"{forward} -> {len(joint.model.graph)} nodes, {len(joint.gradients)} gradients")
         self.dump("autodiff", joint=joint.model)
-        return joint
 
-    def planned(self, plan: Plan) -> Plan:
-        """What the forward keeps."""
-        ways = Counter(row.how for row in plan.decisions)
-        shares = ", ".join(f"{count} {how}" for how, count in ways.items() if count)
+    def plan(self, plan: Plan) -> None:
+        """Write the bytes of the residuals, dense and as planned, and the number of residuals by form."""
+        forms = Counter(row.how for row in plan.decisions)
+        counts = ", ".join(f"{count} {form}" for form, count in forms.items() if count)
         sizes = f"{format_size(plan.dense)} -> {format_size(plan.bytes)} at batch {plan.batch}"
-        self.line("plan", f"{sizes}: {shares or 'nothing kept'}")
-        return plan
+        self.line("plan", f"{sizes}: {counts or 'nothing kept'}")
 
-    def lowered(self, graphs: dict[str, ir.Model]) -> None:
-        """The graphs of the bundle."""
+    def lower(self, graphs: Mapping[str, ir.Model]) -> None:
+        """Write opset, IR version and nodes of the bundle's graphs."""
         forward = graphs["forward"]
         counts = ", ".join(f"{name} {len(model.graph)}" for name, model in graphs.items())
         self.line("lower", f"opset {forward.opset_imports['']}, IR {forward.ir_version}; nodes: {counts}")
         self.dump("lower", **graphs)
 
-    def verified(self, differences: dict[str, float | None]) -> None:
-        """The differences verification found."""
-        found = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
-        self.line("verify", ", ".join(found) or "executed")
+    def verify(self, differences: Mapping[str, float | None]) -> None:
+        """Write the differences of the verification."""
+        figures = [f"{name.replace('_', ' ')} {value:.0e}" for name, value in differences.items() if value is not None]
+        self.line("verify", ", ".join(figures) or "executed")
 
-    def measured(self, found: Mapping[str, Any] | None, planned: Mapping[str, int]) -> None:
-        """Peak bytes and seconds of a step as `measure` found them, None where it cannot, and what was planned."""
-        if found is None:
+    def measure(self, figures: Mapping[str, Any] | None, planned: Mapping[str, int]) -> None:
+        """Write peak bytes and seconds of a step, beside the planned bytes; `figures` is None without counters."""
+        if figures is None:
             self.line("measure", "not measured: the counters are on Linux only")
             return
         most = planned.get("peak")
-        told = f"planned {format_size(planned.get('usual', most or 0))}"
-        told += f", at most {format_size(most)}" if most and "usual" in planned else ""
-        expected = f" ({told})" if most else ""
-        self.line("measure", f"peak {format_size(found['peak'])}{expected}, {found['seconds'] * 1e3:.1f} ms a step")
+        expected = f"planned {format_size(planned.get('usual', most or 0))}"
+        expected += f", at most {format_size(most)}" if most and "usual" in planned else ""
+        shown = f" ({expected})" if most else ""
+        self.line("measure", f"peak {format_size(figures['peak'])}{shown}, {figures['seconds'] * 1e3:.1f} ms a step")

@@ -1,0 +1,50 @@
+"""The content of a bundle: its graphs and their tables, before they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.compile_state import CompileState
+from ttac.passes.differentiate.joint import Joint
+from ttac.passes.graph.state import StateTensor
+from ttac.passes.plan.decisions import Plan
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BundleContent:
+    """The content of a bundle.
+
+    Attributes:
+        state: the state of the compile that the graphs were built from.
+        joint: the joint graph, to compare with.
+        plan: the plan by which the joint graph was cut.
+        graphs: file stem -> model in standard operators; `infer` is the source model.
+        exact: forward and backward with dense residuals, to compare with; empty if the bundle's residuals are dense.
+        tensors: every state tensor with its initial value.
+        moves: graph -> graph output -> state tensor.
+        stats: graph -> graph output -> name in `adapter.stats`.
+        fed: weights that are graph inputs, by name.
+    """
+
+    state: CompileState
+    joint: Joint
+    plan: Plan
+    graphs: Mapping[str, ir.Model]
+    exact: Mapping[str, ir.Model]
+    tensors: Sequence[StateTensor]
+    moves: Mapping[str, Mapping[str, str]]
+    stats: Mapping[str, Mapping[str, str]]
+    fed: Mapping[str, np.ndarray]
+
+    @property
+    def logits(self) -> str:
+        """Name of the graph output that holds the logits."""
+        return str(self.graphs["forward"].graph.outputs[0].name)
+
+    def stages(self, graph: str) -> list[str]:
+        """The files of one graph of the method's program, in order: `backward-1`, `backward-2`, ..."""
+        return [name for name in self.graphs if name == graph or name.startswith(f"{graph}-")]
