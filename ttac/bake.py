@@ -1,4 +1,4 @@
-"""The adapted state folded back: a plain inference model that has learned what the adapter learned.
+"""The adapted state folded back into an ordinary inference model.
 
 Starts from the bundle's `infer.onnx`, whose norm sites keep their parameters as initializers `<site>.scale`, `.bias`,
 `.mean` and `.var`.  A state tensor of the same name replaces the initializer; nothing else of the bundle is read.
@@ -26,27 +26,33 @@ from ttac.runtime.tensors import map_tensors
 
 GRAPH = "infer.onnx"
 SINGLE_FILE = 1_900_000_000
-"""Bytes of weights above which they go to a file of their own; protobuf ends at 2 GiB."""
+"""Bytes of weights above which a separate file holds them; protobuf ends at 2 GiB."""
 
 LEARNED = ("parameter", "statistic")
 
 
 @dataclass(frozen=True)
-class Baked:
-    """What was written: the model, tensors of each role that went into it, and sites that keep source statistics."""
+class BakedModel:
+    """A written model.
+
+    Attributes:
+        path: the file.
+        replaced: role -> number of tensors from the state.
+        source_statistics: batch norms that adapt with the statistics of test data, which no state tracks.
+        probe: shape of the logits of the batch that verified the model.
+    """
 
     path: Path
     replaced: Mapping[str, int]
     source_statistics: tuple[str, ...]
     probe: tuple[int, ...]
-    """Shape of the logits of the batch that was run through the model."""
 
 
-def bake(bundle: Path, state: Path, output: Path) -> Baked:
-    """Write the model of `bundle` with the tensors of `state` to `output`, checked and run once.
+def bake(bundle: Path, state: Path, output: Path) -> BakedModel:
+    """Write the model of `bundle` with the tensors of `state` to `output`; the model is checked and run once.
 
-    Raises what `Adapter` and its `restore` raise, and:
-        UnsupportedError: the bundle adapts something a plain model has no place for.
+    Raises the errors of `Adapter` and its `restore`, and:
+        UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, or its outputs are not finite.
     """
     adapter = load(bundle)
@@ -58,7 +64,7 @@ def bake(bundle: Path, state: Path, output: Path) -> Baked:
     stayed = _source_statistics(manifest, learned)
     probe = _write(model, output, manifest)
     roles = {role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED}
-    return Baked(output, roles, stayed, probe)
+    return BakedModel(output, roles, stayed, probe)
 
 
 def _source(path: Path) -> ir.Model:
@@ -74,22 +80,25 @@ def _source(path: Path) -> ir.Model:
 
 
 @dataclass(frozen=True)
-class Learned:
+class AdaptedTensor:
     """One adapted tensor and its role in the state table."""
 
     role: str
     array: np.ndarray
 
 
-def _learned(manifest: Mapping[str, Any], state: Path) -> dict[str, Learned]:
-    """The state's tensors that belong into a model, by name; the file was checked by `Adapter.restore`."""
+def _learned(manifest: Mapping[str, Any], state: Path) -> dict[str, AdaptedTensor]:
+    """The tensors of the state that belong into a model, by name; `Adapter.restore` checked the file."""
     arrays, _ = map_tensors(state)
     entries = manifest["state"]["tensors"]
-    return {e["name"]: Learned(e["role"], arrays[e["name"]]) for e in entries if e["role"] in LEARNED}
+    return {e["name"]: AdaptedTensor(e["role"], arrays[e["name"]]) for e in entries if e["role"] in LEARNED}
 
 
-def _place(model: ir.Model, learned: Mapping[str, Learned]) -> None:
-    """Replace the initializers of the same names; every one must have a place."""
+def _place(model: ir.Model, learned: Mapping[str, AdaptedTensor]) -> None:
+    """Replace the initializers of the same names, in place.
+
+    Raises UnsupportedError for a tensor without an initializer, VerificationError for another shape.
+    """
     for name, tensor in learned.items():
         value = model.graph.initializers.get(name)
         if value is None:
@@ -105,14 +114,14 @@ def _place(model: ir.Model, learned: Mapping[str, Learned]) -> None:
         value.const_value = ir.tensor(np.ascontiguousarray(tensor.array), name=name)
 
 
-def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, Learned]) -> tuple[str, ...]:
-    """Sites that adapt with the test data's statistics although the state tracks none to put in their place."""
+def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, AdaptedTensor]) -> tuple[str, ...]:
+    """Batch norms that adapt with the statistics of test data, although the state tracks no statistics for them."""
     sites = [site for site in manifest["sites"] if site["kind"] == "batch" and site["statistics"] != "source"]
     return tuple(site["name"] for site in sites if f"{site['name']}.mean" not in learned)
 
 
 def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """Save next to `output`, check and run that file, then move it there; returns the shape of the run's logits."""
+    """Save beside `output`, check and run the file, and move it to `output`; returns the shape of the logits."""
     if not output.resolve().parent.is_dir():
         raise UsageError("the folder does not exist", where=f"`{output}`", hint=f"`mkdir -p {output.parent}`")
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
@@ -134,7 +143,10 @@ def _self_contained(model: ir.Model) -> ir.Model:
 
 
 def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of the logits of one sample; raises VerificationError when the model is invalid or they not finite."""
+    """The shape of the logits of one sample.
+
+    Raises VerificationError if the model is not valid ONNX, does not run, or its outputs are not finite.
+    """
     random = np.random.default_rng(0)
     feed = {
         entry["name"]: random.random([1, *entry["shape"][1:]], np.float32).astype(entry["dtype"])

@@ -26,7 +26,7 @@ from ttac.samples.images import preparation
 
 STATE = "state.safetensors"
 OWN = "sample"
-"""What norms other than batch norms normalise with: the statistics of each sample."""
+"""Statistics of all norms but batch norms: those of each sample."""
 
 
 def write_files(content: BundleContent, folder: Path) -> None:
@@ -43,7 +43,7 @@ def manifest(
     memory: Mapping[str, Any],
     steps: Mapping[str, Sequence[Word]],
 ) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, whose other files are all written; `steps` are its programs."""
+    """The manifest of the bundle in `folder`, with the programs `steps`; all other files must be there."""
     options = content.state.options
     files = {p.name: digest_of(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != "manifest.json"}
     infer = content.graphs["infer"].graph
@@ -51,17 +51,17 @@ def manifest(
         "format": FORMAT,
         "ttac": metadata.version("ttac"),
         "method": {"name": options.method.name, "settings": dict(options.settings)},
-        "target": _target(content),
+        "target": _target_entry(content),
         "source": {"file": options.path.name, "sha256": digest_of(options.path)},
         "files": files,
-        "inputs": [_described(infer.inputs[0])],
-        "outputs": [_described(infer.outputs[0])],
+        "inputs": [_tensor_entry(infer.inputs[0])],
+        "outputs": [_tensor_entry(infer.outputs[0])],
         "head": content.state.head.described if content.state.head else None,
         "batch": {"planned": options.batch, "smallest": smallest_batch(content)},
-        "preprocessing": _prepared(content),
-        "state": {"file": STATE, "tensors": [_tabled(tensor) for tensor in content.tensors]},
-        "sites": [_site(content, site) for site in content.state.sites],
-        "graphs": _graphs(content),
+        "preprocessing": _preprocessing(content),
+        "state": {"file": STATE, "tensors": [_state_entry(tensor) for tensor in content.tensors]},
+        "sites": [_site_entry(content, site) for site in content.state.sites],
+        "graphs": _graph_entries(content),
         "programs": dict(steps),
         "memory": dict(memory),
         "verified": dict(verified),
@@ -70,32 +70,34 @@ def manifest(
 
 
 def smallest_batch(content: BundleContent) -> int:
-    """2 where a site would otherwise normalise a single value by its own statistics (PyTorch refuses that too)."""
-    alone = content.state.adaptation.statistics.needs == "batch" and any(
-        s.kind == "batch" and s.spatial == 1 for s in content.state.sites
-    )
-    return 2 if alone and content.state.options.batch > 1 else 1
+    """The least number of samples of a step: 2 if a site would normalise a single value by its own statistics, else 1.
+
+    PyTorch refuses such a batch of one too.
+    """
+    state = content.state
+    is_single = any(site.kind == "batch" and site.spatial == 1 for site in state.sites)
+    return 2 if is_single and state.adaptation.statistics.needs == "batch" and state.options.batch > 1 else 1
 
 
 def report(content: BundleContent, verified: Mapping[str, Any], memory: Mapping[str, Any], rooms: Sequence[str]) -> str:
-    """What `ttac inspect` prints of a bundle, as JSON."""
+    """The report of a bundle as JSON text, which `ttac inspect` prints."""
     layers = _layers(content)
     rows = [{"layer": layers.get(row.value, ""), **asdict(row)} for row in content.plan.decisions]
     modules = content.state.int8.table()
-    adapts = [_drift(site) for site in content.state.sites if site.drift is not None]
+    adapts = [_drift_entry(site) for site in content.state.sites if site.drift is not None]
     tables = {key: table for key, table in (("adapts", adapts), ("modules", modules)) if table}
-    content = {"plan": rows, **tables, "rooms": list(rooms), "verified": dict(verified), **memory}
-    return json.dumps(content, indent=1)
+    entries = {"plan": rows, **tables, "rooms": list(rooms), "verified": dict(verified), **memory}
+    return json.dumps(entries, indent=1)
 
 
 def _layers(content: BundleContent) -> dict[str, str]:
-    """Value -> the layer of the source network whose node makes it, where one is noted."""
+    """Value -> the layer of the source network that its node belongs to, empty if unknown."""
     nodes = [node for model in content.graphs.values() for node in model.graph]
     return {str(value.name): node.metadata_props.get(LAYER, "") for node in nodes for value in node.outputs}
 
 
 def engine() -> dict[str, str]:
-    """The engine package and its version that executed the graphs while they were content."""
+    """Package, version and platform of the engine that executed the graphs during the compile."""
     for package in ("onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime-gpu", "onnxruntime"):
         try:
             version = metadata.version(package)
@@ -105,7 +107,7 @@ def engine() -> dict[str, str]:
     return {"package": "unknown", "version": "0", "platform": f"{platform.system()} {platform.machine()}"}
 
 
-def _target(content: BundleContent) -> dict[str, Any]:
+def _target_entry(content: BundleContent) -> dict[str, Any]:
     target, forward = content.state.options.target, content.graphs["forward"]
     return {
         "name": target.name,
@@ -116,23 +118,25 @@ def _target(content: BundleContent) -> dict[str, Any]:
     }
 
 
-def _prepared(content: BundleContent) -> dict[str, Any] | None:
+def _preprocessing(content: BundleContent) -> dict[str, Any] | None:
     pixels = content.state.options.pixels
-    return preparation(_described(content.graphs["infer"].graph.inputs[0])["shape"], pixels).stated if pixels else None
+    return (
+        preparation(_tensor_entry(content.graphs["infer"].graph.inputs[0])["shape"], pixels).stated if pixels else None
+    )
 
 
-def _described(value: ir.Value) -> dict[str, Any]:
+def _tensor_entry(value: ir.Value) -> dict[str, Any]:
     assert value.shape is not None
     shape = [size if isinstance(size, int) else "N" for size in value.shape]
     return {"name": value.name, "dtype": "float32", "shape": shape}
 
 
-def _tabled(tensor: StateTensor) -> dict[str, Any]:
+def _state_entry(tensor: StateTensor) -> dict[str, Any]:
     initial = tensor.initial
     return {"name": tensor.name, "dtype": str(initial.dtype), "shape": list(initial.shape), "role": tensor.role}
 
 
-def _site(content: BundleContent, site: NormSite) -> dict[str, Any]:
+def _site_entry(content: BundleContent, site: NormSite) -> dict[str, Any]:
     trained = any(tensor.name == f"{site.name}.scale" for tensor in content.tensors)
     return {
         "name": site.name,
@@ -144,11 +148,11 @@ def _site(content: BundleContent, site: NormSite) -> dict[str, Any]:
     }
 
 
-def _drift(site: NormSite) -> dict[str, Any]:
+def _drift_entry(site: NormSite) -> dict[str, Any]:
     return {"name": site.name, "values": site.channels * site.spatial, "drift": site.drift}
 
 
-def _graphs(content: BundleContent) -> dict[str, Any]:
+def _graph_entries(content: BundleContent) -> dict[str, Any]:
     return {
         name: {"file": f"{name}.onnx", "state": content.moves.get(name, {}), "stats": content.stats.get(name, {})}
         for name in content.graphs

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept from looking through a graph of a hundred thousand objects again and again."""
+"""A pause of Python's garbage collector, which would search a graph of a hundred thousand objects again and again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No collection of reference cycles inside; what piles up is a few copies of graphs, whose weights are shared.
+    """Pause the collection of reference cycles; only a few copies of graphs pile up, and they share their weights.
 
-    A third of a compile's time went into collections that found next to nothing.
+    Collections that freed next to nothing took a third of the time of a compile.
     """
     enabled = gc.isenabled()
     gc.disable()

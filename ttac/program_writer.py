@@ -1,4 +1,4 @@
-"""From the program of a method, which names graphs as papers do, to the programs of a bundle, which name its files."""
+"""From the program of a method, in the words of papers, to the programs of a bundle, in the names of its files."""
 
 from __future__ import annotations
 
@@ -11,58 +11,61 @@ Word = Mapping[str, Any]
 
 
 def programs(content: BundleContent) -> dict[str, list[Word]]:
-    """The method's steps, with `logits` as the graph calls it; `predict` runs the forward alone."""
+    """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     predict: list[Word] = [{"run": "forward", "only": [content.logits]}, {"return": content.logits}]
     return {"step": spelled(content, content.state.options.method.program), "predict": predict}
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:
-    """The same programs with every `when` taken: what a step needs at most, whatever the data."""
-    found = programs(content)
-    return {**found, "step": _taken(found["step"])}
+    """The same programs with every branch `then` taken: no data makes a step need more memory."""
+    guarded = programs(content)
+    return {**guarded, "step": _taken(guarded["step"])}
 
 
 def runs_again(words: Sequence[Word]) -> bool:
-    """Whether a graph runs a second time in one step, without what the first run already gave."""
+    """Whether a graph runs a second time in one step, without the outputs that the first run gave."""
     inner = [word[key] for word in words for key in ("then", "otherwise", "do") if key in word]
     return any(word.get("again") for word in words) or any(runs_again(branch) for branch in inner)
 
 
 def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
     """Words of a method as words of a bundle (see `ttac.spec.Method.program`)."""
-    found: list[Word] = []
+    words_of_bundle: list[Word] = []
     for word in words:
         if "run" in word:
-            found += _runs(content, word)
+            words_of_bundle += _runs(content, word)
         elif "when" in word:
             branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
-            found.append({"when": word["when"], **branches})
+            words_of_bundle.append({"when": word["when"], **branches})
         elif "reset" in word and word["reset"] != "all":
-            found.append({"reset": [tensor.name for tensor in content.tensors if tensor.role in word["reset"]]})
+            words_of_bundle.append(
+                {"reset": [tensor.name for tensor in content.tensors if tensor.role in word["reset"]]}
+            )
         elif word == {"return": "logits"}:
-            found.append({"return": content.logits})
+            words_of_bundle.append({"return": content.logits})
         else:
-            found.append(word)
-    return found
+            words_of_bundle.append(word)
+    return words_of_bundle
 
 
 def _runs(content: BundleContent, word: Word) -> list[Word]:
     names = content.stages(word["run"])
     if not word.get("again"):
-        return [{"run": name, **_how(content, word, name)} for name in names]
-    found: list[Word] = []
+        return [{"run": name, **_conditions(content, word, name)} for name in names]
+    runs: list[Word] = []
     for name in names:
         first = {content.logits, *content.moves.get(name, {}), *content.stats.get(name, {})}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
-        found.append({"run": name, **_how(content, word, name), "only": [o for o in outputs if o not in first]})
-    return found
+        runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
+    return runs
 
 
-def _how(content: BundleContent, word: Word, graph: str) -> Word:
-    """`{"rows": k}` for a run on the first k samples, as many as the setting that the word names says.
+def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
+    """The conditions of a run: `rows`, `feed` and `deferred`.
 
-    `{"feed": {input: value}}` for one that takes the value for the model's input, where the graph reads that;
-    `{"deferred": True}` for further graphs of a step that moves state.
+    `{"rows": k}` runs on the first k samples; the word names the setting with k.  `{"feed": {input: value}}` reads the
+    value in place of the model's input, if the graph reads that input.  `{"deferred": True}` marks further graphs of a
+    word that only move state.
     """
     rows = {"rows": int(content.state.options.settings[word["rows"]])} if "rows" in word else {}
     x = str(content.graphs["infer"].graph.inputs[0].name)
@@ -73,12 +76,9 @@ def _how(content: BundleContent, word: Word, graph: str) -> Word:
 
 
 def _only_moves(content: BundleContent, graph: str) -> bool:
-    """Whether all outputs of the graph are state: no other word of the step waits for it."""
+    """Whether all outputs of the graph are state, so that no other word of the step reads them."""
     return {str(value.name) for value in content.graphs[graph].graph.outputs} == set(content.moves.get(graph, {}))
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:
-    found: list[Word] = []
-    for word in words:
-        found += _taken(word["then"]) if "when" in word else [word]
-    return found
+    return [inner for word in words for inner in (_taken(word["then"]) if "when" in word else [word])]
