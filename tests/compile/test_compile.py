@@ -1,4 +1,4 @@
-"""`ttac.compile` as a whole: accepted files and models, and the words of the refusals."""
+"""`ttac.compile` as a whole: the files and models that it accepts, and its refusals in words."""
 
 from __future__ import annotations
 
