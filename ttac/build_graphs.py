@@ -19,7 +19,7 @@ from ttac.passes.lower.stages import split_backward
 from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.decisions import Plan
-from ttac.passes.plan.keep_ratios import Layer, keep_a_share, keep_shares, layers_of
+from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.context import MethodGraph
 from ttac.reports.progress import RoomLog
@@ -61,8 +61,8 @@ def _plan_choice(state: CompileState, goal: int | None) -> PlanChoice:
     layers = layers_of(joint) if keep else []
     if keep and layers:
         ratio = float(options.settings[keep.option])
-        decide = keep_a_share(joint, layers, keep.codec(options.settings), ratio, options.batch)
-        ratios = keep_shares(layers, ratio, moves=keep.measured)
+        decide = keep_parts(joint, layers, keep.codec(options.settings), ratio, options.batch)
+        ratios = equal_ratios(layers, ratio, moves=keep.measured)
         plan = plan_activations(graph, joint.backward, free, options.batch, decide, ratios, tight=True)
         return PlanChoice(plan, layers, can_shrink=ratio > LEAST_KEPT)
     if goal is None:

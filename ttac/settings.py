@@ -1,4 +1,4 @@
-"""Hyperparameters: what the user sets, checked against the options a method declares."""
+"""Hyperparameters: the settings of a user, checked against the options that a method declares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUANTIZATION = (
     Option(
         "calibration",
         "minmax",
-        "what the range of an activation is, of all its values on the calibration data",
+        "range of an activation from its values on the calibration data",
         choices=("minmax", "percentile", "entropy"),
     ),
     Option(
@@ -37,33 +37,33 @@ def split_assignments(texts: Iterable[str]) -> dict[str, str]:
 
     Raises UsageError when a text has no `=`, no name, or sets a name twice.
     """
-    given: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name, where = name.strip(), f"`--set {text}`"
         if not equals or not name:
             raise UsageError("a setting is written `name=value`", where=where, hint="for example `--set lr=0.001`")
-        if name in given:
+        if name in settings:
             raise UsageError(f"`{name}` is set twice", where=where, hint="keep one of them")
-        given[name] = value.strip()
-    return given
+        settings[name] = value.strip()
+    return settings
 
 
-def resolve(method: Method, given: Mapping[str, Any] | None = None, quantize: str | None = None) -> dict[str, Setting]:
-    """Every option of `method`, and with `quantize` those of it, with its value: the given one, or its default.
+def resolve(method: Method, stated: Mapping[str, Any] | None = None, quantize: str | None = None) -> dict[str, Setting]:
+    """Every option of `method`, and with `quantize` its options, with the user's value or the default.
 
-    A given value may be text (from the command line) or already typed (from Python).
+    A value may be text (from the command line) or typed (from Python).
     Raises UsageError for a name the method does not have, or a value of the wrong type or out of bounds.
     """
-    given = dict(given or {})
+    stated = dict(stated or {})
     options = {option.name: option for option in (*method.options, *(QUANTIZATION if quantize else ()))}
-    for name in given:
+    for name in stated:
         option = options.get(option_of(name))
         if option is None or (name != option.name and not option.per_site):
             hint = did_you_mean(name, options) + f" (`ttac methods {method.name}` lists them)"
             raise UsageError(f"method `{method.name}` has no option `{name}`", where="`--set`", hint=hint)
-    found = {name: value_of(option, given.get(name, option.default)) for name, option in options.items()}
-    return {**found, **{name: value_of(options[option_of(name)], value) for name, value in given.items()}}
+    defaulted = {name: value_of(option, stated.get(name, option.default)) for name, option in options.items()}
+    return {**defaulted, **{name: value_of(options[option_of(name)], value) for name, value in stated.items()}}
 
 
 def option_of(name: str) -> str:
@@ -72,7 +72,7 @@ def option_of(name: str) -> str:
 
 
 def value_at(settings: Mapping[str, Any], option: str, site: str) -> Any:
-    """The value of `option` at the norm `site`: what the last `option@PATTERN` that fits says, else the option's own.
+    """The value of `option` at the norm `site`: of the last `option@PATTERN` that fits, else of the option.
 
     A pattern fits a norm's name, with `*` and `?`, or is a module that it is in, as in `--train`.
     """
@@ -95,24 +95,24 @@ def _fits(site: str, name: str) -> bool:
     return fnmatchcase(site, pattern) or site.startswith(pattern + ".")
 
 
-def value_of(option: Option, given: Any) -> Setting:
-    """`given` as the type of the option's default, within its bounds; raises UsageError otherwise."""
-    value = _typed(option, given)
-    if value is None:
-        raise _wrong(option, given)
-    if option.choices and value not in option.choices:
+def value_of(option: Option, value: Any) -> Setting:
+    """`value` in the type of the option's default, within its bounds; raises UsageError otherwise."""
+    typed = _typed(option, value)
+    if typed is None:
+        raise _wrong(option, value)
+    if option.choices and typed not in option.choices:
         raise UsageError(
-            f"`{given}` is not a choice of `{option.name}`",
-            where=f"`--set {option.name}={given}`",
-            hint=did_you_mean(str(given), option.choices),
+            f"`{value}` is not a choice of `{option.name}`",
+            where=f"`--set {option.name}={value}`",
+            hint=did_you_mean(str(value), option.choices),
         )
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within(option, value):
-        raise _wrong(option, given)
-    return value
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool) and not _within(option, typed):
+        raise _wrong(option, value)
+    return typed
 
 
 def describe(option: Option) -> str:
-    """What the option accepts: `true or false`, `0 to 1`, `adam, sgd`."""
+    """Values that the option accepts: `true or false`, `0 to 1`, `adam, sgd`."""
     if isinstance(option.default, bool):
         return "true or false"
     if option.choices:
@@ -129,16 +129,16 @@ def describe(option: Option) -> str:
     return kind
 
 
-def _typed(option: Option, given: Any) -> Setting | None:
-    """`given` converted to the type of the default, None when that loses or invents something."""
+def _typed(option: Option, value: Any) -> Setting | None:
+    """`value` in the type of the default, None if the conversion is not exact."""
     if isinstance(option.default, bool):
-        return given if isinstance(given, bool) else WORDS.get(str(given).lower())
+        return value if isinstance(value, bool) else WORDS.get(str(value).lower())
     if isinstance(option.default, str):
-        return given if isinstance(given, str) else None
-    if isinstance(given, bool):
+        return value if isinstance(value, str) else None
+    if isinstance(value, bool):
         return None
     try:
-        number = float(given)
+        number = float(value)
         if isinstance(option.default, int):
             return int(number) if number.is_integer() else None
     except (TypeError, ValueError, OverflowError):
@@ -150,10 +150,10 @@ def _within(option: Option, value: float) -> bool:
     return (option.low is None or value >= option.low) and (option.high is None or value <= option.high)
 
 
-def _wrong(option: Option, given: Any) -> UsageError:
+def _wrong(option: Option, value: Any) -> UsageError:
     return UsageError(
-        f"`{given}` does not fit option `{option.name}`",
-        where=f"`--set {option.name}={given}`",
+        f"`{value}` does not fit option `{option.name}`",
+        where=f"`--set {option.name}={value}`",
         hint=f"`{option.name}` is {describe(option)}; its default is `{show(option.default)}`",
     )
 

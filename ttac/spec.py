@@ -166,7 +166,7 @@ class Target:
     Attributes:
         opset: highest ONNX opset its engine accepts; ir_version: the highest IR version.
         memory: bytes that a bundle may use in all (weights, state, residuals and workspace).
-        batch: samples per step planned for when `--batch` is not given.
+        batch: planned samples per step without `--batch`.
         kernels: engine kernels beyond standard ONNX that were measured faster there.
         threads: intra-op threads; 0 leaves it to the engine.
         denied: engine versions known to be bad, with the reason.
@@ -174,7 +174,7 @@ class Target:
         int8_activations: "uint8" or "int8", whichever its 8-bit kernels are fast with.
         int8_per_channel: whether they take one scale for each output channel of a kernel.
         int8_reduce_range: kernels in 7 bits, for processors that add two 8-bit products in 16 bits and overflow.
-        int8_operators: what the engine has 8-bit kernels for; nothing else of a graph leaves float32.
+        int8_operators: operators with 8-bit kernels in the engine; all other operators stay in float32.
     """
 
     name: str

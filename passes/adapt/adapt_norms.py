@@ -37,7 +37,7 @@ class Adaptation:
 
     @property
     def state(self) -> tuple[StateTensor, ...]:
-        """All state that the room made."""
+        """All new state."""
         return self.parameters + self.tracked
 
 

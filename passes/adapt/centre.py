@@ -15,8 +15,8 @@ CANCELLATION = 30.0
 def centre(op: Builder, site: NormSite) -> tuple[ir.Value, np.ndarray]:
     """The site's input less a constant for each channel, and that constant [C]: the source mean, or zeros.
 
-    E[x^2] - E[x]^2 needs a nearly centred x.  Behind a Conv of its own, the source mean moves into the Conv's bias at
-    no cost; elsewhere x is shifted only where the source statistics say that it matters.  The site's node reads the
+    E[x^2] - E[x]^2 needs a nearly centred x.  If a Conv feeds this site alone, the source mean moves into the Conv's
+    bias at no cost; elsewhere x is shifted only if the source statistics ask for a shift.  The site's node reads the
     shifted input afterwards.
     """
     mean, var = constant(site.node, 3), constant(site.node, 4)

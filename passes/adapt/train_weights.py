@@ -1,4 +1,4 @@
-"""Full tuning: kernels, matrices and biases of a model become state that trains, besides scale and bias of its norms.
+"""Full tuning: kernels, matrices and biases of a model become state that trains, in addition to its norms.
 
 Every layer owns its tensors, in the plain model too, so that an adapted state can be baked into it.
 """
@@ -20,7 +20,7 @@ WEIGHTED = frozenset("Conv ConvTranspose Gemm".split())
 
 @dataclass(frozen=True)
 class Owned:
-    """A constant that trains: input `position` of the node called `node`, under a name of its own."""
+    """A constant that trains: input `position` of the node called `node`, as the initializer `name`."""
 
     node: str
     position: int
@@ -28,14 +28,14 @@ class Owned:
 
 
 def own_weights(model: ir.Model) -> list[Owned]:
-    """Give every trainable constant an initializer of its own, in place; the tensors in graph order.
+    """Give every trainable constant a separate initializer, in place; the tensors in graph order.
 
-    A name that an exporter made up (`onnx::Conv_12`) becomes that of the node.
+    A name that an exporter made up (`onnx::Conv_12`) becomes the name of the node.
     """
     graph = model.graph
     taken = {*graph.initializers, *(str(v.name) for v in graph.inputs)}
     taken |= {str(v.name) for node in graph for v in node.outputs}
-    found = []
+    owned = []
     for node, position, role in list(_trainable(graph)):
         old = node.inputs[position]
         assert old is not None and old.const_value is not None
@@ -48,8 +48,8 @@ def own_weights(model: ir.Model) -> list[Owned]:
             if not old.uses():
                 graph.initializers.pop(str(old.name), None)
             graph.register_initializer(own)
-        found.append(Owned(str(node.name), position, name))
-    return found
+        owned.append(Owned(str(node.name), position, name))
+    return owned
 
 
 def train_weights(model: ir.Model, owned: Sequence[Owned]) -> tuple[StateTensor, ...]:
@@ -59,7 +59,7 @@ def train_weights(model: ir.Model, owned: Sequence[Owned]) -> tuple[StateTensor,
     optimizer would follow the rounding.
     """
     nodes = {str(node.name): node for node in model.graph}
-    made = []
+    state = []
     for entry in owned:
         node = nodes[entry.node]
         value = node.inputs[entry.position]
@@ -69,12 +69,12 @@ def train_weights(model: ir.Model, owned: Sequence[Owned]) -> tuple[StateTensor,
         model.graph.initializers.pop(str(value.name), None)
         held = state_input(model.graph, entry.name, initial)
         ir.convenience.replace_all_uses_with(value, held)
-        made.append(StateTensor(name=entry.name, role="parameter", initial=initial, value=held))
-    return tuple(made)
+        state.append(StateTensor(name=entry.name, role="parameter", initial=initial, value=held))
+    return tuple(state)
 
 
 def _trainable(graph: ir.Graph) -> Iterator[tuple[ir.Node, int, str]]:
-    """Node, position of the constant input, and what it is."""
+    """Node, position of the constant input, and its role."""
     for node in graph:
         if node.op_type in WEIGHTED:
             positions = [(1, "weight"), (2, "bias")]

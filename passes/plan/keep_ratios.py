@@ -20,7 +20,7 @@ from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, Ke
 from ttac.passes.plan.needs_gradient import needs_gradient
 
 KEEP = "keep.ratios"
-"""State: the share that each layer keeps."""
+"""State: the keep ratio of each layer."""
 # Operators whose outputs are sums of products of their inputs.
 POLYNOMIAL = frozenset(
     "Add Sub Mul Neg Sum Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Pad Concat Split Gather Expand "
@@ -35,7 +35,7 @@ class Layer:
 
     Attributes:
         parameter: name of the weight, `stem.bn.scale`; gradient: the value of its gradient.
-        labels: how the graph's nodes name the layer; elements: of its cached input, per sample.
+        labels: names of the layer in the metadata of nodes; elements: of its cached input, per sample.
     """
 
     parameter: str
@@ -45,9 +45,9 @@ class Layer:
 
 
 def layers_of(joint: Joint) -> list[Layer]:
-    """The trained weights of a joint graph, in its order; biases, whose gradients read no input, are not among them."""
+    """The trained weights of a joint graph, in its order, without biases: the gradient of a bias reads no input."""
     backward = set(joint.backward)
-    found = []
+    layers = []
     for parameter, gradient in zip(joint.parameters, joint.gradients, strict=True):
         uses = [use for use in parameter.value.uses() if use.node not in backward]
         weighing = [use for use in uses if use.idx == 1 or use.node.op_type == "Mul"]
@@ -56,50 +56,50 @@ def layers_of(joint: Joint) -> list[Layer]:
         labels = frozenset(use.node.metadata_props.get(LAYER) or str(use.node.name) for use in weighing)
         cached = [v for use in weighing for v in use.node.inputs[:2] if v is not None and v is not parameter.value]
         elements = max(sample_size(v.shape) for v in cached if v.shape is not None)
-        found.append(Layer(parameter.name, str(gradient.name), labels, elements))
-    return found
+        layers.append(Layer(parameter.name, str(gradient.name), labels, elements))
+    return layers
 
 
-def keep_shares(layers: Sequence[Layer], keep: float, *, moves: bool) -> KeepRatios:
-    """The same share for all layers; if it `moves`, everything, until a step knows which layers matter."""
+def equal_ratios(layers: Sequence[Layer], keep: float, *, moves: bool) -> KeepRatios:
+    """The keep ratio `keep` for all layers; if the ratios move, 1 until a step measures the layers."""
     return KeepRatios(KEEP, np.full(len(layers), 1.0 if moves else keep, np.float32), moves)
 
 
-def keep_a_share(joint: Joint, layers: Sequence[Layer], codec: str, share: float, batch: int) -> Decide:
-    """Residuals of `layers` that may lose elements are kept by `codec`, at most `share` of them; the others as int8."""
-    late = needs_gradient(joint.backward)
+def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, batch: int) -> Decide:
+    """The decision that keeps residuals of `layers` by `codec`, at most `ratio` of each, and others as int8."""
+    dependent = needs_gradient(joint.backward)
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
-        # An output is handed out as it is in any case.
+        # An output leaves the forward dense in any case.
         if nbytes(value, batch) < LEAST_ENCODED_BYTES or value.is_graph_output():
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)
         if value.dtype != ir.DataType.FLOAT:
             return keep_as(value, "dense", batch)
-        readers, polynomial = _readers(value, half, late)
+        readers, polynomial = _readers(value, half, dependent)
         labels = {node.metadata_props.get(LAYER, "") for node in readers}
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
         if not polynomial or not governed or (codec in ("blocks", "levels") and not block_of(value)):
-            return keep_as(value, "int8", batch, "" if polynomial else "a slope is computed from it")
-        row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", share)
+            return keep_as(value, "int8", batch, "" if polynomial else "a nonlinear derivative reads it")
+        row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", ratio)
         return replace(row, layers=governed)
 
     return decide
 
 
-def _readers(value: ir.Value, half: Set[ir.Node], late: Set[ir.Node]) -> tuple[set[ir.Node], bool]:
-    """The first gradient nodes that read `value` or what is computed again from it; whether all of it is polynomial.
+def _readers(value: ir.Value, half: Set[ir.Node], dependent: Set[ir.Node]) -> tuple[set[ir.Node], bool]:
+    """The first gradient nodes that read `value` or its recomputed readers, and whether all are polynomial in it.
 
-    A gradient is linear in the gradients it is made of, so nothing behind the first one matters.
+    A gradient is linear in its input gradients, so no node after the first gradient node matters.
     """
-    found: set[ir.Node] = set()
+    readers: set[ir.Node] = set()
     pending, polynomial = [value], True
     while pending:
         for use in pending.pop().uses():
-            if use.node in half and use.node not in found and use.node.op_type != "Shape":
-                found.add(use.node)
+            if use.node in half and use.node not in readers and use.node.op_type != "Shape":
+                readers.add(use.node)
                 polynomial = polynomial and use.node.op_type in POLYNOMIAL
-                if use.node not in late:
+                if use.node not in dependent:
                     pending += use.node.outputs
-    return found & late, polynomial
+    return readers & dependent, polynomial

@@ -98,8 +98,8 @@ def draw(op: Builder, numbers: Numbers, images: ir.Value, batch: int) -> Drawn:
     _, *sizes = image_sizes(images)
     lows, highs = (np.array(bounds, np.float32) for bounds in zip(*DRAWN.values(), strict=True))
     uniform = numbers.uniform(len(DRAWN))
-    found = op.Add(op.Mul(uniform, highs - lows), lows)
-    each = op.Split(found, [1] * len(DRAWN), axis=0, outputs=len(DRAWN))
+    drawn = op.Add(op.Mul(uniform, highs - lows), lows)
+    each = op.Split(drawn, [1] * len(DRAWN), axis=0, outputs=len(DRAWN))
     count = op.Shape(images, start=0, end=1)
     noise = numbers.normal(len(DRAWN), count, batch, sizes)
     return Drawn(dict(zip(DRAWN, each, strict=True)), noise)
@@ -108,27 +108,27 @@ def draw(op: Builder, numbers: Numbers, images: ir.Value, batch: int) -> Drawn:
 def distort(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
     """`images` [n, C, H, W] with values from 0 to 1, distorted, again from 0 to 1."""
     with op.at("colours"):
-        found = jitter(op, images, drawn)
+        distorted = jitter(op, images, drawn)
     with op.at("move"):
-        found = move(op, found, drawn)
+        distorted = move(op, distorted, drawn)
     with op.at("blur"):
-        found = blur(op, found, drawn["blur"], images)
+        distorted = blur(op, distorted, drawn["blur"], images)
     with op.at("noise"):
-        return op.Clip(op.Add(found, op.Mul(drawn.noise, NOISE)), 0.0, 1.0)
+        return op.Clip(op.Add(distorted, op.Mul(drawn.noise, NOISE)), 0.0, 1.0)
 
 
 def jitter(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
     """Brightness, contrast, saturation, hue and gamma in this order, as torchvision computes them.
 
-    Images of one channel have neither saturation nor hue.
+    Images of one channel have no saturation and no hue.
     """
     coloured = dims(images)[1] == 3
-    found: ir.Value = op.Clip(op.Mul(images, drawn["brightness"]), 0.0, 1.0)
-    found = blend(op, found, op.ReduceMean(grey(op, found), [1, 2, 3], keepdims=1), drawn["contrast"])
+    distorted: ir.Value = op.Clip(op.Mul(images, drawn["brightness"]), 0.0, 1.0)
+    distorted = blend(op, distorted, op.ReduceMean(grey(op, distorted), [1, 2, 3], keepdims=1), drawn["contrast"])
     if coloured:
-        found = blend(op, found, grey(op, found), drawn["saturation"])
-        found = turn(op, found, drawn["hue"])
-    return op.Pow(op.Clip(found, 1e-8, 1.0), drawn["gamma"])
+        distorted = blend(op, distorted, grey(op, distorted), drawn["saturation"])
+        distorted = turn(op, distorted, drawn["hue"])
+    return op.Pow(op.Clip(distorted, 1e-8, 1.0), drawn["gamma"])
 
 
 def grey(op: Builder, images: ir.Value) -> ir.Value:
@@ -150,7 +150,7 @@ def turn(op: Builder, images: ir.Value, hue: ir.Value) -> ir.Value:
     red, green, blue = op.Split(images, [1, 1, 1], axis=1, outputs=3)
     largest, smallest = op.ReduceMax(images, [1], keepdims=1), op.ReduceMin(images, [1], keepdims=1)
     spread = op.Sub(largest, smallest)
-    # Without colour there is no hue, and any will do.
+    # A pixel without colour has no hue: any value gives the same pixel.
     some = op.Add(spread, op.Cast(op.Equal(spread, 0.0), to=int(ir.DataType.FLOAT)))
     of_red = op.Sub(green, blue)
     of_green = op.Add(op.Sub(blue, red), op.Mul(some, 2.0))
@@ -159,14 +159,14 @@ def turn(op: Builder, images: ir.Value, hue: ir.Value) -> ir.Value:
     h = op.Div(op.Where(op.Equal(largest, red), of_red, rest), some)
     k = op.Add(op.Add(h, op.Mul(hue, 6.0)), np.array([5, 3, 1], np.float32).reshape(1, 3, 1, 1))
     k = op.Sub(k, op.Mul(op.Floor(op.Div(k, 6.0)), 6.0))
-    share = op.Clip(op.Min(k, op.Sub(4.0, k)), 0.0, 1.0)
-    return op.Sub(largest, op.Mul(spread, share))
+    fraction = op.Clip(op.Min(k, op.Sub(4.0, k)), 0.0, 1.0)
+    return op.Sub(largest, op.Mul(spread, fraction))
 
 
 def move(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
     """Rotated, moved by whole pixels, scaled and mirrored, with a rim for the blur: [1, n*C, H + 4, W + 4].
 
-    Beyond the edge is the edge: no corner comes from farther than CoTTA pads.
+    Positions beyond the edge read the edge; no corner reads farther than the paper pads.
     """
     height, width = image_sizes(images)[2:]
     grid = sampled(op, height, width, drawn)
@@ -176,7 +176,7 @@ def move(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
 
 
 def sampled(op: Builder, height: int, width: int, drawn: Drawn) -> ir.Value:
-    """Where each pixel comes from, [1, H + 4, W + 4, 2], in halves of the image from its centre."""
+    """Source position of each pixel, [1, H + 4, W + 4, 2], in halves of the image from its centre."""
     radians = op.Mul(drawn["angle"], math.pi / 180)
     cosine, sine = (op.Div(wave, drawn["scale"]) for wave in (op.Cos(radians), op.Sin(radians)))
     is_mirrored = op.Cast(op.Less(drawn["mirror"], 0.0), to=int(ir.DataType.FLOAT))
@@ -202,7 +202,7 @@ def blur(op: Builder, moved: ir.Value, deviation: ir.Value, images: ir.Value) ->
 
 
 def image_sizes(x: ir.Value) -> list[int]:
-    """Of [N, C, H, W]; the batch is 0."""
+    """Sizes of [N, C, H, W]; an open size is 0."""
     return [size if isinstance(size, int) else 0 for size in dims(x)]
 
 

@@ -124,14 +124,14 @@ def update_graph(
     """
     op = new_graph("update", opset)
     values = [state_input(op.graph, p.name, p.initial) for p in parameters]
-    slopes = [state_input(op.graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
+    grads = [state_input(op.graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
     counter = _counter(op, settings, first=first)
     moved_parameters: list[StateTensor] = []
     state: list[StateTensor] = []
     for group, suffix in groups(parameters):
         members = [parameters[i] for i in group]
         with op.at("update"):
-            flat, gradient = flatten(op, [values[i] for i in group]), flatten(op, [slopes[i] for i in group])
+            flat, gradient = flatten(op, [values[i] for i in group]), flatten(op, [grads[i] for i in group])
             gradient = _regularised(op, flat, gradient, members, settings, anchor)
             of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
             following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)

@@ -1,4 +1,4 @@
-"""Random numbers in a graph: the same on every engine, from a state that is saved and reset like any other.
+"""Random numbers in a graph: equal on every engine, from a state that is saved and reset like all state.
 
 L'Ecuyer's combined generator (CACM 31(6), 1988): two multiplicative congruential ones, whose difference has a period of
 2.3e18.  Every product is below 2^62, so int64 computes it exactly.  Of a state s, the j-th number follows from
@@ -20,14 +20,14 @@ MODULI, MULTIPLIERS = (2147483563, 2147483399), (40014, 40692)
 
 
 def seeded(seed: int) -> np.ndarray:
-    """The state [2], int64, that the number `seed` stands for."""
+    """The state [2], int64, for the number `seed`."""
     words = np.random.SeedSequence(seed).generate_state(2)
     return np.array([1 + int(word) % (m - 1) for word, m in zip(words, MODULI, strict=True)], np.int64)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is drawn from the state `state` [2] of one step; the first number is number 1."""
+    """Random numbers from the state `state` [2] of one step; the first number is number 1."""
 
     op: Builder
     state: ir.Value
@@ -38,7 +38,7 @@ class Numbers:
         return self._joined(*(self._times(s, range(1, count + 1), i) for i, s in enumerate((first, second))))
 
     def normal(self, after: int, samples: ir.Value, limit: int, sizes: Sequence[int]) -> ir.Value:
-        """Standard normal numbers [n, *sizes] by Box and Muller, from those behind the first `after`.
+        """Standard normal numbers [n, *sizes] by Box and Muller, from the numbers after the first `after`.
 
         `samples` [1] is n; `limit` is the most it may be.
         """
@@ -46,14 +46,14 @@ class Numbers:
         rows = math.prod(sizes[:-1])
         parts = []
         for i, state in enumerate(self._states()):
-            found = self._times(state, [after + n * rows * 2 * half for n in range(limit)], i)
-            found = op.Reshape(op.Slice(found, [0], samples, [0]), [-1, *[1] * len(sizes)])
-            found = self._times(found, [row * 2 * half for row in range(rows)], i, [*sizes[:-1], 1])
-            parts.append(self._times(found, range(1, 2 * half + 1), i))
+            numbers = self._times(state, [after + n * rows * 2 * half for n in range(limit)], i)
+            numbers = op.Reshape(op.Slice(numbers, [0], samples, [0]), [-1, *[1] * len(sizes)])
+            numbers = self._times(numbers, [row * 2 * half for row in range(rows)], i, [*sizes[:-1], 1])
+            parts.append(self._times(numbers, range(1, 2 * half + 1), i))
         radius, angle = op.Split(self._joined(*parts), [half, half], axis=-1, outputs=2)
         radius, angle = op.Sqrt(op.Mul(op.Log(radius), -2.0)), op.Mul(angle, 2 * math.pi)
-        made = op.Concat(op.Mul(radius, op.Cos(angle)), op.Mul(radius, op.Sin(angle)), axis=-1)
-        return made if sizes[-1] == 2 * half else op.Slice(made, [0], [sizes[-1]], [-1])
+        normals = op.Concat(op.Mul(radius, op.Cos(angle)), op.Mul(radius, op.Sin(angle)), axis=-1)
+        return normals if sizes[-1] == 2 * half else op.Slice(normals, [0], [sizes[-1]], [-1])
 
     def following(self, count: int) -> ir.Value:
         """The state after `count` numbers."""
@@ -66,11 +66,11 @@ class Numbers:
         return first, second
 
     def _times(self, value: ir.Value, exponents: Sequence[int], i: int, shape: Sequence[int] = ()) -> ir.Value:
-        """value * a^exponent mod m for each exponent, as the last axis or in the given shape."""
+        """value * a^exponent mod m for each exponent, as the last axis or in `shape`."""
         powers = np.array([pow(MULTIPLIERS[i], exponent, MODULI[i]) for exponent in exponents], np.int64)
         return self.op.Mod(self.op.Mul(value, powers.reshape(shape or -1)), MODULI[i])
 
     def _joined(self, first: ir.Value, second: ir.Value) -> ir.Value:
         """((first - second) mod (m - 1) + 1) / m, m the first modulus; never 0."""
-        found = self.op.Add(self.op.Mod(self.op.Sub(first, second), MODULI[0] - 1), 1)
-        return self.op.Mul(self.op.Cast(found, to=int(ir.DataType.FLOAT)), 1 / MODULI[0])
+        numbers = self.op.Add(self.op.Mod(self.op.Sub(first, second), MODULI[0] - 1), 1)
+        return self.op.Mul(self.op.Cast(numbers, to=int(ir.DataType.FLOAT)), 1 / MODULI[0])

@@ -210,7 +210,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], Any], str]] = {
     "int8_reduce_range": (_flag, "true or false"),
     "int8_operators": (_texts, "a list of ONNX operators"),
 }
-"""Key of a target's table -> how its value is checked and converted, and what it must be."""
+"""Key of a target's table -> converter that checks the value, and the meaning of the key."""
 
 REQUIRED = [
     entry.name

@@ -1,0 +1,122 @@
+"""Every hook of a method, used by a package outside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ttac
+from tests.methods.test_installed_methods import declare
+from tests.support.tiny_bundles import read
+from tests.support.whole_models import MODELS, compiled, samples, state_of
+from ttac.errors import UsageError
+
+OUTSIDE = '''
+import numpy as np
+
+from ttac.errors import UsageError
+from ttac.passes.adapt.centre import constant
+from ttac.passes.differentiate.losses import Loss, entropies, mean
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.context import finished, new_graph
+from ttac.spec import KeepPolicy, Method, Option, Statistics
+
+
+def use_half(rewriter, site):
+    batch, op = rewriter.observe(site), rewriter.op
+    own = float(rewriter.settings["own"])
+    mean = op.Add(op.Mul(batch.mean, own), (1 - own) * (constant(site.node, 3) - batch.shift))
+    var = op.Add(op.Mul(batch.var, own), (1 - own) * constant(site.node, 4))
+    rewriter.normalise_with(site, mean, var)
+    return []
+
+
+def check(subject):
+    if subject.batch > 32:
+        raise UsageError("too many samples for `outside`")
+
+
+def first_site(subject):
+    return frozenset({subject.sites[0].name})
+
+
+def half_entropy(op, scores, head):
+    scalar = op.Mul(mean(op, entropies(op, scores, head), "entropy"), 0.5, name="entropy.half")
+    return Loss(scalar=scalar, stats={"entropy": scalar}, head=head)
+
+
+def centred(subject):
+    """Subtract a running mean of the logits, as NEO does with features."""
+    graph = subject.model.graph
+    op, logits = Builder(graph, "refine", subject.model.opset_imports[""]), graph.outputs[0]
+    initial = np.zeros(subject.head.classes, np.float32)
+    with op.at("centre"):
+        centre = state_input(graph, "logits.centre", initial)
+        following = op.Add(op.Mul(centre, 0.9), op.Mul(op.ReduceMean(logits, [0], keepdims=0), 0.1))
+        moved = op.Sub(logits, following)
+    moved.name, logits.name = logits.name, f"{logits.name}.source"
+    following.name, graph.outputs[0] = "logits.centre.next", moved
+    return [StateTensor(name="logits.centre", role="statistic", initial=initial, value=centre, next=following)]
+
+
+def scales(subject):
+    return {"scales": np.abs(subject.adaptation.parameters[0].initial)}
+
+
+def report(context):
+    op = new_graph("report", context.opset)
+    return finished(op, {"largest": op.Identity(np.max(context.constants["scales"]))}, stats={"largest": "largest"})
+
+
+METHOD = Method(
+    name="outside", title="every hook", paper="", needs="BatchNorm",
+    statistics=lambda settings: Statistics("half", "outside:use_half"),
+    trains=True, choose_trained="outside:first_site", loss=half_entropy, check="outside:check", refine=centred,
+    constants=scales, keep=KeepPolicy("part", lambda settings: "blocks"),
+    options=(
+        Option("own", 0.5, "weight of the batch", low=0.0, high=1.0),
+        Option("part", 0.6, "keep ratio", low=0.0, high=1.0),
+        Option("optimizer", "sgd", "optimizer"), Option("lr", 0.0, "0 takes 1 over the batch"),
+        Option("momentum", 0.0, "momentum"), Option("low", "", "a black pixel"),
+    ),
+    settle=lambda settings, facts: {**settings, "lr": settings["lr"] or 1 / facts.batch},
+    pixels=lambda black, white: {"low": black},
+    graphs={"report": report, "update": "ttac.passes.step_graphs.optimizers:update"},
+    program=(
+        {"run": "forward"}, {"run": "backward"}, {"run": "report"}, {"run": "update"}, {"return": "logits"},
+    ),
+)
+'''
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with the package `outside`."""
+    (tmp_path / "outside.py").write_text(OUTSIDE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    declare(tmp_path, "ttac.methods", "outside = outside:METHOD", name="outside")
+    return tmp_path
+
+
+def test_a_package_outside_uses_every_hook(outside: Path) -> None:
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    folder = compiled(MODELS["resnet"], outside, method="outside", batch=8, pixels=pixels)
+    manifest = read(folder)
+    assert [site["trained"] for site in manifest["sites"]].count(True) == 1
+    assert {site["statistics"] for site in manifest["sites"]} == {"half"}
+    assert manifest["method"]["settings"]["lr"] == 1 / 8 and "-2" in manifest["method"]["settings"]["low"]
+    adapter = ttac.load(folder)
+    before = state_of(adapter)
+    adapter.step(samples((3, 16, 16), 8, seed=0))
+    moved = {name for name, value in state_of(adapter).items() if not np.array_equal(value, before[name])}
+    trained = {f"{site['name']}.{role}" for site in manifest["sites"] if site["trained"] for role in ("scale", "bias")}
+    assert moved >= {"logits.centre", *trained}
+    assert adapter.stats["largest"] > 0 and adapter.stats["entropy"] > 0
+
+
+def test_a_check_outside_refuses(outside: Path) -> None:
+    with pytest.raises(UsageError, match="too many samples"):
+        compiled(MODELS["resnet"], outside, method="outside", batch=64)
