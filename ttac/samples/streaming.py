@@ -100,8 +100,8 @@ def run_stream(
         samples=done,
         seconds=seconds,
         rejected=_rejected(adapter) - before,
-        entropy=tally and tally.mean_entropy,
-        error=tally and tally.error,
+        entropy=tally.mean_entropy if tally else None,
+        error=tally.error if tally else None,
     )
 
 
