@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import stat
@@ -28,7 +29,7 @@ def write_state(path: str | Path, tensors: Mapping[str, np.ndarray], identity: s
     cannot be written; the old file is intact then.
     """
     header, arrays = header_of(tensors, {"format": FORMAT, "bundle": identity, "checksum": BLANK})
-    data = [memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for array in arrays if array.size]
+    data = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays if array.size]
     digest = hashlib.sha256(header)
     for chunk in data:
         digest.update(chunk)
@@ -80,7 +81,9 @@ def _content(path: Path, state: Mapping[str, TensorSpec], where: str) -> np.ndar
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError("there is no such state", where=where, hint=hint)
-            sizes = (np.dtype(spec.dtype).itemsize * int(np.prod(spec.shape)) for spec in state.values())
+            sizes = (
+                np.dtype(spec.dtype).itemsize * math.prod(int(size) for size in spec.shape) for spec in state.values()
+            )
             if status.st_size > sum(sizes) + LARGEST_HEADER:
                 raise VerificationError("the file is too large for the state of this bundle", where=where, hint=hint)
             return np.frombuffer(file.read(), np.uint8)
@@ -95,7 +98,7 @@ def _check_digest(data: np.ndarray, checksum: str, where: str) -> None:
     header, digits = data[:length].tobytes(), checksum.encode()
     if re.fullmatch(rb"[0-9a-f]{64}", digits) and header.count(digits) == 1:
         digest = hashlib.sha256(header.replace(digits, BLANK.encode()))
-        digest.update(data[length:])
+        digest.update(data[length:].data)
         if digest.hexdigest() == checksum:
             return
     raise VerificationError(
