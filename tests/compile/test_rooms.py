@@ -240,7 +240,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def in_numpy(p: np.ndarray, gradients: Sequence[np.ndarray], o: dict[str, Any]) -> np.ndarray:
-    """The parameter after one step per gradient, by the formulas of PyTorch 2 (METHODS 0.3)."""
+    """The parameter after one step per gradient, by the formulas of PyTorch 2."""
     m = v = np.zeros_like(p)
     for t, g in enumerate(gradients, start=1):
         g = g + o.get("weight_decay", 0.0) * p
