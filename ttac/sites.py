@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from ttac import methods
 from ttac.errors import UnsupportedError
+from ttac.method_fit import methods_that_train, with_statistics
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import has_positions
 from ttac.passes.norms import calibration
@@ -19,7 +19,6 @@ from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.norms.selectors import selected_sites, wants_ranking
 from ttac.settings import refuse_unused
 from ttac.source_samples import Samples
-from ttac.spec import Method
 
 Say = Callable[[str], None]
 
@@ -101,30 +100,10 @@ def with_own_statistics(sites: Sequence[NormSite], options: CompileOptions, say:
             reason = "a channel of one sample is a single value there, which has no statistics"
             if not kept:
                 where = ", ".join(f"`{name}`" for name in left[:5])
-                raise UnsupportedError(reason, where=where, hint=f"methods that adapt them: {_methods_that_train()}")
+                raise UnsupportedError(reason, where=where, hint=f"methods that adapt them: {methods_that_train()}")
             say(f"{len(left)} norms keep the source's statistics ({', '.join(left[:5])}): {reason}")
     refuse_unused(options.settings, [site.name for site in kept])
     return kept
-
-
-def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:
-    """The batch norms among the sites, for a method that changes only their statistics.
-
-    Raises UnsupportedError with the methods that fit, if the model has no batch norm.
-    """
-    kept = [site for site in sites if site.kind == "batch"]
-    if not kept:
-        kinds = ", ".join(sorted({site.kind for site in sites}))
-        raise UnsupportedError(
-            f"`{method.name}` adapts the statistics of batch norms, and the model has {kinds} norms",
-            where=f"`--method {method.name}`",
-            hint=f"methods that train scale and bias fit every norm: {_methods_that_train()}",
-        )
-    return kept
-
-
-def _methods_that_train() -> str:
-    return ", ".join(f"`{name}`" for name in methods.that_train())
 
 
 def in_graph_order(model: ir.Model, sites: Sequence[NormSite]) -> list[NormSite]:

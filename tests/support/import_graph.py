@@ -38,7 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("ttac.passes.verify",),
     ("ttac.targets",),
     ("ttac.methods",),
-    ("ttac.options",),
+    ("ttac.options", "ttac.method_fit"),
     ("ttac.reports",),
     (PIECES,),
     ("ttac.pipeline",),

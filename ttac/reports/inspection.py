@@ -11,6 +11,7 @@ import onnx_ir as ir
 import ttac.passes.differentiate.rules  # noqa: F401  (registers the rules)
 from ttac import methods
 from ttac.errors import UnsupportedError
+from ttac.method_fit import with_statistics
 from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.differentiate.reverse_walk import RULES, nodes_between
 from ttac.passes.load.model_file import load
@@ -19,7 +20,6 @@ from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_choice import decide
 from ttac.passes.norms.norm_sites import ModelNorms, NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
-from ttac.sites import with_statistics
 from ttac.spec import Method
 
 IDLE = {False: "it adapts nothing", True: "it changes predictions only"}

@@ -13,7 +13,7 @@ from ttac.passes.differentiate.rules import (
     reductions,
     resize,
     rounding,
-    shapes,
+    shape_operators,
 )
 from ttac.passes.operators import channel_sums, conv_gradients, entropy, gate_masks, pool_gradients
 
@@ -30,7 +30,7 @@ __all__ = [
     "reductions",
     "resize",
     "rounding",
-    "shapes",
+    "shape_operators",
 ]
 
 # The rules write in these vocabularies.
