@@ -93,9 +93,16 @@ def open_bundle(folder: str | Path) -> Manifest:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` of the folder; raises VerificationError if the name or a link leads out of it."""
+    """The file `name` of the folder; raises VerificationError if the name or a link leads out of it or in a circle."""
     path = folder / name
-    if not is_plain_name(name) or path.resolve().parent != folder.resolve():
+    try:
+        leaves = not is_plain_name(name) or path.resolve().parent != folder.resolve()
+    except (OSError, RuntimeError) as error:
+        hint = "copy the bundle again without links"
+        raise VerificationError(
+            f"`{name}` is a link that cannot be followed", where=f"`{folder}`", hint=hint
+        ) from error
+    if leaves:
         raise VerificationError(f"`{name}` leads out of the bundle's folder", where=f"`{folder}`", hint=HINT)
     return path
 

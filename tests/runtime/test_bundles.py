@@ -93,6 +93,12 @@ def test_links_that_lead_elsewhere(bundle: Path, tmp_path: Path) -> None:
     assert "`forward.onnx` leads out of the bundle's folder" in refusal(bundle, VerificationError)
 
 
+def test_a_link_to_itself_is_refused(bundle: Path) -> None:
+    (bundle / "forward.onnx").unlink()
+    (bundle / "forward.onnx").symlink_to("forward.onnx")
+    assert "is a link that cannot be followed" in refusal(bundle, VerificationError)
+
+
 def test_a_bundle_may_be_reached_through_a_link(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle, target_is_directory=True)
     (bundle / "forward.onnx").rename(bundle / "real.onnx")
