@@ -135,12 +135,25 @@ def update_graph(
             gradient = _regularised(op, flat, gradient, members, settings, anchor)
             of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
             following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)
-            moved = unflatten(op, following, members)
+            moved = unflatten(op, ensembled(op, following, members, settings), members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += memory
     if first and counter:
         state.append(counter)
     return _with_outputs(op, [*moved_parameters, *state])
+
+
+def ensembled(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:
+    """The vector `flat` of the `members`, blended with the source: p <- (1 - w) p + w p0, w being `source_weight`.
+
+    Weight ensembling (Marsden et al., "Universal test-time adaptation", WACV 2024, arXiv:2306.00650): the parameters
+    never hold more than the last 1/w updates.
+    """
+    weight = float(settings.get("source_weight", 0.0))
+    if not weight:
+        return flat
+    source = np.concatenate([p.initial.reshape(-1) for p in members])
+    return op.Add(flat, op.Mul(op.Sub(source, flat), weight))
 
 
 def _counter(op: Builder, settings: Mapping[str, Any], *, first: bool) -> StateTensor | None:

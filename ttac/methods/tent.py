@@ -9,6 +9,15 @@ from __future__ import annotations
 from ttac.methods.bn import STATISTICS, chosen_statistics
 from ttac.spec import Method, Option
 
+SOURCE_WEIGHT = Option(
+    "source_weight",
+    0.0,
+    "blends the source into the trained tensors after each step; 0.01 forgets updates after about 100 steps",
+    low=0.0,
+    high=1.0,
+)
+"""Weight ensembling (Marsden et al., arXiv:2306.00650), which bounds the drift of long streams."""
+
 
 def trained_with(optimizer: str, lr: float) -> tuple[Option, ...]:
     """The options of the optimizer, with these defaults."""
@@ -21,6 +30,7 @@ def trained_with(optimizer: str, lr: float) -> tuple[Option, ...]:
         Option("beta2", 0.999, "with `adam`: decay of the squared gradient's average", low=0.0, high=0.9999),
         Option("eps", 1e-8, "with `adam`: added to the root of the squared gradient's average", low=0.0),
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
+        SOURCE_WEIGHT,
     )
 
 

@@ -7,6 +7,7 @@ nothing (in the official code, momentum goes on moving the weights).
 
 from __future__ import annotations
 
+from ttac.methods.tent import SOURCE_WEIGHT
 from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 
@@ -38,6 +39,7 @@ METHOD = Method(
         Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
         Option("rho", 0.05, "length of the step up before the step down", low=0.0),
         Option("reset_threshold", 0.2, "recover if the average entropy of reliable samples falls below this", low=0.0),
+        SOURCE_WEIGHT,
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),
     settle=settle,

@@ -23,7 +23,7 @@ from ttac.passes.step_graphs.context import (
     read_gradients,
     read_parameters,
 )
-from ttac.passes.step_graphs.optimizers import FlatParameters, flatten, sgd, unflatten
+from ttac.passes.step_graphs.optimizers import FlatParameters, ensembled, flatten, sgd, unflatten
 from ttac.passes.step_graphs.sample_weights import CHOSEN, averaging, below, margin, read_entropies
 
 BEFORE, CONFIRMED, COLLAPSED = "parameters.before", "confirmed", "collapsed"
@@ -68,6 +68,7 @@ def descend(context: Context) -> MethodGraph:
     with op.at("descend"):
         of = FlatParameters(before, flatten(op, gradients))
         following, momentum = sgd(op, of, {**context.settings, "nesterov": False})
+        following = ensembled(op, following, context.parameters, context.settings)
         moved = unflatten(op, following, context.parameters)
         blended = op.Add(op.Mul(average, 0.9), op.Mul(loss, 0.1))
         ema = op.Where(op.Greater(average, 0.0), blended, loss)
