@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttac import methods, targets
 from ttac.errors import UnsupportedError, UsageError
+from ttac.method_fit import methods_that_train
 from ttac.runtime.bundle import check_replaceable
 from ttac.samples.pixels import black_and_white, resolve_pixels
 from ttac.settings import resolve, split_assignments
@@ -269,8 +270,7 @@ def untrainable(where: str) -> UnsupportedError:
 def _refuse_contradiction(method: Method, train: str, quantize: str | None) -> None:
     """Raise UnsupportedError for options that exclude each other."""
     if train == ALL and not method.trains:
-        trains = ", ".join(f"`{name}`" for name in methods.that_train())
-        hint = f"leave it out, or choose a method that trains: {trains}"
+        hint = f"leave it out, or choose a method that trains: {methods_that_train()}"
         raise UnsupportedError(f"`{method.name}` trains nothing", where="`--train all`", hint=hint)
     if quantize and train == ALL:
         raise untrainable("`--train all --quantize int8`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ttac.errors import UsageError
+from ttac.evaluation.dataset import open_dataset
 from ttac.samples import archives
 from ttac.samples.archives import refuse_large, stated_arrays
 from ttac.samples.images import open_stream, preparation, read_image
@@ -28,12 +30,15 @@ def bomb(path: Path, shape: tuple[int, ...], kept: int = 1 << 20) -> Path:
     return path
 
 
+@pytest.mark.parametrize("reader", [lambda path: open_stream(path, HOW), open_dataset], ids=["run", "eval"])
 @pytest.mark.parametrize("shape", [(1 << 28, 3, 8, 8), (1 << 34,), (1 << 50, 1 << 50)])
-def test_an_archive_that_states_too_much_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_an_archive_that_states_too_much_is_refused(
+    shape: tuple[int, ...], reader: Callable[[Path], object], tmp_path: Path
+) -> None:
     path = bomb(tmp_path / "bomb.npz", shape)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UsageError, match="more than half of this machine's memory"):
-        open_stream(path, HOW)
+        reader(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18, "KiB"
 
 

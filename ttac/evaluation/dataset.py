@@ -18,6 +18,7 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
+from ttac.samples.archives import open_archive
 from ttac.samples.images import SUFFIXES, Preparation, fitted_image, misfit, read_image
 
 FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
@@ -90,7 +91,7 @@ def _open_path(path: Path) -> Dataset:
     try:
         if path.suffix == ".npy":
             return _of_arrays(path.name, {CLEAN: np.load(path, mmap_mode="r", allow_pickle=False)}, None)
-        with np.load(path, allow_pickle=False) as file:
+        with open_archive(path) as file:
             arrays = {name: file[name] for name in file.files if name not in NO_SHIFT}
             labels = file["labels"] if "labels" in file.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.lib.npyio import NpzFile
 
 from ttac.errors import UsageError
 
@@ -40,6 +41,17 @@ def stated_arrays(path: Path) -> dict[str, Stated]:
                     shape, _, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(member)
                 found[entry.removesuffix(".npy")] = Stated(tuple(shape), dtype)
     return found
+
+
+def open_archive(path: Path) -> NpzFile:
+    """Open the `.npz` file, without pickles; the caller closes the archive.
+
+    Raises UsageError where an array would not fit the memory, and OSError, ValueError, EOFError or zipfile.BadZipFile
+    where the file is no such archive.
+    """
+    refuse_large(path)
+    archive: NpzFile = np.load(path, allow_pickle=False)
+    return archive
 
 
 def refuse_large(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, UsageError
-from ttac.samples.archives import refuse_large
+from ttac.samples.archives import open_archive
 from ttac.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -171,8 +171,7 @@ def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False), None
         if path.suffix == ".npz":
-            refuse_large(path)
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_archive(path) as arrays:
                 name = _choose([name for name in arrays.files if name != "labels"], wanted, path)
                 return arrays[name], arrays["labels"] if "labels" in arrays.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
