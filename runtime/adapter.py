@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import UsageError
-from ttac.runtime.bundle import Bundle, inside, open_bundle
-from ttac.runtime.checks import HINT
+from ttac.runtime.bundle import Bundle, open_bundle
 from ttac.runtime.commit import State
 from ttac.runtime.engine import Device, EngineSettings
+from ttac.runtime.hash_check import inside
 from ttac.runtime.inputs import check_inputs
+from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_graph import LoadedGraph
 from ttac.runtime.program.bind import bind, overwritten
 from ttac.runtime.program.perform import Step

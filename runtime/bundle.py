@@ -5,7 +5,6 @@ Nothing here loads the engine; the writing half needs the standard library only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError, VerificationError
-from ttac.runtime.checks import HINT, MANIFEST, decode_object, is_plain_name
 from ttac.runtime.external import external_files
+from ttac.runtime.hash_check import check_hashes, digest_of, inside
+from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
 from ttac.runtime.records import Manifest
 from ttac.runtime.whole_file import sync_folder
@@ -72,14 +72,7 @@ def open_bundle(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    for name, digest in manifest.files.items():
-        path = inside(folder, name)
-        if not path.is_file():
-            raise VerificationError("a file of the bundle is missing", where=f"`{path}`", hint=HINT)
-        if digest_of(path) != digest:
-            raise VerificationError(
-                "a file of the bundle is not the one the manifest was written for", where=f"`{path}`", hint=HINT
-            )
+    check_hashes(folder, manifest.files)
     for graph in manifest.graphs.values():
         path = inside(folder, graph.file)
         for location in external_files(path):
@@ -90,30 +83,6 @@ def open_bundle(folder: str | Path) -> Manifest:
                     hint=HINT,
                 )
     return manifest
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The file `name` of the folder; raises VerificationError if the name or a link leads out of it or in a circle."""
-    path = folder / name
-    try:
-        leaves = not is_plain_name(name) or path.resolve().parent != folder.resolve()
-    except (OSError, RuntimeError) as error:
-        hint = "copy the bundle again without links"
-        raise VerificationError(
-            f"`{name}` is a link that cannot be followed", where=f"`{folder}`", hint=hint
-        ) from error
-    if leaves:
-        raise VerificationError(f"`{name}` leads out of the bundle's folder", where=f"`{folder}`", hint=HINT)
-    return path
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_replaceable(target: Path) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, VerificationError
-from ttac.runtime.checks import HINT
+from ttac.runtime.json_values import HINT
 from ttac.runtime.program.perform import DeferredRun
 from ttac.runtime.program.world import Device, Tensor
 from ttac.runtime.records import TensorSpec

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ttac.errors import VerificationError
-from ttac.runtime.checks import HINT
 from ttac.runtime.engine import EngineSettings, Port, Session
+from ttac.runtime.json_values import HINT
 from ttac.runtime.records import GraphSpec, Manifest, TensorSpec
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ttac.errors import RuntimeMissingError
-from ttac.runtime.checks import (
+from ttac.runtime.json_values import (
     MANIFEST,
     a_count,
     a_digest,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.errors import VerificationError
-from ttac.runtime.checks import distinct_keys
+from ttac.runtime.json_values import distinct_keys
 
 if TYPE_CHECKING:
     from ttac.runtime.records import TensorSpec

@@ -12,6 +12,8 @@
 | `fold` | fold norms into the layers before them |
 | `ranges` | the range of each activation on calibration data |
 | `grids` | decide which operators run in 8 bits, and the grid of each value |
-| `qdq` | write the pairs of QuantizeLinear and DequantizeLinear |
+| `int8_weights` | store kernels as int8 with their scales, biases as int32 |
+| `insert_grids` | write the pairs of QuantizeLinear and DequantizeLinear |
+| `module_list` | list the layers, and the precision that each runs in |
 | `float_layers` | ask the engine which layers stay in float32 |
 """

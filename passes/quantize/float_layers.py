@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from ttac.errors import TtacError, UnsupportedError
-from ttac.passes.quantize.qdq import Module
+from ttac.passes.quantize.module_list import Module
 from ttac.runtime.engine import QUIET, engine
 
 FLOAT = frozenset({"Conv", "FusedConv", "FusedGemm"})

@@ -18,7 +18,8 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
 from ttac.passes.quantize.grids import GridAssignment, assign_grids
-from ttac.passes.quantize.qdq import Module, list_modules, round_to_grids
+from ttac.passes.quantize.insert_grids import round_to_grids
+from ttac.passes.quantize.module_list import Module, list_modules
 from ttac.passes.quantize.ranges import Range, ranges
 from ttac.spec import Target
 

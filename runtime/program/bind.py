@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
-from ttac.runtime.checks import refuse
+from ttac.runtime.json_values import refuse
 from ttac.runtime.program.words import Repeat, Reset, Return, Run, When, Word, all_words, describe
 from ttac.runtime.program.world import Graph, World
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ttac.errors import RuntimeMissingError
-from ttac.runtime.checks import MANIFEST, a_count, a_list, a_name, an_object, refuse
+from ttac.runtime.json_values import MANIFEST, a_count, a_list, a_name, an_object, refuse
 from ttac.runtime.program.words import Repeat, Reset, Return, Run, When, Word, all_words, always_returns
 
 DEEPEST = 16

@@ -15,7 +15,7 @@ from tests.support.source_models import saved, source
 from tests.support.tiny_bundles import ema, read
 from ttac.cli.terminal import finite
 from ttac.runtime import load
-from ttac.runtime.bundle import digest_of
+from ttac.runtime.hash_check import digest_of
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -33,7 +33,8 @@ def bake(terminal: Terminal, bundle: Path, state: Path, output: Path) -> None:
 
 def _refuse_source(bundle: Path, output: Path) -> None:
     """Raise UsageError if `output` is the source model of the bundle, or lies in the bundle."""
-    from ttac.runtime.bundle import digest_of, read_manifest
+    from ttac.runtime.bundle import read_manifest
+    from ttac.runtime.hash_check import digest_of
 
     hint = "give another name with `-o`"
     if bundle.resolve() in output.resolve().parents:

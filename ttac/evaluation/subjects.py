@@ -14,7 +14,8 @@ from ttac import methods, targets
 from ttac.errors import UsageError
 from ttac.evaluation.cells import Subject, digest
 from ttac.options import RULES
-from ttac.runtime.bundle import digest_of, is_bundle, read_manifest
+from ttac.runtime.bundle import is_bundle, read_manifest
+from ttac.runtime.hash_check import digest_of
 from ttac.settings import resolve, split_assignments
 
 BATCH = 64

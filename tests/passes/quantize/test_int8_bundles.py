@@ -18,7 +18,7 @@ from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.graph.execute import Executable
 from ttac.passes.load.model_file import load
 from ttac.passes.quantize.float_layers import float_layers
-from ttac.passes.quantize.qdq import int8_kernel
+from ttac.passes.quantize.int8_weights import int8_kernel
 
 
 def compiled(folder: Path, **choices: Any) -> ttac.Bundle:

@@ -21,8 +21,9 @@ from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.quantize.float_layers import float_layers, refuse_float_layers
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
 from ttac.passes.quantize.grids import Grid, finest_grid
+from ttac.passes.quantize.int8_weights import int8_kernel
+from ttac.passes.quantize.module_list import Module
 from ttac.passes.quantize.modules import quantize
-from ttac.passes.quantize.qdq import Module, int8_kernel
 from ttac.passes.quantize.ranges import ranges
 
 

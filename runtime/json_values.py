@@ -1,4 +1,4 @@
-"""Checks of decoded JSON: each returns the value with its type, or refuses the manifest and names the place."""
+"""Values of decoded JSON: each check returns the value with its type, or refuses the manifest and names the place."""
 
 from __future__ import annotations
 
