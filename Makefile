@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python 3.10 to 3.12; each makes the virtual environment it runs in.
+# `make demo` and `make test` need nothing but Python 3.10 to 3.14; each makes the virtual environment it runs in.
 # `make PYTHON=/path/to/python demo` chooses the interpreter.
 
 SHELL := /bin/bash
@@ -9,8 +9,16 @@ STOCK := $(VENV)/stock-ort
 STOCK_VERSION := 1.23.2
 TYPES := build/types
 
-FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-CANDIDATES := python3 python3.12 python3.11 python3.10
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
+CANDIDATES := python3 python3.12 python3.11 python3.10 python3.13 python3.14
+
+# The extra that installs the engine: the training build, where its last wheels fit the machine and the Python.
+define ENGINE
+import platform, sys
+wheels = platform.machine() in ("x86_64", "AMD64") or sys.platform == "darwin"
+print("ort-training" if wheels and sys.version_info < (3, 13) else "ort")
+endef
+export ENGINE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint types bench fuzz docs clean
@@ -54,9 +62,9 @@ $(READY): pyproject.toml
 	    test -x $(BIN)/python || "$$candidate" -m venv $(VENV); exit; \
 	  fi; \
 	done; \
-	echo "error: no Python 3.10, 3.11 or 3.12 with the venv module was found" >&2; \
+	echo "error: no Python 3.10 to 3.14 with the venv module was found" >&2; \
 	echo "hint: install one, and name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 5
-	$(PIP) install --editable '.[dev,view]'
+	$(PIP) install --editable ".[dev,view,$$($(BIN)/python -c "$$ENGINE")]"
 	@touch $@
 
 $(VENV)/.ready-docs: $(READY)

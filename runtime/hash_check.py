@@ -26,7 +26,7 @@ def inside(folder: Path, name: str) -> Path:
     """The file `name` of the folder; raises VerificationError if the name or a link leads out of it or in a circle."""
     path = folder / name
     try:
-        leaves = not is_plain_name(name) or path.resolve().parent != folder.resolve()
+        leaves = not is_plain_name(name) or _target(path).parent != folder.resolve()
     except (OSError, RuntimeError) as error:
         hint = "copy the bundle again without links"
         raise VerificationError(
@@ -35,6 +35,14 @@ def inside(folder: Path, name: str) -> Path:
     if leaves:
         raise VerificationError(f"`{name}` leads out of the bundle's folder", where=f"`{folder}`", hint=HINT)
     return path
+
+
+def _target(path: Path) -> Path:
+    """Return the path behind all links; raises OSError, or RuntimeError before Python 3.13, for links in a circle."""
+    try:
+        return path.resolve(strict=True)
+    except FileNotFoundError:
+        return path.resolve()
 
 
 def digest_of(path: Path) -> str:

@@ -50,14 +50,22 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("ttac")
+        return _version()
     if name not in _PLACES:
         raise AttributeError(f"module `ttac` has no attribute `{name}`")
     place, attribute = _PLACES[name]
     module = import_module(place)
     return getattr(module, attribute) if attribute else module
+
+
+def _version() -> str:
+    """Version of the distribution: `ttac`, or `ttac-runtime` where the device half alone is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ttac")
+    except PackageNotFoundError:
+        return version("ttac-runtime")
 
 
 def __dir__() -> list[str]:

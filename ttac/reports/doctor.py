@@ -115,9 +115,9 @@ def cores() -> int:
 
 def _machine() -> Iterator[Check]:
     version = platform.python_version()
-    fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    fits = (3, 10) <= sys.version_info[:2] <= (3, 14)
     yield Check(
-        part="python", verdict="ok" if fits else "warn", found=version, note="" if fits else "tested with 3.10 to 3.12"
+        part="python", verdict="ok" if fits else "warn", found=version, note="" if fits else "tested with 3.10 to 3.14"
     )
     yield Check(part="system", verdict="info", found=f"{platform.system()} {platform.machine()}")
     yield Check(part="cores", verdict="info", found=str(cores()))

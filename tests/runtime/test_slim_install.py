@@ -1,0 +1,97 @@
+"""The distribution `ttac-runtime`: the device half alone runs a bundle beside three packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ttac
+from tests.support.prose_lint import ROOT
+from tests.support.whole_models import MODELS, compiled, samples
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RUN = """
+import sys
+sys.path += sys.argv[1:3]
+import numpy as np
+import ttac
+inputs = np.load("inputs.npy")
+adapter = ttac.load(sys.argv[3], threads=1)
+np.save("logits.npy", [adapter.step(x) for x in inputs])
+print(ttac.__version__)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked wheel of `runtime/pyproject.toml`, built from a copy of the tree."""
+    folder = tmp_path_factory.mktemp("slim")
+    kept = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    for name in ("ttac", "runtime"):
+        shutil.copytree(ROOT / name, folder / "tree" / name, ignore=kept)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", folder, folder / "tree" / "runtime"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = folder.glob("ttac_runtime-*.whl")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with links to numpy, safetensors and onnxruntime, and to nothing else."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in ("numpy", "safetensors", "onnxruntime"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        place = Path(spec.origin).parent
+        for path in (place, place.with_name(f"{name}.libs")):
+            if path.exists():
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_the_device_half_alone_runs_a_bundle(wheel: Path, packages: Path, tmp_path: Path) -> None:
+    bundle = compiled(MODELS["mobilenet_v3"], tmp_path, batch=4, method="tent")
+    expected = ttac.load(bundle, threads=1)
+    inputs = np.stack([samples(expected.input_shape, 4, seed=i) for i in range(3)])
+    np.save(tmp_path / "inputs.npy", inputs)
+    command = [sys.executable, "-I", "-S", "-c", RUN, str(wheel), str(packages), str(bundle)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ttac.__version__
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), [expected.step(x) for x in inputs])
+
+
+def read_project(path: Path) -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return table
+
+
+def test_both_distributions_state_the_same_bounds() -> None:
+    whole, slim = (read_project(ROOT / name) for name in ("pyproject.toml", "runtime/pyproject.toml"))
+    assert slim["version"] == whole["version"]
+    assert slim["requires-python"] == whole["requires-python"]
+    assert set(slim["dependencies"]) <= set(whole["dependencies"])
+    assert slim["optional-dependencies"]["ort"] == whole["optional-dependencies"]["ort"]
+
+
+def test_no_engine_is_a_dependency() -> None:
+    """pip would replace the engine of a device or of another project."""
+    for name in ("pyproject.toml", "runtime/pyproject.toml"):
+        assert not [entry for entry in read_project(ROOT / name)["dependencies"] if "onnxruntime" in entry]
