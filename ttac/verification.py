@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ import onnx_ir as ir
 from ttac.bundle_content import BundleContent
 from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
 from ttac.passes.differentiate.joint import Joint
-from ttac.passes.differentiate.losses import WEIGHTS
 from ttac.passes.differentiate.reverse_walk import nodes_between
+from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.lower.lower import lower
 from ttac.passes.norms.norm_sites import bind_sites
@@ -29,9 +29,11 @@ from ttac.passes.verify.compare import (
     quantization_error,
     relative,
     residual_error,
-    slope_error,
 )
-from ttac.passes.verify.references import even_weights, joint_reference, loss_feeds, loss_of_scores
+from ttac.passes.verify.derivative import Forward, derivative_error
+from ttac.passes.verify.float64 import float64_of
+from ttac.passes.verify.references import even_weights, joint_reference, loss_feeds, loss_of_scores, scores_model
+from ttac.spec import Target
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -93,7 +95,8 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
     written = Halves(folder, content.stages("backward"), content.moves["forward"])
     steps = STATE_STEPS if reads_moved_state(content) else 1
     gradients = [str(value.name) for value in joint.gradients]
-    whole = joint_reference(joint, content.state.options.target)
+    target = content.state.options.target
+    whole = joint_reference(joint, target)
     with exact_halves(content, written) as halves:
         plain = Halves(halves.folder, halves.stages, halves.moves, optimised=False)
         logits_error, gradients_error = compare_halves(whole, plain, feeds, logits, gradients, steps)
@@ -103,7 +106,7 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
             gradients_halves=gradients_error,
             logits_optimised=relative(halves.run(feeds)[logits], plain.run(feeds)[logits]),
             # A rounded loss is a staircase: it has no derivative to compare with.
-            slope=derivative_error(joint, halves, feeds) if differences.quantized is None else None,
+            slope=difference_of_gradients(joint, halves, feeds, target) if differences.quantized is None else None,
             residuals=None if halves is written else residual_error(written, halves, feeds, gradients),
         )
 
@@ -126,14 +129,26 @@ def reads_moved_state(content: BundleContent) -> bool:
     return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar))
 
 
-def derivative_error(joint: Joint, halves: Halves, feeds: Arrays) -> float:
-    """Difference between the gradients of `halves` and central differences of the loss."""
-    loss, of_scores = joint.loss, None
-    assert loss is not None
-    value = loss.samples or loss.scalar
-    if loss.fed and loss.scores is not None:
-        value, of_scores = loss.scores, loss_of_scores(joint, feeds)
-    parameters = [tensor.name for tensor in joint.parameters]
-    gradients = [str(gradient.name) for gradient in joint.gradients]
-    weights = feeds[WEIGHTS]
-    return slope_error(halves, feeds, str(value.name), parameters, gradients, weights, of_scores)
+def difference_of_gradients(joint: Joint, halves: Halves, feeds: Arrays, target: Target) -> float:
+    """Difference between the gradients of `halves` and finite differences of the loss."""
+    names = [tensor.name for tensor in joint.parameters]
+    outputs = halves.run(feeds)
+    gradients = [outputs[str(gradient.name)] for gradient in joint.gradients]
+    parameters = [feeds[name] for name in names]
+    model = scores_model(joint, target)
+
+    def fed(values: Sequence[np.ndarray]) -> Arrays:
+        return {**feeds, **dict(zip(names, values, strict=True))}
+
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"scores": model})
+        engine = Executable(Path(folder) / "scores.onnx")
+
+        def forward(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return list(engine(fed([value.astype(np.float32) for value in values])).values())
+
+        def exact_forward() -> Forward | None:
+            exact = float64_of(model, feeds, forward(parameters))
+            return None if exact is None else lambda values: exact(fed(values))
+
+        return derivative_error(parameters, gradients, forward, exact_forward, loss_of_scores(joint, feeds))

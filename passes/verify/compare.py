@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,14 +19,13 @@ import onnx_ir as ir
 from ttac.errors import VerificationError
 from ttac.passes.graph.execute import Executable, rows, run
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.verify.derivative import BOUND
 
-LOGITS, HALVES, OPTIMISED, SLOPE = 1e-4, 1e-5, 5e-2, 2e-2
+LOGITS, HALVES, OPTIMISED = 1e-4, 1e-5, 5e-2
 ROUNDING = 0.5
 """Root mean square that 8 bits may change logits by, relative to how much these vary: more is no longer the model."""
 FLIPS = 5e-2
 """What takes the place of the bound on logits where a last digit may decide how a value is rounded."""
-CHANGES = (1e-3, 3e-4, 1e-4)
-"""How much the loss, in nats, should change over half a central difference; float32 resolves about 1e-6 of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class Differences:
     def refuse(self) -> None:
         """Raise VerificationError if a difference is above its bound, or not a number."""
         bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": HALVES}
-        bounds |= {"logits_optimised": OPTIMISED, "slope": SLOPE, "quantized": ROUNDING, "residuals": math.inf}
+        bounds |= {"logits_optimised": OPTIMISED, "slope": BOUND, "quantized": ROUNDING, "residuals": math.inf}
         if self.quantized is not None:
             # Optimised, 8-bit layers round once where the graph as written rounds twice; statistics of a few samples
             # make a fifth of the largest logit of that on a net of random weights: reported, but no sign of a fault.
@@ -182,61 +181,3 @@ def residual_error(halves: Halves, exact: Halves, feeds: Mapping[str, np.ndarray
 
 def _joined(values: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     return np.concatenate([values[name].reshape(-1) for name in names])
-
-
-def slope_error(
-    halves: Halves,
-    feeds: Mapping[str, np.ndarray],
-    loss: str,
-    parameters: Sequence[str],
-    gradients: Sequence[str],
-    weights: np.ndarray,
-    of_scores: Callable[[np.ndarray], float] | None = None,
-) -> float:
-    """Central difference of `loss` along one direction, against the gradients, relative to the slope.
-
-    Where `loss` is one value a sample, `weights` say how much each counts; where it is what the loss is computed from,
-    `of_scores` does that.
-
-    The direction is half the gradient's and half random, so that the slope stands out of float32 rounding.
-    """
-    found = halves.run(feeds)
-    slopes = [found[name].astype(np.float64) for name in gradients]
-    length = np.sqrt(sum(float((g**2).sum()) for g in slopes))
-    if length < 1e-7:
-        return 0.0
-    random = np.random.default_rng(0)
-    steps = [random.normal(size=g.shape) for g in slopes]
-    noise = np.sqrt(sum(float((s**2).sum()) for s in steps))
-    steps = [g / length + s / noise for g, s in zip(slopes, steps, strict=True)]
-    predicted = sum(float((g * s).sum()) for g, s in zip(slopes, steps, strict=True))
-
-    def at(width: float) -> float:
-        moved = {n: (feeds[n] + width * s).astype(np.float32) for n, s in zip(parameters, steps, strict=True)}
-        found = halves.forward({**feeds, **moved}, [loss])[loss]
-        if of_scores is not None:
-            return of_scores(found)
-        return float(np.sum(found * weights)) if found.ndim else float(found)
-
-    return _unexplained(at, predicted)
-
-
-def _unexplained(at: Callable[[float], float], predicted: float) -> float:
-    """How far central differences of `at` around 0 are from the slope, relative to it, beyond their own uncertainty.
-
-    That is what the quotient changes by between two widths (curvature, kinks); where it is not enough, as in a deep net
-    on maps of a few elements, a finer width is tried.
-    """
-    error: float = np.inf
-    far: float | None = None
-    for change in CHANGES:
-        width = change / abs(predicted)
-        near = (at(width) - at(-width)) / (2 * width)
-        if not math.isfinite(near):
-            return math.nan
-        if far is not None:
-            error = min(error, max(0.0, abs(near - predicted) - abs(near - far)) / abs(predicted))
-        if error <= SLOPE:
-            break
-        far = near
-    return float(error)

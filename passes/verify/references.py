@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.differentiate.joint import Joint
-from ttac.passes.differentiate.losses import WEIGHTS
-from ttac.passes.graph.execute import run
+from ttac.passes.differentiate.losses import ROOM, WEIGHTS
 from ttac.passes.graph.expand import expand_all
+from ttac.passes.graph.keys import ROOM_KEY
 from ttac.passes.graph.shapes import dims
 from ttac.passes.lower.fed_weights import feed_pointwise
 from ttac.passes.lower.lower import lower
+from ttac.passes.partition.partition import drop_unread_inputs
+from ttac.passes.verify.float64 import Float64
 from ttac.spec import Target
 
 
@@ -38,15 +40,44 @@ def loss_feeds(joint: Joint, weights: np.ndarray) -> dict[str, np.ndarray]:
     return feeds
 
 
-def loss_of_scores(joint: Joint, feeds: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], float]:
-    """The loss as a function of the scores, with `feeds` for its other inputs; no graph of the bundle computes it."""
-    loss = joint.loss
-    assert loss is not None and loss.scores is not None
-    name, scalar = str(loss.scores.name), str(loss.scalar.name)
-    graph = ir.convenience.extract(joint.model.graph, inputs=[loss.scores, *loss.given], outputs=[loss.scalar])
+def scores_of_loss(joint: Joint) -> list[ir.Value]:
+    """Return the values of the model from which the loss is computed: the scores, as a rule one value."""
+    assert joint.loss is not None
+    scores: list[ir.Value] = []
+    pending, seen = [joint.loss.scalar], {id(value) for value in joint.loss.given}
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if id(value) in seen or value.const_value is not None:
+            continue
+        seen.add(id(value))
+        if node is None or node.metadata_props.get(ROOM_KEY) != ROOM:
+            scores.append(value)
+        else:
+            pending += [each for each in node.inputs if each is not None]
+    return scores
+
+
+def loss_of_scores(joint: Joint, feeds: Mapping[str, np.ndarray]) -> Callable[[Sequence[np.ndarray]], float]:
+    """Return the loss in float64 as a function of `scores_of_loss`, with `feeds` for its other inputs.
+
+    In float32 the loss of near-uniform predictions changes less than its rounding.
+    """
+    loss, scores = joint.loss, scores_of_loss(joint)
+    assert loss is not None
+    names = [str(value.name) for value in scores]
+    graph = ir.convenience.extract(joint.model.graph, inputs=[*scores, *loss.given], outputs=[loss.scalar])
     model = ir.Model(graph, ir_version=joint.model.ir_version)
-    expand_all(model, "verify")
-    return lambda scores: float(run(model, {**feeds, name: scores})[scalar])
+    evaluate = Float64(expand_all(model, "verify"))
+    return lambda arrays: float(evaluate({**feeds, **dict(zip(names, arrays, strict=True))})[0])
+
+
+def scores_model(joint: Joint, target: Target) -> ir.Model:
+    """Return a forward graph whose outputs are the scores: a Softmax or Sigmoid at the end rounds too much."""
+    graph = ir.convenience.extract(joint.model.graph, list(joint.model.graph.inputs), scores_of_loss(joint))
+    drop_unread_inputs(graph)
+    graph.name = "scores"
+    return lower(ir.Model(graph, ir_version=joint.model.ir_version), target)
 
 
 def joint_reference(joint: Joint, target: Target) -> ir.Model:
