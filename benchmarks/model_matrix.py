@@ -57,7 +57,7 @@ def cell(path: Path, method: str, folder: Path) -> dict[str, Any]:
         row["verified"] = made.report["verified"]
         row["inserted"] = any("get a norm from calibration data" in line for line in said)
         row |= steps(bundle, peers, path)
-        row |= compared(bundle, x, peers) if made.report["verified"]["slope"] is not None else {}
+        row |= compared(bundle, x, peers) if made.report["verified"]["derivative"] is not None else {}
         row["outcome"] = "ran"
     except TtacError as error:
         row |= {"outcome": "refused", "code": error.exit_code, "reason": str(error)}

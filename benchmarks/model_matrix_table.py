@@ -114,11 +114,11 @@ def text(cell: dict[str, Any] | None, file: Path, reasons: dict[str, str]) -> st
         return reasons.setdefault(f"{cell['outcome']}: {first}", letters(len(reasons)))
     mark = " +" if cell.get("inserted") else ""
     ratio = f"{cell['ratio']:.1f}x" if "ratio" in cell else ""
-    slope = (cell["verified"] or {}).get("slope")
+    derivative = (cell["verified"] or {}).get("derivative")
     apart = max(cell.get("file", 0.0), cell.get("adapted", 0.0))
     # An inserted norm equals the framework's norm only if calibration and epsilon, which no file contains, are equal.
     same = cell.get("gradient") is not None and apart < (RESTORED if cell.get("inserted") else SAME)
-    error = f"{cell['gradient']:.0e}" if same else "" if slope is None else f"fd {slope:.0e}"
+    error = f"{cell['gradient']:.0e}" if same else "" if derivative is None else f"fd {derivative:.0e}"
     return ", ".join(part for part in (error, ratio) if part) + mark
 
 

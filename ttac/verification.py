@@ -106,7 +106,7 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
             gradients_halves=gradients_error,
             logits_optimised=relative(halves.run(feeds)[logits], plain.run(feeds)[logits]),
             # A rounded loss is a staircase: it has no derivative to compare with.
-            slope=difference_of_gradients(joint, halves, feeds, target) if differences.quantized is None else None,
+            derivative=difference_of_gradients(joint, halves, feeds, target) if differences.quantized is None else None,
             residuals=None if halves is written else residual_error(written, halves, feeds, gradients),
         )
 

@@ -41,7 +41,7 @@ def entropy(op: Builder, node: ir.Node) -> tuple[ir.Value, ...]:
     return op.Squeeze(op.Sub(op.Log(total), mean), [axis]), peak, total
 
 
-@composite("EntropySlope", like(1))
+@composite("EntropyGradient", like(1))
 def entropy_grad(op: Builder, node: ir.Node) -> ir.Value:
     """dH, z, H, m, S of `Entropy`, `axis` -> dz = -dH*p*(log p + H)."""
     dh, z, h, peak, total = node.inputs
@@ -60,7 +60,7 @@ def binary_entropy(op: Builder, node: ir.Node) -> ir.Value:
     return op.Add(op.Softplus(op.Neg(away)), op.Div(op.Mul(away, t), op.Add(t, 1.0)))
 
 
-@composite("BinaryEntropySlope", like(1))
+@composite("BinaryEntropyGradient", like(1))
 def binary_entropy_grad(op: Builder, node: ir.Node) -> ir.Value:
     """dH, x -> dx = -dH*x*s*(1 - s), with s*(1 - s) = t/(1 + t)^2 and t = e^-|x|."""
     dh, x = node.inputs

@@ -24,7 +24,7 @@ def exact_gelu(op: Builder, node: ir.Node) -> ir.Value:
     return op.Mul(x, _normal(op, op.Mul(x, math.sqrt(0.5))))
 
 
-@composite("GeluSlope", like(0))
+@composite("GeluDerivative", like(0))
 def gelu_derivative(op: Builder, node: ir.Node) -> ir.Value:
     """x -> c + u*e^(-u^2)/sqrt(pi), the derivative of x*c, with u = x/sqrt 2 and c = (1 + erf u)/2.
 

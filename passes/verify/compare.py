@@ -1,7 +1,7 @@
 """Check a compile against itself before it is handed out: the same numbers by another way.
 
 Three questions, each on real executions: does the adapted graph with adaptation off still equal the source model, do
-the two halves give what the joint graph gives, and is the gradient the slope of the loss.
+the two halves give what the joint graph gives, and is the gradient the derivative of the loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Differences:
         logits_halves: logits of the forward graph, against the joint graph.
         gradients_halves: gradients of the backward graph, against the joint graph.
         logits_optimised: logits of the forward graph as the engine optimises it, against the same as it is written.
-        slope: the loss along one random direction by central differences, against the gradients.
+        derivative: the loss along one random direction by central differences, against the gradients.
         quantized: logits of the 8-bit graph against the source model, by root mean square.
         residuals: gradients from residuals that are kept with an error, against exact ones, by root mean square.
     """
@@ -46,7 +46,7 @@ class Differences:
     logits_halves: float | None = None
     gradients_halves: float | None = None
     logits_optimised: float | None = None
-    slope: float | None = None
+    derivative: float | None = None
     quantized: float | None = None
     residuals: float | None = None
 
@@ -57,7 +57,7 @@ class Differences:
     def refuse(self) -> None:
         """Raise VerificationError if a difference is above its bound, or not a number."""
         bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": HALVES}
-        bounds |= {"logits_optimised": OPTIMISED, "slope": BOUND, "quantized": ROUNDING, "residuals": math.inf}
+        bounds |= {"logits_optimised": OPTIMISED, "derivative": BOUND, "quantized": ROUNDING, "residuals": math.inf}
         if self.quantized is not None:
             # Optimised, 8-bit layers round once where the graph as written rounds twice; statistics of a few samples
             # make a fifth of the largest logit of that on a net of random weights: reported, but no sign of a fault.

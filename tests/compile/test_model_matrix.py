@@ -71,7 +71,7 @@ def check_verified(bundle: Path, method: str) -> None:
     found: dict[str, Any] = json.loads((bundle / "report.json").read_text())["verified"]
     assert found["logits_off"] <= 1e-4
     if method != "bn":
-        assert found["gradients_halves"] <= 1e-5 and found["slope"] <= 2e-2
+        assert found["gradients_halves"] <= 1e-5 and found["derivative"] <= 2e-2
 
 
 def images(model: Path) -> np.ndarray:

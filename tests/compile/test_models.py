@@ -84,8 +84,8 @@ def test_every_norm_is_found_and_trained(name: str, bundles: dict[str, Path]) ->
 def test_verification_ran(name: str, bundles: dict[str, Path]) -> None:
     verified = json.loads((bundles[name] / "report.json").read_text())["verified"]
     numbers = {key for key, value in verified.items() if value is not None}
-    assert numbers == {"logits_off", "logits_halves", "gradients_halves", "logits_optimised", "slope"}
-    assert verified["logits_off"] <= 1e-5 and verified["gradients_halves"] <= 1e-5 and verified["slope"] <= 2e-2
+    assert numbers == {"logits_off", "logits_halves", "gradients_halves", "logits_optimised", "derivative"}
+    assert verified["logits_off"] <= 1e-5 and verified["gradients_halves"] <= 1e-5 and verified["derivative"] <= 2e-2
 
 
 @over_models

@@ -210,8 +210,8 @@ def test_entropy() -> None:
     value, gradient = entropy_of(z)
     entropies = -(np.exp(log_p) * log_p).sum(1, keepdims=True)
     assert value == pytest.approx(entropies.mean(), rel=1e-5)
-    slope = -np.exp(log_p) * (log_p + entropies) / 5
-    np.testing.assert_allclose(gradient, (slope * z).sum(0), rtol=1e-4, atol=1e-6)
+    derivative = -np.exp(log_p) * (log_p + entropies) / 5
+    np.testing.assert_allclose(gradient, (derivative * z).sum(0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -353,9 +353,9 @@ def test_an_engine_sees_the_sizes_of_any_number_of_parts() -> None:
         StateTensor(name=f"p{i}", role="parameter", initial=np.ones(1, np.float32), value=ir.val(f"p{i}", SINGLE, [1]))
         for i in range(130)
     ]
-    slopes = {f"p{i}.grad": np.full(1, i, np.float32) for i in range(130)}
-    model, _ = update_graph(tensors, list(slopes), OPTIONS["plain"], 18)
-    found = run(model, {**slopes, **{tensor.name: tensor.initial for tensor in tensors}})
+    gradients = {f"p{i}.grad": np.full(1, i, np.float32) for i in range(130)}
+    model, _ = update_graph(tensors, list(gradients), OPTIONS["plain"], 18)
+    found = run(model, {**gradients, **{tensor.name: tensor.initial for tensor in tensors}})
     np.testing.assert_allclose([found[f"p{i}.next"][0] for i in range(130)], 1 - 0.1 * np.arange(130), rtol=1e-6)
 
 
@@ -408,9 +408,9 @@ def test_a_gradient_that_is_not_a_number_is_seen(broken: int) -> None:
         Differences(logits_off=0.0, gradients_halves=worst).refuse()
 
 
-@pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "logits_optimised", "slope"])
+@pytest.mark.parametrize("field", ["logits_off", "logits_halves", "gradients_halves", "logits_optimised", "derivative"])
 def test_every_bound_is_looked_at(field: str) -> None:
-    good = Differences(logits_off=0.0, logits_halves=0.0, gradients_halves=0.0, logits_optimised=0.0, slope=0.0)
+    good = Differences(logits_off=0.0, logits_halves=0.0, gradients_halves=0.0, logits_optimised=0.0, derivative=0.0)
     good.refuse()
     Differences(logits_off=0.0).refuse()
     for value in (0.5, math.nan, math.inf):
@@ -433,6 +433,6 @@ def test_a_gradient_rule_gone_wrong_stops_the_compile(tmp_path: Path, monkeypatc
 
     monkeypatch.setitem(RULES, "Relu", Rule(doubled, honest.broadcasts))
     monkeypatch.setattr(finish, "measure", lambda *_, **__: None)
-    with pytest.raises(VerificationError, match="slope differ by"):
+    with pytest.raises(VerificationError, match="derivative differ by"):
         ttac.compile(MODELS["resnet"], output=tmp_path / "b.ttac")
     assert list(tmp_path.iterdir()) == []

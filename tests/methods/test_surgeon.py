@@ -138,9 +138,9 @@ def blind_steps() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     yield "too large for a square", {"a.grad": some * 1e30, "b.grad": some[:2]}
 
 
-@pytest.mark.parametrize(("why", "slopes"), list(blind_steps()), ids=[why for why, _ in blind_steps()])
-def test_gradients_that_say_nothing_keep_everything(why: str, slopes: Arrays) -> None:
-    found = importance_of(slopes)
+@pytest.mark.parametrize(("why", "gradient_arrays"), list(blind_steps()), ids=[why for why, _ in blind_steps()])
+def test_gradients_that_say_nothing_keep_everything(why: str, gradient_arrays: Arrays) -> None:
+    found = importance_of(gradient_arrays)
     assert found["probe.blind"] == 1 and found["kept"] == 1.0
     np.testing.assert_array_equal(found["keep.ratios.next"], [1, 1])
 
@@ -157,7 +157,7 @@ def test_importance_by_hand() -> None:
     assert alone["probe.blind"] == 1, "with one layer the paper's memory term is -ln 1"
 
 
-def importance_of(slopes: Arrays, keep: float = 1.0) -> Arrays:
+def importance_of(gradient_arrays: Arrays, keep: float = 1.0) -> Arrays:
     """Outputs of the graph for layers of 300 and 100 elements."""
     import onnx_ir as ir
 
@@ -168,17 +168,17 @@ def importance_of(slopes: Arrays, keep: float = 1.0) -> Arrays:
     from ttac.passes.plan.keep_ratios import Layer
     from ttac.passes.step_graphs.context import Context
 
-    names = [name.removesuffix(".grad") for name in slopes]
+    names = [name.removesuffix(".grad") for name in gradient_arrays]
     parameters = [
         StateTensor(name=name, role="parameter", initial=np.ones_like(g), value=ir.val(name, SINGLE, g.shape))
-        for name, g in zip(names, slopes.values(), strict=True)
+        for name, g in zip(names, gradient_arrays.values(), strict=True)
     ]
     layers = [
         Layer(name, f"{name}.grad", frozenset({name}), size) for name, size in zip(names, (300, 100), strict=False)
     ]
-    context = context_of(Context, parameters, list(slopes), layers, keep)
+    context = context_of(Context, parameters, list(gradient_arrays), layers, keep)
     made = importance(context)
-    return run(spelled(made.model), {**slopes, "keep.ratios": np.ones(len(layers), np.float32)})
+    return run(spelled(made.model), {**gradient_arrays, "keep.ratios": np.ones(len(layers), np.float32)})
 
 
 def context_of(kind: Any, parameters: Any, gradients: list[str], layers: Any, keep: float) -> Any:

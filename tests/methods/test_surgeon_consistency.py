@@ -97,7 +97,7 @@ def test_all_samples_agree_also_where_none_is_certain(tmp_path: Path) -> None:
 
 
 def test_binary_answers_agree(tmp_path: Path) -> None:
-    """The mean over the answers; the compile verifies the slope."""
+    """The mean over the answers; the compile verifies the derivative."""
     settings = {"cr": True, "black": "-4", "white": "4", "lr": 1e-2}
     folder = compiled(heads.model("binary"), tmp_path, method="surgeon", batch=8, settings=settings)
     subject = ttac.load(folder, threads=1)
@@ -197,10 +197,10 @@ def test_fewer_samples_than_planned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("select", ["blocks", "threshold"])
 @pytest.mark.parametrize("name", ["resnext", "densenet", "mobilenet_v3"])
 def test_any_net_selection_and_training(name: str, select: str, train: str, tmp_path: Path) -> None:
-    """It learns; the verification of the compile compares the slope of the whole loss."""
+    """It learns; the verification of the compile compares the derivative of the whole loss."""
     settings = {"select": select, "lr": 1e-3, "cr": True, "black": "-3", "white": "3"}
     folder = compiled(MODELS[name], tmp_path, method="surgeon", batch=16, train=train, settings=settings)
-    assert read(folder)["verified"]["slope"] < 2e-2
+    assert read(folder)["verified"]["derivative"] < 2e-2
     subject = ttac.load(folder, threads=1)
     initial = state_of(subject)
     for n in (16, 5):
@@ -210,11 +210,11 @@ def test_any_net_selection_and_training(name: str, select: str, train: str, tmp_
     assert sum(not np.array_equal(after[key], initial[key]) for key in after if key.endswith(".scale")) > 1
 
 
-def test_the_slope_of_the_whole_loss_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_of_the_whole_loss_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong sign of one term is found while compiling."""
     right = RULES["LogSoftmax"].function
     monkeypatch.setitem(RULES, "LogSoftmax", Rule(lambda op, node, dz: op.Neg(right(op, node, dz)), False))
-    with pytest.raises(VerificationError, match="slope"):
+    with pytest.raises(VerificationError, match="derivative"):
         bundle(tmp_path, **SETTINGS["strong"])
     assert list(tmp_path.iterdir()) == []
 

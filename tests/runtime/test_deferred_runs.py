@@ -21,11 +21,11 @@ from ttac.runtime.tensors import leave_on_disk
 
 GRAPHS = {
     "forward": """
-forward (float[N,3] x, float[3] a, float[2] b) => (float[N,3] logits, float[3] slope) <int64[1] rows = {0}> {
+forward (float[N,3] x, float[3] a, float[2] b) => (float[N,3] logits, float[3] gradient) <int64[1] rows = {0}> {
   moved = Add(x, a)
   scale = ReduceMax <keepdims = 1> (b)
   logits = Mul(moved, scale)
-  slope = ReduceMean <keepdims = 0> (logits, rows)
+  gradient = ReduceMean <keepdims = 0> (logits, rows)
 }
 """,
     "update": """
@@ -34,14 +34,14 @@ update (float count) => (float count_next) <float one = {1}> {
 }
 """,
     "update-1": """
-first (float[3] a, float[3] slope, float count_next) => (float[3] a_next) {
-  part = Div(slope, count_next)
+first (float[3] a, float[3] gradient, float count_next) => (float[3] a_next) {
+  part = Div(gradient, count_next)
   a_next = Sub(a, part)
 }
 """,
     "update-2": """
-second (float[2] b, float[3] slope) => (float[2] b_next, float[2] memory_next) <int64[2] ends = {0, 2}> {
-  memory_next = Gather(slope, ends)
+second (float[2] b, float[3] gradient) => (float[2] b_next, float[2] memory_next) <int64[2] ends = {0, 2}> {
+  memory_next = Gather(gradient, ends)
   power = Mul(memory_next, memory_next)
   b_next = Add(b, power)
 }
@@ -104,8 +104,13 @@ def test_the_numbers_match_the_formulas(adapter: Adapter) -> None:
     before, x = {name: array for name, (array, _) in STATE.items()}, batch()
     logits = (x + before["a"]) * before["b"].max()
     np.testing.assert_allclose(adapter.step(x), logits, rtol=1e-6)
-    slope = logits.mean(axis=0)
-    expected = {"a": before["a"] - slope, "b": before["b"] + slope[[0, 2]] ** 2, "memory": slope[[0, 2]], "count": 1}
+    gradient = logits.mean(axis=0)
+    expected = {
+        "a": before["a"] - gradient,
+        "b": before["b"] + gradient[[0, 2]] ** 2,
+        "memory": gradient[[0, 2]],
+        "count": 1,
+    }
     for name, array in state_of(adapter).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5)
 
@@ -320,8 +325,8 @@ def test_a_deferred_run_may_read_reset_state(tmp_path: Path) -> None:
     words = [UPDATE, {"reset": ["a"]}, deferred("update-1"), RETURN]
     adapter = ttac.load(bundle(tmp_path / "b", words))
     for _ in range(2):
-        slope = adapter.step(batch()).mean(axis=0)
-    np.testing.assert_allclose(state_of(adapter)["a"], STATE["a"][0] - slope / 2, rtol=1e-5)
+        gradient = adapter.step(batch()).mean(axis=0)
+    np.testing.assert_allclose(state_of(adapter)["a"], STATE["a"][0] - gradient / 2, rtol=1e-5)
 
 
 def test_a_reset_of_deferred_state_keeps_its_buffer(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def _exponential(
 ) -> ir.Value:
     """dz*right where x > 0, else dz*(z*factor + offset)."""
     z = node.outputs[0]
-    slope = op.Add(op.Mul(z, factor) if factor != 1.0 else z, offset)
+    derivative = op.Add(op.Mul(z, factor) if factor != 1.0 else z, offset)
     above = op.Positive(node.inputs[0])
-    return op.Add(op.Masked(op.Mul(dz, right), above), op.Masked(op.Mul(dz, slope), op.Not(above)))
+    return op.Add(op.Masked(op.Mul(dz, right), above), op.Masked(op.Mul(dz, derivative), op.Not(above)))
 
 
 @gradient("Sigmoid")
@@ -137,15 +137,15 @@ def gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     if approximate not in ("none", "tanh"):
         raise refusal(node, f"unknown `approximate` {approximate!r}")
     if approximate == "none":
-        return op.Mul(dz, op.GeluSlope(x))
-    c, slope = _nearly_normal(op, x)
-    return op.Mul(dz, op.Add(c, op.Mul(x, slope)))
+        return op.Mul(dz, op.GeluDerivative(x))
+    c, cdf_derivative = _nearly_normal(op, x)
+    return op.Mul(dz, op.Add(c, op.Mul(x, cdf_derivative)))
 
 
 @gradient("ExactGelu")
 def exact_gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = x*c with c = (1 + erf u)/2, u = x/sqrt 2   ->   dx = dz*(c + u*e^(-u^2)/sqrt(pi))."""
-    return op.Mul(dz, op.GeluSlope(node.inputs[0]))
+    return op.Mul(dz, op.GeluDerivative(node.inputs[0]))
 
 
 def _nearly_normal(op: GradientBuilder, x: ir.Value | None) -> tuple[ir.Value, ir.Value]:

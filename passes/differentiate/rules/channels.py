@@ -23,14 +23,14 @@ def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value, *unuse
     x, scale, _, mean, var = node.inputs
     eps = node.attributes.get_float("epsilon", 1e-5)
     r = op.Reciprocal(op.Sqrt(op.Add(var, eps)))
-    slope = op.Mul(scale, r)
+    derivative = op.Mul(scale, r)
     if not {1, 2, 3, 4} & op.wanted:
-        return (op.ChannelAffine(dy, slope),)
+        return (op.ChannelAffine(dy, derivative),)
     dbias = op.ChannelSum(dy)
     dscale = op.Mul(op.Sub(op.ChannelDot(dy, x), op.Mul(mean, dbias)), r)
-    dmean = op.Neg(op.Mul(slope, dbias))
-    dvar = op.Mul(op.Mul(op.Mul(slope, r), dscale), -0.5)
-    dx = op.ChannelAffine(dy, slope) if op.wants(0) else None
+    dmean = op.Neg(op.Mul(derivative, dbias))
+    dvar = op.Mul(op.Mul(op.Mul(derivative, r), dscale), -0.5)
+    dx = op.ChannelAffine(dy, derivative) if op.wants(0) else None
     return dx, dscale, dbias, dmean, dvar
 
 
@@ -46,6 +46,6 @@ def moments(op: GradientBuilder, node: ir.Node, dmean: ir.Value | None, dvar: ir
             return None
         per_channel = op.Unsqueeze(shift, [0, *range(2, rank(x))])
         return expand(op, per_channel, dims(x), x)
-    slope = op.Div(op.Mul(dvar, 2.0), count)
-    offset = op.Neg(op.Mul(slope, mean))
-    return op.ChannelAffine(x, slope, offset if shift is None else op.Add(offset, shift))
+    factor = op.Div(op.Mul(dvar, 2.0), count)
+    offset = op.Neg(op.Mul(factor, mean))
+    return op.ChannelAffine(x, factor, offset if shift is None else op.Add(offset, shift))

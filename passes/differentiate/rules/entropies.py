@@ -11,10 +11,10 @@ from ttac.passes.differentiate.reverse_walk import GradientBuilder, gradient
 def entropy(op: GradientBuilder, node: ir.Node, dh: ir.Value, *_: None) -> ir.Value:
     """H = -sum p log p of p = softmax z along the axis   ->   dz = -dH*p*(log p + H)."""
     found, peak, total = node.outputs
-    return op.EntropySlope(dh, node.inputs[0], found, peak, total, axis=node.attributes.get_int("axis"))
+    return op.EntropyGradient(dh, node.inputs[0], found, peak, total, axis=node.attributes.get_int("axis"))
 
 
 @gradient("BinaryEntropy")
 def binary_entropy(op: GradientBuilder, node: ir.Node, dh: ir.Value) -> ir.Value:
     """H = -s log s - (1-s) log(1-s) of s = sigmoid x   ->   dx = -dH*x*s*(1 - s)."""
-    return op.BinaryEntropySlope(dh, node.inputs[0])
+    return op.BinaryEntropyGradient(dh, node.inputs[0])

@@ -124,16 +124,16 @@ def test_scores_from_rounded_factors_turn_a_gradient_by_little(tmp_path: Path) -
 
 
 def test_of_a_gelu_one_tensor_is_kept_and_four_are_alive(tmp_path: Path) -> None:
-    """Its slope, which stands before its output: at most its input, u, and two on the way to the slope at once."""
+    """The kept tensor is the derivative, made before the output; its input, u and two more tensors are alive at most."""
     joint, _ = block_of(tmp_path)
     halves = halves_of(joint, planned(joint, tight=True))
     hidden = 4 * BATCH * TOKENS * 32
     graph = spelled(halves.forward).graph
     kept = [value for value in graph.outputs if value.shape is not None and nbytes(value, BATCH) == hidden]
-    (slope,) = kept
+    (derivative,) = kept
     nodes = list(graph)
     (output,) = [node for node in nodes if node.outputs[0].name == "g"]
-    assert nodes.index(slope.producer()) < nodes.index(output)  # type: ignore[arg-type]
+    assert nodes.index(derivative.producer()) < nodes.index(output)  # type: ignore[arg-type]
     assert operators(graph).count("Erf") == 1
     around = nodes[nodes.index(_maker(graph, "h")) : nodes.index(output) + 1]
     assert int(bytes_over_time(around, BATCH).max()) == 4 * hidden
@@ -145,7 +145,7 @@ def _maker(graph: ir.Graph, name: str) -> ir.Node:
 
 @pytest.mark.parametrize("share", [0.9, 0.0])
 def test_a_budget_takes_the_scores_first_and_can_round_every_large_value(tmp_path: Path, share: float) -> None:
-    """Also those that only the gradients read, such as the slope of a GELU, or only what is computed again."""
+    """Also those that only the gradients read, such as the derivative of a GELU, or only what is computed again."""
     joint, _ = block_of(tmp_path)
     graph = joint.model.graph
     dense = int(bytes_over_time(graph, BATCH).max())
@@ -153,4 +153,4 @@ def test_a_budget_takes_the_scores_first_and_can_round_every_large_value(tmp_pat
     ways = {row.value: row.how for row in plan.decisions}
     assert ways["weights"] == "recompute" and plan.is_exact == more == (share > 0)
     large = {row.value: row.how for row in plan.decisions if row.dense >= 1 << 16 and row.how != "recompute"}
-    assert {"v", "e.geluslope"} <= set(large) and set(large.values()) == {"dense" if share else "int8"}
+    assert {"v", "e.geluderivative"} <= set(large) and set(large.values()) == {"dense" if share else "int8"}

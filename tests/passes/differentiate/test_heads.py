@@ -99,9 +99,11 @@ def test_extreme_scores(binary: bool, tmp_path: Path) -> None:
     op = Builder(graph, "test")
     made = op.BinaryEntropy(z) if binary else op.Entropy(z, axis=1)[0]
     one = op.Add(op.Mul(made, 0.0), 1.0)
-    slope = op.BinaryEntropySlope(one, z) if binary else op.EntropySlope(one, z, *made.producer().outputs, axis=1)
-    graph.outputs.extend([made, slope])
-    names = [str(made.name), str(slope.name)]
+    derivative = (
+        op.BinaryEntropyGradient(one, z) if binary else op.EntropyGradient(one, z, *made.producer().outputs, axis=1)
+    )
+    graph.outputs.extend([made, derivative])
+    names = [str(made.name), str(derivative.name)]
     whole = ir.Model(graph, ir_version=8)
     expand_all(whole)
     found = executed(whole, {"z": EXTREMES})

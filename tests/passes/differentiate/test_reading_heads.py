@@ -27,11 +27,11 @@ def test_an_output_is_read(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(HEADS))
 def test_the_entropy_is_that_of_the_predictions(name: str, tmp_path: Path) -> None:
-    """The reported entropy against the outputs, in float64; that the gradient is its slope, the compile verified."""
+    """The reported entropy against the outputs, in float64; that the gradient is its derivative, the compile verified."""
     end, weights, _ = HEADS[name]
     folder = compiled(written(end, weights, SHAPES[name], tmp_path), tmp_path, batch=4, settings={"lr": 0.01})
     manifest = read(folder)
-    assert manifest["verified"]["slope"] is not None
+    assert manifest["verified"]["derivative"] is not None
     adapter = ttac.load(folder, threads=1)
     before = state_of(adapter)
     y = adapter.step(samples((3, 8, 8), 4))

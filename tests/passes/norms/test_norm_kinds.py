@@ -223,7 +223,7 @@ def site_in(model: ir.Model) -> NormSite:
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_spelling_is_recognised_and_trained(spelling: str, tmp_path: Path) -> None:
-    """`normalise` compares the numbers with the file's, `compile` the gradients with slopes of the loss."""
+    """`normalise` compares the numbers with the file's, `compile` the gradients with derivatives of the loss."""
     path = saved(model_of(spelling), tmp_path)
     site = site_in(normalise(load(path), simplifier=None))
     assert site.kind == SPELLINGS[spelling][1]

@@ -59,13 +59,13 @@ def test_what_is_none_stays(body: str) -> None:
     assert gather_gelus(model) == 0 and ir.to_onnx_text(model) == before
 
 
-def test_the_slope_is_the_derivative() -> None:
+def test_the_composite_is_the_derivative() -> None:
     """Against c + x*c' in double precision, out to where e^(u^2) overflows."""
     x = np.linspace(-20, 20, 24, dtype=np.float32).reshape(4, 6)
     model = model_of("y = Identity (h)")
     op = Builder(model.graph, "test")
-    with op.at("slope"):
-        model.graph.outputs[:] = [op.GeluSlope(model.graph.inputs[0], name="slope")]
+    with op.at("derivative"):
+        model.graph.outputs[:] = [op.GeluDerivative(model.graph.inputs[0], name="derivative")]
     model.opset_imports[DOMAIN] = 1
     expand_all(model)
     normal = np.array([(1 + math.erf(float(v) / math.sqrt(2))) / 2 for v in x.ravel()]).reshape(x.shape)

@@ -293,10 +293,10 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
     channels = shape[0]
     feeds: Arrays = {
         "x": values("normal", (n, *shape)), "g": values("uneven", (n, *shape)), "plus": values("relu", (n, *shape)),
-        "slope": values("normal", (channels,)), "offset": values("relu", (channels,)) + 1,
+        "factor": values("normal", (channels,)), "offset": values("relu", (channels,)) + 1,
         "power": np.full((n, channels, *[1] * len(shape[1:])), 0.7, np.float32),
     }  # fmt: skip
-    per_channel = ("slope", "offset")
+    per_channel = ("factor", "offset")
     sizes = {key: [channels] if key in per_channel else ["N", *x.shape[1:]] for key, x in feeds.items()}
     inputs = {key: ir.val(key, SINGLE, sizes[key]) for key in feeds}
     wanted = KeepRatio(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
@@ -310,7 +310,7 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
         others = [inputs["g"], inputs["power"]]
     else:
         chosen = [inputs[key] if given.get(key) else None for key in ("offset", "plus")]
-        others = [inputs["slope"], *chosen]  # type: ignore[list-item]
+        others = [inputs["factor"], *chosen]  # type: ignore[list-item]
     read = codec.readers[operator](op, saved, x, *others)
     assert read.dtype == SINGLE
     for title, value in (("read", read), ("restored", codec.decode(op, saved, x))):
@@ -331,7 +331,7 @@ def reading(name: str, operator: str, shape: tuple[int, ...], least: float, **gi
             square, dot = ((other * back).mean(rows, keepdims=True) for other in (back, feeds["g"]))
             expected = back * dot / square * feeds["power"]
         else:
-            expected = back * feeds["slope"][column]
+            expected = back * feeds["factor"][column]
             expected = expected + feeds["offset"][column] if given.get("offset") else expected
             expected = expected + feeds["plus"] if given.get("plus") else expected
         scale = float(np.abs(expected).max())

@@ -89,27 +89,27 @@ class Levels:
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.3, 0.9])
 @pytest.mark.parametrize("shape", [(6, 8, 8), (3, 5, 7), (16, 16, 16)])
 def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
-    """Where g is zero and where it is not: in the sum of g*x, and in x*slope + offset (+ what is added)."""
+    """Where g is zero and where it is not: in the sum of g*x, and in x*factor + offset (+ what is added)."""
     codec, n = CODECS["levels"], 9
     random = np.random.default_rng(len(shape) + shape[0])
     values = (random.normal(size=(n, *shape)) + random.normal(size=(1, shape[0], 1, 1))).astype(np.float32)
     g = np.where(values + random.normal(size=values.shape) > 0.5, random.normal(size=values.shape), 0)
     feeds: Arrays = {
-        "x": values, "g": g.astype(np.float32), "slope": random.normal(size=shape[0]).astype(np.float32),
+        "x": values, "g": g.astype(np.float32), "factor": random.normal(size=shape[0]).astype(np.float32),
         "offset": random.normal(size=shape[0]).astype(np.float32), "plus": random.normal(size=values.shape).astype(np.float32),
     }  # fmt: skip
     given = {key: ir.val(key, SINGLE, ["N", *shape] if x.ndim > 1 else [shape[0]]) for key, x in feeds.items()}
     wanted = KeepRatio(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
     graph = ir.Graph([*given.values(), *wanted], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="levels")
     op = Builder(graph, "test")
-    x, slope, offset = given["x"], given["slope"], given["offset"]
+    x, factor, offset = given["x"], given["factor"], given["offset"]
     crossing = list(codec.encode(op, x, wanted))
     assert codec.estimate is not None
     known = [*crossing, *codec.estimate(op, crossing, x, given["g"])]
     affine = codec.readers["ChannelAffine"]
     made = {
         "places": crossing[2], "scale": crossing[1], "dot": codec.readers["ChannelDot"](op, known, x, given["g"]),
-        "affine": affine(op, known, x, slope, offset), "added": affine(op, known, x, slope, None, given["plus"]),
+        "affine": affine(op, known, x, factor, offset), "added": affine(op, known, x, factor, None, given["plus"]),
     }  # fmt: skip
     for title, value in made.items():
         graph.outputs.append(op.Identity(value, name=f"{title}.out", like=value))
@@ -122,7 +122,7 @@ def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
     long = expected.lengthened().reshape(values.shape)
     column = (slice(None), None, None)
     for title, plain in (("affine", feeds["offset"][column]), ("added", feeds["plus"])):
-        np.testing.assert_allclose(read[f"{title}.out"], long * feeds["slope"][column] + plain, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(read[f"{title}.out"], long * feeds["factor"][column] + plain, rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
     last, mask = "d", "s.positive"  # what the last norm reads, and the Relu before the pool
     x, y = plain[last].astype(float), plain["y"].astype(float)
     p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
-    slope = -p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True)) / len(y)
+    derivative = -p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True)) / len(y)
     weight = next(v.const_value for v in model.graph.initializers.values() if v.name == "fc.weight")
     assert weight is not None
-    g = (slope @ weight.numpy())[:, :, None, None] / 64 * plain[mask]
+    g = (derivative @ weight.numpy())[:, :, None, None] / 64 * plain[mask]
     expected = Levels(x.reshape(5, 6, 1, 64), g.reshape(5, 6, 1, 64), forward[f"{last}.levels.places"][:, 0],
                       forward[f"{last}.levels.scale"].astype(float))  # fmt: skip
     r = 1 / np.sqrt(x.var((0, 2, 3)) + 1e-5)

@@ -164,7 +164,7 @@ def test_a_mask_is_kept_where_its_value_loses_digits(chain: Path) -> None:
     assert ways["c"] == ways["d"] == "int8" and "bits" not in {row.how for row in exact.decisions}
     (bits,) = [row for row in lossy.decisions if row.how == "bits"]
     assert values_of(joint)[bits.value].dtype == ir.DataType.BOOL and bits.bytes == 64 * 8 * 16 * 16 // 8
-    # A slope is no step: it follows from what comes back.
+    # A continuous function flips no sign: the backward computes the value again from the decoded tensor.
     assert ways["s.mul"] == "recompute"
 
 

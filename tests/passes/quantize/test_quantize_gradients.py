@@ -24,7 +24,9 @@ from ttac.targets import find
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
-def slope(kind: str, scale: float, zero: Any, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rounded_with_gradient(
+    kind: str, scale: float, zero: Any, x: np.ndarray, dy: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The rounded x, and the gradient of sum(dy * rounded) by x."""
     found = []
     for position in range(2):
@@ -45,20 +47,20 @@ DY = np.arange(1, 10, dtype=np.float32)
 
 
 def test_rounding_passes_the_gradient_on() -> None:
-    y, dx = slope("Rounded", 0.5, np.uint8(2), X, DY)
+    y, dx = rounded_with_gradient("Rounded", 0.5, np.uint8(2), X, DY)
     np.testing.assert_array_equal(y, [-1, -1, -0.5, 0, 0, 0, 0.5, 1, 126.5])
     np.testing.assert_array_equal(dx, DY)
 
 
 @pytest.mark.parametrize("zero", [np.uint8(0), np.int8(-128)])
 def test_rounding_from_zero_on_is_a_relu_too(zero: Any) -> None:
-    y, dx = slope("Rounded", 0.5, zero, X, DY)
+    y, dx = rounded_with_gradient("Rounded", 0.5, zero, X, DY)
     np.testing.assert_array_equal(y, [0, 0, 0, 0, 0, 0, 0.5, 1, 127.5])
     np.testing.assert_array_equal(dx, DY * (y > 0))
 
 
 def test_the_numbers_of_a_grid_pass_it_on_in_their_units() -> None:
-    y, dx = slope("Counted", 0.5, np.uint8(2), X, DY)
+    y, dx = rounded_with_gradient("Counted", 0.5, np.uint8(2), X, DY)
     np.testing.assert_array_equal(y, [0, 0, 1, 2, 2, 2, 3, 4, 255])
     np.testing.assert_allclose(dx, DY / 0.5, rtol=1e-6)
 
@@ -68,7 +70,7 @@ def test_between_the_ends_it_is_the_gradient_of_pytorch() -> None:
     x = torch.tensor(X[1:-1], requires_grad=True)
     y = torch.fake_quantize_per_tensor_affine(x, 0.5, 2, 0, 255)
     (y * torch.from_numpy(DY[1:-1])).sum().backward()
-    found, dx = slope("Rounded", 0.5, np.uint8(2), X[1:-1], DY[1:-1])
+    found, dx = rounded_with_gradient("Rounded", 0.5, np.uint8(2), X[1:-1], DY[1:-1])
     np.testing.assert_array_equal(found, y.detach().numpy())
     np.testing.assert_array_equal(dx, x.grad.numpy())
 
@@ -111,4 +113,4 @@ def test_a_step_goes_where_the_float_model_would_go(name: str, train: str, tmp_p
     assert 0.8 < np.linalg.norm(other) / np.linalg.norm(whole) < 1.25
     assert bundle.path is not None
     assert float_layers(bundle.path / "forward.onnx") == []
-    assert bundle.report["verified"]["slope"] is None and bundle.report["verified"]["gradients_halves"] < 0.05
+    assert bundle.report["verified"]["derivative"] is None and bundle.report["verified"]["gradients_halves"] < 0.05

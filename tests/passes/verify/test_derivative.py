@@ -71,7 +71,7 @@ def compiled(name: str, method: str, folder: Path) -> ttac.Bundle:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", list(NETS))
 def test_a_right_gradient_raises_no_alarm(name: str, method: str, tmp_path: Path) -> None:
-    assert compiled(name, method, tmp_path).manifest["verified"]["slope"] <= BOUND
+    assert compiled(name, method, tmp_path).manifest["verified"]["derivative"] <= BOUND
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_gradient_wrong_by_one_per_cent_is_seen(
         return op.Mul(right.function(op, node, *given), factor)
 
     monkeypatch.setitem(RULES, "GlobalAveragePool", Rule(wrong, right.broadcasts))
-    with pytest.raises(VerificationError, match="slope"):
+    with pytest.raises(VerificationError, match="derivative"):
         compiled(name, method, tmp_path)
 
 
@@ -107,9 +107,9 @@ def same(values: Sequence[np.ndarray]) -> list[np.ndarray]:
 def test_a_wrong_gradient_of_squares_is_seen(factor: float, seen: bool) -> None:
     parameters, gradient, loss = squares()
     error = derivative_error(parameters, [factor * gradient], same, lambda: None, loss)
-    differences = Differences(logits_off=0.0, slope=error)
+    differences = Differences(logits_off=0.0, derivative=error)
     if seen:
-        with pytest.raises(VerificationError, match="slope"):
+        with pytest.raises(VerificationError, match="derivative"):
             differences.refuse()
     else:
         differences.refuse()
@@ -138,7 +138,7 @@ def test_the_verdict_without_float64_comes_from_more_directions(
 ) -> None:
     monkeypatch.setattr("ttac.verification.float64_of", lambda *_: None)
     for name in NETS:
-        assert compiled(name, "sar", tmp_path).manifest["verified"]["slope"] <= BOUND
+        assert compiled(name, "sar", tmp_path).manifest["verified"]["derivative"] <= BOUND
 
 
 def test_outputs_unlike_those_of_the_engine_are_no_reference() -> None:
