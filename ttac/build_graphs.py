@@ -13,7 +13,7 @@ from ttac.method_facts import method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.lower.fed_weights import feed_pointwise
-from ttac.passes.lower.gradient_dependencies import wait_for_gradients
+from ttac.passes.lower.gradient_dependencies import add_gradient_dependencies
 from ttac.passes.lower.lower import lower
 from ttac.passes.lower.stages import split_backward
 from ttac.passes.partition.partition import GraphHalves, partition
@@ -116,7 +116,7 @@ def backward_stages(
     stages = split_backward(backward, residuals, batch, STAGES)
     available = {*residuals, *(str(value.name) for value in joint.model.graph.inputs)}
     for model in stages:
-        wait_for_gradients(model, available, batch)
+        add_gradient_dependencies(model, available, batch)
     names = ["backward"] if len(stages) == 1 else [f"backward-{i}" for i in range(1, len(stages) + 1)]
     return dict(zip(names, stages, strict=True))
 

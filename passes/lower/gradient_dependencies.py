@@ -1,8 +1,9 @@
-"""The order of a backward graph as data: what is computed from residuals alone waits for the gradient it is needed for.
+"""Gradient dependencies: large inputs of a backward graph wait, as data, for the gradient that their result meets.
 
-An engine that follows the file's order needs no such thing, but its optimisations break that order: convolutions in a
-blocked layout are new nodes, and come last.  Everything that needs residuals only (masks, restored and normalised maps)
-would then be computed before the first gradient, and all of it be held (docs/decisions/engine-memory.md).
+An engine that follows the file's order needs no dependency.  The engine's optimisations break that order: a convolution
+in a blocked layout is a new node, and new nodes come last.  The engine would then run every node that needs residuals
+only (masks, decoded and normalised maps) before the first gradient, and hold all results
+(docs/decisions/engine-memory.md).
 """
 
 from __future__ import annotations
@@ -18,64 +19,69 @@ from ttac.passes.lower.lower import name_nodes
 from ttac.passes.plan.decisions import SMALL_BYTES, nbytes
 from ttac.passes.plan.needs_gradient import needs_gradient
 
-ROOM = "waits"
+ROOM = "dependencies"
 
 
-def wait_for_gradients(model: ir.Model, given: Set[str], batch: int) -> None:
-    """Let every large tensor that follows from the inputs `given` alone wait for the gradient it is combined with.
+def add_gradient_dependencies(model: ir.Model, available: Set[str], batch: int) -> None:
+    """Let every large input wait for the gradient that the results of the input meet, in place.
 
-    In place, on a graph of standard operators in the order of its file.
+    `available` names the inputs that exist before the first gradient: residuals, parameters and the inputs of the
+    forward.  `model` is a graph of standard operators in the order of its file.
     """
     graph = model.graph
     nodes = list(graph)
     position = {node: index for index, node in enumerate(nodes)}
-    late = _late(graph, given)
-    first = _first_late_reader(nodes, late, position)
+    after_gradient = _after_gradient(graph, available)
+    meeting = _meeting_nodes(nodes, after_gradient, position)
     op = Builder(graph, ROOM, model.opset_imports[""])
-    waiting: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
+    dependent: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
     for node in nodes:
-        gradient = _latest(first[node], late, position, position[node]) if node in first else None
+        gradient = _last_gradient(meeting[node], after_gradient, position, position[node]) if node in meeting else None
         for index, value in enumerate(node.inputs):
-            if gradient is None or value is None or not value.is_graph_input() or not _is_worth_it(value, batch):
+            if gradient is None or value is None or not value.is_graph_input() or not _may_be_large(value, batch):
                 continue
-            if (value, gradient) not in waiting:
+            if (value, gradient) not in dependent:
                 with op.at(node.metadata_props.get(LAYER, ""), before=node):
-                    waiting[value, gradient] = after(op, value, gradient)
-            node.replace_input_with(index, waiting[value, gradient])
+                    dependent[value, gradient] = after(op, value, gradient)
+            node.replace_input_with(index, dependent[value, gradient])
     name_nodes(model)
 
 
-def _late(graph: ir.Graph, given: Set[str]) -> set[ir.Node]:
-    """The nodes that follow from a gradient: from an input that is not `given`, or from the loss."""
-    late = needs_gradient(list(graph))
+def _after_gradient(graph: ir.Graph, available: Set[str]) -> set[ir.Node]:
+    """The nodes that follow from a gradient: from the loss, or from an input that is not `available`."""
+    following = needs_gradient(list(graph))
     for node in graph:
-        made = [v for v in node.inputs if v is not None]
-        if any(v.producer() in late or (v.is_graph_input() and v.name not in given) for v in made):
-            late.add(node)
-    return late
+        inputs = [v for v in node.inputs if v is not None]
+        if any(v.producer() in following or (v.is_graph_input() and v.name not in available) for v in inputs):
+            following.add(node)
+    return following
 
 
-def _first_late_reader(
-    nodes: list[ir.Node], late: Set[ir.Node], position: dict[ir.Node, int]
+def _meeting_nodes(
+    nodes: list[ir.Node], after_gradient: Set[ir.Node], position: dict[ir.Node, int]
 ) -> dict[ir.Node, ir.Node]:
-    """For each node outside `late`, the first node in it that reads what follows from it."""
-    first: dict[ir.Node, ir.Node] = {}
+    """For each node outside `after_gradient`, the first node of `after_gradient` that follows from the node."""
+    meeting: dict[ir.Node, ir.Node] = {}
     for node in reversed(nodes):
-        if node not in late:
+        if node not in after_gradient:
             readers = [use.node for value in node.outputs for use in value.uses()]
-            found = [reader if reader in late else first.get(reader) for reader in readers]
-            if there := [reader for reader in found if reader is not None]:
-                first[node] = min(there, key=lambda reader: position[reader])
-    return first
+            met = [reader if reader in after_gradient else meeting.get(reader) for reader in readers]
+            if candidates := [reader for reader in met if reader is not None]:
+                meeting[node] = min(candidates, key=lambda reader: position[reader])
+    return meeting
 
 
-def _latest(reader: ir.Node, late: Set[ir.Node], position: dict[ir.Node, int], end: int) -> ir.Value | None:
-    """The gradient that `reader` combines with what waits, if a node in front of position `end` makes it."""
+def _last_gradient(
+    reader: ir.Node, after_gradient: Set[ir.Node], position: dict[ir.Node, int], end: int
+) -> ir.Value | None:
+    """The last input of `reader` that a node of `after_gradient` in front of position `end` makes."""
     makers = [(v.producer(), v) for v in reader.inputs if v is not None]
-    made = [(position[maker], v) for maker, v in makers if maker in late and maker and position[maker] < end]
-    return max(made, key=lambda pair: pair[0])[1] if made else None
+    gradients = [
+        (position[maker], v) for maker, v in makers if maker in after_gradient and maker and position[maker] < end
+    ]
+    return max(gradients, key=lambda pair: pair[0])[1] if gradients else None
 
 
-def _is_worth_it(value: ir.Value, batch: int) -> bool:
-    """Whether what follows from `value` may be large; of a mask as bits only the 32nd part crosses."""
+def _may_be_large(value: ir.Value, batch: int) -> bool:
+    """Whether a tensor computed from `value` may be large: an input of packed bits has a 32nd of the tensor's bytes."""
     return bool(value.shape) and (SAMPLE_BYTES in value.meta or nbytes(value, batch) > SMALL_BYTES // 32)

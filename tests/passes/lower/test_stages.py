@@ -17,7 +17,7 @@ from tests.support.halves import is_sorted, joint_of, packing, planned, run_halv
 from tests.support.whole_models import MODELS, SINGLE, Arrays, samples, spelled
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import run
-from ttac.passes.lower.gradient_dependencies import wait_for_gradients
+from ttac.passes.lower.gradient_dependencies import add_gradient_dependencies
 from ttac.passes.lower.stages import _lowest, choose_cuts, split_backward
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.decisions import SMALL_BYTES, nbytes
@@ -160,24 +160,24 @@ def test_gradients_of_parameters_are_held_until_the_update() -> None:
     assert choose_cuts(list(graph), graph.inputs, 1, 2) == [3]
 
 
-# --- what waits -------------------------------------------------------------------------------------------------------
+# --- gradient dependencies --------------------------------------------------------------------------------------------
 
 
 def rounded_backward() -> tuple[ir.Model, set[str], Arrays]:
-    """A net's backward in standard operators, what is there from the start, and values for all of its inputs."""
+    """A net's backward in standard operators, the inputs that exist before the first gradient, and all inputs' values."""
     joint, outputs, state = joint_of(MODELS["wide_resnet"])
     halves = partition(joint.model, outputs, joint.gradients, planned(joint, 64, packing(64, "int8")))
     assert halves.backward is not None
     feeds = {"x": samples((3, 16, 16), 3), **state}
-    given = {*halves.residuals, *(str(value.name) for value in joint.model.graph.inputs)}
-    return spelled(halves.backward), given, {**feeds, **run(spelled(halves.forward), feeds)}
+    available = {*halves.residuals, *(str(value.name) for value in joint.model.graph.inputs)}
+    return spelled(halves.backward), available, {**feeds, **run(spelled(halves.forward), feeds)}
 
 
-def test_waiting_changes_no_number_and_no_large_residual_is_read_at_once() -> None:
-    model, given, feeds = rounded_backward()
+def test_dependencies_change_no_number_and_delay_residuals() -> None:
+    model, available, feeds = rounded_backward()
     before = run(model, feeds)
     large = {str(v.name) for v in model.graph.inputs if nbytes(v, 64) > SMALL_BYTES}
-    wait_for_gradients(model, given, 64)
+    add_gradient_dependencies(model, available, 64)
     after = run(model, feeds)
     assert is_sorted(model.graph) and before.keys() == after.keys()
     for name, value in before.items():
@@ -187,16 +187,16 @@ def test_waiting_changes_no_number_and_no_large_residual_is_read_at_once() -> No
         if node.op_type == "Size" or any(v is not None and v.producer() in late for v in node.inputs):
             late.add(node)
     read = {str(v.name) for node in model.graph if node not in late for v in node.inputs if v is not None}
-    # What the first gradient of all needs has nothing to wait for.
+    # No gradient exists before the residuals that the first gradient needs.
     assert len(large) > 6 and len(large & read) <= 3
 
 
 @pytest.mark.parametrize("optimization", ["basic", "extended", "all"])
-def test_an_engine_keeps_what_waits(optimization: str, tmp_path: Path) -> None:
-    """Its optimisations take shapes for constants where they can: of Shape and of Concat, for instance."""
-    model, given, _ = rounded_backward()
-    wait_for_gradients(model, given, 64)
-    waits = sum(node.op_type == "Size" for node in model.graph)
+def test_an_engine_keeps_gradient_dependencies(optimization: str, tmp_path: Path) -> None:
+    """The engine's optimisations replace shapes by constants where they can, as those of Shape and Concat."""
+    model, available, _ = rounded_backward()
+    add_gradient_dependencies(model, available, 64)
+    dependencies = sum(node.op_type == "Size" for node in model.graph)
     ir.save(model, tmp_path / "backward.onnx")
     module = engine()
     options = module.SessionOptions()
@@ -206,4 +206,4 @@ def test_an_engine_keeps_what_waits(optimization: str, tmp_path: Path) -> None:
     left = ir.load(tmp_path / "optimized.onnx").graph
     made = {value for node in left for value in node.outputs}
     shaped = [node for node in left if node.op_type == "Reshape" and node.inputs[1] in made]
-    assert waits > 6 and len(shaped) >= waits - 1
+    assert dependencies > 6 and len(shaped) >= dependencies - 1

@@ -91,7 +91,7 @@ def test_less_memory_costs_more_rounding_and_never_more_bytes(joint: Joint) -> N
     assert peaks[-1] < 0.6 * peaks[0] and all(later <= 1.05 * earlier for earlier, later in pairwise(peaks))
 
 
-def test_what_waits_through_the_highest_moment_goes_first() -> None:
+def test_the_value_kept_through_the_peak_shrinks_first() -> None:
     """Of three values one spans the highest moment alone; the largest of those at a moment is taken."""
     x = ir.val("x", SINGLE, ["N", 64, 8, 8])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18}, name="joint")
