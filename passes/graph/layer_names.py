@@ -31,7 +31,9 @@ TensorFlow Lite joins the names of fused operators: `model/relu/Relu;model/bn/ba
 """
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-"""Operators into which exporters fold a batch norm."""
+"""Convolutions, into which most exporters fold a batch norm."""
+FOLDABLE = CONVOLUTIONS | {"Gemm"}
+"""Operators into which exporters fold a batch norm: kernel second, bias third."""
 
 PARAMETRIC = {
     "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "GroupNormalization",
@@ -111,7 +113,7 @@ def folded_norm(node: ir.Node) -> str:
     """
     if name := _by_tensorflow(node):
         return name
-    if node.op_type not in CONVOLUTIONS:
+    if node.op_type not in FOLDABLE:
         return ""
     if "FuseBatchNorm" in node.metadata_props.get(REWRITES, ""):
         return _scopes(node)[-2] if len(_scopes(node)) > 1 else "?"
@@ -124,7 +126,7 @@ def _by_tensorflow(node: ir.Node) -> str:
     if node.op_type == "Mul":
         match = TENSORFLOW.fullmatch(str(node.name))
         return _dotted(match[1]) if match is not None else ""
-    return _path_in_name(TENSORFLOW, node.inputs[2]) if node.op_type in CONVOLUTIONS and len(node.inputs) > 2 else ""
+    return _path_in_name(TENSORFLOW, node.inputs[2]) if node.op_type in FOLDABLE and len(node.inputs) > 2 else ""
 
 
 def _path_in_name(pattern: re.Pattern[str], value: ir.Value | None) -> str:

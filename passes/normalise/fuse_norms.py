@@ -15,8 +15,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.match import array_of, only_reader
-from ttac.passes.graph.rewire import node_after
+from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.layer_names import layer_name
+from ttac.passes.graph.match import array_of, made_by, only_reader
+from ttac.passes.graph.rewire import node_after, replace
+from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.normalise.affine_nodes import (
     KIND,
     XHAT,
@@ -54,6 +57,8 @@ def _fused(op: Builder, node: ir.Node) -> bool:
         return whole_group_norm(op, node)
     if node.op_type == "LayerNormalization":
         return _bare_layer_norm(op, node)
+    if node.op_type == "BatchNormalization":
+        return _tracked_instance_norm(node)
     norm = standardisation(node)
     if isinstance(norm, Standardisation):
         if over_groups(norm):
@@ -167,4 +172,30 @@ def _bare_layer_norm(op: Builder, node: ir.Node) -> bool:
         return False
     node.resize_inputs(3)
     node.replace_input_with(2, op.constant(np.zeros(scale.shape, scale.dtype)))
+    return True
+
+
+def _tracked_instance_norm(node: ir.Node) -> bool:
+    """Write an instance norm with stored statistics as the batch norm that computes the same.
+
+    PyTorch exports it as a batch norm of [1, N*C, ...], between two Reshapes, with parameters repeated N times.
+    """
+    before, after = made_by(node.inputs[0], "Reshape"), only_reader(node.outputs[0], "Reshape")
+    x = before.inputs[0] if before is not None else None
+    if x is None or after is None or x.shape is None or after.outputs[0].shape is None:
+        return False
+    shape, tiles = dims(x), [made_by(value, "Tile") for value in node.inputs[1:]]
+    if shape[0] != BATCH or dims(node.inputs[0])[2:] != shape[2:] or dims(after.outputs[0]) != shape:
+        return False
+    parameters = [tile.inputs[0] if tile is not None else None for tile in tiles]
+    arrays = [array_of(value) for value in parameters]
+    if any(array is None or array.shape != (shape[1],) for array in arrays):
+        return False
+    for position, value in enumerate([x, *parameters]):
+        node.replace_input_with(position, value)
+    node.outputs[0].shape = x.shape
+    assert node.graph is not None
+    node.graph.remove([tile for tile in tiles if tile is not None and not tile.outputs[0].uses()], safe=True)
+    replace(node.graph, after, node.outputs[0])
+    node.metadata_props[LAYER] = layer_name(node)
     return True

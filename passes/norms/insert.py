@@ -1,6 +1,6 @@
-"""Give a folded Conv its norm back: an adaptive norm that is the identity on the source's own statistics.
+"""Give a folded layer its norm back: an adaptive norm that is the identity on the source's own statistics.
 
-With the channel mean m and deviation s of the Conv's output on calibration data, (x - m)/s * s + m = x. So m and s
+With the channel mean m and deviation s of the layer's output on calibration data, (x - m)/s * s + m = x. So m and s
 become the norm's statistics and its affine. Where the export folded y = g*(x0 - mu)/sigma + b, s is |g| and m is b.
 
 Folding also scaled the kernel, by g/sigma. Here every filter gets length 1 again, about the length that weight decay
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED_EPSILON
+from ttac.passes.graph.layer_names import FOLDABLE, FOLDED_EPSILON
 from ttac.passes.graph.rewire import node_after
 from ttac.passes.normalise.affine_nodes import KIND
 from ttac.passes.norms.folded_norms import Candidate
@@ -31,7 +31,7 @@ EPSILON = 1e-5
 def insert_norms(
     model: ir.Model, candidates: Sequence[Candidate], statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[NormSite]:
-    """Append a BatchNormalization to every candidate Conv of `model`, and complete scales and shifts to a norm.
+    """Append a BatchNormalization to every candidate layer of `model`, and complete scales and shifts to a norm.
 
     In place.
 
@@ -41,7 +41,7 @@ def insert_norms(
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     sites = []
     for candidate in candidates:
-        restore = _insert if candidate.node.op_type in CONVOLUTIONS else _complete
+        restore = _insert if candidate.node.op_type in FOLDABLE else _complete
         sites.append(restore(op, model.graph, candidate, *statistics[str(candidate.value.name)]))
     return sites
 
@@ -80,7 +80,7 @@ def epsilon_of(candidate: Candidate) -> float:
 
 
 def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
-    """Divide kernel and bias of a convolution by the length of each filter, in place.
+    """Divide kernel and bias of a layer by the length of each filter, in place.
 
     A filter of zeros stays unchanged.
 
@@ -88,8 +88,9 @@ def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
     """
     kernel, *bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
     groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+    rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
     by_filter = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
-    by_filter = np.moveaxis(by_filter, 1 if node.op_type == "Conv" else 2, 1)
+    by_filter = np.moveaxis(by_filter, 1 if rows else 2, 1)
     length: np.ndarray = np.sqrt((by_filter**2).sum(axis=tuple(range(2, by_filter.ndim)))).reshape(-1)
     length[length == 0] = 1.0
     by_filter /= length.reshape(groups, -1, *[1] * (by_filter.ndim - 2))

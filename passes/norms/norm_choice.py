@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttac.errors import UnsupportedError
-from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED
-from ttac.passes.norms.folded_norms import Candidate, Rejection
+from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDABLE, FOLDED
+from ttac.passes.norms.folded_norms import WORDS, Candidate, Rejection
 from ttac.passes.norms.norm_sites import ModelNorms, NormSite
 
 KEEP_NORMS = (
@@ -39,30 +39,76 @@ def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = F
 
     Raises UnsupportedError, with both ways out, if nothing can adapt.
     """
-    marked = [candidate for candidate in census.folded if FOLDED in candidate.node.metadata_props]
+    candidates = _candidates(census, norms)
+    marked = [candidate for candidate in candidates if FOLDED in candidate.node.metadata_props]
     batch = [site for site in census.sites if site.kind == "batch"]
-    repairs = bool(marked) if has_calibration else not batch and bool(marked or not census.sites)
+    repairs = _is_folded(census, candidates) if has_calibration else not batch and bool(marked or not census.sites)
     inserts = {"keep": False, "insert": True, "auto": repairs or not census.sites}[norms]
-    if not inserts or not census.folded:
+    if not inserts or not candidates:
         if not census.sites:
             raise _nothing(census, norms)
-        left = f"; {len(marked)} more were folded by the exporter (`--norms insert` restores them)" if marked else ""
-        return Decision(census.sites, (), f"the file has {_by_kind(census.sites)}{left}")
+        return Decision(census.sites, (), f"the file has {_by_kind(census.sites)}{_left(census, candidates, norms)}")
     if not has_calibration:
-        lost = f"the exporter folded {_many(marked, 'norm')} into convolutions" if marked else "the file has no norm"
+        lost = (
+            f"the exporter folded {_many(marked, 'norm')} into {_kinds(marked)}" if marked else "the file has no norm"
+        )
         raise UnsupportedError(
             f"{lost}: without calibration data there are no statistics to adapt from"
             if norms == "auto"
-            else f"`--norms insert` needs calibration data for {_many(census.folded, 'convolution')}",
-            where=_listed(census.folded),
+            else f"`--norms insert` needs calibration data for {_by_layer(candidates)}",
+            where=_listed(candidates),
             hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
         )
-    bare = [candidate for candidate in census.folded if candidate.node.op_type in CONVOLUTIONS]
-    scaled = [candidate for candidate in census.folded if candidate not in bare]
-    parts = [_many(items, word) for items, word in ((bare, "convolution"), (scaled, "scale-and-shift")) if items]
-    completed = {id(candidate.node) for candidate in scaled}
+    completed = {id(candidate.node) for candidate in candidates if candidate.node.op_type not in FOLDABLE}
     kept = tuple(site for site in census.sites if id(site.node) not in completed)
-    return Decision(kept, census.folded, f"{' and '.join(parts)} get a norm from calibration data")
+    others = f"; the file has {_by_kind(kept)}" if kept else ""
+    return Decision(kept, candidates, f"{_by_layer(candidates)} get a norm from calibration data{others}")
+
+
+def _candidates(census: ModelNorms, norms: str) -> tuple[Candidate, ...]:
+    """Return the candidates that `norms` considers.
+
+    A linear layer behind convolutions, such as the first of a classifier, often has no norm in the source. Without a
+    mark of the exporter, "auto" leaves it alone.
+    """
+    layers = [item.node for item in (*census.folded, *census.skipped)]
+    if norms == "insert" or not any(node.op_type in CONVOLUTIONS for node in layers):
+        return census.folded
+    return tuple(c for c in census.folded if c.node.op_type != "Gemm" or FOLDED in c.node.metadata_props)
+
+
+def _is_folded(census: ModelNorms, candidates: Sequence[Candidate]) -> bool:
+    """Return whether the file lost batch norms: by marks of the exporter, or by more such layers than batch norms.
+
+    Exporters that fold norms without a mark leave those behind a Concat, a Pad or a depthwise layer. In a file with all
+    its norms, few convolutions have a bias.
+    """
+    if any(FOLDED in candidate.node.metadata_props for candidate in candidates):
+        return True
+    batch = sum(site.kind == "batch" for site in census.sites)
+    return 0 < batch < sum(candidate.node.op_type in CONVOLUTIONS for candidate in candidates)
+
+
+def _left(census: ModelNorms, candidates: Sequence[Candidate], norms: str) -> str:
+    """Return a note on the layers that may have lost their norm and get none."""
+    if not candidates or not _is_folded(census, candidates):
+        return ""
+    if any(FOLDED in candidate.node.metadata_props for candidate in candidates):
+        return f"; {len(candidates)} more were folded by the exporter (`--norms insert` restores them)"
+    option = "--calibration PATH" if norms == "auto" else "--norms insert"
+    return f"; {_by_layer(candidates)} with a bias may have lost their norm (`{option}` restores them)"
+
+
+def _kinds(candidates: Sequence[Candidate]) -> str:
+    """`convolutions and linear layers`."""
+    words = [WORDS.get(c.node.op_type, "scale-and-shift") for c in candidates]
+    return " and ".join(f"{word}s" for word in dict.fromkeys(words))
+
+
+def _by_layer(candidates: Sequence[Candidate]) -> str:
+    """`2 convolutions and 1 scale-and-shift`."""
+    words = [WORDS.get(c.node.op_type, "scale-and-shift") for c in candidates]
+    return " and ".join(_many(range(words.count(word)), word) for word in dict.fromkeys(words))
 
 
 def _many(items: Sequence[object], word: str) -> str:

@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED
+from ttac.passes.graph.layer_names import FOLDABLE, FOLDED
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.normalise.affine_nodes import KIND, XHAT
 from ttac.passes.normalise.norm_patterns import standardisation
-from ttac.passes.norms.folded_norms import Candidate, Rejection, folded_convolutions
+from ttac.passes.norms.folded_norms import Candidate, Rejection, folded_layers
 
 KINDS = {"LayerNormalization": "layer", "InstanceNormalization": "instance"}
 """Kinds of norm by operator."""
@@ -36,7 +36,7 @@ class NormSite:
         scale, bias: float32, [C] but for "layer" and "rms", which have the shape of their axes; bias may be absent.
         mean, var: statistics of the source, None for all kinds but "batch".
         spatial: elements of one channel of one sample; 1 for [N, C], 16 for [16*N, C].
-        inserted: whether ttac inserted it behind a convolution that had lost its norm.
+        inserted: whether ttac inserted it behind a layer that had lost its norm.
         trained: whether a method that trains norms trains this norm.
         drift: how far its input moves under disturbances of the model's input (`ttac.passes.norms.drift`), None if
             not measured.
@@ -71,9 +71,9 @@ class ModelNorms:
 
     Attributes:
         sites: norms that can adapt, in graph order.
-        folded: convolutions that may get a norm.
+        folded: layers that may get a norm.
         near_misses: nodes that resemble a norm but cannot adapt.
-        skipped: convolutions that get no norm in any case.
+        skipped: layers that get no norm in any case.
     """
 
     sites: tuple[NormSite, ...]
@@ -100,14 +100,14 @@ def find_norms(model: ir.Model) -> ModelNorms:
     near_misses = tuple(result for result in results if isinstance(result, Rejection))
     normed = {id(site.x): site.name for site in sites}
     marked = any(FOLDED in node.metadata_props for node in model.graph if _may_be_marked(node))
-    folded, skipped = folded_convolutions(model, normed, marked)
+    folded, skipped = folded_layers(model, normed, marked)
     affine = [site for site in sites if site.kind == "affine"]
     folded += [_folded_affine(site) for site in affine if FOLDED in site.node.metadata_props or not marked]
     return ModelNorms(sites, tuple(folded), near_misses, tuple(skipped))
 
 
 def _may_be_marked(node: ir.Node) -> bool:
-    return node.op_type in CONVOLUTIONS or node.metadata_props.get(KIND) == "affine"
+    return node.op_type in FOLDABLE or node.metadata_props.get(KIND) == "affine"
 
 
 def _folded_affine(site: NormSite) -> Candidate:
