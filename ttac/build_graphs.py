@@ -12,7 +12,7 @@ from ttac.compile_state import CompileState
 from ttac.method_facts import method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.state import StateTensor
-from ttac.passes.lower.fed_weights import feed_pointwise
+from ttac.passes.lower.fed_weights import make_fed_weights
 from ttac.passes.lower.gradient_dependencies import add_gradient_dependencies
 from ttac.passes.lower.lower import lower
 from ttac.passes.lower.stages import split_backward
@@ -85,7 +85,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
         if not name.startswith("backward"):
             lower(model, options.target)
     adapting = [model for name, model in graphs.items() if name != "infer"]
-    fed = feed_pointwise(adapting, observed=halves.backward is None)
+    fed_weights = make_fed_weights(adapting, observed=halves.backward is None)
     log.lower(graphs)
     return BundleContent(
         state=state,
@@ -96,7 +96,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
         tensors=state_tensors(state, steps),
         moves=moves_of(state, steps),
         stats=stats_of(joint, steps),
-        fed=fed,
+        fed_weights=fed_weights,
     )
 
 

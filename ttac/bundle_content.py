@@ -27,7 +27,7 @@ class BundleContent:
         tensors: every state tensor with its initial value.
         moves: graph -> graph output -> state tensor.
         stats: graph -> graph output -> name in `adapter.stats`.
-        fed: weights that are graph inputs, by name.
+        fed_weights: weights that are graph inputs, by name.
     """
 
     state: CompileState
@@ -38,7 +38,7 @@ class BundleContent:
     tensors: Sequence[StateTensor]
     moves: Mapping[str, Mapping[str, str]]
     stats: Mapping[str, Mapping[str, str]]
-    fed: Mapping[str, np.ndarray]
+    fed_weights: Mapping[str, np.ndarray]
 
     @property
     def logits(self) -> str:

@@ -31,7 +31,7 @@ OWN = "sample"
 
 def write_files(content: BundleContent, folder: Path) -> None:
     """Write graphs, weights and the initial state into `folder`."""
-    write_graphs(folder, content.graphs, content.fed, {tensor.name for tensor in content.tensors})
+    write_graphs(folder, content.graphs, content.fed_weights, {tensor.name for tensor in content.tensors})
     initial = {t.name: np.ascontiguousarray(t.initial).reshape(t.initial.shape) for t in content.tensors}
     save_file(initial, folder / STATE)
 

@@ -70,9 +70,9 @@ def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
     rows = {"rows": int(content.state.options.settings[word["rows"]])} if "rows" in word else {}
     x = str(content.graphs["infer"].graph.inputs[0].name)
     reads = any(value.name == x for value in content.graphs[graph].graph.inputs)
-    fed = {"feed": {x: word["on"]}} if "on" in word and reads else {}
+    reads_view = {"feed": {x: word["on"]}} if "on" in word and reads else {}
     deferred = {"deferred": True} if graph != word["run"] and _only_moves(content, graph) else {}
-    return {**rows, **fed, **deferred}
+    return {**rows, **reads_view, **deferred}
 
 
 def _only_moves(content: BundleContent, graph: str) -> bool:

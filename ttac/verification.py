@@ -22,7 +22,7 @@ from ttac.passes.norms.norm_sites import bind_sites
 from ttac.passes.quantize.float_layers import refuse_float_layers
 from ttac.passes.verify.compare import (
     Differences,
-    Halves,
+    ExecutableHalves,
     check_files,
     compare_halves,
     logits_off,
@@ -70,7 +70,7 @@ def verification_feeds(content: BundleContent) -> dict[str, np.ndarray]:
     count = max([2, *(-(-ELEMENTS // site.spatial) for site in content.state.sites)])
     initial = {tensor.name: tensor.initial for tensor in content.tensors}
     of_loss = loss_feeds(content.joint, even_weights(content.joint, count))
-    return {**initial, **content.fed, **of_loss, str(x.name): content.state.samples.few(count, x)}
+    return {**initial, **content.fed_weights, **of_loss, str(x.name): content.state.samples.few(count, x)}
 
 
 def adaptation_off(content: BundleContent) -> tuple[ir.Model, Arrays]:
@@ -92,19 +92,19 @@ def rounding_error(content: BundleContent) -> float:
 def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, differences: Differences) -> Differences:
     """Add the differences between the written halves and the joint graph to `differences`."""
     joint, logits = content.joint, content.logits
-    written = Halves(folder, content.stages("backward"), content.moves["forward"])
+    written = ExecutableHalves(folder, content.stages("backward"), content.moves["forward"])
     steps = STATE_STEPS if reads_moved_state(content) else 1
     gradients = [str(value.name) for value in joint.gradients]
     target = content.state.options.target
     whole = joint_reference(joint, target)
     with exact_halves(content, written) as halves:
-        plain = Halves(halves.folder, halves.stages, halves.moves, optimised=False)
-        logits_error, gradients_error = compare_halves(whole, plain, feeds, logits, gradients, steps)
+        unoptimised = ExecutableHalves(halves.folder, halves.stages, halves.moves, optimised=False)
+        logits_error, gradients_error = compare_halves(whole, unoptimised, feeds, logits, gradients, steps)
         return replace(
             differences,
             logits_halves=logits_error,
             gradients_halves=gradients_error,
-            logits_optimised=relative(halves.run(feeds)[logits], plain.run(feeds)[logits]),
+            logits_optimised=relative(halves.run(feeds)[logits], unoptimised.run(feeds)[logits]),
             # A rounded loss is a staircase: it has no derivative to compare with.
             derivative=difference_of_gradients(joint, halves, feeds, target) if differences.quantized is None else None,
             residuals=None if halves is written else residual_error(written, halves, feeds, gradients),
@@ -112,14 +112,14 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
 
 
 @contextmanager
-def exact_halves(content: BundleContent, written: Halves) -> Iterator[Halves]:
+def exact_halves(content: BundleContent, written: ExecutableHalves) -> Iterator[ExecutableHalves]:
     """The halves with dense residuals: the `written` halves, or copies in a temporary folder."""
     if not content.exact:
         yield written
         return
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), content.exact)
-        yield Halves(Path(folder), [name for name in content.exact if name != "forward"], written.moves)
+        yield ExecutableHalves(Path(folder), [name for name in content.exact if name != "forward"], written.moves)
 
 
 def reads_moved_state(content: BundleContent) -> bool:
@@ -129,7 +129,7 @@ def reads_moved_state(content: BundleContent) -> bool:
     return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar))
 
 
-def difference_of_gradients(joint: Joint, halves: Halves, feeds: Arrays, target: Target) -> float:
+def difference_of_gradients(joint: Joint, halves: ExecutableHalves, feeds: Arrays, target: Target) -> float:
     """Difference between the gradients of `halves` and finite differences of the loss."""
     names = [tensor.name for tensor in joint.parameters]
     outputs = halves.run(feeds)
@@ -137,7 +137,7 @@ def difference_of_gradients(joint: Joint, halves: Halves, feeds: Arrays, target:
     parameters = [feeds[name] for name in names]
     model = scores_model(joint, target)
 
-    def fed(values: Sequence[np.ndarray]) -> Arrays:
+    def inputs(values: Sequence[np.ndarray]) -> Arrays:
         return {**feeds, **dict(zip(names, values, strict=True))}
 
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
@@ -145,10 +145,10 @@ def difference_of_gradients(joint: Joint, halves: Halves, feeds: Arrays, target:
         engine = Executable(Path(folder) / "scores.onnx")
 
         def forward(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return list(engine(fed([value.astype(np.float32) for value in values])).values())
+            return list(engine(inputs([value.astype(np.float32) for value in values])).values())
 
         def exact_forward() -> Forward | None:
             exact = float64_of(model, feeds, forward(parameters))
-            return None if exact is None else lambda values: exact(fed(values))
+            return None if exact is None else lambda values: exact(inputs(values))
 
         return derivative_error(parameters, gradients, forward, exact_forward, loss_of_scores(joint, feeds))

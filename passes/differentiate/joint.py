@@ -94,13 +94,13 @@ def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
 def _weighing(loss: Loss) -> set[ir.Node]:
     """The nodes that read the samples' weights, and what they lead to: known only when the forward is done."""
     found: set[ir.Node] = set()
-    pending = list(loss.given)
+    pending = list(loss.inputs)
     while pending:
         value = pending.pop()
         readers = {use.node for use in value.uses()} - found
         found |= readers
         pending += [output for node in readers for output in node.outputs]
-    for value in loss.given:
+    for value in loss.inputs:
         value.metadata_props[SEED] = "true"
     return found
 

@@ -30,7 +30,7 @@ class Loss:
         head: how the model's output is read.
         samples: the loss of each position [N, ...], where the graph input `weights` [N, ...] says how much each counts.
         scores: what it is computed from, in the shape of the output.
-        fed: graph inputs besides `weights` that are known only when the forward is done.
+        other_inputs: graph inputs besides `weights` that are known only when the forward is done.
     """
 
     scalar: ir.Value
@@ -39,12 +39,12 @@ class Loss:
     samples: ir.Value | None = None
     weights: ir.Value | None = None
     scores: ir.Value | None = None
-    fed: tuple[ir.Value, ...] = ()
+    other_inputs: tuple[ir.Value, ...] = ()
 
     @property
-    def given(self) -> tuple[ir.Value, ...]:
+    def inputs(self) -> tuple[ir.Value, ...]:
         """All graph inputs that are known only when the forward is done."""
-        return self.fed if self.weights is None else (self.weights, *self.fed)
+        return self.other_inputs if self.weights is None else (self.weights, *self.other_inputs)
 
     @property
     def outputs(self) -> list[ir.Value]:

@@ -42,8 +42,8 @@ class WeightPool:
             self.tensors[stored] = array
         return self._by_content[digest]
 
-    def feed(self, name: str, array: np.ndarray) -> None:
-        """Store fed weights under exactly this name, for the runtime to feed.
+    def add_fed_weight(self, name: str, array: np.ndarray) -> None:
+        """Store a fed weight under exactly this name, by which the runtime finds the tensor.
 
         Graphs that contain the same array share it.
         """
@@ -72,18 +72,18 @@ def _digest(array: np.ndarray) -> str:
 def write_graphs(
     folder: Path,
     models: Mapping[str, ir.Model],
-    fed: Mapping[str, np.ndarray] | None = None,
+    fed_weights: Mapping[str, np.ndarray] | None = None,
     kept: Collection[str] = (),
 ) -> None:
     """Write `<name>.onnx` for every model, and the weights file that the graphs share.
 
     Args:
-        fed: the fed weights (weights that are graph inputs), stored under exactly these names.
+        fed_weights: weights that are graph inputs, stored under exactly these names.
         kept: names of constants to write unchanged, whatever their contents, because a reader looks for these names.
     """
     pool = WeightPool()
-    for name, array in (fed or {}).items():
-        pool.feed(name, array)
+    for name, array in (fed_weights or {}).items():
+        pool.add_fed_weight(name, array)
     repeated = _repeated(models)
     filled = {graph: constant_vectors(model, kept) for graph, model in models.items()}
     stored = {

@@ -13,7 +13,7 @@ def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def array_of(value: ir.Value | None) -> np.ndarray | None:
-    """Return the constant behind `value`; None if the value is computed or fed."""
+    """Return the constant behind `value`; None if the value is computed, or an input of the graph."""
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 

@@ -1,11 +1,11 @@
-"""Hand the weights of 1x1 convolutions to their graphs as inputs, instead of writing them in.
+"""Fed weights: turn the weights of 1x1 convolutions from constants into inputs of their graphs.
 
-An engine that finds a weight in the graph moves the tensor into its own layout and back around each Conv.  A 1x1 Conv
-is a matrix product as it stands, and those moves cost as much as it does: 1.1 to 2 times the time on x86.  Fed weights
-also exist once, in the mapped file, however many graphs read them.
+An engine that finds a weight in the graph moves the input of each Conv into the engine's own layout and back.  A 1x1
+Conv is a matrix product without such moves, and the moves cost as much as the product: 1.1 to 2 times the time on x86.
+A fed weight also exists once, in the mapped file, however many graphs read the weight.
 
-Where tensors stay in that layout from one Conv to the next, and norms are folded into the Conv, a weight at hand is
-better: in bundles without a backward that is so wherever nobody takes statistics of the Conv's output.
+Some tensors stay in that layout from one Conv to the next, with norms folded into the Conv.  There, a constant weight
+is faster: in bundles without a backward, wherever no statistics are taken of the Conv's output.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import onnx_ir as ir
 from ttac.passes.graph.graph_files import INLINE_BYTES
 
 STATISTICS = frozenset({"ReduceMean", "ReduceSumSquare", "Reshape"})
-"""What reads an activation to take its statistics, in the engine's plain layout."""
+"""Operators that take the statistics of an activation, in the layout of the graph."""
 
 
-def feed_pointwise(models: Iterable[ir.Model], *, observed: bool = False) -> dict[str, np.ndarray]:
-    """Turn constant weights of 1x1 convolutions in all `models` into graph inputs, in place; returns them by name.
+def make_fed_weights(models: Iterable[ir.Model], *, observed: bool = False) -> dict[str, np.ndarray]:
+    """Turn constant weights of 1x1 convolutions in all `models` into graph inputs, in place; return them by name.
 
-    With `observed`, only of those whose outputs are read for their statistics.
-    Graphs cut from one joint graph hold a weight under one name; a name that means two contents is left where it is.
+    With `observed`, the convolutions are those whose outputs are read for statistics.  Graphs cut from one joint graph
+    hold a weight under one name.  A name with two contents stays a constant in every graph.
     """
     readers: dict[str, list[tuple[ir.Model, ir.Value]]] = {}
     for model in models:
         for name, value in model.graph.initializers.items():
             if is_pointwise_weight(value) and (not observed or is_observed(value)):
                 readers.setdefault(name, []).append((model, value))
-    fed: dict[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
     # The order of initializers differs from run to run where a graph was extracted from another one.
     for name, places in sorted(readers.items()):
         arrays = [value.const_value.numpy() for _, value in places if value.const_value is not None]
         if all(array is arrays[0] or np.array_equal(array, arrays[0]) for array in arrays):
-            fed[name] = arrays[0]
+            weights[name] = arrays[0]
             for model, value in places:
                 _to_input(model.graph, value)
-    return fed
+    return weights
 
 
 def is_pointwise_weight(value: ir.Value) -> bool:
@@ -57,7 +57,7 @@ def is_pointwise_weight(value: ir.Value) -> bool:
 
 
 def is_observed(weight: ir.Value) -> bool:
-    """Whether statistics are taken of what the readers of the weight give."""
+    """Whether a reader of the weight has an output whose statistics are taken."""
     outputs = [use.node.outputs[0] for use in weight.uses()]
     return any(use.node.op_type in STATISTICS for output in outputs for use in output.uses())
 

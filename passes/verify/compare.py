@@ -1,7 +1,7 @@
-"""Check a compile against itself before it is handed out: the same numbers by another way.
+"""Compare the written graphs with the source model and the joint graph, by real executions.
 
-Three questions, each on real executions: does the adapted graph with adaptation off still equal the source model, do
-the two halves give what the joint graph gives, and is the gradient the derivative of the loss.
+Three questions.  Does the adapted graph with adaptation off equal the source model?  Do the two halves give the outputs
+of the joint graph?  Is the gradient the derivative of the loss?
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.verify.derivative import BOUND
 
 LOGITS, HALVES, OPTIMISED = 1e-4, 1e-5, 5e-2
+"""Bounds on relative differences: adaptation off, halves against the joint graph, and the effect of optimisation."""
 ROUNDING = 0.5
-"""Root mean square that 8 bits may change logits by, relative to how much these vary: more is no longer the model."""
+"""Bound on the root mean square change of the logits by 8 bits, relative to their standard deviation."""
 FLIPS = 5e-2
-"""What takes the place of the bound on logits where a last digit may decide how a value is rounded."""
+"""Bound in place of `LOGITS` for an 8-bit graph, where a last digit decides the rounding of a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Largest relative differences found, each against the largest magnitude of its reference; None: not applicable.
+    """Relative differences between two ways to compute the same numbers; None if a comparison does not apply.
+
+    A difference is the largest one, over the largest magnitude of its reference, unless the attribute says otherwise.
 
     Attributes:
         logits_off: logits with adaptation off, against the source model.
         logits_halves: logits of the forward graph, against the joint graph.
         gradients_halves: gradients of the backward graph, against the joint graph.
-        logits_optimised: logits of the forward graph as the engine optimises it, against the same as it is written.
-        derivative: the loss along one random direction by central differences, against the gradients.
-        quantized: logits of the 8-bit graph against the source model, by root mean square.
-        residuals: gradients from residuals that are kept with an error, against exact ones, by root mean square.
+        logits_optimised: logits of the forward graph optimised by the engine, against those of the unoptimised graph.
+        derivative: finite differences of the loss along one direction, against the gradients.
+        quantized: root mean square of the change of the logits by 8 bits, over their standard deviation.
+        residuals: gradients from inexact residuals, against those from dense ones, by root mean square.
     """
 
     logits_off: float
@@ -59,8 +62,8 @@ class Differences:
         bounds = {"logits_off": LOGITS, "logits_halves": HALVES, "gradients_halves": HALVES}
         bounds |= {"logits_optimised": OPTIMISED, "derivative": BOUND, "quantized": ROUNDING, "residuals": math.inf}
         if self.quantized is not None:
-            # Optimised, 8-bit layers round once where the graph as written rounds twice; statistics of a few samples
-            # make a fifth of the largest logit of that on a net of random weights: reported, but no sign of a fault.
+            # An optimised 8-bit layer rounds once where the written graph rounds twice.  On a net of random weights,
+            # statistics of a few samples amplify this difference to a fifth of the largest logit.  This is no fault.
             bounds |= {"logits_off": FLIPS, "logits_optimised": math.inf}
         for name, bound in bounds.items():
             value = getattr(self, name)
@@ -78,7 +81,7 @@ def relative(found: np.ndarray, reference: np.ndarray) -> float:
 
 
 def check_files(folder: Path, graphs: Sequence[str]) -> None:
-    """Run onnx's checker on the written graphs; raises VerificationError with its message."""
+    """Run onnx's checker on the written graphs; raise VerificationError with the message of the checker."""
     for graph in graphs:
         _check_file(folder / f"{graph}.onnx")
 
@@ -91,35 +94,35 @@ def _check_file(path: Path) -> None:
 
 
 def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
-    """The rewritten graph with source statistics and initial parameters, against the model that was loaded.
+    """Relative difference of the logits of `off` from those of the source model.
 
-    That one is run on as many samples at a time as its file asks for.
+    `off` is the rewritten graph with source statistics and initial parameters.
     """
-    return relative(run(off, feeds)[logits], _plain(source, feeds[str(source.graph.inputs[0].name)]))
+    return relative(run(off, feeds)[logits], source_logits(source, feeds[str(source.graph.inputs[0].name)]))
 
 
-def _plain(source: ir.Model, samples: np.ndarray) -> np.ndarray:
-    """The output of the model as it was loaded, for samples of any number."""
+def source_logits(source: ir.Model, samples: np.ndarray) -> np.ndarray:
+    """The output of the source model for any number of samples, in batches of the size that the file fixes."""
     stated = source.graph.inputs[0].shape[0] if source.graph.inputs[0].shape else None
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"source": source})
-        plain = Executable(Path(folder) / "source.onnx")
-        return rows(plain, source, samples, stated if isinstance(stated, int) and stated > 0 else len(samples))
+        executable = Executable(Path(folder) / "source.onnx")
+        return rows(executable, source, samples, stated if isinstance(stated, int) and stated > 0 else len(samples))
 
 
 def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str) -> float:
     """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...]."""
-    expected = _plain(source, samples).astype(np.float64)
+    expected = source_logits(source, samples).astype(np.float64)
     found = run(quantized, {str(quantized.graph.inputs[0].name): samples})[logits]
     spread = max(float(expected.std()), 1e-12)
     return float(np.sqrt(np.mean((found - expected) ** 2))) / spread
 
 
-class Halves:
-    """The written forward graph and the stages of the backward, loaded once for all questions about them.
+class ExecutableHalves:
+    """The written forward graph and the stages of the backward, each loaded once.
 
-    Without `optimised`, the engine executes the graphs as written.  `moves` maps outputs of the forward to the state
-    that they replace: as in a step, the backward is fed the state after the forward.
+    Without `optimised`, the engine executes the graphs unchanged.  `moves` maps outputs of the forward to the state
+    that they replace.  As in a step, the backward reads the state after the forward.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class Halves:
         self._last: tuple[Mapping[str, np.ndarray], dict[str, np.ndarray]] | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs of all by name; asked again for the very same mapping, it does not compute again."""
+        """Return the outputs of all graphs by name; a second call with the same mapping computes nothing again."""
         if self._last is not None and self._last[0] is feeds:
             return self._last[1]
         outputs = self.forward(feeds)
@@ -150,7 +153,7 @@ class Halves:
 
 def compare_halves(
     joint: ir.Model,
-    halves: Halves,
+    halves: ExecutableHalves,
     feeds: Mapping[str, np.ndarray],
     logits: str,
     gradients: Sequence[str],
@@ -159,8 +162,8 @@ def compare_halves(
     """Return the largest differences of logits and of gradients between the joint graph and the two halves.
 
     The comparison runs `steps` times, each time from the state that the forward moved.  The engine executes all graphs
-    as written.  Optimised differently, a last digit may decide on which side of a Relu a value is.  The engine's
-    optimiser would also take a third of the whole compile for a joint graph of thousands of nodes.
+    unoptimised: optimisation changes last digits, which may move a value to the other side of a Relu.  The optimiser
+    would also take a third of the whole compile for a joint graph of thousands of nodes.
     """
     worst = np.zeros(2)
     for _ in range(steps):
@@ -172,8 +175,10 @@ def compare_halves(
     return float(worst[0]), float(worst[1])
 
 
-def residual_error(halves: Halves, exact: Halves, feeds: Mapping[str, np.ndarray], gradients: Sequence[str]) -> float:
-    """Length of the difference between the gradients of `halves` and of `exact`, over the length of the latter."""
+def residual_error(
+    halves: ExecutableHalves, exact: ExecutableHalves, feeds: Mapping[str, np.ndarray], gradients: Sequence[str]
+) -> float:
+    """Length of the difference between the gradients of `halves` and `exact`, over the length of those of `exact`."""
     expected = _joined(exact.run(feeds), gradients).astype(np.float64)
     found = _joined(halves.run(feeds), gradients)
     return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))

@@ -13,7 +13,7 @@ from ttac.passes.differentiate.losses import ROOM, WEIGHTS
 from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.keys import ROOM_KEY
 from ttac.passes.graph.shapes import dims
-from ttac.passes.lower.fed_weights import feed_pointwise
+from ttac.passes.lower.fed_weights import make_fed_weights
 from ttac.passes.lower.lower import lower
 from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.passes.verify.float64 import Float64
@@ -33,7 +33,7 @@ def loss_feeds(joint: Joint, weights: np.ndarray) -> dict[str, np.ndarray]:
     Scalar inputs are as large as one weight.
     """
     feeds = {WEIGHTS: weights}
-    for value in joint.loss.fed if joint.loss else ():
+    for value in joint.loss.other_inputs if joint.loss else ():
         shape = [len(weights) if isinstance(size, str) else size for size in dims(value)]
         random = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         feeds[str(value.name)] = random if shape else np.full((), weights.reshape(-1)[0])
@@ -44,7 +44,7 @@ def scores_of_loss(joint: Joint) -> list[ir.Value]:
     """Return the values of the model from which the loss is computed: the scores, as a rule one value."""
     assert joint.loss is not None
     scores: list[ir.Value] = []
-    pending, seen = [joint.loss.scalar], {id(value) for value in joint.loss.given}
+    pending, seen = [joint.loss.scalar], {id(value) for value in joint.loss.inputs}
     while pending:
         value = pending.pop()
         node = value.producer()
@@ -66,7 +66,7 @@ def loss_of_scores(joint: Joint, feeds: Mapping[str, np.ndarray]) -> Callable[[S
     loss, scores = joint.loss, scores_of_loss(joint)
     assert loss is not None
     names = [str(value.name) for value in scores]
-    graph = ir.convenience.extract(joint.model.graph, inputs=[*scores, *loss.given], outputs=[loss.scalar])
+    graph = ir.convenience.extract(joint.model.graph, inputs=[*scores, *loss.inputs], outputs=[loss.scalar])
     model = ir.Model(graph, ir_version=joint.model.ir_version)
     evaluate = Float64(expand_all(model, "verify"))
     return lambda arrays: float(evaluate({**feeds, **dict(zip(names, arrays, strict=True))})[0])
@@ -87,5 +87,5 @@ def joint_reference(joint: Joint, target: Target) -> ir.Model:
     names = [joint.logits.name, *(gradient.name for gradient in joint.gradients)]
     model.graph.outputs[:] = [values[str(name)] for name in names]
     lower(model, target)
-    feed_pointwise([model])
+    make_fed_weights([model])
     return model

@@ -306,7 +306,7 @@ def test_the_first_step_of_adam_is_of_full_size() -> None:
 
 
 def test_a_fed_weight_is_stored_once_under_its_own_name(tmp_path: Path) -> None:
-    """The engine is fed it by name, and a graph that holds it points to the same bytes."""
+    """The runtime finds the weight by name, and a graph with the same constant points to the same bytes."""
     weight = samples((8, 64, 1, 1), 1)[0]
     graph = ir.Graph([ir.val("x", SINGLE, ["N", 64, 4, 4])], [], nodes=[], opset_imports={"": 18}, name="held")
     graph.outputs.append(Builder(graph, "test").Conv(graph.inputs[0], weight, name="y"))

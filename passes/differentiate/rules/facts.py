@@ -26,7 +26,7 @@ def present(node: ir.Node, position: int) -> ir.Value | None:
 def constant(node: ir.Node, position: int) -> np.ndarray | None:
     """The array behind the input at `position`, None where the node leaves it out.
 
-    Raises UnsupportedError if the input is computed or fed.
+    Raises UnsupportedError if the input is computed, or an input of the graph.
     """
     value = present(node, position)
     if value is None:

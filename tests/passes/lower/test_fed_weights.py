@@ -1,4 +1,4 @@
-"""Which weights of 1x1 convolutions a bundle's graphs are fed, and that it changes no number."""
+"""The fed weights of a bundle are those of 1x1 convolutions, and feeding changes no number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WEIGHTS: Weights = {
 
 
 @pytest.mark.parametrize(
-    ("method", "train", "fed"),
+    ("method", "train", "expected"),
     [
         ("source", "norms", set()),
         ("leantta", "norms", {"first.weight", "second.weight"}),
@@ -44,11 +44,11 @@ WEIGHTS: Weights = {
 )
 @pytest.mark.parametrize("batch", [1, 4])
 def test_only_what_is_observed_is_fed_without_a_backward(
-    method: str, train: str, fed: set[str], batch: int, tmp_path: Path
+    method: str, train: str, expected: set[str], batch: int, tmp_path: Path
 ) -> None:
     folder = compiled(saved(source(POINTWISE, WEIGHTS), tmp_path), tmp_path, method=method, train=train, batch=batch)
     inputs = {value.name for value in onnx.load(folder / "forward.onnx", load_external_data=False).graph.input}
-    assert inputs & {"first.weight", "second.weight"} == fed
+    assert inputs & {"first.weight", "second.weight"} == expected
     assert np.isfinite(ttac.load(folder, threads=1).step(samples((32, 6, 6), batch))).all()
 
 

@@ -32,7 +32,7 @@ def built(opset: int = 18) -> Builder:
     return Builder(ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="g"), "test", opset)
 
 
-def fed(op: Builder, name: str, shape: list[int | str], dtype: ir.DataType = SINGLE) -> ir.Value:
+def graph_input(op: Builder, name: str, shape: list[int | str], dtype: ir.DataType = SINGLE) -> ir.Value:
     value = ir.val(name, dtype=dtype, shape=ir.Shape(shape))
     op.graph.inputs.append(value)
     return value
@@ -48,8 +48,8 @@ def outputs(op: Builder, feeds: Arrays, **values: ir.Value) -> Arrays:
 
 def distorted(x: np.ndarray, changed: dict[str, float], noise: np.ndarray | None = None, opset: int = 18) -> np.ndarray:
     op = built(opset)
-    images = fed(op, "x", ["N", *x.shape[1:]])
-    values = Drawn({name: fed(op, name, [1]) for name in DRAWN}, fed(op, "noise", ["N", *x.shape[1:]]))
+    images = graph_input(op, "x", ["N", *x.shape[1:]])
+    values = Drawn({name: graph_input(op, name, [1]) for name in DRAWN}, graph_input(op, "noise", ["N", *x.shape[1:]]))
     given = {name: np.array([value], np.float32) for name, value in {**NEUTRAL, **changed}.items()}
     feeds = {**given, "x": x, "noise": np.zeros_like(x) if noise is None else noise}
     return outputs(op, feeds, y=distort(op, images, values))["y"]
@@ -106,8 +106,8 @@ def test_what_is_drawn_stays_in_the_range(ends: int) -> None:
 def test_numbers_are_those_of_the_generator(count: int, width: int) -> None:
     """Of fewer images than planned the same noise, and the state goes on by the same number of steps."""
     op = built()
-    state = fed(op, "state", [2], ir.DataType.INT64)
-    images = fed(op, "x", ["N", 3, 4, width])
+    state = graph_input(op, "state", [2], ir.DataType.INT64)
+    images = graph_input(op, "x", ["N", 3, 4, width])
     found = draw(op, Numbers(op, state), images, 3)
     following = Numbers(op, state).following(1000)
     feeds = {"state": seeded(7), "x": np.zeros((count, 3, 4, width), np.float32)}
@@ -127,8 +127,8 @@ def test_numbers_are_those_of_the_generator(count: int, width: int) -> None:
 def test_numbers_are_even_and_normal() -> None:
     """Of a quarter of a million: mean, deviation, skewness and tails as of the distributions."""
     op = built()
-    state = fed(op, "state", [2], ir.DataType.INT64)
-    images = fed(op, "x", ["N", 1, 256, 256])
+    state = graph_input(op, "state", [2], ir.DataType.INT64)
+    images = graph_input(op, "x", ["N", 1, 256, 256])
     made = Numbers(op, state)
     noise = made.normal(5, op.Shape(images, start=0, end=1), 4, [1, 256, 256])
     feeds = {"state": seeded(0), "x": np.zeros((4, 1, 256, 256), np.float32)}

@@ -37,7 +37,7 @@ def consistent_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     pairs = ((scores, other), (other, scores))
     terms = [op.Mul(total(op, surprises(op, *pair, head)), by) for pair, by in zip(pairs, scalars, strict=True)]
     scalar = op.Add(loss.scalar, op.Add(*terms), name="entropy.consistent")
-    return replace(loss, scalar=scalar, fed=(other, *scalars))
+    return replace(loss, scalar=scalar, other_inputs=(other, *scalars))
 
 
 def probe(context: Context) -> MethodGraph:
