@@ -197,7 +197,7 @@ def problem_with(version: str, machine: str) -> str:
     return DENIED.get((version, machine.lower()), "")
 
 
-def plain_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any:
+def open_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any:
     """Return the engine's own session on `path`: default settings, but quiet, and with threads that sleep when idle.
 
     With `optimised=False` the engine executes the unchanged graph.  Raises RuntimeMissingError if the engine is missing

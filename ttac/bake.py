@@ -21,7 +21,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime import load
 from ttac.runtime.bundle import read_manifest
-from ttac.runtime.engine import plain_session
+from ttac.runtime.engine import open_session
 from ttac.runtime.tensors import map_tensors
 
 GRAPH = "infer.onnx"
@@ -103,9 +103,9 @@ def _place(model: ir.Model, learned: Mapping[str, AdaptedTensor]) -> None:
         value = model.graph.initializers.get(name)
         if value is None:
             raise UnsupportedError(
-                f"`{name}` was adapted, but the plain model has no tensor of that name",
+                f"`{name}` was adapted, but the source model has no tensor of that name",
                 where=f"`{GRAPH}`",
-                hint="keep running the bundle; this method's state cannot become a plain model",
+                hint="keep running the bundle; the state of this method cannot become an ONNX model",
             )
         if value.shape is not None and tuple(value.shape) != tensor.array.shape:
             raise VerificationError(
@@ -154,7 +154,7 @@ def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
     }
     try:
         onnx.checker.check_model(str(file), full_check=True)
-        outputs = plain_session(file).run([entry["name"] for entry in manifest["outputs"]], feed)
+        outputs = open_session(file).run([entry["name"] for entry in manifest["outputs"]], feed)
     except Exception as error:
         text = " ".join(str(error).split())
         raise VerificationError(f"the baked model does not run: {text}", where=f"`{file.name}`") from error

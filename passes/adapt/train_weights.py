@@ -1,6 +1,6 @@
 """Full tuning: kernels, matrices and biases of a model become state that trains, in addition to its norms.
 
-Every layer owns its tensors, in the plain model too, so that an adapted state can be baked into it.
+Every layer owns its tensors, also in the source model, so that an adapted state can be baked into it.
 """
 
 from __future__ import annotations

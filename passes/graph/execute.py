@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
-from ttac.runtime.engine import plain_session
+from ttac.runtime.engine import open_session
 
 
 def run(
@@ -35,7 +35,7 @@ class Executable:
     """
 
     def __init__(self, path: Path, *, optimised: bool = True) -> None:
-        self._session = plain_session(path, optimised=optimised)
+        self._session = open_session(path, optimised=optimised)
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

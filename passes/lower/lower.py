@@ -1,4 +1,4 @@
-"""Turn graphs into what one target's engine executes: standard operators, its opset and IR, its faster spellings."""
+"""Lower graphs for a target: standard operators, in the opset and IR version that the target's engine executes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOM = "lower"
 
 
 def lower(model: ir.Model, target: Target) -> ir.Model:
-    """Expand ttac operators, share repeated small computations, clamp opset and IR for `target`; in place.
+    """Expand ttac operators, merge repeated computations, and set the opset and IR version of `target`; in place.
 
     Raises UnsupportedError if the model's opset is above the target's.
     """
@@ -36,12 +36,12 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
 
 
 def ir_version_for(opset: int) -> int:
-    """The lowest IR version that may carry `opset`, at least 8: never what the onnx package would write by itself."""
+    """The lowest IR version for `opset`, at least 8; the onnx package would write its own, newer version."""
     return max(8, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Give nodes that share a name that of their output, in place: engines refuse two nodes of one name."""
+    """Rename nodes without a name or with a repeated one after their output, in place: engines refuse equal names."""
     taken: set[str] = set()
     for node in model.graph:
         if not node.name or node.name in taken:

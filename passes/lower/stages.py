@@ -1,7 +1,7 @@
 """Cut the backward graph into stages, so that residuals are freed while the gradient travels towards the input.
 
-An engine holds a run's inputs until the run ends.  With one backward graph every residual is alive when the largest
-tensors, those of the first layers, appear; with stages the residuals of the later layers are gone by then.
+An engine holds the inputs of a run until the run ends.  With one backward graph, every residual is alive when the
+largest tensors appear, those of the first layers.  With stages, the residuals of the later layers are free by then.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ttac.passes.plan.decisions import nbytes
 from ttac.passes.plan.liveness import alive_from, bytes_of, carried, lifetimes
 
 FEWEST_BYTES = 4 * 2**20
-"""Residuals below this are not worth a second run."""
+"""Bytes of residuals below which the backward stays one graph: fewer bytes are not worth a second run."""
 PLACES = 5
-"""Places per cut that are weighed: the cheapest of each of as many equal shares of the residuals."""
+"""Candidate places per cut: the residuals are divided into as many near equal parts, with one candidate in each."""
 
 
 def split_backward(backward: ir.Model, residuals: Sequence[str], batch: int, count: int) -> list[ir.Model]:
-    """At most `count` graphs that, run in turn, compute what `backward` does; [backward] where a cut gains nothing.
+    """Return at most `count` graphs that together compute the outputs of `backward`; [backward] if a cut gains nothing.
 
-    A stage's inputs are residuals, state, and values an earlier stage hands on under their own names.  The cuts are
-    those of the lowest peak, on a graph of standard operators: composites would hide what they need meanwhile.
+    The inputs of a stage are residuals, state, and values that earlier stages output under the same names.  The cuts
+    give the lowest peak.  `backward` has standard operators only, because composites would hide their working memory.
     """
     graph = backward.graph
     kept = [value for value in graph.inputs if value.name in set(residuals)]
@@ -38,9 +38,9 @@ def split_backward(backward: ir.Model, residuals: Sequence[str], batch: int, cou
 
 
 def choose_cuts(order: Sequence[ir.Node], kept: Sequence[ir.Value], batch: int, count: int) -> list[int]:
-    """Positions in `order` where a stage begins, at most count - 1: those whose highest stage takes fewest bytes.
+    """Return the positions in `order` where a stage begins, at most count - 1; the highest stage takes fewest bytes.
 
-    A stage holds, all the time, the residuals that it or a later one reads and what earlier ones hand on.
+    A stage always holds the residuals that this stage or a later one reads, and the values that cross the stage.
     """
     position = {node: index for index, node in enumerate(order)}
     freed = np.zeros(len(order) + 1, np.int64)
@@ -59,16 +59,16 @@ def choose_cuts(order: Sequence[ir.Node], kept: Sequence[ir.Value], batch: int, 
     return _lowest(cost, len(order), count)
 
 
-def _places(freed: np.ndarray, crossing: np.ndarray, shares: int) -> list[int]:
-    """Where a cut hands on the least, one position for each of `shares` near equal parts of the freed bytes."""
-    share = np.minimum(np.cumsum(freed[:-1]) * shares // max(int(freed.sum()), 1), shares - 1)
-    share[0] = 0
-    parts = [np.flatnonzero(share == part) for part in np.unique(share) if part]
+def _places(freed: np.ndarray, crossing: np.ndarray, count: int) -> list[int]:
+    """Return one position for each of `count` near equal parts of the freed bytes: where the fewest bytes cross."""
+    part_of = np.minimum(np.cumsum(freed[:-1]) * count // max(int(freed.sum()), 1), count - 1)
+    part_of[0] = 0
+    parts = [np.flatnonzero(part_of == part) for part in np.unique(part_of) if part]
     return [int(part[crossing[part].argmin()]) for part in parts]
 
 
 def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[int]:
-    """The cuts whose highest stage is lowest, `count` stages at most; among equals, those lowest on average."""
+    """Return the cuts into at most `count` stages with the lowest highest stage; of equals, the lowest on average."""
     reached: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
     found = []
     for _ in range(count):
@@ -88,10 +88,10 @@ def _stage(backward: ir.Model, order: Sequence[ir.Node], first: int, last: int) 
     graph = backward.graph
     inside = set(order[first:last])
     made = [value for node in order[first:last] for value in node.outputs]
-    handed = [v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
+    outputs = [v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
     read = [value for node in order[first:last] for value in node.inputs if value is not None]
     taken = dict.fromkeys(value for value in read if value.producer() is not None and value.producer() not in inside)
-    stage = ir.convenience.extract(graph, inputs=[*taken, *graph.inputs], outputs=handed)
+    stage = ir.convenience.extract(graph, inputs=[*taken, *graph.inputs], outputs=outputs)
     drop_unread_inputs(stage)
     stage.name = backward.graph.name
     return ir.Model(stage, ir_version=backward.ir_version, producer_name=backward.producer_name)

@@ -47,7 +47,7 @@ def _encode_value(forward: ir.Model, backward: ir.Model, decision: Decision, rat
     _add_decoder(backward, decision, codec, encoded)
     if codec.drops:
         assert x.shape is not None
-        pieces = decision.share * sample_size(x.shape) / math.prod(_known(encoded[0]))
+        pieces = decision.keep_ratio * sample_size(x.shape) / math.prod(_known(encoded[0]))
         _mark_pieces([*_added(forward.graph), *_added(backward.graph)], pieces)
     return [str(value.name) for value in encoded]
 
@@ -105,8 +105,8 @@ def _add_encoder(
         encoded = list(codec.encode(op, x, ratio))
     words = [(decision.value, codec.name, part) for part in ("", *codec.parts)]
     _name(graph, encoded, [".".join(word for word in each if word) for each in words])
-    likely = codec.bytes(x, decision.share * (LIKELY if codec.drops else 1.0))
-    _mark_bytes(encoded, codec.bytes(x, decision.share), likely)
+    likely = codec.bytes(x, decision.keep_ratio * (LIKELY if codec.drops else 1.0))
+    _mark_bytes(encoded, codec.bytes(x, decision.keep_ratio), likely)
     position = list(graph.outputs).index(x)
     graph.outputs[position : position + 1] = encoded
     return encoded

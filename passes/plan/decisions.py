@@ -31,7 +31,7 @@ class Decision:
         bytes: bytes of the encoded value, for the whole batch.
         dense: bytes of the value without a codec.
         because: the reason, for the report.
-        share: keep ratio that `bytes` assumes, for a codec that drops elements; the report prints the ratio.
+        keep_ratio: keep ratio that `bytes` assumes, for a codec that drops elements; the report prints the ratio.
         layers: positions of the layers whose keep ratios govern the value at run time; the largest ratio counts.
     """
 
@@ -40,7 +40,7 @@ class Decision:
     bytes: int
     dense: int
     because: str
-    share: float = 1.0
+    keep_ratio: float = 1.0
     layers: tuple[int, ...] = ()
 
 
@@ -113,18 +113,18 @@ def nbytes(value: ir.Value, batch: int) -> int:
     return max(1, samples * sample_size(value.shape) * value.dtype.bitwidth // 8)
 
 
-def keep_as(value: ir.Value, how: str, batch: int, because: str = "", share: float = 1.0) -> Decision:
-    """Return the decision that keeps `value` by the codec `how`, with keep ratio `share`."""
+def keep_as(value: ir.Value, how: str, batch: int, because: str = "", keep_ratio: float = 1.0) -> Decision:
+    """Return the decision that keeps `value` by the codec `how`, with this `keep_ratio`."""
     dense = nbytes(value, batch)
     size = dense
     if how == "bits":
         size, because = -(-dense // 8), because or "the gradient needs one bit of it"
     elif how != "dense":
-        size = int(batch * CODECS[how].bytes(value, share))
+        size = int(batch * CODECS[how].bytes(value, keep_ratio))
     elif not because:
         because = "a mask, one byte per element" if value.dtype == ir.DataType.BOOL else _reason(value)
-    ratio = share if how not in ("bits", "dense") else 1.0
-    return Decision(value=str(value.name), how=how, bytes=size, dense=dense, because=because, share=ratio)
+    ratio = keep_ratio if how not in ("bits", "dense") else 1.0
+    return Decision(value=str(value.name), how=how, bytes=size, dense=dense, because=because, keep_ratio=ratio)
 
 
 def recomputed(value: ir.Value, batch: int) -> Decision:

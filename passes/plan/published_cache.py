@@ -47,9 +47,9 @@ class PublishedCache:
         """Bytes of the inputs of all layers: full tuning's."""
         return batch * sum(layer.bytes for layer in self.layers)
 
-    def kept(self, batch: int, shares: Mapping[str, float]) -> int:
-        """Bytes with the share of each layer's input that a method keeps; a layer without a share keeps nothing."""
-        return int(batch * sum(shares.get(layer.layer, 0.0) * layer.bytes for layer in self.layers))
+    def kept(self, batch: int, keep_ratios: Mapping[str, float]) -> int:
+        """Bytes with the keep ratio of each layer; a layer without a ratio keeps nothing."""
+        return int(batch * sum(keep_ratios.get(layer.layer, 0.0) * layer.bytes for layer in self.layers))
 
     def as_dict(self, batch: int) -> dict[str, int]:
         """The three sums for `ttac inspect`."""

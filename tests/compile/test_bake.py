@@ -1,4 +1,4 @@
-"""Baking: the adapted state in a plain model gives the numbers of the adapter with that state."""
+"""Baking: the adapted state in an ONNX model gives the numbers of the adapter with that state."""
 
 from __future__ import annotations
 

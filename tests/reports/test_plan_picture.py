@@ -17,8 +17,16 @@ from ttac.reports.plan_picture import COLOURS, layers_of, plan_picture
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def row(layer: str, value: str, how: str, kept: int, dense: int, share: float = 1.0) -> dict[str, Any]:
-    return {"layer": layer, "value": value, "how": how, "bytes": kept, "dense": dense, "because": "!", "share": share}
+def row(layer: str, value: str, how: str, kept: int, dense: int, keep_ratio: float = 1.0) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "value": value,
+        "how": how,
+        "bytes": kept,
+        "dense": dense,
+        "because": "!",
+        "keep_ratio": keep_ratio,
+    }
 
 
 PLAN = [
@@ -36,11 +44,11 @@ def test_small_values_share_a_line_and_the_last_line_is_the_sum() -> None:
     assert [(line["layer"], line["bytes"]) for line in table] == [
         ("conv1", 300_000), ("relu", 31_250), ("conv1", 0), ("-", 100_000), ("2 small values", 128), ("all", 431_378)
     ]  # fmt: skip
-    assert table[-1]["dense"] == sum(row["dense"] for row in PLAN) and "share" not in table[0]
+    assert table[-1]["dense"] == sum(row["dense"] for row in PLAN) and "keep_ratio" not in table[0]
 
 
 def test_a_keep_ratio_gets_a_column() -> None:
-    assert plan_table([row("a", "x", "sparse", 9_000, 30_000, share=0.3)])[0]["share"] == 0.3
+    assert plan_table([row("a", "x", "sparse", 9_000, 30_000, keep_ratio=0.3)])[0]["keep_ratio"] == 0.3
     assert plan_table([]) == []
 
 

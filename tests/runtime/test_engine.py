@@ -19,13 +19,13 @@ from tests.support.tiny_bundles import batch
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime import EngineSettings, engine
 from ttac.runtime.adapter import Adapter
-from ttac.runtime.engine import plain_session, problem_with
+from ttac.runtime.engine import open_session, problem_with
 from ttac.runtime.state_files import write_state
 
 
 def test_the_session_looks_like_the_engines_own(tmp_path: Path) -> None:
     folder = tiny.ema(tmp_path / "b")
-    ours, theirs = ttac.InferenceSession(folder), plain_session(folder / "infer.onnx")
+    ours, theirs = ttac.InferenceSession(folder), open_session(folder / "infer.onnx")
     for mine, real in ((ours.get_inputs(), theirs.get_inputs()), (ours.get_outputs(), theirs.get_outputs())):
         assert [(v.name, v.shape, v.type) for v in mine] == [(v.name, v.shape, v.type) for v in real]
     assert ours.get_providers() == theirs.get_providers()
@@ -33,7 +33,7 @@ def test_the_session_looks_like_the_engines_own(tmp_path: Path) -> None:
 
 def test_the_session_equals_the_source_on_a_neutral_state(tmp_path: Path) -> None:
     folder = tiny.ema(tmp_path / "b")
-    session, source = ttac.InferenceSession(str(folder)), plain_session(folder / "infer.onnx")
+    session, source = ttac.InferenceSession(str(folder)), open_session(folder / "infer.onnx")
     neutral = {"mean": np.zeros(3, np.float32), "count": np.array(0)}
     write_state(tmp_path / "neutral", neutral, session.adapter._manifest.identity)
     session.adapter.restore(tmp_path / "neutral")

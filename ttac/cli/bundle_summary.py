@@ -52,13 +52,13 @@ def plan_table(plan: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the plan's rows for a person: layer, value, codec, bytes and reason; small values share a line."""
     small = [row for row in plan if max(row["bytes"], row["dense"]) < SMALL_BYTES]
     large = [row for row in plan if row not in small] if len(small) > 1 else list(plan)
-    shares = any(row.get("share", 1.0) != 1.0 for row in large)
+    drops = any(row.get("keep_ratio", 1.0) != 1.0 for row in large)
     rows: list[dict[str, Any]] = [
         {
             "layer": row.get("layer") or "-",
             "value": row["value"],
             "how": row["how"],
-            **({"share": row["share"]} if shares else {}),
+            **({"keep_ratio": row["keep_ratio"]} if drops else {}),
             "bytes": row["bytes"],
             "dense": row["dense"],
             "because": row["because"],

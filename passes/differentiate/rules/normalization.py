@@ -37,14 +37,14 @@ def layer_normalization(
     assert x is not None
     axes = list(range(axis_of(node, -1), rank(x)))
     xhat, r = _layer_standardized(op, x, axes, node.attributes.get_float("epsilon", 1e-5))
-    share, terms, dscale = 1.0 / math.prod(int(dims(x)[axis]) for axis in axes), [], None
+    inverse_count, terms, dscale = 1.0 / math.prod(int(dims(x)[axis]) for axis in axes), [], None
     if dy is not None:
         dscale = op.Mul(dy, xhat)
         terms.append(_from_product(op, dy, dscale, scale, xhat, r, axes))
     if dmean is not None:
-        terms.append(expand(op, op.Mul(dmean, share), dims(x), x))
+        terms.append(expand(op, op.Mul(dmean, inverse_count), dims(x), x))
     if dr is not None:
-        terms.append(op.Mul(xhat, op.Mul(op.Mul(dr, op.Mul(r, r)), -share)))
+        terms.append(op.Mul(xhat, op.Mul(op.Mul(dr, op.Mul(r, r)), -inverse_count)))
     dx = terms[0] if len(terms) == 1 else op.Sum(*terms)
     return (dx, dscale, dy)[: len(node.inputs)]
 

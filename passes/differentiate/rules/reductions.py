@@ -28,10 +28,10 @@ def reduce_mean(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
     x = node.inputs[0]
     sizes = [dims(x)[axis] for axis in _axes(node)]
     known = math.prod(size for size in sizes if isinstance(size, int))
-    share = op.Mul(_kept(op, node, dy), 1.0 / known)
+    each = op.Mul(_kept(op, node, dy), 1.0 / known)
     for name in (size for size in sizes if isinstance(size, str)):
-        share = op.Div(share, op.Cast(shape_of(op, [name], x), to=int(dy.dtype or 0)))
-    return expand(op, share, dims(x), x)
+        each = op.Div(each, op.Cast(shape_of(op, [name], x), to=int(dy.dtype or 0)))
+    return expand(op, each, dims(x), x)
 
 
 @gradient("ReduceMax")

@@ -111,14 +111,14 @@ def test_the_figures_of_the_papers(network: object, batch: int, expected: tuple[
     assert [round(size, 1) for size in found] == [pytest.approx(size, abs=0.051) for size in expected]
 
 
-def test_with_the_shares_that_are_kept() -> None:
-    """The sum of share times input over the layers that have one: a norm's, with norms only."""
+def test_with_the_ratios_that_are_kept() -> None:
+    """The sum of keep ratio times input over the layers that have one: a norm's, with norms only."""
     cache = resnext29()
-    shares = {layer.layer: 0.25 for layer in cache.layers if layer.norm}
-    assert cache.kept(8, shares) == cache.norms(8) // 4 and cache.kept(8, {}) == 0
+    ratios = {layer.layer: 0.25 for layer in cache.layers if layer.norm}
+    assert cache.kept(8, ratios) == cache.norms(8) // 4 and cache.kept(8, {}) == 0
     assert cache.kept(8, dict.fromkeys((layer.layer for layer in cache.layers), 1.0)) == cache.all(8)
     first = next(layer for layer in cache.layers if layer.norm)
-    assert cache.kept(8, {**shares, first.layer: 1.0}) - cache.kept(8, shares) == 8 * first.bytes * 3 // 4
+    assert cache.kept(8, {**ratios, first.layer: 1.0}) - cache.kept(8, ratios) == 8 * first.bytes * 3 // 4
 
 
 def test_products_of_activations_have_no_weight() -> None:

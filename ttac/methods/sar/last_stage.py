@@ -16,8 +16,8 @@ import onnx_ir as ir
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.step_graphs.context import Subject
 
-SHARE = 4
-"""One of this many norms of a network without stages is in its last stage."""
+ASSUMED_STAGES = 4
+"""Number of equal stages that a network without stages is divided into; the last one holds a quarter of the norms."""
 
 
 def before_last_stage(subject: Subject) -> frozenset[str]:
@@ -33,7 +33,7 @@ def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
     run = _last_run(sites)
     if len(run) == len(sites):
         *blocks, last = sites
-        chosen = [*blocks[len(blocks) - len(blocks) // SHARE :], last]
+        chosen = [*blocks[len(blocks) - len(blocks) // ASSUMED_STAGES :], last]
     else:
         position = {node: index for index, node in enumerate(model.graph)}
         entry = _entry(model.graph, position[run[0].node]) if run else 0
