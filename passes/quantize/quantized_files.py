@@ -42,8 +42,11 @@ GRIDS = "ttac.grids"
 INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
 """Operators that compute in integers without stating their meaning in float."""
 
-NONNEGATIVE = frozenset({"Relu", "Clip", "Sigmoid", "MaxPool", "GlobalAveragePool", "AveragePool"})
-"""Operators behind which a grid that starts at 0 needs no ReLU."""
+NONNEGATIVE = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs"})
+"""Operators behind which a grid that starts at 0 needs no Clip."""
+
+KEEPS_SIGN = MOVES | {"MaxPool", "GlobalMaxPool", "GlobalAveragePool", "AveragePool", "ReduceMean", "Resize", "Gather"}
+"""Operators whose output is not negative where their input is not."""
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -272,17 +275,37 @@ def _constant(graph: ir.Graph, node: ir.Node, numbers: np.ndarray) -> ir.Value:
 
 
 def _restore_tails(model: ir.Model, grids: dict[str, Range]) -> None:
-    """Insert a Relu where the file left the cut at 0 to the rounding, in place; its output takes the grid."""
+    """Insert a Clip where the file left a ReLU or a Clip to the rounding, in place; its output takes the grid.
+
+    onnxruntime drops the activation in front of a rounding whose grid ends where the activation does. The upper end
+    matters too: without it, a ReLU6 has no bound, and a hard swish grows with the square of its input.
+    """
     for value in [value for node in model.graph for value in node.outputs]:
-        low = grids.get(str(value.name), (-1.0, 0.0))[0]
+        low, high = grids.get(str(value.name), (-1.0, 0.0))
         maker = value.producer()
-        if low != 0.0 or maker is None or maker.op_type in NONNEGATIVE:
+        if low != 0.0 or maker is None or _is_nonnegative(value):
             continue
         name = str(value.name)
-        relu = ir.node("Relu", [value], name=f"{name}.relu", metadata_props={"ttac.room": ROOM})
-        kept = relu.outputs[0]
-        kept.name, kept.type, kept.shape = f"{name}.relu", value.type, value.shape
-        for user, position in [use for use in value.uses() if use.node is not relu]:
+        ends = [_scalar(model.graph, f"{name}.{end}", number) for end, number in (("low", low), ("high", high))]
+        clip = ir.node("Clip", [value, *ends], name=f"{name}.clip", metadata_props={"ttac.room": ROOM})
+        kept = clip.outputs[0]
+        kept.name, kept.type, kept.shape = f"{name}.clip", value.type, value.shape
+        for user, position in [use for use in value.uses() if use.node is not clip]:
             user.replace_input_with(position, kept)
-        model.graph.insert_after(maker, relu)
+        model.graph.insert_after(maker, clip)
         grids[str(kept.name)] = grids.pop(name)
+
+
+def _is_nonnegative(value: ir.Value | None) -> bool:
+    """Return whether the operators before `value` let no negative number through."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type not in KEEPS_SIGN:
+        return node is not None and node.op_type in NONNEGATIVE
+    count = len(node.inputs) if node.op_type == "Concat" else 1
+    return all(_is_nonnegative(each) for each in node.inputs[:count])
+
+
+def _scalar(graph: ir.Graph, name: str, number: float) -> ir.Value:
+    value = ir.val(name, const_value=ir.tensor(np.array(number, np.float32), name=name))
+    graph.register_initializer(value)
+    return value

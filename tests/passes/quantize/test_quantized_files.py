@@ -81,12 +81,12 @@ def test_a_lifted_layer_is_a_plain_one_with_its_grids(tmp_path: Path) -> None:
     file = load(saved(island(), tmp_path))
     assert is_quantized(file)
     model, count = lift(file)
-    assert [node.op_type for node in model.graph] == ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+    assert [node.op_type for node in model.graph] == ["Conv", "Clip", "GlobalAveragePool", "Flatten"]
     assert count == 2 and is_quantized(file), "the file's own graph stays as it is"
     noted = json.loads(model.metadata_props[GRIDS])
     assert noted["x"] == pytest.approx([-120 * 0.02, 135 * 0.02])
-    assert noted["c.relu"] == pytest.approx([0, 255 * 0.1])
-    assert grids_of(model).keys() == {"x", "c.relu"} and GRIDS not in model.metadata_props
+    assert noted["c.clip"] == pytest.approx([0, 255 * 0.1])
+    assert grids_of(model).keys() == {"x", "c.clip"} and GRIDS not in model.metadata_props
 
 
 def test_it_computes_what_the_file_means_but_for_the_rounding(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def lifted_of(proto: onnx.ModelProto, folder: Path) -> tuple[list[str], dict[str
     return [node.op_type for node in model.graph], grids_of(model)
 
 
-PLAIN = ["Conv", "Relu", "GlobalAveragePool", "Flatten"]
+PLAIN = ["Conv", "Clip", "GlobalAveragePool", "Flatten"]
 
 
 def test_pytorchs_casts_and_computed_zero_points(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_is_moved_in_8_bits_is_moved_as_it_is(tmp_path: Path) -> None:
     moved = "  tx = Transpose <perm = [0, 1, 3, 2]> (qx)\n  jx = Concat <axis = 0> (tx)\n  dx = DequantizeLinear (jx,"
     operators, grids = lifted_of(rewritten({"  dx = DequantizeLinear (qx,": moved}), tmp_path)
     assert operators == ["Transpose", "Concat", *PLAIN]
-    assert len({ends for name, ends in grids.items() if name not in ("c.relu",)}) == 1
+    assert len({ends for name, ends in grids.items() if name not in ("c.clip",)}) == 1
 
 
 def test_numbers_read_with_another_scale_are_refused(tmp_path: Path) -> None:
