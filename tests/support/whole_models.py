@@ -119,3 +119,15 @@ def refused(kind: type[TtacError], path: Path, **choices: Any) -> str:
     assert everything(path.parent) == before
     assert caught.value.exit_code == kind.exit_code and caught.value.hint
     return str(caught.value)
+
+
+def parameters_of(adapter: ttac.Adapter) -> Arrays:
+    """Return the scales and biases of the adapter's state."""
+    return {key: value for key, value in state_of(adapter).items() if key.endswith((".scale", ".bias"))}
+
+
+def assert_close(found: Arrays, expected: Arrays, atol: float) -> None:
+    """Check that two sets of arrays have the same names, and values at most `atol` apart."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
