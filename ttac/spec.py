@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -30,12 +30,13 @@ class Option:
     """One hyperparameter of a method, set with `--set name=value`.
 
     `default` fixes the type (bool, int, float or str); `choices` or `low`/`high` (inclusive) bound the value.
-    `per_site`: norms may have values of their own, `--set name@PATTERN=value`.
+    `per_site`: single norms may have another value, `--set name@PATTERN=value`.
     """
 
     name: str
     default: bool | int | float | str
     help: str
+    _: KW_ONLY
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None

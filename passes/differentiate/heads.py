@@ -1,6 +1,6 @@
-"""What a model's output predicts: one class a sample, yes-or-no answers, or a class at every position.
+"""Decide the head of a model: one class of each sample, yes-or-no answers, or a class at every position.
 
-Told from the output's shape, from the Softmax or Sigmoid it ends in, and from the layer that made its features.
+Three facts decide the head: the shape of the output, its last Softmax or Sigmoid, and the layer of its features.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ VALUES: dict[str, Values] = {
 }
 FORMS: dict[Kind, str] = {
     "classes": "[N, classes], two or more, without a Sigmoid",
-    "binary": "answers that do not exclude each other, without a Softmax",
+    "binary": "independent answers, without a Softmax",
     "dense": "[N, classes, ...] with three axes or more, without a Sigmoid over several classes",
 }
-# Operators that only move values about: what enters them can be moved likewise.
+# Operators that only move values: the scores before a Softmax can be moved in the same way.
 MOVES = frozenset("Flatten Reshape Squeeze Transpose Unsqueeze".split())
-# Operators that pick, mix or round predictions: behind one, they are no longer those of a Softmax or Sigmoid.
+# Operators that pick, mix or round predictions: their outputs are no longer those of a Softmax or Sigmoid.
 MIXES = frozenset("Cast Clip Concat DepthToSpace Gather GatherND Pad Resize Slice Split".split())
-# Operators that hand out the numbers of classes.
+# Operators that output the numbers of classes.
 CHOICES = frozenset("ArgMax ArgMin Hardmax NonMaxSuppression TopK".split())
-# Operators that leave every axis where it is; what they read first is what they are about.
+# Operators that keep the place of every axis of their first input.
 STAYS = frozenset(
     "Add AveragePool BatchNormalization Cast Clip DepthToSpace Div Elu Gelu HardSigmoid HardSwish LeakyRelu LogSoftmax "
     "InstanceNormalization LayerNormalization MaxPool Mul PRelu Pad Relu Resize Sigmoid Slice Softmax Softplus Sub "
@@ -46,13 +46,13 @@ STAYS = frozenset(
 
 @dataclass(frozen=True)
 class Head:
-    """How an output is read.
+    """The reading of an output.
 
     Attributes:
         kind: "classes" (of each sample), "binary" (independent answers) or "dense" (classes of each position).
-        shape: of the output, and of the scores behind it.
-        axis: that of the classes or answers; None for [N], one answer a sample.
-        values: what the output holds.
+        shape: shape of the output, and of the scores.
+        axis: axis of the classes or answers; None for an output [N] with one answer for each sample.
+        values: kind of the numbers in the output.
     """
 
     kind: Kind
@@ -67,75 +67,76 @@ class Head:
 
     @property
     def binary(self) -> bool:
-        """Whether each number answers a question of its own, by a sigmoid: also where a dense head has one."""
+        """Whether each number is an independent answer of a sigmoid; a dense head with one number is binary too."""
         return self.kind == "binary" or self.outputs == 1
 
     @property
     def classes(self) -> int:
-        """Between how many classes a prediction decides."""
+        """Number of classes of a prediction."""
         return 2 if self.binary else self.outputs
 
     @property
     def positions(self) -> tuple[int | str, ...]:
-        """The shape of what has a prediction of its own, and so of the losses: [N], or [N, H, W] where dense."""
+        """Shape of the predictions, and so of the losses: [N], or for example [N, H, W] with a dense head."""
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     @property
     def described(self) -> dict[str, Any]:
-        """The head as a manifest says it."""
+        """The entry of the head in a manifest."""
         return {key: value for key, value in asdict(self).items() if key != "shape"}
 
     def __str__(self) -> str:
         where = "" if self.axis is None else f" along axis {self.axis}"
         answers = "yes or no" if self.outputs == 1 else f"{self.outputs} times yes or no"
-        what = answers if self.binary else f"{self.outputs} classes"
-        return f"{self.kind}: {what}{where}, {self.values.replace('_', ' ')}"
+        predictions = answers if self.binary else f"{self.outputs} classes"
+        return f"{self.kind}: {predictions}{where}, {self.values.replace('_', ' ')}"
 
 
-def decide_head(output: ir.Value, asked: str = "auto") -> Head:
-    """How to read the model's `output`, which is in normal form; `asked` is "auto" or one of the kinds.
+def decide_head(output: ir.Value, option: str = "auto") -> Head:
+    """Return the head of the model's `output`, which is in normal form; `option` is "auto" or one of the kinds.
 
-    Raises UnsupportedError where the output is no prediction, could be read in two ways, or contradicts `asked`.
+    Raises UnsupportedError if the output is no prediction, has two possible readings, or contradicts `option`.
     """
     ending = _ending(output)
     _refuse_choices(output, ending)
     shape = tuple(dims(output))
-    axis = _class_axis(output, ending, asked)
-    kind = _kind(shape, axis, ending) if asked == "auto" else next(kind for kind in FORMS if kind == asked)
+    axis = _class_axis(output, ending, option)
+    kind = _kind(shape, axis, ending) if option == "auto" else next(kind for kind in FORMS if kind == option)
     head = Head(kind, shape, axis, VALUES[ending.kind])
-    _refuse_contradiction(output, head, ending, asked)
+    _refuse_contradiction(output, head, ending, option)
     return head
 
 
 def scores_of(op: Builder, output: ir.Value) -> ir.Value:
-    """What the predictions are computed from, in the shape of `output`: before its Softmax or Sigmoid if it has one."""
+    """Return the scores: the values before the Softmax or Sigmoid of `output`, if any, in the shape of `output`."""
     ending = _ending(output)
     if ending.scores is None:
         return output
-    found = ending.scores
+    scores = ending.scores
     for node in ending.moves:
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        found = op.node(node.op_type, [found, *node.inputs[1:]], attributes)
-        found.shape = node.outputs[0].shape
-    return found
+        scores = op.node(node.op_type, [scores, *node.inputs[1:]], attributes)
+        scores.shape = node.outputs[0].shape
+    return scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ending:
     """The last operators of a model.
 
     Attributes:
         kind: "Softmax", "LogSoftmax", "Sigmoid", or "" for none of them.
-        axis: the one that it normalises, in the axes of `scores`; scores: what enters it.
-        moves: the nodes between it and the output, in order.
-        before: the first node, from the end, that does not only move values.
+        axis: the axis of a Softmax, in the axes of `scores`.
+        scores: the input of the Softmax or Sigmoid.
+        moves: the nodes of `MOVES` between `last` and the output, in order.
+        last: the last node that is not in `MOVES`; None if only such nodes follow the model's input.
     """
 
-    kind: str
-    axis: int | None
-    scores: ir.Value | None
-    moves: tuple[ir.Node, ...]
-    before: ir.Node | None
+    kind: str = ""
+    axis: int | None = None
+    scores: ir.Value | None = None
+    moves: tuple[ir.Node, ...] = ()
+    last: ir.Node | None = None
 
 
 def _ending(output: ir.Value) -> Ending:
@@ -145,15 +146,17 @@ def _ending(output: ir.Value) -> Ending:
         moves.insert(0, node)
         node = node.inputs[0].producer()
     if node is None:
-        return Ending("", None, None, tuple(moves), None)
+        return Ending(moves=tuple(moves))
     if node.op_type in ("Softmax", "LogSoftmax"):
         x = node.inputs[0]
-        return Ending(node.op_type, node.attributes.get_int("axis", -1) % len(dims(x)), x, tuple(moves), node)
+        axis = node.attributes.get_int("axis", -1) % len(dims(x))
+        return Ending(kind=node.op_type, axis=axis, scores=x, moves=tuple(moves), last=node)
     if node.op_type == "Sigmoid":
-        return Ending("Sigmoid", None, node.inputs[0], tuple(moves), node)
+        return Ending(kind="Sigmoid", scores=node.inputs[0], moves=tuple(moves), last=node)
     if (spelled := _spelled_softmax(node)) is not None:
-        return Ending("Softmax", spelled[1], spelled[0], tuple(moves), node)
-    return Ending("", None, None, tuple(moves), node)
+        scores, axis = spelled
+        return Ending(kind="Softmax", axis=axis, scores=scores, moves=tuple(moves), last=node)
+    return Ending(moves=tuple(moves), last=node)
 
 
 def _spelled_softmax(node: ir.Node) -> tuple[ir.Value, int] | None:
@@ -171,55 +174,55 @@ def _spelled_softmax(node: ir.Node) -> tuple[ir.Value, int] | None:
     return powers.inputs[0], int(axes.numpy().item()) % len(dims(powers.inputs[0]))
 
 
-def _class_axis(output: ir.Value, ending: Ending, asked: str) -> int | None:
-    """The axis of the classes: that of the Softmax, else that of the last linear layer's features, else the second.
+def _class_axis(output: ir.Value, ending: Ending, option: str) -> int | None:
+    """Return the axis of the classes: the axis of the Softmax, of the last linear layer's features, or the second axis.
 
-    None where there is one number a position.  Raises UnsupportedError for three axes without such a layer: [N, C, L]
-    and [N, T, C] look alike.
+    Returns None if every position has one number.  Raises UnsupportedError for three axes without a linear layer,
+    because [N, C, L] and [N, T, C] look alike.
     """
     shape = dims(output)
     if ending.axis is not None:
         return _softmax_axis(output, ending)
     if len(shape) < 3:
         return 1 if len(shape) == 2 else None
-    told, axis = _feature_axis(output)
-    if told or asked == "binary":
+    is_known, axis = _feature_axis(output)
+    if is_known or option == "binary":
         return axis
-    if len(shape) == 3 and asked == "auto":
+    if len(shape) == 3 and option == "auto":
         raise UnsupportedError(
-            "the output has three axes, and nothing tells which one holds the classes",
+            "the output has three axes, and the axis of the classes is unclear",
             where=_named(output),
-            hint="`--head dense` takes the second, [N, classes, positions]; else export a Transpose to that form",
+            hint="`--head dense` takes the second axis, [N, classes, positions]; else export a Transpose to this form",
         )
     return 1
 
 
 def _softmax_axis(output: ir.Value, ending: Ending) -> int:
-    """Where the axis that the Softmax normalises lies in the output."""
+    """Return the axis of the output that corresponds to the axis of the Softmax."""
     axis = ending.axis
     for node in ending.moves:
         axis = _moved(node, axis)
     if not axis:
         raise UnsupportedError(
-            f"the model ends in a {ending.kind} over an axis that its output does not have as an axis of classes",
-            where=f"{_named(output)}, behind node `{ending.before.name if ending.before else ''}`",
-            hint=f"export it without its last {ending.kind}, or use a method without a loss",
+            f"the model ends in a {ending.kind} over an axis that does not remain an axis of classes in the output",
+            where=f"{_named(output)}, behind node `{ending.last.name if ending.last else ''}`",
+            hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
     return axis
 
 
 def _feature_axis(value: ir.Value | None) -> tuple[bool, int | None]:
-    """Whether the features of the last linear layer can be followed to `value`, and the axis that holds them there.
+    """Return whether the features of the last linear layer can be followed to `value`, and their axis in `value`.
 
-    The axis is None where it is unclear, or where a single feature was squeezed away.
+    The axis is None if it is unclear, or if the operators squeeze a single feature away.
     """
-    passed: list[ir.Node] = []
+    followers: list[ir.Node] = []
     node = None if value is None else value.producer()
     while node is not None and node.op_type in MOVES | STAYS:
-        passed.append(node)
+        followers.append(node)
         node = max((v.producer() for v in node.inputs[:2] if v is not None), key=lambda maker: maker is not None)
-    axis = None if node is None else _made(node)
-    for later in reversed([other for other in passed if other.op_type in MOVES]):
+    axis = None if node is None else _own_axis(node)
+    for later in reversed([other for other in followers if other.op_type in MOVES]):
         if axis is None:
             break
         single = dims(later.inputs[0])[axis] == 1
@@ -229,8 +232,8 @@ def _feature_axis(value: ir.Value | None) -> tuple[bool, int | None]:
     return axis is not None, axis
 
 
-def _made(node: ir.Node) -> int | None:
-    """The axis along which a linear layer puts its features; None for any other operator."""
+def _own_axis(node: ir.Node) -> int | None:
+    """Return the axis of the features in the output of a linear layer; None for any other operator."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return 1
     if node.op_type == "MatMul" and any(value is not None and value.const_value is not None for value in node.inputs):
@@ -240,7 +243,7 @@ def _made(node: ir.Node) -> int | None:
 
 
 def _moved(node: ir.Node, axis: int | None) -> int | None:
-    """Where an operator of `MOVES` puts an axis of its input; None if it takes it apart or merges it."""
+    """Return the place of an input axis in the output of a `MOVES` node; None if the node splits or merges it."""
     if axis is None:
         return None
     before, after = dims(node.inputs[0]), dims(node.outputs[0])
@@ -253,7 +256,7 @@ def _moved(node: ir.Node, axis: int | None) -> int | None:
 
 
 def _elements(sizes: Sequence[int | str]) -> int | None:
-    """The product of known sizes; None if one is symbolic."""
+    """Return the product of the sizes; None if a size is symbolic."""
     return math.prod(int(size) for size in sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
@@ -264,67 +267,66 @@ def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending) -> Kind:
 
 
 def _refuse_choices(output: ir.Value, ending: Ending) -> None:
-    """Raise UnsupportedError where the predictions were made into something else before the output."""
-    node, mixed = ending.before, []
+    """Raise UnsupportedError if operators change the predictions before the output."""
+    node, mixed = ending.last, []
     while node is not None and node.op_type in MIXES | MOVES and not ending.kind:
         mixed += [node] if node.op_type in MIXES else []
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     if node is None:
         return
-    hint = "export the model without it, or choose an output that gives the scores: `--logits NAME`"
     if node.op_type in CHOICES:
         raise UnsupportedError(
-            f"the output holds what `{node.op_type}` chose, not the scores it chose from: it has no gradient",
+            f"the output holds the choice of `{node.op_type}`, not scores: a choice has no gradient",
             where=f"{_named(output)}, node `{node.name}`",
-            hint=hint,
+            hint=f"export the model without `{node.op_type}`, or choose an output with the scores: `--logits NAME`",
         )
     if mixed and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
         operators = ", ".join(f"`{other.op_type}`" for other in mixed)
         raise UnsupportedError(
-            f"{operators} behind the last {node.op_type}: the outputs are no longer its probabilities",
+            f"{operators} behind the last {node.op_type}: the outputs are no longer probabilities",
             where=f"{_named(output)}, node `{node.name}`",
             hint=f"export the model without its last {node.op_type}, or choose another output: `--logits NAME`",
         )
 
 
-def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, asked: str) -> None:
-    """Raise UnsupportedError where the output cannot be read as `head`."""
+def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: str) -> None:
+    """Raise UnsupportedError if the output cannot have this `head`."""
     rank = len(head.shape)
     fitting = _fitting(rank, head.outputs, ending)
     if head.kind in fitting:
         return
     if not fitting:
         raise UnsupportedError(
-            f"the model ends in a {ending.kind} over a single class, which is 1 whatever the input",
+            f"the model ends in a {ending.kind} over a single class, which is always 1",
             where=_named(output),
-            hint=f"export it without its last {ending.kind}, or use a method without a loss",
+            hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
-    if asked == "auto":
+    if option == "auto":
         raise UnsupportedError(
-            "the model ends in a Sigmoid: its outputs are no distribution over classes",
+            "the model ends in a Sigmoid: the outputs are no distribution over classes",
             where=_named(output),
-            hint="`--head binary` if they are independent answers; if its classes exclude each other, export it "
+            hint="`--head binary` for independent answers; if the classes exclude each other, export the model "
             "without its last Sigmoid; or use a method without a loss",
         )
     ends = f" and ends in a {ending.kind}" if ending.kind else ""
     raise UnsupportedError(
-        f"the output has {rank} axes{ends}, but a head `{asked}` is {FORMS[head.kind]}",
-        where=f"{_named(output)}, `--head {asked}`",
+        f"the output has {rank} axes{ends}, but a head `{option}` is {FORMS[head.kind]}",
+        where=f"{_named(output)}, `--head {option}`",
         hint=f"`--head {fitting[0]}`, or leave the option out",
     )
 
 
 def _fitting(rank: int, outputs: int, ending: Ending) -> list[Kind]:
-    """The kinds that such an output can be read as; the likeliest first."""
+    """Return the kinds of head that are possible for an output; the likeliest comes first."""
     softmax, sigmoid = ending.kind in ("Softmax", "LogSoftmax"), ending.kind == "Sigmoid"
-    found: list[Kind] = []
+    kinds: list[Kind] = []
     if rank == 2 and outputs > 1 and not sigmoid:
-        found.append("classes")
+        kinds.append("classes")
     if rank > 2 and not (sigmoid and outputs > 1) and not (softmax and outputs == 1):
-        found.append("dense")
+        kinds.append("dense")
     if not softmax:
-        found.append("binary")
-    return found
+        kinds.append("binary")
+    return kinds
 
 
 def _named(output: ir.Value) -> str:

@@ -20,19 +20,22 @@ from ttac.passes.operators.gelu import gather_gelus
 from ttac.spec import Reference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Joint:
     """A model whose graph holds forward, loss and gradients.
 
     Attributes:
-        loss: the scalar that was differentiated, and the scalars to report.
-        parameters: the trained state; gradients: the graph values of their gradients, in the same order.
-        backward: the nodes that autodiff made.
+        model: the model in normal form, with loss and gradients in its graph.
+        logits: the output of the model.
+        loss: the differentiated scalar, and the scalars to report; None for a method without a loss.
+        parameters: the trained state.
+        gradients: the graph values of the gradients, in the order of `parameters`.
+        backward: the nodes that need a gradient or an input that gets a value after the forward.
     """
 
     model: ir.Model
     logits: ir.Value
-    loss: Loss | None
+    loss: Loss | None = None
     parameters: tuple[StateTensor, ...] = ()
     gradients: tuple[ir.Value, ...] = ()
     backward: tuple[ir.Node, ...] = ()
@@ -41,31 +44,38 @@ class Joint:
 def differentiate_loss(
     model: ir.Model, logits: ir.Value, loss: Reference, parameters: tuple[StateTensor, ...], head: Head | None = None
 ) -> Joint:
-    """Append loss and gradients to `model`, in place; `head` says how `logits` are read, or that is decided here.
+    """Append loss and gradients to `model`, in place; `head` is the reading of `logits`, decided here if None.
 
-    A parameter that the loss does not depend on becomes a constant again: a gradient of zero would still let momentum
-    move it.
-    Gradients are named `<parameter>.grad`.  Raises UnsupportedError listing operators without a gradient rule.
+    A parameter on which the loss does not depend becomes a constant again: with a gradient of zero, momentum would
+    still move the parameter.  Gradients are named `<parameter>.grad`.  Raises UnsupportedError with all operators that
+    have no gradient rule.
     """
     if not loss:
-        return Joint(model, logits, None)
+        return Joint(model=model, logits=logits)
     graph, attached = model.graph, attach_loss(model, loss, logits, head)
     if not parameters:
-        return Joint(model, logits, attached)
+        return Joint(model=model, logits=logits, loss=attached)
     gather_gelus(model)
     forward = set(graph) - _weighing(attached)
-    found = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
-    pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
-    hold(graph, [p for p, g in zip(parameters, found, strict=True) if g is None])
+    gradients = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    hold(graph, [p for p, g in zip(parameters, gradients, strict=True) if g is None])
     for parameter, gradient in pairs:
         gradient.name = f"{parameter.name}.grad"
     share_counts(model)
     backward = tuple(node for node in graph if node not in forward)
-    return Joint(model, logits, attached, tuple(p for p, _ in pairs), tuple(g for _, g in pairs), backward)
+    return Joint(
+        model=model,
+        logits=logits,
+        loss=attached,
+        parameters=tuple(p for p, _ in pairs),
+        gradients=tuple(g for _, g in pairs),
+        backward=backward,
+    )
 
 
 def own_logits(joint: Joint) -> Joint:
-    """The joint graph whose logits are a copy where the loss reads them; in place.
+    """Return the joint graph with a copy of the logits as output, if the loss reads the logits; in place.
 
     A program that runs the forward again keeps the logits of the first run, and the backward needs those of the second.
     """
@@ -75,7 +85,7 @@ def own_logits(joint: Joint) -> Joint:
     name = str(scores.name)
     scores.name = f"{name}.scores"
     op = Builder(graph, "loss", joint.model.opset_imports[""])
-    # Last of all: by then the tensors that the loss needed are gone.
+    # The copy is the last node: by then the tensors of the loss are free.
     with op.at("loss"):
         logits = op.Identity(scores, name=name)
     graph.outputs[list(graph.outputs).index(scores)] = logits
@@ -83,7 +93,7 @@ def own_logits(joint: Joint) -> Joint:
 
 
 def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
-    """Make `parameters` constants instead of graph inputs, with the values they begin with."""
+    """Make `parameters` constants instead of graph inputs, with their initial values."""
     for parameter in parameters:
         value = parameter.value
         graph.inputs.remove(value)
@@ -92,7 +102,7 @@ def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
 
 
 def _weighing(loss: Loss) -> set[ir.Node]:
-    """The nodes that read the samples' weights, and what they lead to: known only when the forward is done."""
+    """The nodes that follow from inputs of the loss that get a value after the forward, such as sample weights."""
     found: set[ir.Node] = set()
     pending = list(loss.inputs)
     while pending:
@@ -106,7 +116,7 @@ def _weighing(loss: Loss) -> set[ir.Node]:
 
 
 def share_counts(model: ir.Model) -> None:
-    """Compute every `ChannelCount` from one batch size, in place: N is the same everywhere, nothing is kept for it."""
+    """Compute every `ChannelCount` from one batch size N, in place, so that no residual is kept for a count."""
     graph = model.graph
     counts = [node for node in graph if node.op_type == "ChannelCount"]
     if not counts:

@@ -1,6 +1,6 @@
 """Losses on predictions, without labels: one value for each position, and the scalar that is differentiated.
 
-A position is what has a prediction of its own: a sample, or with a dense head a pixel or token
+Each position has one prediction.  A position is a sample, or with a dense head a pixel or token
 (`ttac.passes.differentiate.heads`).
 """
 
@@ -20,17 +20,17 @@ ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is differentiated, and what the forward hands out.
+    """A scalar to differentiate, and further outputs of the forward.
 
     Attributes:
-        scalar: the value that is differentiated.
-        stats: scalars the bundle reports after each step, by name.
-        head: how the model's output is read.
-        samples: the loss of each position [N, ...], where the graph input `weights` [N, ...] says how much each counts.
-        scores: what it is computed from, in the shape of the output.
-        other_inputs: graph inputs besides `weights` that are known only when the forward is done.
+        scalar: the differentiated value.
+        stats: scalars that the bundle reports after each step, by name.
+        head: the reading of the model's output.
+        samples: the loss of each position [N, ...], which the graph input `weights` [N, ...] multiplies.
+        scores: the values from which the loss is computed, in the shape of the output.
+        other_inputs: further graph inputs that get a value after the forward.
     """
 
     scalar: ir.Value
@@ -43,34 +43,35 @@ class Loss:
 
     @property
     def inputs(self) -> tuple[ir.Value, ...]:
-        """All graph inputs that are known only when the forward is done."""
+        """All graph inputs that get a value after the forward."""
         return self.other_inputs if self.weights is None else (self.weights, *self.other_inputs)
 
     @property
     def outputs(self) -> list[ir.Value]:
-        """What the forward gives besides the logits."""
-        handed = [self.samples, None if self.scores is None or self.scores.is_graph_output() else self.scores]
-        return [*self.stats.values(), *(value for value in handed if value is not None)]
+        """Outputs of the forward in addition to the logits."""
+        others = [self.samples, None if self.scores is None or self.scores.is_graph_output() else self.scores]
+        return [*self.stats.values(), *(value for value in others if value is not None)]
 
 
 def entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (Wang et al., arXiv:2006.10726, eq. 1)."""
     scalar = mean(op, entropies(op, scores, head), "entropy")
-    return Loss(scalar, {"entropy": scalar}, head)
+    return Loss(scalar=scalar, stats={"entropy": scalar}, head=head)
 
 
 def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
-    """sum_i w_i H(p_i) with weights that another graph of the method computes from the entropies, detached."""
+    """sum_i w_i H(p_i), with constant weights w_i that another graph of the method computes from the entropies."""
     each = entropies(op, scores, head)
     each.name = SAMPLES
     weights = ir.val(WEIGHTS, dtype=each.dtype, shape=each.shape)
     op.graph.inputs.append(weights)
     scalar = total(op, op.Mul(each, weights), "entropy.weighted")
-    return Loss(scalar, {"entropy": mean(op, each, "entropy")}, head, each, weights, scores)
+    stats = {"entropy": mean(op, each, "entropy")}
+    return Loss(scalar=scalar, stats=stats, head=head, samples=each, weights=weights, scores=scores)
 
 
 def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
-    """The entropy at each position, [N, ...], in nats; with a binary head, its mean over the answers."""
+    """Return the entropy at each position, [N, ...], in nats; with a binary head, the mean entropy of the answers."""
     if not head.binary:
         return op.Entropy(scores, axis=head.axis, name=SAMPLES)[0]
     each = op.BinaryEntropy(scores, name="entropy.answers")
@@ -82,9 +83,9 @@ def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
 
 
 def surprises(op: Builder, scores: ir.Value, other: ir.Value, head: Head) -> ir.Value:
-    """CE(p, q) = -sum_c p_c ln q_c at each position, [N, ...], p and q of `scores` and `other`; the mean over answers.
+    """CE(p, q) = -sum_c p_c ln q_c at each position, [N, ...], with p from `scores` and q from `other`.
 
-    With a binary head, of an answer with scores x and y: softplus(y) - sigmoid(x)*y.
+    With a binary head, the mean over the answers of softplus(y) - sigmoid(x)*y, for scores x and y of an answer.
     """
     if head.binary:
         each = op.Sub(op.Softplus(other), op.Mul(op.Sigmoid(scores), other))
@@ -94,9 +95,9 @@ def surprises(op: Builder, scores: ir.Value, other: ir.Value, head: Head) -> ir.
 
 
 def mean(op: Builder, value: ir.Value, name: str) -> ir.Value:
-    """The mean over all axes, one after the other from the last.
+    """Return the mean over all axes, one axis after the other from the last.
 
-    Engines add one element after the other: over two million equal ones at once, a float32 mean is 1.7e-3 off.
+    Engines add one element after the other: a float32 mean of two million equal elements at once is 1.7e-3 off.
     """
     for axis in reversed(range(len(dims(value)))):
         value = op.ReduceMean(value, [axis], keepdims=0, name="" if axis else name)
@@ -104,7 +105,7 @@ def mean(op: Builder, value: ir.Value, name: str) -> ir.Value:
 
 
 def total(op: Builder, value: ir.Value, name: str = "") -> ir.Value:
-    """The sum over all axes, one after the other from the last as in `mean`: ones add up in float32 to 2^24 only."""
+    """Return the sum over all axes, from the last as in `mean`: a float32 sum of ones stops at 2^24."""
     for axis in reversed(range(len(dims(value)))):
         value = op.ReduceSum(value, [axis], keepdims=0, name="" if axis else name)
     return value
@@ -120,7 +121,7 @@ def attach_loss(model: ir.Model, loss: Reference, output: ir.Value, head: Head |
     """Append a loss on the model's `output` to its graph.
 
     `loss` is a name in `LOSSES` or a reference to a function `(op, scores, head) -> Loss`.  `head` is the reading of
-    the output; without it, that is decided here.  Raises UnsupportedError if the output is no prediction.
+    the output; without `head`, this function decides it.  Raises UnsupportedError if the output is no prediction.
     """
     head = head or decide_head(output)
     function = LOSSES[loss] if isinstance(loss, str) and loss in LOSSES else function_of(loss)

@@ -1,8 +1,8 @@
 """Reverse-mode differentiation of a graph: one rule per operator, one walk.
 
-A rule says only calculus: `(op, node, *dy)` to one gradient per input, None where there is none.  The walk decides
-which nodes matter, adds up contributions, sums a gradient down to the shape its input was broadcast from, and lists
-every operator without a rule at once.  A value without derivative is absent, never a tensor of zeros.
+A rule is calculus only: from `(op, node, *dy)` to one gradient for each input, or None.  The walk selects the nodes,
+adds the contributions to a gradient, and undoes broadcasts.  The walk reports all operators without a rule at once.  A
+value without a derivative is absent, never a tensor of zeros.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ RULES: dict[str, Rule] = {}
 def gradient(op_type: str, *, broadcasts: bool = False) -> Callable[[RuleFunction], RuleFunction]:
     """Register the decorated function as the gradient rule of `op_type` (ONNX or ttac vocabulary).
 
-    The rule gets the builder, the forward node and one gradient per output (None for an output nothing depends on).
-    `op.wants(i)` tells whether input `i` needs a gradient, so that a rule can leave out an expensive one.
+    The rule gets the builder, the forward node and one gradient per output, or None for an output without a gradient.
+    `op.wants(i)` is True if input `i` needs a gradient, so that a rule can leave out an expensive gradient.
     """
 
     def register(function: RuleFunction) -> RuleFunction:
@@ -48,7 +48,7 @@ def gradient(op_type: str, *, broadcasts: bool = False) -> Callable[[RuleFunctio
 
 
 class GradientBuilder(Builder):
-    """A Builder that knows which inputs of the node at hand need a gradient."""
+    """A Builder that knows which inputs of the current node need a gradient."""
 
     wanted: frozenset[int] = frozenset()
 
@@ -60,9 +60,9 @@ class GradientBuilder(Builder):
 def differentiate(
     graph: ir.Graph, loss: ir.Value, wrt: Sequence[ir.Value], opset: int = 18, room: str = "autodiff"
 ) -> list[Gradient]:
-    """Append the gradients of the scalar `loss` to `graph`; one Value per entry of `wrt`, None if it does not depend.
+    """Append the gradients of the scalar `loss` to `graph`; return one Value per entry of `wrt`, None if independent.
 
-    Raises UnsupportedError naming every node on the way that has no rule.
+    Raises UnsupportedError with the name of every node on the path without a rule.
     """
     path = nodes_between(graph, wrt, loss)
     refuse_missing_rules(path)
@@ -80,7 +80,7 @@ def differentiate(
 
 
 def nodes_between(graph: ir.Graph, sources: Sequence[ir.Value], sink: ir.Value) -> list[ir.Node]:
-    """The nodes that lie on a differentiable path from `sources` to `sink`, in graph order."""
+    """Return the nodes on a differentiable path from `sources` to `sink`, in graph order."""
     below = {id(value) for value in sources}
     reached = []
     for node in graph:
@@ -152,7 +152,7 @@ def _refuse_other_shape(node: ir.Node, value: ir.Value, dx: ir.Value) -> None:
 
 
 def _seed(graph: ir.Graph, loss: ir.Value) -> ir.Value:
-    """The gradient of the loss by itself, 1, as an initializer of its own: what depends on it runs in the backward."""
+    """Return the gradient 1 of the loss by itself, an initializer; the nodes that depend on it form the backward."""
     if loss.shape is None or len(loss.shape) or loss.dtype is None:
         raise AssertionError(f"the loss `{loss.name}` is not a scalar but {loss.shape}")
     name = f"{loss.name}.grad"

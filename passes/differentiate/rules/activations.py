@@ -1,6 +1,7 @@
 """Gradients of activation functions.
 
-A piecewise linear one keeps a mask, one bit per element; most smooth ones keep their output and not their input.
+A piecewise linear function keeps a mask, one bit per element.  Most smooth functions keep their output, not their
+input.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Gradients = tuple[ir.Value | None, ...]
 
 @gradient("Relu")
 def relu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = max(x, 0)   ->   dx = dz where z > 0: one bit per element is all it keeps."""
+    """z = max(x, 0)   ->   dx = dz where z > 0, from one bit per element."""
     return op.Masked(dz, op.Positive(node.inputs[0]))
 
 
@@ -167,9 +168,9 @@ def softmax(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 
 def _of_attention(z: ir.Value, dz: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """do and o where dz = do @ v^T comes from o = z @ v alone: sum dz*z is sum do*o, over fewer elements.
+    """Return do and o if dz = do @ v^T comes from o = z @ v alone.
 
-    As in FlashAttention (arXiv:2205.14135, appendix B.4).
+    Then sum dz*z equals sum do*o, over fewer elements (FlashAttention, arXiv:2205.14135, appendix B.4).
     """
     product = dz.producer()
     other = product.inputs[1] if product is not None and product.op_type == "MatMul" else None
@@ -185,7 +186,7 @@ def _of_attention(z: ir.Value, dz: ir.Value) -> tuple[ir.Value, ir.Value] | None
 
 
 def _elements(value: ir.Value) -> int:
-    """Of one row: features of tokens, or tokens that are looked at."""
+    """Return the size of a row: features of a token, or tokens that the attention reads; 0 if symbolic."""
     size = dims(value)[-1]
     return size if isinstance(size, int) else 0
 

@@ -1,4 +1,4 @@
-"""Gradients of the per-channel operators that norms are made of; tensors are [N, C, ...]."""
+"""Gradients of the per-channel operators of norms; tensors are [N, C, ...]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def batch_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value, *unuse
 
     dbias = sum dy,  dscale = sum dy*xhat,  dmean = -scale*r*dbias,  dvar = -scale*r^2*dscale/2.
 
-    The sums come first: dy*x is gone when dx is made.
+    The sums come first, so that dy*x is free before dx exists.
     """
     if node.attributes.get_int("training_mode", 0):
         raise refusal(node, "its `training_mode` is on; export the model in eval mode")

@@ -17,7 +17,7 @@ def conv(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | N
     assert w is not None
     window = window_of(node, spatial(w), spatial(x), spatial(node.outputs[0]))
     facts = {**window.attributes(), "group": node.attributes.get_int("group", 1)}
-    # The weights' gradient comes first: then `x` is gone when the gradient of the same size is made.
+    # The gradient of the weights comes first: `x` is free before the gradient of the same size exists.
     dw = op.ConvWeightGrad(x, dy, **facts) if op.wants(1) else None
     dx = op.ConvInputGrad(dy, w, **facts, frozen=int(_frozen(op, w))) if op.wants(0) else None
     return (dx, dw, op.ChannelSum(dy)) if op.wants(2) else (dx, dw)
@@ -25,7 +25,7 @@ def conv(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | N
 
 @gradient("ConvTranspose")
 def conv_transpose(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir.Value | None, ...]:
-    """y is the input gradient of a Conv with kernel w [C, O/group, ...]   ->   dx = Conv(dy, w), dw that Conv's."""
+    """y is the input gradient of a Conv with kernel w [C, O/group, ...]   ->   dx = Conv(dy, w), dw as for Conv."""
     x, w = node.inputs[:2]
     window = _transposed_window(node)
     group = node.attributes.get_int("group", 1)
@@ -39,7 +39,7 @@ def conv_transpose(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> tuple[ir
 
 
 def _transposed_window(node: ir.Node) -> Window:
-    """The window of the Conv whose input gradient the ConvTranspose `node` computes."""
+    """Return the window of the Conv whose input gradient is the ConvTranspose `node`."""
     x, w = node.inputs[:2]
     if node.attributes.get_ints("output_shape") is not None:
         raise refusal(node, "engines disagree on the pads that its attribute `output_shape` asks for")

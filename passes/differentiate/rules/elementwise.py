@@ -1,6 +1,6 @@
 """Gradients of arithmetic and of functions applied element by element.
 
-Where a function's derivative is a formula in its own output, the rule reads the output: one tensor less to keep.
+If the derivative is a formula in the output, the rule reads the output, and no residual is kept for the input.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def identity(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 @gradient("Dropout")
 def dropout(op: GradientBuilder, node: ir.Node, dz: ir.Value, *_: None) -> ir.Value:
-    """z = x, as Dropout is in inference   ->   dx = dz."""
+    """z = x, the Dropout of inference   ->   dx = dz."""
     if present(node, 2) is not None and np.any(constant(node, 2)):
         raise refusal(node, "its `training_mode` is on; export the model in eval mode")
     return dz

@@ -1,4 +1,4 @@
-"""What a gradient rule asks of a node: its constants and axes, and how it refuses."""
+"""Facts about a node for a gradient rule: constants, axes and sizes, and the error of a refusal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ttac.passes.graph.shapes import dims
 
 
 def refusal(node: ir.Node, reason: str) -> UnsupportedError:
-    """The error for a node whose operator has a rule that does not cover this case."""
+    """Return the error for a node that the rule of its operator does not cover."""
     return UnsupportedError(
         f"no gradient for `{node.op_type}` here: {reason}",
         where=f"node `{node.name}`",
@@ -19,12 +19,12 @@ def refusal(node: ir.Node, reason: str) -> UnsupportedError:
 
 
 def present(node: ir.Node, position: int) -> ir.Value | None:
-    """The input at `position`, None where the node leaves it out."""
+    """Return the input at `position`; None if the node omits the input."""
     return node.inputs[position] if position < len(node.inputs) else None
 
 
 def constant(node: ir.Node, position: int) -> np.ndarray | None:
-    """The array behind the input at `position`, None where the node leaves it out.
+    """Return the constant array at input `position`; None if the node omits the input.
 
     Raises UnsupportedError if the input is computed, or an input of the graph.
     """
@@ -38,25 +38,25 @@ def constant(node: ir.Node, position: int) -> np.ndarray | None:
 
 
 def integers(node: ir.Node, position: int) -> list[int] | None:
-    """The constant integers of the input at `position`, None where the node leaves it out."""
+    """Return the constant integers at input `position`; None if the node omits the input."""
     array = constant(node, position)
     return None if array is None else [int(number) for number in array.reshape(-1)]
 
 
 def rank(value: ir.Value | None) -> int:
-    """The number of axes of `value`."""
+    """Return the number of axes of `value`."""
     return len(dims(value))
 
 
 def axis_of(node: ir.Node, default: int, value: ir.Value | None = None) -> int:
-    """The attribute `axis`, counted from the front of `value` (the first input)."""
+    """Return the attribute `axis` as an index from the front of `value`, which is the first input by default."""
     return node.attributes.get_int("axis", default) % max(1, rank(value or node.inputs[0]))
 
 
 def size_along(node: ir.Node, value: ir.Value | None, axis: int) -> int:
-    """The size of `value` along `axis`.
+    """Return the size of `value` along `axis`.
 
-    Raises UnsupportedError if it is symbolic: a rule that needs the number cannot work along the batch.
+    Raises UnsupportedError if the size is symbolic: a rule that needs the number cannot work along the batch.
     """
     size = dims(value)[axis]
     if not isinstance(size, int):

@@ -1,4 +1,4 @@
-"""Gradients of gathers and scatters: one is the other's transpose."""
+"""Gradients of gathers and scatters; a gather is the transpose of a scatter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Gradients = tuple[ir.Value | None, ...]
 
 @gradient("Gather")
 def gather(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x at indices along an axis   ->   dx = dz added up where each index points."""
+    """z = x at indices along an axis   ->   dx = the sum of dz over the indices of each element."""
     x, indices = node.inputs
     axis, chosen = axis_of(node, 0), dims(indices)
     known = None if indices is None or indices.is_graph_input() else ir.convenience.get_const_tensor(indices)
@@ -36,7 +36,7 @@ def gather(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 @gradient("GatherElements")
 def gather_elements(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x at one index per element   ->   dx = dz added up where each index points."""
+    """z = x at one index per element   ->   dx = the sum of dz over the indices of each element."""
     x, indices = node.inputs
     ground = zeros(op, dims(x), dz.dtype, dz, x)
     return op.ScatterElements(ground, indices, dz, axis=axis_of(node, 0), reduction="add")
@@ -44,7 +44,7 @@ def gather_elements(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Valu
 
 @gradient("GatherND")
 def gather_blocks(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = blocks of x at indices   ->   dx = dz added up where each index points."""
+    """z = blocks of x at indices   ->   dx = the sum of dz over the indices of each element."""
     x, indices = node.inputs
     if node.attributes.get_int("batch_dims", 0):
         raise refusal(node, "its `batch_dims` is not 0")

@@ -38,7 +38,7 @@ def gemm(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
 def matmul(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
     """z = a @ b   ->   da = dz @ b^T,  db = (dz^T @ a)^T; a vector is a row on the left, a column on the right.
 
-    So `a`, the attention of all tokens to all, is kept as it is, where a^T would be kept beside it.
+    With this form of db, only `a` is a residual (the attention of all tokens to all), and not also a^T.
     """
     a, b = node.inputs
     assert a is not None and b is not None
@@ -53,7 +53,7 @@ def matmul(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
 
 
 def _with_vector(op: GradientBuilder, a: ir.Value, b: ir.Value, dz: ir.Value) -> Gradients:
-    """z[...] = a[...] . b[...] over the last axis of `a` and the next to last of `b`; the walk sums the rest away."""
+    """z = a . b over the last axis of `a` and the next to last of `b`; the walk sums the results over the other axes."""
     if rank(b) == 1:
         column = dz if rank(a) == 1 else op.Unsqueeze(dz, [-1])
         return op.Mul(column, b) if op.wants(0) else None, op.Mul(column, a) if op.wants(1) else None
@@ -82,7 +82,7 @@ def _rows(op: GradientBuilder, x: ir.Value) -> ir.Value:
 def einsum(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
     """z = contraction of a, b to the labels of z   ->   da = contraction of dz, b to those of a,  db likewise.
 
-    What only `a` has was summed away, and is repeated.
+    A label that only `a` has was summed over; da repeats the gradient along this label.
     """
     terms, result = _labels(node)
     operands = list(zip(terms, node.inputs, strict=True))
@@ -112,7 +112,7 @@ def _contracted(
 
 
 def _labels(node: ir.Node) -> tuple[list[str], str]:
-    """The labels of each operand and of the result, with `...` spelled out.
+    """Return the labels of each operand and of the result, with letters in place of `...`.
 
     Raises UnsupportedError for a label that occurs twice in one term (a diagonal) or for a broadcast ellipsis.
     """
@@ -125,7 +125,7 @@ def _labels(node: ir.Node) -> tuple[list[str], str]:
     free = [letter for letter in string.ascii_letters if letter not in equation]
     counts = {rank(v) - len(t) + 3 for t, v in zip(terms, node.inputs, strict=True) if "..." in t}
     if len(counts) > 1:
-        raise refusal(node, f"the ellipsis in {equation!r} stands for axes of different number")
+        raise refusal(node, f"the ellipsis in {equation!r} covers different numbers of axes")
     dots = "".join(free[: counts.pop() if counts else 0])
     terms, right = [term.replace("...", dots) for term in terms], right.replace("...", dots)
     if any(len(set(term)) < len(term) for term in (*terms, right)):

@@ -58,7 +58,7 @@ def _from_product(
     r: ir.Value,
     axes: Sequence[int],
 ) -> ir.Value:
-    """core(dy*scale), where dy*xhat is there already: over one axis, both means are products with the scale."""
+    """Return core(dy*scale) from the product dy*xhat: over one axis, both means are matrix products with the scale."""
     if len(axes) > 1 or dims(scale) != [dims(xhat)[-1]]:
         return _core(op, op.Mul(dy, scale), xhat, r, axes)
     width = int(dims(xhat)[-1])
@@ -71,7 +71,7 @@ def _from_product(
 def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = xhat*scale + bias per sample and channel   ->   dx = core(dy*scale), and sums of dy*xhat and of dy.
 
-    xhat is y where scale is one and bias zero, as in a group norm of separate operators: nothing else is kept then.
+    With scale one and bias zero, as in a group norm of separate operators, xhat is y, and y is the only residual.
     """
     x, scale, bias = node.inputs
     axes = list(range(2, rank(x)))
@@ -86,7 +86,7 @@ def instance_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> 
 
 
 def _holds(value: ir.Value | None, number: float) -> bool:
-    """Whether `value` is a constant of that number throughout."""
+    """Whether every element of `value` is this constant number."""
     return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())
 
 
@@ -115,7 +115,7 @@ def group_normalization(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> Gra
 
 
 def _layer_standardized(op: GradientBuilder, x: ir.Value, axes: Sequence[int], eps: float) -> tuple[ir.Value, ir.Value]:
-    """`_standardized` over the last axes by the operator itself, in one pass; it knows r in float32 only."""
+    """Return the result of `_standardized` over the last axes, by one LayerNormalization, whose r is float32 only."""
     if x.dtype != ir.DataType.FLOAT:
         return _standardized(op, x, axes, eps)
     sizes = [int(dims(x)[axis]) for axis in axes]
@@ -127,7 +127,7 @@ def _layer_standardized(op: GradientBuilder, x: ir.Value, axes: Sequence[int], e
 def _standardized(
     op: GradientBuilder, x: ir.Value | None, axes: Sequence[int], eps: float
 ) -> tuple[ir.Value, ir.Value]:
-    """xhat = (x - mean)*r and r = 1/sqrt(variance + eps), over `axes`, which keep size 1 in r."""
+    """Return xhat = (x - mean)*r and r = 1/sqrt(variance + eps), over `axes`, which have size 1 in r."""
     centred = op.Sub(x, op.ReduceMean(x, list(axes), keepdims=1))
     variance = op.ReduceMean(op.Mul(centred, centred), list(axes), keepdims=1)
     r = op.Reciprocal(op.Sqrt(op.Add(variance, eps)))
@@ -137,7 +137,7 @@ def _standardized(
 def _core(
     op: GradientBuilder, g: ir.Value, xhat: ir.Value, r: ir.Value, axes: Sequence[int], epsilon: float | None = None
 ) -> ir.Value:
-    """r*(g - mean of g - xhat * mean of g*xhat); with `epsilon`, the axes are all behind the second."""
+    """r*(g - mean of g - xhat * mean of g*xhat); with `epsilon`, the axes are all axes after the second."""
     if epsilon is None:
         along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), list(axes), keepdims=1))
     else:

@@ -16,7 +16,7 @@ from ttac.passes.graph.windows import Window, spatial, window_of
 
 @gradient("MaxPool")
 def max_pool(op: GradientBuilder, node: ir.Node, dy: ir.Value, *_: None) -> ir.Value:
-    """y = the largest of each window   ->   dx = dy where it was found, the first among equals."""
+    """y = the largest of each window   ->   dx = dy at the place of the maximum, the first among equals."""
     facts = _window(node).attributes()
     return op.MaxPoolScatter(dy, op.MaxPoolTaps(node.inputs[0], node.outputs[0], **facts), **facts)
 
@@ -27,7 +27,7 @@ def average_pool(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
     window = _window(node)
     padded = node.attributes.get_int("count_include_pad", 0)
     if padded and node.attributes.get_int("ceil_mode", 0) and _overruns(node, window):
-        raise refusal(node, "with `ceil_mode` and `count_include_pad` engines disagree on what the last window counts")
+        raise refusal(node, "with `ceil_mode` and `count_include_pad` engines disagree on the count of the last window")
     return op.AveragePoolInputGrad(dy, **window.attributes(), padded=padded)
 
 
@@ -40,7 +40,7 @@ def global_average_pool(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.
 
 @gradient("GlobalMaxPool")
 def global_max_pool(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
-    """y = maximum of x over space   ->   dx = dy where it was found, the first among equals."""
+    """y = maximum of x over space   ->   dx = dy at the place of the maximum, the first among equals."""
     x = node.inputs[0]
     assert x is not None
     flat = [*dims(x)[:2], math.prod(spatial(x))]

@@ -11,8 +11,8 @@ from ttac.passes.differentiate.rules.facts import integers, rank, refusal
 from ttac.passes.graph.reshaping import expand, shape_of
 from ttac.passes.graph.shapes import dims
 
-# Keeps 0/0 out of the gradient of a norm at zero, which is 0 there.
 TINY = 1e-30
+"""Least divisor in the gradient of a norm, so that the gradient at zero is 0, not 0/0."""
 
 
 @gradient("ReduceSum")
@@ -82,7 +82,7 @@ def cumulative_sum(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value
 
 
 def _axes(node: ir.Node) -> list[int]:
-    """The reduced axes, from the front and in order."""
+    """Return the reduced axes as sorted indices from the front."""
     count = rank(node.inputs[0])
     axes = integers(node, 1)
     if axes:
@@ -91,7 +91,7 @@ def _axes(node: ir.Node) -> list[int]:
 
 
 def _kept(op: GradientBuilder, node: ir.Node, y: ir.Value) -> ir.Value:
-    """`y`, shaped like the node's output, with the reduced axes as axes of size 1."""
+    """Return `y`, a tensor in the shape of the node's output, with the reduced axes as axes of size 1."""
     axes = _axes(node)
     return op.Unsqueeze(y, axes) if axes and not node.attributes.get_int("keepdims", 1) else y
 
@@ -106,4 +106,4 @@ def _to_extremes(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
 
 def _refuse_no_axes(node: ir.Node) -> None:
     if not _axes(node) and rank(node.inputs[0]):
-        raise refusal(node, "engines disagree on what it computes without axes and with `noop_with_empty_axes`")
+        raise refusal(node, "engines disagree on its output without axes and with `noop_with_empty_axes`")

@@ -1,4 +1,4 @@
-"""Gradient of Resize: along each axis it is a matrix, which depends on the sizes and the mode only."""
+"""Gradient of Resize, which is a matrix along each axis; the matrix depends on the sizes and the mode only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ttac.passes.graph.shapes import dims
 
 @gradient("Resize")
 def resize(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x sampled anew: x times a matrix per axis   ->   dx = dz times the transposed matrices."""
+    """z = x resampled: x times a matrix per axis   ->   dx = dz times the transposed matrices."""
     _refuse_other_modes(node)
     scales = _scales(node)
     matrices = {}
@@ -29,7 +29,7 @@ def resize(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 
 def sampling_matrix(node: ir.Node, before: int, after: int, scale: float) -> np.ndarray:
-    """[before, after]: how much each element of an axis adds to each new one, for the `mode` of a Resize."""
+    """Return the weight of each old element in each new element of an axis, [before, after], by the Resize's `mode`."""
     at = _coordinates(node, before, after, np.float32(scale))
     matrix, new = np.zeros((before, after)), np.arange(after)
     if node.attributes.get_string("mode", "nearest") == "nearest":
@@ -43,7 +43,7 @@ def sampling_matrix(node: ir.Node, before: int, after: int, scale: float) -> np.
 
 
 def _coordinates(node: ir.Node, before: int, after: int, scale: np.float32) -> np.ndarray:
-    """Where on the old axis each new element lies, float32 as the engine computes it."""
+    """Return the place of each new element on the old axis, in float32 as in the engine."""
     mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
     new, half = np.arange(after, dtype=np.float32), np.float32(0.5)
     if mode == "asymmetric":
@@ -65,14 +65,14 @@ def _nearest(node: ir.Node, at: np.ndarray) -> np.ndarray:
 
 
 def _repetition(matrix: np.ndarray) -> int:
-    """k if the matrix repeats each element k times, else 0."""
+    """Return k if the matrix repeats each element k times, else 0."""
     before, after = matrix.shape
     times = after // before
     return times if np.array_equal(matrix, np.repeat(np.eye(before), max(1, times), axis=1)) else 0
 
 
 def _scales(node: ir.Node) -> list[float]:
-    """The scale of each axis: as given, or new size by old size."""
+    """Return the scale of each axis: from the node, or new size over old size."""
     count = rank(node.inputs[0])
     if present(node, 2) is not None and (given := constant(node, 2)) is not None and given.size:
         axes = node.attributes.get_ints("axes") or range(count)

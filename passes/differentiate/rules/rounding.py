@@ -1,4 +1,4 @@
-"""Gradients of rounding: straight through (Bengio et al., arXiv:1308.3432), past the grid's ends too."""
+"""Gradients of rounding: straight through (Bengio et al., arXiv:1308.3432), also beyond the ends of the grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ttac.passes.operators.round_to_grid import ends
 
 @gradient("Rounded")
 def rounded(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x on a grid from low to high   ->   dx = dz; of a grid from 0 on, the ReLU it also is: dz where z > 0."""
+    """z = x on a grid from low to high   ->   dx = dz; a grid from 0 on is also a ReLU: dx = dz where z > 0."""
     low, _ = ends(node)
     return op.Masked(dz, op.Positive(node.outputs[0])) if low == 0.0 else dz
 

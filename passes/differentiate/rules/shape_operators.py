@@ -109,7 +109,7 @@ def slice_(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 
 def _cuts(node: ir.Node) -> dict[int, range]:
-    """The positions that the Slice `node` takes, per axis where it does not take all."""
+    """Return the positions that the Slice `node` takes, for each axis of which it takes a part."""
     x = node.inputs[0]
     starts, ends = integers(node, 1) or [], integers(node, 2) or []
     axes = integers(node, 3) or list(range(len(starts)))
@@ -130,7 +130,7 @@ def _cuts(node: ir.Node) -> dict[int, range]:
 
 @gradient("Pad")
 def pad(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = x with more elements around it   ->   dx = the middle of dz, plus what went to copies of an element."""
+    """z = x with a border   ->   dx = the middle of dz, plus the gradients of the copies of an element."""
     x, mode = node.inputs[0], node.attributes.get_string("mode", "constant")
     pads = integers(node, 1) or []
     axes = [axis % rank(x) for axis in integers(node, 3) or range(rank(x))]
@@ -150,9 +150,9 @@ def pad(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 
 @gradient("Col2Im")
 def columns_to_image(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
-    """z = the columns of x [N, C*taps, L] added up where they came from   ->   dx = the columns of dz.
+    """z = the sum of the columns of x [N, C*taps, L] at their places   ->   dx = the columns of dz.
 
-    A convolution reads them off, with one kernel per tap that is 1 there.
+    A convolution extracts the columns, with one kernel per tap, which is 1 at the tap.
     """
     sizes, block = integers(node, 1) or [], integers(node, 2) or []
     strides = node.attributes.get_ints("strides") or [1] * len(block)

@@ -66,7 +66,7 @@ def test_several_answers_are_a_choice(end: str, tmp_path: Path) -> None:
 UNREAD: dict[str, tuple[str, Weights, str, str]] = {
     "ambiguous": (
         's = Reshape <allowzero = 0> (r, "shape") y = Concat <axis = 2> (s, s)', {"shape": np.array([0, 4, 64])},
-        "4,128", "nothing tells which one holds the classes",
+        "4,128", "the axis of the classes is unclear",
     ),
     "choice": (
         f'{POOL} z = Gemm (f, "w") a = ArgMax <axis = 1, keepdims = 0> (z) y = Cast <to = 1> (a)', {"w": (4, 5)}, "",

@@ -309,7 +309,7 @@ def test_int8_residuals_turn_a_gradient_by_little(recipe: Recipe) -> None:
 def test_no_gradients_no_backward(chain: Path) -> None:
     model = normal(chain)
     adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=False)
-    joint = Joint(model, model.graph.outputs[0], None)
+    joint = Joint(model=model, logits=model.graph.outputs[0])
     halves = partition(model, [joint.logits], (), Plan(4))
     assert halves.backward is None and halves.forward.graph.inputs[0].name == "x"
 

@@ -62,7 +62,7 @@ def pseudo_label(op: Builder, scores: ir.Value, head: Head) -> Loss:
         each = op.Softplus(op.Neg(op.Abs(scores)))
     else:
         each = op.Neg(op.ReduceMax(op.LogSoftmax(scores, axis=head.axis), [head.axis or 0], keepdims=0))
-    return Loss(mean(op, each, "pseudo.label"), {}, head)
+    return Loss(scalar=mean(op, each, "pseudo.label"), stats={}, head=head)
 
 
 def _averaged(
