@@ -1,6 +1,6 @@
-"""A bundle on disk: read and verified, or written so that it appears whole or not at all.
+"""Read and verify a bundle on disk, or write a bundle that appears whole or not at all.
 
-Nothing here loads the engine; the writing half needs the standard library only.
+This module does not load the engine.  Writing needs the standard library only.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a compile made.
+    """The result of a compile.
 
     Attributes:
-        path: the folder, None for a dry run.
-        manifest: the content of `manifest.json`, as `docs/bundle.md` describes it.
+        path: the folder; None after a dry run.
+        manifest: the content of `manifest.json` (`docs/bundle.md`).
         report: the plan and the verified numbers, empty if there are none.
     """
 
@@ -41,20 +41,20 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: str | Path) -> Bundle:
-        """The bundle in `folder`, with every file's hash verified; raises what `open_bundle` raises."""
+        """Return the bundle in `folder`, with all hashes verified; raises the errors of `open_bundle`."""
         folder = Path(folder)
         manifest = open_bundle(folder)
         return cls(folder, manifest.raw, _report(folder, manifest.files))
 
     @classmethod
     def dry(cls, folder: Path) -> Bundle:
-        """What `folder`, which is about to go, says; without a path."""
+        """Return the manifest and report of `folder`, which the caller deletes, as a bundle without a path."""
         manifest = read_manifest(folder)
         return cls(None, manifest, _report(folder, manifest["files"]))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of the bundle in `folder`, checked; its files are not looked at.
+    """Return the checked manifest of the bundle in `folder`; the other files stay unread.
 
     Raises:
         UsageError: there is no such folder, or it is not a bundle.
@@ -65,9 +65,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def open_bundle(folder: str | Path) -> Manifest:
-    """The parsed manifest of `folder`, after verifying that every file is there and is what the manifest says.
+    """Return the parsed manifest of `folder`, after a check that every listed file exists and has its hash.
 
-    Raises what `read_manifest` raises, and VerificationError for a missing or changed file, a link that leaves the
+    Raises the errors of `read_manifest`, and VerificationError for a missing or changed file, a link that leaves the
     folder, or a graph whose weights lie outside the listed files.
     """
     folder = Path(folder)
@@ -87,7 +87,7 @@ def open_bundle(folder: str | Path) -> Manifest:
 
 def check_replaceable(target: Path) -> None:
     """Raise UsageError if writing a bundle to `target` would overwrite something else."""
-    hint = "choose another path, or remove it"
+    hint = "choose another path, or remove the path"
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError("there is a file where the bundle should go", where=f"`{target}`", hint=hint)
     if target.is_dir() and any(target.iterdir()) and not _has_format(target):
@@ -95,9 +95,9 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest.json` into `folder`, with the hashes of all other files there if it has no `files`.
+    """Write `manifest.json` into `folder`; a manifest without `files` gets the hashes of all other files in the folder.
 
-    Raises VerificationError if `read_manifest` would not accept it.
+    Raises VerificationError if `read_manifest` would refuse the manifest.
     """
     if "files" not in manifest:
         paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
@@ -108,10 +108,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def place(staged: Path, target: str | Path) -> Bundle:
-    """Move the finished bundle `staged` to `target`, on the same file system, and return it there.
+    """Move the finished bundle `staged` to `target`, on the same file system, and return the moved bundle.
 
-    A bundle that was at `target` is replaced; it is gone only when the new one has its place.  Raises UsageError if
-    something else is there or it cannot be written.
+    The new bundle replaces an older bundle at `target`, which is deleted last.  Raises UsageError if `target` is
+    something else than a bundle, or if the bundle cannot be written.
     """
     target = Path(target)
     manifest = read_manifest(staged)
@@ -128,8 +128,8 @@ def place(staged: Path, target: str | Path) -> Bundle:
 
 def _read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
-        what = "the path is a file, not a bundle" if folder.exists() else "there is no such bundle"
-        raise UsageError(what, where=f"`{folder}`", hint="`ttac compile` prints the path of the bundle it wrote")
+        problem = "the path is a file, not a bundle" if folder.exists() else "there is no such bundle"
+        raise UsageError(problem, where=f"`{folder}`", hint="`ttac compile` prints the path of the bundle it wrote")
     path = folder / MANIFEST
     if not path.is_file():
         raise UsageError(
@@ -163,7 +163,7 @@ def _has_format(folder: Path) -> bool:
 
 
 def _replace(staged: Path, target: Path) -> None:
-    """Rename onto `target`; what was there is moved aside first, and back if the second rename fails."""
+    """Rename `staged` to `target`; an old bundle moves aside first, and back if the second rename fails."""
     aside = target.absolute().parent / f".{target.absolute().name}.{uuid.uuid4().hex[:8]}"
     if target.exists():
         target.rename(aside)
@@ -178,7 +178,7 @@ def _replace(staged: Path, target: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make the files last, and readable for whoever may read the folder: safetensors writes them for the owner only."""
+    """Write the files through to the disk, readable for all: safetensors gives read access to the owner only."""
     for path in folder.iterdir():
         path.chmod(0o644)
         with path.open("rb+") as file:

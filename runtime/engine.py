@@ -250,7 +250,7 @@ def _open(path: Path, options: Any) -> Any:
         raise RuntimeMissingError(
             f"onnxruntime {engine().__version__} does not load the graph: {_first_line(error)}",
             where=f"`{path}`",
-            hint="`ttac doctor` lists what this engine accepts; recompile with a `--target` that fits it",
+            hint="`ttac doctor` lists the opsets that this engine accepts; recompile with a `--target` that fits it",
         ) from error
 
 

@@ -1,6 +1,6 @@
-"""Which files a graph wants to read besides itself: older engines follow any path, so it is checked here first.
+"""Find the files of external data that a graph reads; older engines follow any path, so this check comes first.
 
-Reads just enough of the protobuf wire format to find external data; the field numbers are those of `onnx.proto`.
+The parser reads only the part of the protobuf wire format with external data.  Field numbers are from `onnx.proto`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from ttac.errors import VerificationError
 
 DEEPEST = 64
-"""Levels of messages inside each other that are followed."""
+"""Deepest nesting of messages that the parser follows, in levels."""
 
 FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -23,7 +23,7 @@ FIELDS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-"""Message -> field number -> the message in it, on the ways from a model to the entries of external data."""
+"""Message -> field number -> inner message, on all paths from a model to the entries of external data."""
 
 
 def external_files(path: Path) -> set[str]:

@@ -129,7 +129,7 @@ def keep_as(value: ir.Value, how: str, batch: int, because: str = "", keep_ratio
 
 def recomputed(value: ir.Value, batch: int) -> Decision:
     """Return the decision that the backward recomputes `value`."""
-    because = "cheap to compute again from what is kept"
+    because = "cheap to compute again from the kept values"
     return Decision(value=str(value.name), how="recompute", bytes=0, dense=nbytes(value, batch), because=because)
 
 

@@ -36,7 +36,7 @@ class PublishedCache:
     layers: tuple[Cached, ...]
 
     def largest(self, batch: int) -> int:
-        """Bytes of the largest single input: what papers count for methods without a backward."""
+        """Bytes of the largest single input: the figure in papers for methods without a backward."""
         return batch * max((layer.bytes for layer in self.layers), default=0)
 
     def norms(self, batch: int) -> int:
@@ -44,7 +44,7 @@ class PublishedCache:
         return batch * sum(layer.bytes for layer in self.layers if layer.norm)
 
     def all(self, batch: int) -> int:
-        """Bytes of the inputs of all layers: full tuning's."""
+        """Bytes of the inputs of all layers, the cache of full tuning."""
         return batch * sum(layer.bytes for layer in self.layers)
 
     def kept(self, batch: int, keep_ratios: Mapping[str, float]) -> int:
@@ -58,14 +58,14 @@ class PublishedCache:
 
 
 def published_cache(graph: ir.Graph, sites: Sequence[NormSite]) -> PublishedCache:
-    """Count a normalised graph, whose norms are `sites`.  Raises UnsupportedError where a shape is not known."""
+    """Return the cache of a normalised graph with the norms `sites`.  Raises UnsupportedError for an unknown shape."""
     norms = [Cached(site.name, _bytes(site.x), True) for site in sites]
     others = [Cached(str(node.name), _bytes(value), False) for node in graph if (value := _cached(node)) is not None]
     return PublishedCache((*norms, *others))
 
 
 def _cached(node: ir.Node) -> ir.Value | None:
-    """What the gradient of the node's own weight reads; None for all but layers with a weight."""
+    """Return the input that the gradient of the node's own weight reads; None for a node without a weight."""
     if node.op_type in CONVOLUTIONS:
         return node.inputs[0]
     if node.op_type not in PRODUCTS:

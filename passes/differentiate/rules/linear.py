@@ -53,7 +53,7 @@ def matmul(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
 
 
 def _with_vector(op: GradientBuilder, a: ir.Value, b: ir.Value, dz: ir.Value) -> Gradients:
-    """z = a . b over the last axis of `a` and the next to last of `b`; the walk sums the results over the other axes."""
+    """z = a . b over the last axis of `a` and the next to last of `b`; the walk sums over the other axes."""
     if rank(b) == 1:
         column = dz if rank(a) == 1 else op.Unsqueeze(dz, [-1])
         return op.Mul(column, b) if op.wants(0) else None, op.Mul(column, a) if op.wants(1) else None

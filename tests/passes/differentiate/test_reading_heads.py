@@ -70,7 +70,7 @@ UNREAD: dict[str, tuple[str, Weights, str, str]] = {
     ),
     "choice": (
         f'{POOL} z = Gemm (f, "w") a = ArgMax <axis = 1, keepdims = 0> (z) y = Cast <to = 1> (a)', {"w": (4, 5)}, "",
-        "what `ArgMax` chose",
+        "the choice of `ArgMax`",
     ),
     "part": (
         f'{POOL} z = Gemm (f, "w") s = Softmax <axis = 1> (z) y = Gather <axis = 1> (s, "one")',
@@ -89,16 +89,16 @@ UNREAD: dict[str, tuple[str, Weights, str, str]] = {
 
 @pytest.mark.parametrize("name", list(UNREAD))
 def test_an_output_that_is_no_prediction(name: str, tmp_path: Path) -> None:
-    """Refused by a method that has a loss; others adapt, and say that they cannot read it."""
-    end, weights, shape, said = UNREAD[name]
+    """A method with a loss refuses the output; other methods adapt, and report no head."""
+    end, weights, shape, reason = UNREAD[name]
     path = written(end, weights, shape, tmp_path)
-    told = refused(UnsupportedError, path)
-    assert said in told and "output `y`" in told
+    message = refused(UnsupportedError, path)
+    assert reason in message and "output `y`" in message
     folder = compiled(path, tmp_path, method="bn", batch=4)
     assert read(folder)["head"] is None
     assert len(ttac.load(folder, threads=1).step(samples((3, 8, 8), 2))) == 2
     report = inspect_model(path)
-    assert said in report["head"]
+    assert reason in report["head"]
     assert {row["method"]: row["fits"] for row in report["methods"]}["tent"] == "no"
 
 

@@ -37,7 +37,7 @@ def last_stage(model: ir.Model, sites: Sequence[NormSite]) -> frozenset[str]:
     else:
         position = {node: index for index, node in enumerate(model.graph)}
         entry = _entry(model.graph, position[run[0].node]) if run else 0
-        # What a skip connection leads around, a decoder's deeper stages, is smaller and lies behind the entry too.
+        # The deeper stages of a decoder, which a skip connection bypasses, are smaller and also lie behind the entry.
         large = min((site.spatial for site in run if site.spatial > 1), default=1)
         inside = [s for s in sites if position[s.node] >= entry and s.spatial > large]
         chosen = [site for site in sites if site in (*run, *inside) or site is sites[-1]]
