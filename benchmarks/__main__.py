@@ -108,7 +108,7 @@ def steps(
 
 def table(benchmark: Benchmark) -> str:
     """Return the figures as Markdown, and a list of the failures."""
-    missing = [f"* not measured: `{method}` on `{model}`: {why.what}" for model, method, why in benchmark.missing]
+    missing = [f"* not measured: `{method}` on `{model}`: {why.problem}" for model, method, why in benchmark.missing]
     return markdown(benchmark) + ("\n" + "\n".join(missing) + "\n" if missing else "")
 
 

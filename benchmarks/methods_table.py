@@ -114,7 +114,7 @@ def page(evaluation: Evaluation, samples: Sequence[int]) -> str:
     for protocol in PROTOCOLS:
         lines += [f"## {protocol}", "", *table([row for row in rows if row["protocol"] == protocol]), ""]
     lines += ["## Wins and losses", "", *wins(rows), ""]
-    reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.what for m in evaluation.missing}
+    reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.problem for m in evaluation.missing}
     lines += [f"* `{method}` does not run on `{model}`: {reason}" for (model, method), reason in reasons.items()]
     return "\n".join(lines).rstrip() + "\n"
 

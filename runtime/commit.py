@@ -107,8 +107,8 @@ class State:
             outputs = run()
             # Same nodes, same numbers: only a graph that draws random numbers can differ from the first pass.
             if not self._are_finite(outputs):
-                what = "a graph gave a finite state in its first run and another state in its second run"
-                raise VerificationError(what, where=self._where, hint=HINT)
+                problem = "a graph gave a finite state in its first run and another state in its second run"
+                raise VerificationError(problem, where=self._where, hint=HINT)
             self._torn = True
             for name, tensor in outputs.items():
                 np.copyto(self._buffers[name], self._device.array(tensor))
@@ -146,8 +146,8 @@ class State:
             spec = self._specs[name]
             if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
                 actual, declared = f"{array.dtype} {list(array.shape)}", f"{spec.dtype} {list(spec.shape)}"
-                what = f"a graph made state `{name}` {actual}, the state table says {declared}"
-                raise VerificationError(what, where=self._where, hint=HINT)
+                problem = f"a graph made state `{name}` {actual}, the state table says {declared}"
+                raise VerificationError(problem, where=self._where, hint=HINT)
         return all(is_finite(array) for array in arrays.values())
 
     def _owned(self, tensor: Tensor) -> Tensor:

@@ -10,19 +10,19 @@ class TtacError(Exception):
     """An error with a place and a way out.
 
     Args:
-        what: the problem, one sentence without a full stop.
+        problem: one sentence without a full stop.
         where: the file, node or option it happened at; may span lines.
         hint: one thing to try.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        super().__init__(what)
-        self.what, self.where, self.hint = what, where, hint
+    def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.where, self.hint = problem, where, hint
 
     def __str__(self) -> str:
-        text = self.what + (f"\n  at {self.where}" if self.where else "")
+        text = self.problem + (f"\n  at {self.where}" if self.where else "")
         return text + (f"\n\nhint: {self.hint}" if self.hint else "")
 
 

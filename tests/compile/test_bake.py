@@ -134,14 +134,14 @@ def test_states_that_are_not_the_bundles(bundle: Path, tmp_path: Path) -> None:
     state, out = tmp_path / "s.safetensors", tmp_path / "out.onnx"
     assert isinstance(refusal(bundle, state, out), UsageError)
     save_file(adapted(), state)
-    assert refusal(bundle, state, out).what == "the state belongs to another model, method or settings"
+    assert refusal(bundle, state, out).problem == "the state belongs to another model, method or settings"
 
 
 def test_a_tensor_without_a_place_is_refused(bundle: Path, tmp_path: Path) -> None:
     write_manifest(bundle, {**STATE, "prompt": "parameter"})
     state = save(bundle, tmp_path / "s.safetensors", {**adapted(), "prompt": np.ones(CHANNELS, np.float32)})
     error = refusal(bundle, state, tmp_path / "out.onnx")
-    assert isinstance(error, UnsupportedError) and error.what.startswith("`prompt` was adapted, but")
+    assert isinstance(error, UnsupportedError) and error.problem.startswith("`prompt` was adapted, but")
 
 
 def test_the_folder_must_exist(bundle: Path, tmp_path: Path) -> None:

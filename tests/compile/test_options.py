@@ -89,4 +89,4 @@ def test_arrays_stay_calibration_samples() -> None:
 def test_options_of_a_wrong_name_or_type(choices: dict[str, Any], message: str, where: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolved(**choices)
-    assert caught.value.what == message and caught.value.where == where and caught.value.hint
+    assert caught.value.problem == message and caught.value.where == where and caught.value.hint

@@ -40,7 +40,7 @@ def calm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_results_and_failures_come_back(place: dict[str, Any]) -> None:
     found = sorted(perform(work.halved, [4, 1, 8], **place), key=lambda done: done.number)
     assert [done.result for done in found] == [2, None, 4]
-    assert found[1].failure is not None and found[1].failure.what == "internal error, ValueError: 1 is odd"
+    assert found[1].failure is not None and found[1].failure.problem == "internal error, ValueError: 1 is odd"
 
 
 @pytest.mark.parametrize("place", PLACES[1:])

@@ -188,7 +188,7 @@ def test_inputs_that_do_not_fit_change_nothing(ema: Adapter, x: Any, problem: st
     for call in (ema.step, ema.predict):
         with pytest.raises(UsageError) as caught:
             call(x)
-        assert problem in caught.value.what and hint in caught.value.hint and "input" in caught.value.where
+        assert problem in caught.value.problem and hint in caught.value.hint and "input" in caught.value.where
     np.testing.assert_equal(state_of(ema), before)
     assert ema.stats == stats
 

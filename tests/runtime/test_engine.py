@@ -112,7 +112,7 @@ def test_a_graph_the_engine_refuses(tmp_path: Path, capfd: pytest.CaptureFixture
     tiny.reseal(folder)
     with pytest.raises(RuntimeMissingError, match="does not load the graph") as caught:
         ttac.load(folder)
-    assert "forward.onnx" in caught.value.where and "onnxruntime 1." in caught.value.what
+    assert "forward.onnx" in caught.value.where and "onnxruntime 1." in caught.value.problem
     assert capfd.readouterr() == ("", "")
 
 

@@ -107,7 +107,7 @@ def test_images_keep_their_proportions(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_stream(write(tmp_path, "x.npz", **arrays), GREY)
-    assert caught.value.what.startswith(message) and caught.value.hint
+    assert caught.value.problem.startswith(message) and caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["none.npz", "x.csv", "broken.npz", "broken.npy", "folder"])

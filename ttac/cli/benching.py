@@ -98,7 +98,7 @@ def show(terminal: Terminal, benchmark: Benchmark) -> None:
     if benchmark.figures:
         terminal.table(names, rows(benchmark))
     for model_name, method, why in benchmark.missing:
-        terminal.say(f"not measured: `{method}` on `{model_name}`: {why.what}")
+        terminal.say(f"not measured: `{method}` on `{model_name}`: {why.problem}")
     facts = benchmark.about
     terminal.say(f"{facts['machine']}, {facts['threads']} threads; {facts['packages']}")
 
@@ -122,8 +122,10 @@ def _measure(
 def _peers() -> Any:
     """Return the methods in PyTorch from a checkout of ttac; raises RuntimeMissingError outside a checkout."""
     if not (CHECKOUT / "benchmarks" / "pytorch_peers.py").is_file():
-        what = "the methods in PyTorch are not part of the installed package"
-        raise RuntimeMissingError(what, where="`--against pytorch`", hint="run it from a checkout: `pip install -e .`")
+        problem = "the methods in PyTorch are not part of the installed package"
+        raise RuntimeMissingError(
+            problem, where="`--against pytorch`", hint="run it from a checkout: `pip install -e .`"
+        )
     sys.path.insert(0, str(CHECKOUT))
     try:
         peers = import_module("benchmarks.peers")

@@ -32,5 +32,5 @@ def doctor_command(terminal: Terminal, target: str | None, as_json: bool) -> Non
         if check.verdict == "warn" and not as_json:
             terminal.say(f"warning: {check.part}: {check.found}, {check.note}")
     if failed:
-        what = "; ".join(f"{check.part}: {check.found}" + (f", {check.note}" * bool(check.note)) for check in failed)
-        raise RuntimeMissingError(what, hint=next((f"`{check.hint}`" for check in failed if check.hint), ""))
+        problem = "; ".join(f"{check.part}: {check.found}" + (f", {check.note}" * bool(check.note)) for check in failed)
+        raise RuntimeMissingError(problem, hint=next((f"`{check.hint}`" for check in failed if check.hint), ""))

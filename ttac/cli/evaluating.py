@@ -136,8 +136,8 @@ def _watch(terminal: Terminal, progress: Progress) -> Watch:
     if not progress.disable:
         tasks: list[Any] = []
 
-        def expect(what: str, total: int) -> None:
-            tasks.append(progress.add_task(what, total=total))
+        def expect(task: str, total: int) -> None:
+            tasks.append(progress.add_task(task, total=total))
 
         return Watch(terminal.say, expect, lambda moved: progress.advance(tasks[-1], moved))
     lines = LogProgress(terminal.say)
@@ -149,11 +149,11 @@ class LogProgress:
 
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self.say, self.clock = say, clock
-        self.what, self.total, self.done, self.start, self.said = "", 0, 0, 0.0, 0.0
+        self.task, self.total, self.done, self.start, self.said = "", 0, 0, 0.0, 0.0
 
-    def expect(self, what: str, total: int) -> None:
+    def expect(self, task: str, total: int) -> None:
         """Begin a piece of work with `total` steps."""
-        self.what, self.total, self.done = what, total, 0
+        self.task, self.total, self.done = task, total, 0
         self.start = self.said = self.clock()
 
     def moved(self, count: int) -> None:
@@ -163,7 +163,7 @@ class LogProgress:
         if now - self.said >= BETWEEN and self.done:
             self.said = now
             left = (now - self.start) / self.done * (self.total - self.done)
-            self.say(f"{self.what}: {self.done} of {self.total}, about {left:.0f} s left")
+            self.say(f"{self.task}: {self.done} of {self.total}, about {left:.0f} s left")
 
 
 def _exit_code(terminal: Terminal, evaluation: Evaluation) -> int:
@@ -175,7 +175,7 @@ def _exit_code(terminal: Terminal, evaluation: Evaluation) -> int:
         (each.cell.subject.model, each.cell.subject.method): each.reason for each in evaluation.missing
     }
     for (name, method), reason in reasons.items():
-        terminal.say(f"not run: `{method}` on `{name}`: {reason.what}")
+        terminal.say(f"not run: `{method}` on `{name}`: {reason.problem}")
         for line in traceback.format_exception(reason):
             terminal.detail(line.rstrip())
     internal = [reason for reason in reasons.values() if reason.exit_code != 3]

@@ -79,8 +79,10 @@ def _draw(bundle: Bundle, svg: Path) -> None:
 
     plan, method = bundle.report.get("plan"), bundle.manifest["method"]["name"]
     if not plan:
-        what = f"`{method}` keeps nothing for a backward, so there is no plan to draw"
-        raise UsageError(what, where=f"`{bundle.path}`", hint="draw the bundle of a method that trains, such as `tent`")
+        problem = f"`{method}` keeps nothing for a backward, so there is no plan to draw"
+        raise UsageError(
+            problem, where=f"`{bundle.path}`", hint="draw the bundle of a method that trains, such as `tent`"
+        )
     title = f"{bundle.manifest['source']['file']}, {method}, batch {bundle.manifest['batch']['planned']}"
     svg.write_text(plan_picture(plan, title), encoding="utf-8")
 

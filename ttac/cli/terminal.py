@@ -39,13 +39,13 @@ class Terminal:
         """Print `value` on stdout as indented JSON; NaN and infinity, which JSON does not have, become null."""
         self.data(json.dumps(finite(value), indent=2, allow_nan=False))
 
-    def show(self, what: RenderableType = "") -> None:
+    def show(self, content: RenderableType = "") -> None:
         """Print an object of rich on stdout; in a file or a pipe without the spaces that fill a line."""
         if self.out.is_terminal:
-            self.out.print(what)
+            self.out.print(content)
             return
         with self.out.capture() as captured:
-            self.out.print(what)
+            self.out.print(content)
         self.data("\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n")))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
@@ -82,7 +82,7 @@ class Terminal:
         """Print an error with its place and its hint; with `-v`, print the traceback of `cause` before."""
         if self.verbose:
             sys.stderr.write("".join(traceback.format_exception(cause or error)))
-        self._labelled("error: ", "bold red", error.what)
+        self._labelled("error: ", "bold red", error.problem)
         if error.where:
             self.say(f"  at {error.where}")
         if error.hint:

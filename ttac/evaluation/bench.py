@@ -83,8 +83,8 @@ class Bench:
         the benchmark's `missing`.
         """
         if self.pairs < FEWEST:
-            what = f"{self.pairs} pairs are too few for a median"
-            raise UsageError(what, where="`--pairs`", hint=f"give {FEWEST} or more")
+            problem = f"{self.pairs} pairs are too few for a median"
+            raise UsageError(problem, where="`--pairs`", hint=f"give {FEWEST} or more")
         figures: list[Figures] = []
         missing: list[tuple[str, str, TtacError]] = []
         with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
@@ -126,8 +126,8 @@ class Bench:
             return random_samples(subject.batch, shape)
         dataset, how = open_dataset(self.data), preparation_of(subject.bundle)
         if dataset.count < subject.batch:
-            what = f"there are {dataset.count} samples, a step takes {subject.batch}"
-            raise UsageError(what, where="`--data`", hint="give more samples, or a smaller `--batch`")
+            problem = f"there are {dataset.count} samples, a step takes {subject.batch}"
+            raise UsageError(problem, where="`--data`", hint="give more samples, or a smaller `--batch`")
         x = dataset.read(dataset.variants[-1], np.arange(subject.batch), how)
         prepared: np.ndarray = how.prepare(x) if x.dtype == np.uint8 else x
         return prepared

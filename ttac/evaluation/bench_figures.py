@@ -52,5 +52,5 @@ class Benchmark:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything for a program."""
-        missing = [{"model": m, "method": method, "reason": why.what} for m, method, why in self.missing]
+        missing = [{"model": m, "method": method, "reason": why.problem} for m, method, why in self.missing]
         return {"about": dict(self.about), "rows": [each.as_json() for each in self.figures], "missing": missing}

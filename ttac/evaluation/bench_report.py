@@ -58,7 +58,7 @@ def page(benchmark: Benchmark) -> str:
         memory=plots.memory([names[i] for i in measured], [_peaks(figures[i]) for i in measured]) if measured else "",
         columns=columns(benchmark),
         rows=rows(benchmark),
-        missing=[(model, method, why.what) for model, method, why in benchmark.missing],
+        missing=[(model, method, why.problem) for model, method, why in benchmark.missing],
     )
 
 

@@ -167,9 +167,9 @@ def reader(manifest: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     """
     head, shape = manifest.get("head"), manifest["outputs"][0]["shape"]
     if len(shape) != 2 or (head is not None and head["kind"] != "classes"):
-        what = f"evaluation reads one class a sample, the model's output has shape {shape}".replace("'", "")
+        problem = f"evaluation reads one class a sample, the model's output has shape {shape}".replace("'", "")
         raise UnsupportedError(
-            what, where=f"output `{manifest['outputs'][0]['name']}`", hint="stream it with `ttac run`"
+            problem, where=f"output `{manifest['outputs'][0]['name']}`", hint="stream it with `ttac run`"
         )
     if head is not None and head["values"] == "probabilities":
         return lambda p: np.log(np.maximum(p, np.finfo(np.float32).tiny))

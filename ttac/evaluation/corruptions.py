@@ -89,8 +89,8 @@ def corrupted(images: np.ndarray, name: str, severity: int, seed: int = 0, first
         RuntimeMissingError: the package of the corruptions is not installed.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        what = f"samples of type `{images.dtype}` and shape {list(images.shape[1:])} cannot be corrupted"
-        raise UsageError(what, hint="corruptions act on uint8 images of one or three channels")
+        problem = f"samples of type `{images.dtype}` and shape {list(images.shape[1:])} cannot be corrupted"
+        raise UsageError(problem, hint="corruptions act on uint8 images of one or three channels")
     function = _functions()[name]
     kind = zlib.crc32(f"{name} {severity}".encode())
     damaged = np.empty_like(images)

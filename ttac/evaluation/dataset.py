@@ -147,8 +147,8 @@ def _checked_count(name: str, arrays: Mapping[str, np.ndarray]) -> int:
         if array.ndim < 2 or len(array) == 0:
             raise UsageError(f"array `{key}` holds no sample", where=f"`{name}`", hint=FORMS)
         if len(array) != count:
-            what = f"array `{key}` has {len(array)} samples, the first one {count}"
-            raise UsageError(what, where=f"`{name}`", hint="give arrays of the same samples, or one file for each")
+            problem = f"array `{key}` has {len(array)} samples, the first one {count}"
+            raise UsageError(problem, where=f"`{name}`", hint="give arrays of the same samples, or one file for each")
         if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
             hint = "give uint8 images or prepared float32 samples"
             raise UsageError(f"array `{key}` is `{array.dtype}`", where=f"`{name}`", hint=hint)
@@ -179,9 +179,9 @@ def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
         return None
     array = np.asarray(labels)
     if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer) or (array < 0).any():
-        what = f"there are {count} samples, but the labels are `{array.dtype}` of shape {list(array.shape)}"
+        problem = f"there are {count} samples, but the labels are `{array.dtype}` of shape {list(array.shape)}"
         hint = "give one class number, from 0, for each sample, or no labels"
-        raise UsageError(what, where=f"`{where}`", hint=hint)
+        raise UsageError(problem, where=f"`{where}`", hint=hint)
     return array.astype(np.int64)
 
 

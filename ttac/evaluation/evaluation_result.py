@@ -59,7 +59,7 @@ class Evaluation:
                 "method": each.cell.subject.method,
                 "batch": each.cell.subject.batch,
                 "protocol": each.cell.protocol,
-                "reason": each.reason.what,
+                "reason": each.reason.problem,
                 "exit_code": each.reason.exit_code,
             }
             for each in self.missing
@@ -78,7 +78,7 @@ class Evaluation:
         """Return one HTML page with all tables and plots; raises RuntimeMissingError without the extra `eval`."""
         from ttac.evaluation.html_report import page
 
-        reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.what for m in self.missing}
+        reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.problem for m in self.missing}
         missing = [(model, method, reason) for (model, method), reason in reasons.items()]
         return page(self.tables(), self.results, missing=missing, reports=self.reports, data=self.data)
 

@@ -76,8 +76,8 @@ def streams(
     uncorrupted = [Shift(name) for name in arrays]
     if protocol == "gradual":
         if not corruptions:
-            what = "protocol `gradual` changes the severity of corruptions, and there are none"
-            raise UsageError(what, where="`--protocol`", hint="name some with `--corruptions`")
+            problem = "protocol `gradual` changes the severity of corruptions, and there are none"
+            raise UsageError(problem, where="`--protocol`", hint="name some with `--corruptions`")
         return [tuple(Shift(name, severity) for name in corruptions for severity in RAMP)]
     if protocol in ("continual", "mixed"):
         corrupted = [tuple(Shift(name, severity) for name in corruptions) for severity in severities if corruptions]

@@ -57,8 +57,8 @@ class ResultFolder:
         except (OSError, ValueError, AttributeError):
             known = False
         if not known:
-            what = "the folder exists and is no evaluation's"
-            raise UsageError(what, where=f"`{self.path}`", hint="give another folder with `-o`")
+            problem = "the folder exists and is no evaluation's"
+            raise UsageError(problem, where=f"`{self.path}`", hint="give another folder with `-o`")
 
     def read(self, key: str) -> dict[str, Any] | None:
         """Return the result of that key; None where there is no file, or a file that is no result."""

@@ -126,7 +126,7 @@ class Run:
             recipe = recipes[done.number]
             if done.failure is not None:
                 self.refusals[recipe.output] = done.failure
-                self.watch.say(f"`{recipe.model.name}` with {recipe.arguments['method']}: {done.failure.what}")
+                self.watch.say(f"`{recipe.model.name}` with {recipe.arguments['method']}: {done.failure.problem}")
             self.watch.moved(1)
 
     def _run(self, cells: Sequence[Cell], maker: ShiftFileMaker) -> Iterator[tuple[str, dict[str, Any] | TtacError]]:
@@ -154,9 +154,9 @@ class Run:
         classes = read_manifest(bundle)["outputs"][0]["shape"][-1]
         highest = -1 if self.dataset.labels is None else int(self.dataset.labels.max())
         if isinstance(classes, int) and highest >= classes:
-            what = f"there is a label {highest}, the model has {classes} classes"
+            problem = f"there is a label {highest}, the model has {classes} classes"
             hint = "number the classes from 0 in the order of the model's outputs"
-            raise UsageError(what, where=f"`{self.dataset.name}`", hint=hint)
+            raise UsageError(problem, where=f"`{self.dataset.name}`", hint=hint)
 
     def _evaluation(
         self, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], failures: Mapping[str, TtacError]

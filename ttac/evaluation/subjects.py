@@ -57,8 +57,8 @@ def method_specs(labels: Sequence[str], assignments: Mapping[str, Any]) -> list[
         specs.append(MethodSpec(label, name, resolve(method, {**shared, **split_assignments(parts)})))
     for key in assignments:
         if not any(key in spec.settings for spec in specs):
-            what = f"none of the methods has an option `{key}`"
-            raise UsageError(what, where=f"`--set {key}=...`", hint="`ttac methods NAME` lists a method's options")
+            problem = f"none of the methods has an option `{key}`"
+            raise UsageError(problem, where=f"`--set {key}=...`", hint="`ttac methods NAME` lists a method's options")
     if len({spec.label for spec in specs}) != len(specs):
         raise UsageError("a method is named twice", where="`--methods`", hint="name each one once")
     return specs
@@ -138,8 +138,8 @@ def _of_bundle(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> l
     planned = int(manifest["batch"]["planned"])
     for batch in batches:
         if batch > planned:
-            what = f"the bundle is planned for {planned} samples a step"
-            raise UsageError(what, where=f"`{path}`, `--batch {batch}`", hint=f"compile with `--batch {batch}`")
+            problem = f"the bundle is planned for {planned} samples a step"
+            raise UsageError(problem, where=f"`{path}`, `--batch {batch}`", hint=f"compile with `--batch {batch}`")
     same = [other for other in bundles if _named(other) == _named(path)]
     model, method = _named(path) if len(same) == 1 else (_named(path)[0], path.name.removesuffix(".ttac"))
     identity = {"ttac": metadata.version("ttac"), "bundle": digest_of(path / "manifest.json")}

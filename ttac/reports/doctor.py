@@ -220,11 +220,11 @@ def _engine_against(part: str, target: Target, version: str) -> Check:
     )
 
 
-def _against(part: str, what: str, wanted: str, version: str) -> Check:
+def _against(part: str, package: str, wanted: str, version: str) -> Check:
     if targets.admits(wanted, version):
-        return Check(part=part, verdict="ok", found=f"{what} {version}", note=f"needs {wanted}" if wanted else "")
-    hint = f"pip install '{what}{wanted}'" if what != "Python" else f"install Python {wanted}"
-    return Check(part=part, verdict="fail", found=f"{what} {version}", note=f"needs {wanted}", hint=hint)
+        return Check(part=part, verdict="ok", found=f"{package} {version}", note=f"needs {wanted}" if wanted else "")
+    hint = f"pip install '{package}{wanted}'" if package != "Python" else f"install Python {wanted}"
+    return Check(part=part, verdict="fail", found=f"{package} {version}", note=f"needs {wanted}", hint=hint)
 
 
 @cache

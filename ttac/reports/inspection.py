@@ -112,7 +112,7 @@ def _head(model: ir.Model, choice: str) -> tuple[str, str]:
     try:
         return str(decide_head(model.graph.outputs[0], choice)), ""
     except UnsupportedError as error:
-        return "", f"{error.what} ({error.hint})"
+        return "", f"{error.problem} ({error.hint})"
 
 
 def _fit(
@@ -136,7 +136,7 @@ def _norms_fit(census: ModelNorms, norms: str, method: Method) -> tuple[str, str
     try:
         return "yes", _decision(census, norms, method, calibrated=False)
     except UnsupportedError as error:
-        reason = error.what
+        reason = error.problem
     try:
         return "with --calibration", _decision(census, norms, method, calibrated=True)
     except UnsupportedError:

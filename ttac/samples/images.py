@@ -97,8 +97,8 @@ def division(count: int, size: int, smallest: int) -> list[int]:
         removed = min(spare, size - smallest)
         sizes[position], spare = size - removed, spare - removed
     if spare:
-        what = f"{count} samples cannot be divided into batches of {smallest} to {size}"
-        raise UsageError(what, hint=f"leave out {count % size}, or add {-count % size}")
+        problem = f"{count} samples cannot be divided into batches of {smallest} to {size}"
+        raise UsageError(problem, hint=f"leave out {count % size}, or add {-count % size}")
     return sizes
 
 
@@ -125,8 +125,8 @@ def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Prepa
     channels, *_ = how.size
     for name, numbers in (("mean", how.mean), ("std", how.std)):
         if len(numbers) not in (1, channels):
-            what = f"{len(numbers)} numbers are stated for `{name}`, the model's images have {channels} channels"
-            raise UsageError(what, where=f"`--pixels {name}=...`", hint="give one number, or one for each channel")
+            problem = f"{len(numbers)} numbers are stated for `{name}`, the model's images have {channels} channels"
+            raise UsageError(problem, where=f"`--pixels {name}=...`", hint="give one number, or one for each channel")
     return how
 
 

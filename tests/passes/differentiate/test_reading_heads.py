@@ -127,7 +127,9 @@ def test_a_head_that_contradicts_the_file(name: str, asked: str, said: str, meth
     path = written(end, weights, SHAPES[name], tmp_path)
     with pytest.raises(UnsupportedError) as caught:
         ttac.compile(path, head=asked, method=method)
-    assert said in caught.value.what and f"`--head {asked}`" in caught.value.where and "`--head " in caught.value.hint
+    assert (
+        said in caught.value.problem and f"`--head {asked}`" in caught.value.where and "`--head " in caught.value.hint
+    )
     assert caught.value.exit_code == 3 and [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 

@@ -99,7 +99,7 @@ def test_a_share_of_the_values_bounds_auto(sites: list[NormSite]) -> None:
 def test_selectors_that_fit_nothing(selector: str, said: str, sites: list[NormSite]) -> None:
     with pytest.raises(UsageError) as caught:
         selected_sites(sites, selector, lambda sites: DRIFT)
-    assert said in caught.value.what and caught.value.exit_code == 2 and caught.value.hint
+    assert said in caught.value.problem and caught.value.exit_code == 2 and caught.value.hint
 
 
 def test_auto_needs_calibration(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_forms_that_cannot_be_lifted(text: str, weights: dict[str, Any], said: s
     given = {name: np.asarray(array) for name, array in {"s": np.float32(0.1), **weights}.items() if name in text}
     with pytest.raises(UnsupportedError) as caught:
         lift(load(saved(source(graph, given), tmp_path)))
-    assert said in caught.value.what and "QDQ" in caught.value.hint and caught.value.exit_code == 3
+    assert said in caught.value.problem and "QDQ" in caught.value.hint and caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
