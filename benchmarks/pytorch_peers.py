@@ -183,13 +183,13 @@ class Sar:
             for value, gradient in zip(trained, gradients, strict=True):
                 value.grad = gradient
             self.optimizer.step()
-            self.follow(float(loss.detach()))
+            self.follow(float(loss.detach()), logits.shape[1])
         return logits.detach()
 
-    def follow(self, loss: float) -> None:
-        """Average the loss, and restore the source where the average is below the threshold."""
+    def follow(self, loss: float, classes: int) -> None:
+        """Average the loss, and restore the source below the threshold, which is for 1000 classes."""
         self.average = 0.9 * self.average + 0.1 * loss if self.average else loss
-        if self.average < self.threshold:
+        if self.average < self.threshold * math.log(classes) / math.log(1000):
             self.place(self.source)
             self.optimizer, self.average = self.fresh(), 0.0
             self.recoveries += 1

@@ -24,9 +24,12 @@ from tests.support.adapted import (
 from tests.support.tiny_bundles import read
 from ttac import methods
 from ttac.methods.sar.last_stage import last_stage
+from ttac.methods.sar.sharpness import reset_threshold
+from ttac.passes.differentiate.heads import Head
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import find_norms
+from ttac.passes.step_graphs.context import Context
 from ttac.runtime.program.words import Run
 from ttac.spec import Facts
 
@@ -145,3 +148,28 @@ def test_a_model_with_batch_norms_uses_batch_statistics(tmp_path: Path) -> None:
 def test_a_selector_overrides_the_exclusion(tmp_path: Path) -> None:
     ttac.compile(model("layer"), method="sar", batch=2, output=tmp_path / "x.ttac", train="blocks.3", norms="keep")
     assert [site["trained"] for site in read(tmp_path / "x.ttac")["sites"]] == [True, True]
+
+
+@pytest.mark.parametrize(("classes", "threshold"), [(1000, 0.2), (2, 0.2 * np.log(2) / np.log(1000))])
+def test_the_reset_threshold_scales_with_the_classes(classes: int, threshold: float) -> None:
+    context = Context(
+        parameters=[],
+        gradients=[],
+        logits="y",
+        head=Head("classes", ("N", classes), 1, "logits"),
+        settings={"reset_threshold": 0.2},
+        opset=18,
+    )
+    assert reset_threshold(context) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize(("settings", "recovered"), [({}, 0.0), ({"reset_threshold": 9.0}, 1.0)])
+def test_a_step_says_whether_it_recovered(settings: dict[str, float], recovered: float, tmp_path: Path) -> None:
+    adapter = ttac.load(compiled("group", "sar", tmp_path, **settings), threads=1)
+    before = state_of(adapter, tmp_path)
+    for x in inputs(seed_of("group"))["x"]:
+        adapter.step(x)
+        assert adapter.stats.get("recovered", recovered) == recovered
+    assert "recovered" in adapter.stats
+    moved = any(not np.array_equal(array, before[name]) for name, array in state_of(adapter, tmp_path).items())
+    assert moved != bool(recovered)

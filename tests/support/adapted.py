@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "eta": {"lr": 0.05, "margin": 0.6, "redundancy": 0.7},
     "eata": {"lr": 0.05, "margin": 0.6, "redundancy": 0.7, "fisher": 20.0},
     "sar": {"lr": 0.05, "margin": 0.6},
-    "recovering": {"lr": 0.05, "margin": 0.6, "reset_threshold": 0.55},
+    "recovering": {"lr": 0.05, "margin": 0.6, "reset_threshold": 0.55 * math.log(1000) / math.log(6)},
 }
 """Settings of each run; `eta` is `eata` without calibration, `recovering` is `sar`."""
 UNTRAINED = {

@@ -38,7 +38,12 @@ METHOD = Method(
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
         Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
         Option("rho", 0.05, "length of the step up before the step down", low=0.0),
-        Option("reset_threshold", 0.2, "recover if the average entropy of reliable samples falls below this", low=0.0),
+        Option(
+            "reset_threshold",
+            0.2,
+            "recover if the average entropy of reliable samples falls below this times ln(classes)/ln(1000)",
+            low=0.0,
+        ),
         SOURCE_WEIGHT,
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),

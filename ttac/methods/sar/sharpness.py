@@ -5,6 +5,7 @@ Foret et al. (arXiv:2010.01412) in the form of SAR (arXiv:2302.12400, eq. 3 to 5
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,6 +28,8 @@ from ttac.passes.step_graphs.optimizers import FlatParameters, ensembled, flatte
 from ttac.passes.step_graphs.sample_weights import CHOSEN, averaging, below, margin, read_entropies
 
 BEFORE, CONFIRMED, COLLAPSED = "parameters.before", "confirmed", "collapsed"
+PAPER_CLASSES = 1000
+"""Number of classes for which the paper chose its reset threshold; the threshold scales with ln(classes)."""
 PERTURBED_ENTROPY, AVERAGE_ENTROPY = "entropy.perturbed", "entropy.average"
 TINY = 1e-12
 """Added to the length of the gradient against a division by zero, as in the official code."""
@@ -57,7 +60,7 @@ def descend(context: Context) -> MethodGraph:
     """SGD from `parameters.before` with the gradient at the perturbed point, and the average of the loss there.
 
     `entropy.average` is 0 before the first step: a true average that small is reset at once.  `collapsed` is 1 if the
-    average fell below `reset_threshold`, else 0.
+    average fell below `reset_threshold` * ln(classes)/ln(1000), else 0.
     """
     op = new_graph("descend", context.opset)
     gradients = read_gradients(op, context)
@@ -72,10 +75,18 @@ def descend(context: Context) -> MethodGraph:
         moved = unflatten(op, following, context.parameters)
         blended = op.Add(op.Mul(average, 0.9), op.Mul(loss, 0.1))
         ema = op.Where(op.Greater(average, 0.0), blended, loss)
-        low = op.Cast(op.Less(ema, float(context.settings["reset_threshold"])), to=int(ir.DataType.FLOAT))
+        low = op.Cast(op.Less(ema, reset_threshold(context)), to=int(ir.DataType.FLOAT))
     counter = StateTensor(name=AVERAGE_ENTROPY, role="counter", initial=zero, value=average, next=ema)
     state = [*_moved(context, [p.value for p in context.parameters], moved), *momentum, counter]
-    return finished(op, {COLLAPSED: low}, state)
+    return finished(op, {COLLAPSED: low}, state, stats={COLLAPSED: "recovered"})
+
+
+def reset_threshold(context: Context) -> float:
+    """The average entropy in nats below which a model counts as collapsed, the paper's at 1,000 classes.
+
+    The entropy of an ordinary confident model over two classes is below the paper's 0.2 nats at every step.
+    """
+    return float(context.settings["reset_threshold"]) * math.log(context.classes) / math.log(PAPER_CLASSES)
 
 
 def undo_ascent(context: Context) -> MethodGraph:
