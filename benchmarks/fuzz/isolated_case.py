@@ -37,7 +37,7 @@ class End:
 
 
 def run_case(case: Callable[[], None], *, seconds: float, permitted: Sequence[str], log: Path) -> End:
-    """Run `case` in a forked child and return its end; what the child writes goes to `log`."""
+    """Run `case` in a forked child and return its end; the output of the child goes to `log`."""
     start = time.monotonic()
     child = os.fork()
     if not child:

@@ -54,7 +54,7 @@ def two_norms(tmp_path: Path) -> tuple[Path, Arrays]:
 
 
 def restated(w: Arrays, x: np.ndarray, policy: Callable[[str, Moments], Moments]) -> np.ndarray:
-    """The net in numpy; `policy` turns a norm's batch mean and biased variance into what it normalises with."""
+    """The net in numpy; `policy` maps a norm's batch mean and biased variance to the statistics of its normalisation."""
 
     def normalised(name: str, y: np.ndarray) -> np.ndarray:
         mean, var = policy(name, (y.mean((0, 2, 3)), y.var((0, 2, 3))))

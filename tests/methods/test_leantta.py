@@ -318,7 +318,7 @@ def test_means_far_beyond_the_deviation(behind: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, restated(path, settings)(x), rtol=0, atol=5e-4)
 
 
-# --- what a user sees -------------------------------------------------------------------------------------------------
+# --- messages to the user -------------------------------------------------------------------------------------------------
 
 
 def test_command_line(run: Run, tmp_path: Path) -> None:

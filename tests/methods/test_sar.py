@@ -1,4 +1,4 @@
-"""SAR: the steps of the paper, what a batch without reliable samples leaves alone, and which norms stay untrained."""
+"""SAR: the steps of the paper, batches without reliable samples, and the norms that stay untrained."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_last_stage_is_some_but_not_all_of_the_norms(path: Path) -> None:
     assert positions == list(range(len(names) - len(left), len(names))), "a stage is the end of the network"
 
 
-def test_the_residuals_of_the_first_pass_are_gone_before_the_second(tmp_path: Path) -> None:
+def test_residuals_of_the_first_pass_are_freed_before_the_second(tmp_path: Path) -> None:
     ttac.compile(DEMO / "fashion_vit.onnx", method="sar", batch=8, output=tmp_path / "vit.ttac")
     adapter = ttac.load(tmp_path / "vit.ttac", threads=1)
     words = adapter._programs["step"]

@@ -1,4 +1,4 @@
-"""SURGEON and DropIT: parity with a re-statement in PyTorch, what the probe finds, and what is refused."""
+"""SURGEON and DropIT: parity with a re-statement in PyTorch, the importance of the probe, and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ttac.runtime.state_files import write_state
 
 @pytest.fixture
 def whole_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no norm reads, and int8 would keep, is kept as it is: the inputs of attention."""
+    """Keep values that no norm reads dense instead of int8: the inputs of attention."""
 
     def exact(value: Any, how: str, *given: Any) -> Decision:
         return keep_as(value, "dense" if how == "int8" else how, *given)
@@ -182,7 +182,7 @@ def importance_of(gradient_arrays: Arrays, keep: float = 1.0) -> Arrays:
 
 
 def context_of(kind: Any, parameters: Any, gradients: list[str], layers: Any, keep: float) -> Any:
-    """A context with what the importance reads."""
+    """A context with the fields that the importance reads."""
     from dataclasses import fields
 
     given = {
@@ -195,7 +195,7 @@ def context_of(kind: Any, parameters: Any, gradients: list[str], layers: Any, ke
     return kind(**{field.name: given.get(field.name) for field in fields(kind)})
 
 
-# --- what is not a number, and what does not fit ----------------------------------------------------------------------
+# --- values that are not finite, and misfits ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("select", ["blocks", "levels", "threshold", "topk"])
@@ -236,7 +236,7 @@ def test_more_samples_than_planned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_one_tensor_of_each_norm_is_kept(kind: str, tmp_path: Path) -> None:
-    """Not its input and again what follows from that; and its statistics as they are."""
+    """The input alone is kept, no value computed from the input; the statistics are dense."""
     report = ttac.Bundle.read(bundle(kind, "surgeon", tmp_path, select="blocks")).report
     ways = [row["how"] for row in report["plan"]]
     assert ways.count("blocks") == 7 and set(ways) <= {"blocks", "bits", "dense", "recompute"}

@@ -1,4 +1,4 @@
-"""`surgeon` with `cr`: parity with one differentiated loss in PyTorch, reproducible draws, and what is refused."""
+"""`surgeon` with `cr`: parity with one differentiated loss in PyTorch, reproducible draws, and refusals."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_the_gradient_of_the_whole_loss_is_verified(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["signal", "volume"])

@@ -145,7 +145,7 @@ def apart(first: Path, second: Path, array: str) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_the_folded_file_adapts_like_the_unfolded_one(unfolded: Path, tmp_path: Path) -> None:
-    """What is left between them is epsilon (docs/decisions/folded-norms.md)."""
+    """The remaining difference is epsilon (docs/decisions/folded-norms.md)."""
     folded = compiled(FOLDED, tmp_path, batch=32, calibration=calibration())
     assert apart(unfolded, folded, "gaussian_noise")[0] <= PARITY
     for array in ("clean", "snow", "motion_blur"):

@@ -247,3 +247,17 @@ def counting(folder: Path, step: Sequence[Mapping[str, Any]]) -> Path:
     }
     models = {name: parse(text) for name, text in COUNTING.items()}
     return write_bundle(folder, models, state, manifest_of(graphs, state, step, 3))
+
+
+def change(folder: Path, path: str, value: Any) -> None:
+    """Set (or with `...` delete) one value of the manifest, by a path such as `inputs/0/shape`."""
+    manifest = read(folder)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place: Any = manifest
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))

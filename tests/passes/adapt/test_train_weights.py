@@ -1,4 +1,4 @@
-"""Full tuning: kernels, matrices and biases that train, and what becomes of them."""
+"""Full tuning: kernels, matrices and biases that train."""
 
 from __future__ import annotations
 
@@ -151,9 +151,7 @@ def kernel_gradient(channels: int, outputs: int, group: int, size: int) -> ir.Gr
 
 
 @pytest.mark.parametrize(("channels", "outputs", "group", "size"), [(64, 64, 16, 16), (32, 64, 1, 16), (64, 128, 1, 4)])
-def test_the_gradient_of_a_kernel_never_holds_all_that_its_taps_read(
-    channels: int, outputs: int, group: int, size: int
-) -> None:
+def test_the_gradient_of_a_kernel_reads_one_tap_at_a_time(channels: int, outputs: int, group: int, size: int) -> None:
     graph = kernel_gradient(channels, outputs, group, size)
     read, made = 4 * channels * (size + 2) ** 2, 4 * outputs * size**2
     weights = 4 * outputs * channels // group * 9
@@ -162,7 +160,7 @@ def test_the_gradient_of_a_kernel_never_holds_all_that_its_taps_read(
     assert products and all(v.producer().op_type != "Transpose" for node in products for v in node.inputs)  # type: ignore[union-attr]
 
 
-def test_a_restored_input_of_two_kernels_is_held_for_neither_of_them() -> None:
+def test_a_restored_input_of_two_kernels_is_freed_after_each() -> None:
     """A block with a strided shortcut: the gradients that need its input come together, and the larger one is last."""
     shapes = {"kept": ["N", 8, 4, 4], "seed": ["N", 8, 2, 2], "w1": [8, 8, 1, 1], "w2": [8, 8, 2, 2]}
     graph = ir.Graph([ir.val(k, SINGLE, s) for k, s in shapes.items()], [], nodes=[], opset_imports={"": 18})

@@ -1,4 +1,4 @@
-"""What a transformer block keeps: scores computed again where memory is tight, one tensor for a GELU, few at once."""
+"""The residuals of a transformer block: scores computed again where memory is tight, one tensor for a GELU, few at once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def gradients(halves: GraphHalves, joint: Joint, feeds: Arrays) -> np.ndarray:
 
 
 def test_scores_are_computed_again_where_memory_is_tight(tmp_path: Path) -> None:
-    """The gradients need both factors anyway, so the product is what can go; layers run once in any case."""
+    """The gradients need both factors anyway, so the product can be dropped; layers run once in any case."""
     joint, feeds = block_of(tmp_path)
     loose, tight = planned(joint, tight=False), planned(joint, tight=True)
     assert {row.value: row.how for row in loose.decisions}["weights"] == "dense"
@@ -144,8 +144,8 @@ def _maker(graph: ir.Graph, name: str) -> ir.Node:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.0])
-def test_a_budget_takes_the_scores_first_and_can_round_every_large_value(tmp_path: Path, share: float) -> None:
-    """Also those that only the gradients read, such as the derivative of a GELU, or only what is computed again."""
+def test_a_budget_drops_the_scores_before_it_rounds_values(tmp_path: Path, share: float) -> None:
+    """Also those that only the gradients read, such as the derivative of a GELU, or only a recomputed value."""
     joint, _ = block_of(tmp_path)
     graph = joint.model.graph
     dense = int(bytes_over_time(graph, BATCH).max())

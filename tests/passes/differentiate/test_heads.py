@@ -1,8 +1,7 @@
-"""The losses and the methods on dense and binary heads, and what a stream and a manifest say of them."""
+"""The losses and the methods on dense and binary heads, and the head in the manifest."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file
 
 import ttac
-from tests.conftest import Run
 from tests.support.head_cases import (
     BATCH,
     GOLDEN,
@@ -20,7 +18,6 @@ from tests.support.head_cases import (
     RUNS,
     SHAPES,
     bundle,
-    entropy_of,
     golden,
     inputs,
     model,
@@ -28,9 +25,9 @@ from tests.support.head_cases import (
     worst,
     written,
 )
-from tests.support.tiny_bundles import ema, read, reseal
+from tests.support.tiny_bundles import ema, read
 from tests.support.whole_models import Arrays, compiled, normal, samples, state_of
-from ttac.errors import UsageError, VerificationError
+from ttac.errors import VerificationError
 from ttac.methods.sar.last_stage import last_stage
 from ttac.passes.differentiate.joint import differentiate_loss
 from ttac.passes.differentiate.losses import mean, total
@@ -44,7 +41,6 @@ from ttac.passes.plan.plan import plan_activations
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.program.words import Run as RunWord
 from ttac.runtime.records import HeadSpec
-from ttac.samples.predictions import Tally, decisions, entropies, fit_labels
 
 # --- parity -----------------------------------------------------------------------------------------------------------
 
@@ -220,7 +216,7 @@ def test_nothing_reliable_changes_nothing(kind: str, run: str, tmp_path: Path) -
 
 
 def test_a_second_forward_keeps_the_first_logits(tmp_path: Path) -> None:
-    """The backward reads the scores of each pass; what the step returns are those of the first."""
+    """The backward reads the scores of each pass; the step returns the logits of the first."""
     adapter = ttac.load(bundle("group", "sar", tmp_path, rho=1.0), threads=1)
     forwards: list[Any] = []
 
@@ -240,7 +236,7 @@ def test_a_second_forward_keeps_the_first_logits(tmp_path: Path) -> None:
 
 
 def test_the_last_stage_of_a_decoder() -> None:
-    """What the skip connection leads around is not part of it."""
+    """The layers inside the skip connection are not part of the last stage."""
     found = normal(model("group"))
     assert last_stage(found, find_norms(found).sites) == {"norm4", "norm5"}
 
@@ -256,76 +252,6 @@ def test_smaller_batches(size: int, tmp_path: Path) -> None:
 
 
 # --- what a stream reports --------------------------------------------------------------------------------------------
-
-
-def stream(kind: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and the source's outputs for them."""
-    x = np.concatenate(inputs(seed_of(kind))["x"])
-    adapter = ttac.load(compiled(model(kind), folder, method="source", batch=BATCH), threads=1)
-    return x, np.concatenate([adapter.predict(x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
-
-
-def test_run_reports_the_error_of_pixels(run: Run, tmp_path: Path) -> None:
-    x, y = stream("group", tmp_path)
-    labels = y.argmax(1)
-    labels[:, :3] = (labels[:, :3] + 1) % 4
-    labels[:, 3:6] = 255
-    np.savez(tmp_path / "x.npz", x=x, labels=labels)
-    folder = next(tmp_path.glob("*.ttac"))
-    report = json.loads(run("run", str(folder), "x.npz", "--json").out)
-    assert report["error"] == pytest.approx(3 / 9, abs=1e-6)
-    assert report["mean_entropy"] == pytest.approx(entropy_of(y, read(folder)["head"]), rel=1e-4)
-    np.savez(tmp_path / "x.npz", x=x, labels=labels[:, 0, 0])
-    seen = run("run", str(folder), "x.npz")
-    assert seen.code == 2 and "labels of 4 samples have shape [4], the predictions [4, 12, 12]" in seen.err
-
-
-def test_run_reports_the_error_of_answers(run: Run, tmp_path: Path) -> None:
-    x, y = stream("binary", tmp_path)
-    labels = (y[:, 0] > 0).astype(int)
-    labels[:3] = 1 - labels[:3]
-    np.savez(tmp_path / "x.npz", x=x, labels=labels)
-    report = json.loads(run("run", str(next(tmp_path.glob("*.ttac"))), "x.npz", "--json", "-o", "y.npz").out)
-    assert report["error"] == pytest.approx(3 / 12)
-    with np.load(tmp_path / "y.npz") as arrays:
-        np.testing.assert_array_equal(arrays["logits"], y)
-
-
-def test_run_says_when_it_cannot_tell_an_error(run: Run, tmp_path: Path) -> None:
-    ema(tmp_path / "tiny.ttac")
-    reseal(tmp_path / "tiny.ttac", {**read(tmp_path / "tiny.ttac"), "head": None})
-    np.savez(tmp_path / "x.npz", x=samples((3,), 8), labels=np.zeros(8, int))
-    seen = run("run", "tiny.ttac", "x.npz", "--json")
-    assert seen.code == 0 and "compile with `--head`" in seen.err
-    assert {"error", "mean_entropy"} & set(json.loads(seen.out)) == set()
-
-
-LOGITS, PROBABILITIES = HeadSpec("binary", 1, "logits"), HeadSpec("binary", 1, "probabilities")
-
-
-def test_entropy_in_nats() -> None:
-    assert entropies(np.zeros((3, 10), np.float32)) == pytest.approx([np.log(10)] * 3)
-    assert entropies(np.array([[1e4, 0.0]], np.float32)) == pytest.approx([0])
-    certain = HeadSpec("classes", 1, "probabilities")
-    assert entropies(np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), certain) == pytest.approx([0, np.log(2)])
-    answers = np.array([[0.0], [1e4], [np.log(3)]], np.float32)
-    expected = [np.log(2), 0, np.log(4) - 0.75 * np.log(3)]
-    assert entropies(answers, LOGITS)[:, 0] == pytest.approx(expected, abs=1e-6)
-    shares = np.array([[0.5], [1.0], [0.75]], np.float32)
-    assert entropies(shares, PROBABILITIES)[:, 0] == pytest.approx(expected, abs=1e-6)
-
-
-def test_decisions_and_their_error() -> None:
-    y = np.array([[-1.0, 2.0], [0.4, 0.6]], np.float32)
-    np.testing.assert_array_equal(decisions(y, LOGITS), [[0, 1], [1, 1]])
-    np.testing.assert_array_equal(decisions(y, PROBABILITIES), [[0, 1], [0, 1]])
-    tally = Tally(head=LOGITS)
-    tally.add(y, fit_labels(np.array([[0, 1], [0, 1]]), y.shape, LOGITS))
-    assert (tally.wrong, tally.labelled, tally.error) == (1, 4, 0.25)
-    assert fit_labels(np.zeros((2, 1)), (2, 1), LOGITS).shape == (2,)
-    assert fit_labels(np.zeros(2), (2, 3, 1, 1), HeadSpec("dense", 1, "logits")).shape == (2, 1, 1)
-    with pytest.raises(UsageError, match=r"have shape \[2\], the predictions \[2, 2\]"):
-        fit_labels(np.zeros(2), y.shape, LOGITS)
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------

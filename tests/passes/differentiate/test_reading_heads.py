@@ -1,4 +1,4 @@
-"""What the outputs of models are read as, and what is refused."""
+"""The heads that the compiler recognises, and the outputs that it refuses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Files in 8 bits as PyTorch's and TensorFlow Lite's quantizers write them: accepted, with the same outputs.
 
-`tests/quantized` is what `benchmarks.quantized_exports` makes: FX quantization for two engines, quantization-aware
+`benchmarks.quantized_exports` makes the files of `tests/quantized`: FX quantization for two engines, quantization-aware
 training, full-integer TensorFlow Lite through tf2onnx, and its weights-only form.
 """
 
@@ -39,7 +39,7 @@ def samples(name: str, seed: int, count: int = BATCH) -> np.ndarray:
 
 
 def by_the_engine(path: Path, x: np.ndarray) -> np.ndarray:
-    """What the file gives, executed as it is written: optimised, the engine refuses PyTorch's fake quantization."""
+    """The outputs of the file, executed as written: optimised, the engine refuses PyTorch's fake quantization."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -67,7 +67,7 @@ def test_as_it_is_it_stays_in_8_bits_and_gives_the_same(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", slowly(WHOLE))
 def test_the_folded_norms_come_back(name: str, tmp_path: Path) -> None:
-    """The source statistics of what training for 8 bits kept; of what was folded, those of calibration data."""
+    """Norms kept by training for 8 bits have the source statistics; folded norms have those of calibration data."""
     path, x = unpacked(name, tmp_path), samples(name, seed=1)
     folded = not name.startswith("qat")
     report = inspect_model(path)

@@ -76,7 +76,7 @@ def test_later_stages_hold_fewer_residuals(floats: str | None) -> None:
     assert all(after < before - held[0] / 20 for before, after in pairwise(held))
 
 
-def test_masks_are_made_right_behind_what_they_read_and_recomputations_right_before() -> None:
+def test_masks_follow_their_inputs_and_recomputations_wait() -> None:
     joint, outputs, _ = joint_of(MODELS["resnext"])
     halves = partition(joint.model, outputs, joint.gradients, planned(joint, 32, packing(32)))
     assert halves.backward is not None

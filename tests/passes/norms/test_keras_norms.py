@@ -1,4 +1,4 @@
-"""Batch norms as TensorFlow leaves them, folded or as a scale and a shift: told by their names, completed, trained."""
+"""Batch norms as TensorFlow leaves them, folded or as a scale and a shift: recognised by their names, completed, trained."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_calibration_completes_them_and_keeps_the_source(tmp_path: Path) -> None
     assert [(site["name"], site["kind"], site["inserted"]) for site in sites] == [
         ("net.bn_1", "batch", True), ("net.dw_bn_1", "batch", True),
     ]  # fmt: skip
-    # With the statistics of the batch it was calibrated on, a norm is what it was.
+    # With the statistics of the batch it was calibrated on, a norm gives its source values.
     np.testing.assert_allclose(ttac.load(bundle).step(x), run(onnx.load(str(path)), x), rtol=0, atol=1e-4)
 
 

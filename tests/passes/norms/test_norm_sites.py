@@ -282,7 +282,7 @@ def test_an_unknown_pattern_names_the_nearest(selector: str, near: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["legacy", "legacy kept", "dynamo", "dynamo kept"])
 def test_torch_exports(tmp_path: Path, kind: str) -> None:
-    """Both exporters of PyTorch, folding and not: the same names, and what was folded is known."""
+    """Both exporters of PyTorch, folding and not: the same names, and the folded norms are known."""
     torch: Any = pytest.importorskip("torch")
     nn = torch.nn
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Planning within a memory budget: what becomes smaller first, when it ends, and what is refused."""
+"""Planning within a memory budget: the order of the savings, the end of the search, and the refusals."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_in_the_end_it_is_refused_for_the_least_there_is(model: Path, monkeypatc
     assert 2 <= len(given) <= driver.TRIES
     rows = [line for line in said.splitlines() if line.endswith(("int8", "bits", "dense"))]
     assert len(rows) == 5 and all(row.endswith("int8") for row in rows)
-    # Five per cent above what the least plan takes.
+    # Five per cent above the bytes of the smallest plan.
     assert "the least budget that works is about `--memory-budget 10.5MiB`" in said
 
 

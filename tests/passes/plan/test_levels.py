@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.passes.plan.test_codecs import NET, NET_WEIGHTS
+from tests.support.codec_case import NET, NET_WEIGHTS
 from tests.support.source_models import saved, source
 from tests.support.whole_models import SINGLE, Arrays, normal, samples, sites_of, spelled
 from ttac.passes.adapt.adapt_norms import adapt_norms
@@ -29,7 +29,7 @@ from ttac.spec import BATCH_STATISTICS
 
 @dataclass(frozen=True)
 class Levels:
-    """What the readers of `levels` should give, in numpy: x as its blocks [N, C, blocks, elements], g likewise."""
+    """The expected results of the readers of `levels`, in NumPy: x and g as blocks [N, C, blocks, elements]."""
 
     x: np.ndarray
     g: np.ndarray
@@ -70,7 +70,7 @@ class Levels:
         return found
 
     def dot(self) -> np.ndarray:
-        """sum of g*x, [C], with what was kept where it was."""
+        """sum of g*x, [C], with each kept element in its place."""
         found: np.ndarray = (self.g * np.where(self.kept[..., None], self.rounded(), self.stand_in())).sum((0, 2, 3))
         return found
 
@@ -89,7 +89,7 @@ class Levels:
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.3, 0.9])
 @pytest.mark.parametrize("shape", [(6, 8, 8), (3, 5, 7), (16, 16, 16)])
 def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
-    """Where g is zero and where it is not: in the sum of g*x, and in x*factor + offset (+ what is added)."""
+    """Where g is zero and where it is not: in the sum of g*x, and in x*factor + offset (+ an added tensor)."""
     codec, n = CODECS["levels"], 9
     random = np.random.default_rng(len(shape) + shape[0])
     values = (random.normal(size=(n, *shape)) + random.normal(size=(1, shape[0], 1, 1))).astype(np.float32)
@@ -145,7 +145,7 @@ def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
     feeds = {"x": samples((6, 8, 8), 5), **{tensor.name: tensor.initial for tensor in made.state}}
     forward, plain = (run(spelled(half.forward), feeds) for half in (halves, exact))
     found = run(spelled(halves.backward), {**feeds, **forward})
-    last, mask = "d", "s.positive"  # what the last norm reads, and the Relu before the pool
+    last, mask = "d", "s.positive"  # the input of the last norm, and the Relu before the pool
     x, y = plain[last].astype(float), plain["y"].astype(float)
     p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
     derivative = -p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True)) / len(y)

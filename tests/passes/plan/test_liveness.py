@@ -1,4 +1,4 @@
-"""How many bytes a step holds at once: hand-made graphs, and what it means for the halves of a net."""
+"""How many bytes a step holds at once: hand-made graphs, and the halves of a net."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def alive(model: ir.Model, batch: int = 1) -> list[int]:
     return [int(size) for size in found // (SIZE * batch)]
 
 
-def test_inputs_do_not_count_and_an_operator_needs_room_beside_them() -> None:
-    """`Cos` cannot write into what it reads: two tensors at once, but for the first, which reads an input."""
+def test_inputs_do_not_count_towards_the_peak() -> None:
+    """`Cos` cannot write into its input: two tensors at once, but for the first, which reads an input."""
     model, _ = chain("Cos", "Cos", "Cos")
     assert alive(model) == [1, 2, 2] and alive(model, 5) == [1, 2, 2]
 

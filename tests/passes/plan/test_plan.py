@@ -1,4 +1,4 @@
-"""What the forward keeps for the backward: the plan, masks as bits, partition."""
+"""The residuals of the forward: the plan, masks as bits, partition."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.support.halves import is_sorted, joint_of, packing, planned, run_halves
+from tests.support.halves import joint_of, packing, planned, run_halves
 from tests.support.source_models import Weights, norm, saved, source
 from tests.support.tiny_bundles import read
 from tests.support.whole_models import (
     MODELS,
-    SINGLE,
-    Arrays,
     compiled,
     executed,
     golden_gradients,
@@ -30,11 +26,8 @@ from tests.support.whole_models import (
 )
 from ttac import build_graphs as assemble
 from ttac.passes.adapt.adapt_norms import adapt_norms
-from ttac.passes.differentiate.joint import Joint, differentiate_loss
-from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.composites import DOMAIN
+from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.execute import run
-from ttac.passes.graph.state import StateTensor
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.decisions import SMALL_BYTES, Decide, Decision, Plan, nbytes
@@ -164,146 +157,11 @@ def test_a_mask_is_kept_where_its_value_loses_digits(chain: Path) -> None:
     assert ways["c"] == ways["d"] == "int8" and "bits" not in {row.how for row in exact.decisions}
     (bits,) = [row for row in lossy.decisions if row.how == "bits"]
     assert values_of(joint)[bits.value].dtype == ir.DataType.BOOL and bits.bytes == 64 * 8 * 16 * 16 // 8
-    # A continuous function flips no sign: the backward computes the value again from the decoded tensor.
+    # A derivative is no step function: it follows from the restored value.
     assert ways["s.mul"] == "recompute"
 
 
 # --- plan and partition on random graphs ------------------------------------------------------------------------------
-
-Recipe = list[tuple[str, int, int]]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["Add", "Mul", "Scale", "Shift", "Relu", "Tanh", "Sigmoid", "Conv", "Norm", "Sub", "Clip"]),
-        st.integers(0, 30),
-        st.integers(0, 30),
-    ),
-    min_size=2,
-    max_size=14,
-)
-CHANNELS = 4
-
-
-def random_joint(recipe: Recipe) -> tuple[Joint, Arrays]:
-    """A joint graph of a random net on [N, 4, 10, 10], and its feeds; every third value is read again later."""
-    random = np.random.default_rng(len(recipe))
-    x = ir.val("x", SINGLE, ["N", CHANNELS, 10, 10])
-    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="random")
-    op = Builder(graph, "source")
-    values: list[ir.Value] = [x]
-    parameters: list[StateTensor] = []
-
-    def parameter() -> ir.Value:
-        value = ir.val(f"p{len(parameters)}", SINGLE, [CHANNELS])
-        graph.inputs.append(value)
-        initial = random.uniform(0.5, 1.5, CHANNELS).astype(np.float32)
-        parameters.append(StateTensor(name=str(value.name), role="parameter", initial=initial, value=value))
-        return value
-
-    for kind, a, b in recipe:
-        first, second = values[-1 - a % min(3, len(values))], values[b % len(values)]
-        if kind in ("Add", "Sub", "Mul"):
-            made = getattr(op, kind)(first, op.Sigmoid(second) if kind == "Mul" else second)
-        elif kind in ("Scale", "Shift"):
-            vector = op.Unsqueeze(parameter(), [1, 2])
-            made = op.Mul(first, vector) if kind == "Scale" else op.Add(first, vector)
-        elif kind == "Conv":
-            made = op.Conv(
-                first, random.normal(0, 0.4, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32), pads=[1, 1, 1, 1]
-            )
-        elif kind == "Norm":
-            mean, var = op.Moments(first)
-            made = op.BatchNormalization(first, parameter(), parameter(), mean, var, epsilon=1e-3)
-        elif kind == "Clip":
-            made = op.Clip(first, -1.0, 1.0)
-        else:
-            made = getattr(op, kind)(first)
-        values.append(made)
-    logits = op.Squeeze(op.GlobalAveragePool(op.Mul(values[-1], op.Unsqueeze(parameter(), [1, 2]))), [2, 3])
-    graph.outputs.append(logits)
-    model = ir.Model(graph, ir_version=8)
-    joint = differentiate_loss(model, logits, "entropy", tuple(parameters))
-    return joint, {"x": samples((CHANNELS, 10, 10), 3), **{p.name: p.initial for p in parameters}}
-
-
-def wanted(joint: Joint) -> list[str]:
-    return [str(joint.logits.name), *(str(gradient.name) for gradient in joint.gradients)]
-
-
-def assert_close(found: Arrays, expected: Arrays, names: list[str], bound: float = 1e-5) -> None:
-    for name in names:
-        scale = max(1e-3, float(np.abs(expected[name]).max()))
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=bound * scale)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(STEPS, st.booleans())
-def test_the_halves_of_any_graph_give_what_the_whole_gives(recipe: Recipe, packs: bool) -> None:
-    joint, feeds = random_joint(recipe)
-    graph = joint.model.graph
-    plan = planned(joint, 64, packing(64) if packs else None)
-    halves = partition(joint.model, [joint.logits], joint.gradients, plan)
-    assert halves.backward is not None and plan.is_exact
-    assert is_sorted(halves.forward.graph) and is_sorted(halves.backward.graph)
-    read = {id(value) for value in graph.inputs}
-    late = set(halves.backward.graph)
-    assert plan.bytes <= sum(
-        nbytes(value, 64)
-        for value in {value for node in joint.backward for value in node.inputs if value is not None}
-        if value.producer() is not None and value.producer() not in set(joint.backward) and id(value) not in read
-    ) + sum(nbytes(value, 64) for node in joint.backward for value in node.outputs if value.name in plan.residuals)
-    assert late
-    found = run_halves(halves, feeds)
-    graph.outputs[:] = [joint.logits, *joint.gradients]
-    assert_close(found, run(spelled(joint.model), feeds), wanted(joint))
-
-
-def from_int8(found: Arrays, name: str) -> np.ndarray:
-    """The value that three tensors of the codec stand for, rows first."""
-    values, scale, zero = (found[f"{name}.int8{part}"] for part in ("", ".scale", ".zero"))
-    return (values.astype(np.float32) - zero[:, None].astype(np.float32)) * scale[:, None]
-
-
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(STEPS)
-def test_a_backward_of_int8_residuals_is_that_of_the_rounded_values(recipe: Recipe) -> None:
-    """Nothing but the rounding comes between: the exact backward, given the rounded values, finds the same gradients.
-
-    And the rounding is as small as the codec says.
-    """
-    joint, feeds = random_joint(recipe)
-    plan = planned(joint, 512, packing(512, "int8"))
-    rounded, exact = (partition(joint.model, [joint.logits], joint.gradients, p) for p in (plan, plan.exactly()))
-    assert rounded.backward is not None and exact.backward is not None
-    assert is_sorted(rounded.forward.graph) and is_sorted(rounded.backward.graph)
-    found, expected = run_halves(rounded, feeds), run_halves(exact, feeds)
-    given_back = dict(expected)
-    for row in plan.decisions:
-        if row.how == "int8":
-            true = expected[row.value]
-            rows = true.reshape(len(found[f"{row.value}.int8"]), -1)
-            back = from_int8(found, row.value)
-            span = np.maximum(rows.max(1), 0) - np.minimum(rows.min(1), 0)
-            assert (np.abs(back - rows).max(1) <= span / 510 * 1.001 + 1e-6).all()
-            given_back[row.value] = back.reshape(true.shape)
-        elif row.how == "bits":
-            assert found[f"{row.value}.bits"].dtype == np.uint8
-    again = run(spelled(exact.backward), {**feeds, **given_back})
-    assert_close(found, {**expected, **again}, wanted(joint))
-
-
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(STEPS)
-def test_int8_residuals_turn_a_gradient_by_little(recipe: Recipe) -> None:
-    joint, feeds = random_joint([("Conv", 0, 0), *recipe, ("Norm", 0, 0), ("Relu", 0, 0), ("Conv", 0, 0)])
-    plans = [planned(joint, 512, decide) for decide in (None, packing(512, "int8"))]
-    assert "int8" in {row.how for row in plans[1].decisions}
-    exact, rounded = (run_halves(partition(joint.model, [joint.logits], joint.gradients, p), feeds) for p in plans)
-    first, second = (
-        np.concatenate([found[str(gradient.name)].ravel() for gradient in joint.gradients])
-        for found in (exact, rounded)
-    )
-    assert np.linalg.norm(first - second) <= 0.02 * max(float(np.linalg.norm(first)), 1e-3)
-    np.testing.assert_allclose(rounded[str(joint.logits.name)], exact[str(joint.logits.name)], rtol=1e-5, atol=1e-5)
 
 
 def test_no_gradients_no_backward(chain: Path) -> None:
@@ -349,9 +207,7 @@ def test_packed_masks_change_no_gradient(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_int8_residuals_change_gradients_by_what_the_verification_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_verification_states_the_error_of_int8_residuals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("resnext", "densenet", "transformer"):
         bundle = compiled_with(packing(32, "int8"), MODELS[name], tmp_path, monkeypatch)
         shape = [int(size) for size in normal(MODELS[name]).graph.inputs[0].shape[1:]]  # type: ignore[index, union-attr]

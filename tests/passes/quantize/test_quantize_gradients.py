@@ -78,7 +78,7 @@ def test_between_the_ends_it_is_the_gradient_of_pytorch() -> None:
 def stepped(
     method: str, name: str, quantize: str | None, folder: Path, train: str
 ) -> tuple[dict[str, np.ndarray], ttac.Bundle]:
-    """What one step of plain gradient descent adds to the parameters."""
+    """The update of one step of plain gradient descent to the parameters."""
     model = MODELS / f"{name}.onnx"
     shape = [int(str(size)) for size in (load(model).graph.inputs[0].shape or [])[1:]]
     x = np.random.default_rng(0).standard_normal((64, *shape)).astype(np.float32)

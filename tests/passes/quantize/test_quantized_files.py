@@ -261,8 +261,8 @@ def test_seven_bits_of_a_byte_are_a_shorter_grid(tmp_path: Path) -> None:
     assert operators == PLAIN and grids["x"] == pytest.approx((-64 * 0.02, 63 * 0.02))
 
 
-def test_what_is_moved_in_8_bits_is_moved_as_it_is(tmp_path: Path) -> None:
-    """As tf2onnx leaves TensorFlow Lite's channels; what is joined keeps the grid it is read with."""
+def test_values_that_move_in_8_bits_keep_their_numbers(tmp_path: Path) -> None:
+    """As tf2onnx leaves TensorFlow Lite's channels; a joined value keeps the grid of its reader."""
     moved = "  tx = Transpose <perm = [0, 1, 3, 2]> (qx)\n  jx = Concat <axis = 0> (tx)\n  dx = DequantizeLinear (jx,"
     operators, grids = lifted_of(rewritten({"  dx = DequantizeLinear (qx,": moved}), tmp_path)
     assert operators == ["Transpose", "Concat", *PLAIN]

@@ -39,7 +39,7 @@ def graph_input(op: Builder, name: str, shape: list[int | str], dtype: ir.DataTy
 
 
 def outputs(op: Builder, feeds: Arrays, **values: ir.Value) -> Arrays:
-    """What the engine makes of the values in the graph under construction."""
+    """The values that the engine computes in the graph under construction."""
     made = {name: op.Identity(value) for name, value in values.items()}
     op.graph.outputs.extend(made.values())
     found = run(lower(ir.Model(op.graph, ir_version=8), targets.find("cpu")), feeds)

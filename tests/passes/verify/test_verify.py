@@ -1,4 +1,4 @@
-"""The derivative of the loss by finite differences: what it lets pass, and what it does not."""
+"""The derivative of the loss by finite differences: right gradients pass, wrong gradients do not."""
 
 from __future__ import annotations
 
