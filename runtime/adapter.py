@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from ttac.runtime.program.world import Tensor, World
 from ttac.runtime.records import WEIGHTS, TensorSpec
 from ttac.runtime.state_files import check_plausible, read_state, write_state
 from ttac.runtime.tensors import check_tensors, map_tensors
+
+Outputs: TypeAlias = Any
+"""An array of a model with one output, a dict (name to array) of a model with several outputs."""
 
 REJECTED_IN_A_ROW = 10
 """Consecutive rejected steps after which the state is reset; a state that rejects every step would stay for ever."""
@@ -71,8 +74,13 @@ class Adapter:
         return self._manifest.inputs
 
     @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs of the model."""
+        return self._manifest.outputs
+
+    @property
     def output(self) -> TensorSpec:
-        """Output of the model: the logits."""
+        """The output that the loss reads: the logits; the first output for a method without a loss."""
         return self._manifest.output
 
     @property
@@ -109,8 +117,10 @@ class Adapter:
         with self._lock:
             return dict(self._stats)
 
-    def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Predict and adapt: inputs [n, ...] -> logits [n, ...], n from the smallest to the planned batch.
+    def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
+        """Predict and adapt: inputs [n, ...] -> outputs [n, ...], n from the smallest to the planned batch.
+
+        A model with one output gives an array. A model with several outputs gives a dict, name to array.
 
         The state changes only if the whole step succeeds and all new values are finite.  After `REJECTED_IN_A_ROW`
         consecutive steps with other values, the state resets itself and the logger `ttac` warns.  An interrupt (Ctrl-C)
@@ -125,7 +135,7 @@ class Adapter:
             self._state.refuse_torn()
             inputs = check_inputs(x, self._manifest)
             start = time.perf_counter()
-            logits, step = self._perform("step", inputs)
+            outputs, step = self._perform("step", inputs)
             adapted = self._state.commit(step.pending, step.deferred)
             reset = self._reset_if_stuck(adapted)
             samples = len(next(iter(inputs.values())))
@@ -138,9 +148,9 @@ class Adapter:
                 "milliseconds": 1e3 * (time.perf_counter() - start),
                 **step.reported,
             }
-            return logits
+            return outputs
 
-    def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+    def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict with the adapted state; change neither state nor stats; otherwise like `step`."""
         with self._lock:
             self._state.refuse_torn()
@@ -184,14 +194,16 @@ class Adapter:
         _warn("`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
         return True
 
-    def _perform(self, program: str, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Step]:
+    def _perform(self, program: str, inputs: Mapping[str, np.ndarray]) -> tuple[Outputs, Step]:
         values = {name: self._device.tensor(array) for name, array in inputs.items()}
         step = Step(world=self._world(), values=values)
-        output = step.perform(self._programs[program])
-        assert output is not None, "parse_program checked that every path returns"
-        logits = self._device.array(output).copy()
+        tensors = step.perform(self._programs[program])
+        assert tensors is not None, "parse_program checked that every path returns"
+        arrays = [self._device.array(tensor).copy() for tensor in tensors]
         step.values = {}
-        return logits, step
+        if len(arrays) == 1:
+            return arrays[0], step
+        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
 
     def _world(self) -> World:
         inputs = frozenset(spec.name for spec in self._manifest.inputs)

@@ -1,6 +1,6 @@
 """The manifest of a bundle, parsed strictly: an unknown entry is refused with its place and a way out.
 
-`docs/bundle.md` describes format 2.  Nothing here opens another file of the bundle.
+`docs/bundle.md` describes format 3.  Nothing here opens another file of the bundle.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttac.errors import RuntimeMissingError
@@ -24,7 +24,7 @@ from ttac.runtime.json_values import (
     refuse,
 )
 from ttac.runtime.program.parse import parse_program
-from ttac.runtime.program.words import Word, graphs_of
+from ttac.runtime.program.words import Return, Word, all_words, graphs_of
 from ttac.runtime.records import (
     BATCH_AXIS,
     COUNTED,
@@ -39,7 +39,7 @@ from ttac.runtime.records import (
     TensorSpec,
 )
 
-FORMAT = 2
+FORMAT = 3
 LARGEST = 64 * 2**20
 """Most bytes of a manifest; a larger one is not read."""
 
@@ -67,22 +67,22 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     graphs = {name: _graph(name, entry, files, state) for name, entry in an_object(raw["graphs"], "graphs").items()}
     planned, smallest = _batch(raw["batch"])
     outputs = _tensors(raw["outputs"], "outputs")
-    if len(outputs) != 1:
-        refuse("outputs", f"has {len(outputs)} entries, not one")
+    if not outputs:
+        refuse("outputs", "is empty")
     return Manifest(
         raw=raw,
         identity=identity_of(raw),
         threads=a_count(raw["target"]["threads"], "target.threads", low=0),
         files=files,
         inputs=_inputs(raw["inputs"]),
-        output=outputs[0],
-        head=_head(raw["head"], outputs[0]),
+        outputs=outputs,
+        head=_head(raw["head"], outputs),
         planned=planned,
         smallest=smallest,
         state_file=state_file,
         state=state,
         graphs=graphs,
-        programs=_programs(raw["programs"], graphs, state),
+        programs=_programs(raw["programs"], graphs, state, len(outputs)),
     )
 
 
@@ -168,6 +168,9 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
     for number, spec in enumerate(inputs):
         if spec.shape[:1] != (BATCH_AXIS,):
             refuse(f"inputs[{number}].shape", f"does not begin with `{BATCH_AXIS}`")
+        for axis, size in enumerate(spec.shape[1:], start=1):
+            if isinstance(size, str):
+                refuse(f"inputs[{number}].shape[{axis}]", f"is {size!r}")
     return inputs
 
 
@@ -182,25 +185,34 @@ def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool =
     if entry["dtype"] not in DTYPES:
         refuse(f"{where}.dtype", f"is {entry['dtype']!r}")
     shape = tuple(
-        size if symbolic and axis == 0 and size == BATCH_AXIS else a_count(size, f"{where}.shape[{axis}]", low=0)
+        size if symbolic and isinstance(size, str) and size else a_count(size, f"{where}.shape[{axis}]", low=0)
         for axis, size in enumerate(a_list(entry["shape"], f"{where}.shape"))
     )
+    if shape.count(BATCH_AXIS) > 1:
+        refuse(f"{where}.shape", f"has `{BATCH_AXIS}` twice")
     return TensorSpec(a_name(entry["name"], f"{where}.name"), entry["dtype"], shape)
 
 
-def _head(value: Any, output: TensorSpec) -> HeadSpec | None:
+def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
     if value is None:
         return None
-    entry = an_object(value, "head", only=("kind", "axis", "values"))
+    entry = an_object(value, "head", only=("output", "kind", "axis", "values"))
     for key, words in (("kind", HEADS), ("values", VALUES)):
         if entry[key] not in words:
             refuse(f"head.{key}", f"is {entry[key]!r}")
+    output = next((spec for spec in outputs if spec.name == entry["output"]), None)
+    if output is None:
+        refuse("head.output", f"is {entry['output']!r}, which `outputs` lacks")
+    if output.batch_axis is None:
+        refuse("head.output", f"is `{output.name}`, whose shape has no `{BATCH_AXIS}`")
     axis = entry["axis"]
-    if axis is not None and a_count(axis, "head.axis", low=1) >= len(output.shape):
+    if axis is not None and a_count(axis, "head.axis", low=0) >= len(output.shape):
         refuse("head.axis", f"is {axis}, and the output has {len(output.shape)} axes")
+    if axis == output.batch_axis:
+        refuse("head.axis", f"is {axis}, the axis of the samples")
     if axis is None and entry["kind"] == "classes":
         refuse("head.axis", "is null, and a head of classes has an axis of them")
-    return HeadSpec(entry["kind"], axis, entry["values"])
+    return HeadSpec(entry["kind"], axis, entry["values"], output.name)
 
 
 def _batch(value: Any) -> tuple[int, int]:
@@ -248,10 +260,14 @@ def _names_by_output(value: Any, where: str) -> dict[str, str]:
 
 
 def _programs(
-    value: Any, graphs: Mapping[str, GraphSpec], state: Mapping[str, TensorSpec]
+    value: Any, graphs: Mapping[str, GraphSpec], state: Mapping[str, TensorSpec], outputs: int
 ) -> dict[str, tuple[Word, ...]]:
     entries = an_object(value, "programs", only=("step", "predict"))
     programs = {name: parse_program(words, f"programs.{name}", state) for name, words in entries.items()}
+    for name, words in programs.items():
+        for word in all_words(words):
+            if isinstance(word, Return) and len(word.names) != outputs:
+                refuse(f"programs.{name}", f"returns {len(word.names)} values, and `outputs` has {outputs}")
     for name, words in programs.items():
         for graph in graphs_of(words):
             if graph not in graphs:

@@ -27,6 +27,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis with one entry for each sample; None where the tensor has none."""
+        return self.shape.index(BATCH_AXIS) if BATCH_AXIS in self.shape else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
@@ -49,17 +54,19 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """Reading of the output.
+    """Reading of one output.
 
     Attributes:
         kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position.
         axis: axis of the classes or answers in the output, None if each position has one number.
         values: one of `VALUES`, the meaning of the numbers.
+        output: name of the output; empty in a reading without a model.
     """
 
     kind: str
     axis: int | None
     values: str
+    output: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ class Manifest:
     threads: int
     files: Mapping[str, str]
     inputs: tuple[TensorSpec, ...]
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
     head: HeadSpec | None
     planned: int
     smallest: int
@@ -79,3 +86,8 @@ class Manifest:
     state: Mapping[str, TensorSpec]
     graphs: Mapping[str, GraphSpec]
     programs: Mapping[str, tuple[Word, ...]]
+
+    @property
+    def output(self) -> TensorSpec:
+        """The output that the head describes; the first output without a head."""
+        return next((spec for spec in self.outputs if self.head and spec.name == self.head.output), self.outputs[0])

@@ -75,20 +75,22 @@ class InferenceSession:
         `run_options` is not used.  Raises the errors of `adapter.step`, and UsageError for an output the model lacks;
         in both cases the state is unchanged.
         """
-        known = self.adapter.output.name
+        known = [spec.name for spec in self.adapter.outputs]
         for name in output_names or ():
-            if name != known:
-                raise UsageError(f"the model has no output `{name}`", where="`output_names`", hint=f"it has `{known}`")
-        logits = self.adapter.step(input_feed) if self.adapt else self.adapter.predict(input_feed)
-        return [logits] * len(output_names or [known])
+            if name not in known:
+                hint = "it has " + ", ".join(f"`{other}`" for other in known)
+                raise UsageError(f"the model has no output `{name}`", where="`output_names`", hint=hint)
+        outputs = self.adapter.step(input_feed) if self.adapt else self.adapter.predict(input_feed)
+        arrays = outputs if isinstance(outputs, dict) else {known[0]: outputs}
+        return [arrays[name] for name in output_names or known]
 
     def get_inputs(self) -> list[NodeArg]:
         """The model's inputs."""
         return [_described(spec) for spec in self.adapter.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
-        """The model's outputs: one, the logits."""
-        return [_described(self.adapter.output)]
+        """The model's outputs."""
+        return [_described(spec) for spec in self.adapter.outputs]
 
     def get_providers(self) -> list[str]:
         """Name of the provider that runs the bundle."""

@@ -76,7 +76,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
     options, joint, infer = state.options, state.joint, state.infer
     assert joint is not None and infer is not None
     halves = cut(state, joint, choice.plan)
-    graphs = {"infer": infer.clone(), "forward": halves.forward}
+    graphs = {"infer": in_file_order(infer, state.outputs), "forward": halves.forward}
     steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
     if halves.backward is not None:
         graphs |= backward_stages(state, joint, halves.backward, halves.residuals)
@@ -101,10 +101,21 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
 
 
 def cut(state: CompileState, joint: Joint, plan: Plan) -> GraphHalves:
-    """Forward and backward of the joint graph; the forward also gives the loss outputs and the tracked state."""
+    """Forward and backward of the joint graph.
+
+    The forward gives the model's outputs, the loss outputs and the tracked state.
+    """
     tracked = [tensor.next for tensor in state.adaptation.tracked if tensor.next is not None]
-    outputs = joint.loss.outputs if joint.loss else []
-    return partition(joint.model, [joint.logits, *outputs, *tracked], joint.gradients, plan)
+    outputs = [joint.logits, *joint.model.graph.outputs, *(joint.loss.outputs if joint.loss else [])]
+    return partition(joint.model, [*outputs, *tracked], joint.gradients, plan)
+
+
+def in_file_order(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
+    """Return a copy of `model` whose outputs are those of the file, in the order of the file."""
+    copy = model.clone()
+    named = {str(value.name): value for value in copy.graph.outputs}
+    copy.graph.outputs[:] = [named[name] for name in outputs]
+    return copy
 
 
 def backward_stages(

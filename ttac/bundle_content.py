@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ttac.compile_state import CompileState
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.plan.decisions import Plan
 
 
@@ -42,8 +43,18 @@ class BundleContent:
 
     @property
     def logits(self) -> str:
-        """Name of the graph output that holds the logits."""
-        return str(self.graphs["forward"].graph.outputs[0].name)
+        """Name of the value that the loss and the head read."""
+        return str(self.joint.logits.name)
+
+    @property
+    def output(self) -> str:
+        """Name of the model's output that the loss and the head read: `logits`, or the output that it is a copy of."""
+        return self.logits.removesuffix(batch_first(""))
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the model's outputs, in the order of its file."""
+        return [str(value.name) for value in self.graphs["infer"].graph.outputs]
 
     def stages(self, graph: str) -> list[str]:
         """The files of one graph of the method's program, in order: `backward-1`, `backward-2`, ..."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from ttac.bundle_content import BundleContent
+from ttac.passes.graph.execute import batch_axes
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.state import StateTensor
@@ -55,8 +56,8 @@ def manifest(
         "source": {"file": options.path.name, "sha256": digest_of(options.path)},
         "files": files,
         "inputs": [_tensor_entry(infer.inputs[0])],
-        "outputs": [_tensor_entry(infer.outputs[0])],
-        "head": content.state.head.described if content.state.head else None,
+        "outputs": [_tensor_entry(value) for value in infer.outputs],
+        "head": _head_entry(content),
         "batch": {"planned": options.batch, "smallest": smallest_batch(content)},
         "preprocessing": _preprocessing(content),
         "state": {"file": STATE, "tensors": [_state_entry(tensor) for tensor in content.tensors]},
@@ -125,10 +126,22 @@ def _preprocessing(content: BundleContent) -> dict[str, Any] | None:
     )
 
 
+def _head_entry(content: BundleContent) -> dict[str, Any] | None:
+    """The head in the axes of the model's output, which may have the samples on another axis than the first."""
+    head = content.state.head
+    if head is None:
+        return None
+    entry = {"output": content.output, **head.described}
+    samples = batch_axes(content.graphs["infer"])[content.output]
+    if head.axis is not None and head.axis <= samples:
+        entry["axis"] = head.axis - 1
+    return entry
+
+
 def _tensor_entry(value: ir.Value) -> dict[str, Any]:
-    assert value.shape is not None
-    shape = [size if isinstance(size, int) else "N" for size in value.shape]
-    return {"name": value.name, "dtype": "float32", "shape": shape}
+    """The entry of an input or output; a size that only the data decide is `?`."""
+    shape = [size if isinstance(size, int) else str(size.value or "?") for size in value.shape or ()]
+    return {"name": value.name, "dtype": str((value.dtype or ir.DataType.FLOAT).numpy()), "shape": shape}
 
 
 def _state_entry(tensor: StateTensor) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class CompileState:
     Attributes:
         options: the options of the user; rooms add the defaults that depend on the model.
         source: the model as loaded.
-        model: the result of the last room that rewrote the model.
+        model: the result of the last room that rewrote the model; its first output is the one that a loss reads.
+        outputs: names of the model's outputs, in the order of the file.
         samples: calibration samples.
         head: the reading of the output, None where it is unclear and the method needs none.
         sites: the norms to adapt, in graph order; their nodes belong to `model`, and to `infer` from the adapt room on.
@@ -41,6 +42,7 @@ class CompileState:
     options: CompileOptions
     source: ir.Model
     model: ir.Model
+    outputs: tuple[str, ...] = ()
     samples: Samples = field(default_factory=Samples)
     head: Head | None = None
     sites: tuple[NormSite, ...] = ()

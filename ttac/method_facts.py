@@ -8,13 +8,16 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from ttac import methods
 from ttac.compile_state import CompileState
-from ttac.errors import UnsupportedError
+from ttac.errors import UnsupportedError, UsageError
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.load.model_file import OUTPUTS
+from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
@@ -22,18 +25,46 @@ from ttac.samples.images import preparation
 from ttac.spec import Facts, function_of
 
 
-def head_of(options: CompileOptions, model: ir.Model) -> Head | None:
-    """The reading of the normal form's output; None if it is unclear and the method needs none.
+def outputs_of(source: ir.Model, model: ir.Model) -> tuple[str, ...]:
+    """Names of the outputs of the normal form `model`, in the order of the file that `source` was loaded from."""
+    kept = {str(value.name) for value in model.graph.outputs}
+    return tuple(name for name in source.meta[OUTPUTS] if name in kept)
 
-    Raises UnsupportedError if the method, or the user, needs the reading.
+
+def head_of(options: CompileOptions, model: ir.Model, outputs: Sequence[str]) -> Head | None:
+    """The reading of the normal form's first output; None if it is unclear and the method needs none.
+
+    Raises UnsupportedError if the method, or the user, needs the reading, UsageError if several of the `outputs` could
+    be meant.
     """
     output = model.graph.outputs[0]
     if options.method.loss or options.method.refine or options.head != "auto":
+        if options.logits is None:
+            refuse_several(model, outputs)
         return decide_head(output, options.head)
     try:
         return decide_head(output)
     except UnsupportedError:
         return None
+
+
+def refuse_several(model: ir.Model, outputs: Sequence[str]) -> None:
+    """Raise UsageError if more than one output of the normal form may hold predictions: integers never do."""
+    named = {str(value.name): value for value in model.graph.outputs}
+    floats = [named[name] for name in outputs if named[name].dtype == ir.DataType.FLOAT]
+    if len(floats) > 1:
+        likeliest = str(model.graph.outputs[0].name).removesuffix(batch_first(""))
+        raise UsageError(
+            f"the model has {len(floats)} outputs that could hold predictions; a loss reads one, all are returned",
+            where="\n     ".join(f"`{value.name}` {value.shape}" for value in floats),
+            hint=f"say which, perhaps `--logits {likeliest}`; methods without a loss need no choice: {without_loss()}",
+        )
+
+
+def without_loss() -> str:
+    """The names of the methods that need no reading of the output, as a hint lists them."""
+    found = [methods.find(name) for name in methods.names()]
+    return ", ".join(f"`{method.name}`" for method in found if not method.loss and not method.refine)
 
 
 def subject_of(state: CompileState, say: Callable[[str], None]) -> Subject:

@@ -146,7 +146,8 @@ class CompileOptions:
         settings: value of every hyperparameter of the method (`ttac methods NAME`).
         dump: folder that gets the graph after each room; None writes none.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
-        input, logits: names of the graph's input and output, for a graph with several.
+        input: name of the graph's input, for a graph with several.
+        logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
         shape: of one sample, for a file that leaves it open.
         head: reading of the output: "classes", "binary" or "dense"; "auto" reads it from the shape and the last
             operators.
@@ -181,7 +182,9 @@ class CompileOptions:
         )
     )
     input: str | None = field(metadata=_rule(name_text, "NAME", "The graph input that takes samples."))
-    logits: str | None = field(metadata=_rule(name_text, "NAME", "The graph output that holds logits."))
+    logits: str | None = field(
+        metadata=_rule(name_text, "NAME", "The output that the loss reads; all outputs are returned.")
+    )
     shape: tuple[int, ...] | None = field(
         metadata=_rule(sample_shape, "CxHxW", "Shape of one sample, where the file leaves it open.")
     )

@@ -12,7 +12,7 @@ Word = Mapping[str, Any]
 
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
-    predict: list[Word] = [{"run": "forward", "only": [content.logits]}, {"return": content.logits}]
+    predict: list[Word] = [{"run": "forward", "only": content.outputs}, {"return": content.outputs}]
     return {"step": spelled(content, content.state.options.method.program), "predict": predict}
 
 
@@ -42,7 +42,7 @@ def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
                 {"reset": [tensor.name for tensor in content.tensors if tensor.role in word["reset"]]}
             )
         elif word == {"return": "logits"}:
-            words_of_bundle.append({"return": content.logits})
+            words_of_bundle.append({"return": content.outputs})
         else:
             words_of_bundle.append(word)
     return words_of_bundle
@@ -54,7 +54,7 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
         return [{"run": name, **_conditions(content, word, name)} for name in names]
     runs: list[Word] = []
     for name in names:
-        first = {content.logits, *content.moves.get(name, {}), *content.stats.get(name, {})}
+        first = {*content.outputs, *content.moves.get(name, {}), *content.stats.get(name, {})}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
         runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
     return runs

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttac.compile_state import CompileState
-from ttac.method_facts import constants_of, head_of, refine, settled
+from ttac.method_facts import constants_of, head_of, outputs_of, refine, settled
 from ttac.options import ALL, CompileOptions, untrainable
 from ttac.passes.adapt.adapt_norms import adapt_norms
 from ttac.passes.adapt.own_parameters import name_parameters
 from ttac.passes.adapt.train_weights import own_weights, train_weights
-from ttac.passes.differentiate.joint import differentiate_loss, own_logits
+from ttac.passes.differentiate.joint import differentiate_loss, own_outputs
 from ttac.passes.graph.state import bind_state
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
@@ -57,12 +57,12 @@ def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
     """Bring the model into normal form."""
     model = normalise(state.model, shape=state.options.shape or state.samples.shape, say=log.note)
     log.normalise(model)
-    return replace(state, model=model)
+    return replace(state, model=model, outputs=outputs_of(state.source, model))
 
 
 def read_head(state: CompileState, log: RoomLog) -> CompileState:
-    """Decide how the output is read."""
-    head = head_of(state.options, state.model)
+    """Decide how the output is read that the loss learns from."""
+    head = head_of(state.options, state.model, state.outputs)
     log.head(head)
     return replace(state, head=head)
 
@@ -131,7 +131,7 @@ def differentiate_model(state: CompileState, log: RoomLog) -> CompileState:
         tracked=bind_state(state.adaptation.tracked, model),
     )
     joint = differentiate_loss(model, model.graph.outputs[0], method.loss, adaptation.parameters, state.head)
-    joint = own_logits(joint) if runs_again(method.program) else joint
+    joint = own_outputs(joint) if runs_again(method.program) else joint
     copy_moved_state(model, joint.backward, [tensor.value for tensor in adaptation.tracked if tensor.next is not None])
     log.autodiff(joint)
     return replace(state, model=model, adaptation=adaptation, joint=joint)

@@ -15,7 +15,7 @@ from ttac.bundle_content import BundleContent
 from ttac.passes.adapt.adapt_norms import adapt_norms, without_adaptation
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.reverse_walk import nodes_between
-from ttac.passes.graph.execute import Executable
+from ttac.passes.graph.execute import Executable, batch_axes
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.lower.lower import lower
 from ttac.passes.norms.norm_sites import bind_sites
@@ -58,7 +58,7 @@ def verify(content: BundleContent, folder: Path) -> Differences:
     reference = content.graphs["infer"] if modules else content.state.source
     model, initial = adaptation_off(content)
     differences = Differences(
-        logits_off=logits_off(reference, model, {**initial, **feeds}, content.logits),
+        logits_off=logits_off(reference, model, {**initial, **feeds}, batch_axes(content.graphs["infer"])),
         quantized=rounding_error(content) if modules else None,
     )
     return compare_gradients(content, feeds, folder, differences) if content.joint.gradients else differences
@@ -86,7 +86,8 @@ def rounding_error(content: BundleContent) -> float:
     """Distance that 8 bits move the logits of calibration samples, or of random samples without calibration."""
     infer, samples = content.graphs["infer"], content.state.samples
     data = samples.few(SAMPLES, infer.graph.inputs[0]) if samples.array is None else samples.array[:SAMPLES]
-    return quantization_error(content.state.source, infer, data, content.logits)
+    axes = batch_axes(infer)
+    return quantization_error(content.state.source, infer, data, content.output, axes[content.output])
 
 
 def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, differences: Differences) -> Differences:

@@ -122,7 +122,7 @@ def change_program(random: Random, folder: Path) -> None:
             {"repeat": random.choice((0, -1, 10**9, 10**18)), "do": [{"repeat": 10**9, "do": list(step[:1])}]},
             {"run": "forward", "rows": random.choice(HOSTILE_INTS)},
             {"when": random.choice(HOSTILE_NAMES), "then": [], "otherwise": []},
-            {"return": random.choice(sorted(t["name"] for t in manifest["state"]["tensors"]) or ["x"])},
+            {"return": [random.choice(sorted(t["name"] for t in manifest["state"]["tensors"]) or ["x"])]},
             {"reset": random.choice([["nothing"], "all", 5])},
             {"host": "exec"},
             random.choice(step),

@@ -74,22 +74,26 @@ def differentiate_loss(
     )
 
 
-def own_logits(joint: Joint) -> Joint:
-    """Return the joint graph with a copy of the logits as output, if the loss reads the logits; in place.
+def own_outputs(joint: Joint) -> Joint:
+    """Return the joint graph whose outputs are copies where other nodes or the loss read them; in place.
 
-    A program that runs the forward again keeps the logits of the first run, and the backward needs those of the second.
+    A program that runs the forward again keeps the outputs of the first run, and the backward needs those of the
+    second.
     """
-    scores, graph = joint.logits, joint.model.graph
-    if joint.loss is None or joint.loss.scores is not scores:
-        return joint
-    name = str(scores.name)
-    scores.name = f"{name}.scores"
-    op = Builder(graph, "loss", joint.model.opset_imports[""])
-    # The copy is the last node: by then the tensors of the loss are free.
-    with op.at("loss"):
-        logits = op.Identity(scores, name=name)
-    graph.outputs[list(graph.outputs).index(scores)] = logits
-    return replace(joint, logits=logits)
+    graph = joint.model.graph
+    for position, value in enumerate(list(graph.outputs)):
+        is_scores = joint.loss is not None and joint.loss.scores is value
+        if not is_scores and not value.uses():
+            continue
+        name = str(value.name)
+        value.name = f"{name}.scores" if is_scores else f"{name}.read"
+        op = Builder(graph, "loss", joint.model.opset_imports[""])
+        # The copies are the last nodes: by then the tensors of the loss are free.
+        with op.at("loss"):
+            copy = op.Identity(value, name=name)
+        graph.outputs[position] = copy
+        joint = replace(joint, logits=copy) if value is joint.logits else joint
+    return joint
 
 
 def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:

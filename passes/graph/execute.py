@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.shapes import is_batch
 from ttac.runtime.engine import open_session
 
 
@@ -58,13 +59,30 @@ class Executable:
         return dict(zip(names, arrays, strict=True))
 
 
-def rows(run: Executable, model: ir.Model, samples: np.ndarray, batch: int) -> np.ndarray:
-    """Return the output of `run`, loaded from `model`, for each of the samples [n, ...], computed `batch` at a time.
+def batch_axes(model: ir.Model) -> dict[str, int]:
+    """Return the floating outputs of a normalised model that grow with the batch, by name, with the axis that grows."""
+    axes = {}
+    for value in model.graph.outputs:
+        grown = [axis for axis, size in enumerate(value.shape or ()) if is_batch(str(size))]
+        if len(grown) == 1 and (value.dtype is None or value.dtype.is_floating_point()):
+            axes[str(value.name)] = grown[0]
+    return axes
+
+
+def rows(run: Executable, x: str, samples: np.ndarray, batch: int, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the outputs in `axes` for each of the samples [n, ...], computed `batch` at a time, by name.
 
     A model whose file fixes the batch accepts no other batch. Copies of the first sample fill the last batch.
+
+    Args:
+        x: name of the input.
+        axes: name of the output -> the axis with the samples.
     """
-    (x,), (y,) = model.graph.inputs, model.graph.outputs
     short = -len(samples) % batch
     padded = np.concatenate([samples, samples[:1].repeat(short, 0)])
-    parts = [run({str(x.name): padded[i : i + batch]})[str(y.name)] for i in range(0, len(padded), batch)]
-    return np.concatenate(parts)[: len(samples)]
+    parts = [run({x: padded[i : i + batch]}, list(axes)) for i in range(0, len(padded), batch)]
+    whole = {name: np.concatenate([part[name] for part in parts], axis) for name, axis in axes.items()}
+    return {
+        name: np.take(array, range(array.shape[axes[name]] * len(samples) // len(padded)), axes[name])
+        for name, array in whole.items()
+    }

@@ -1,4 +1,4 @@
-"""Rewire a graph: put one value in the place of another, and find the node that runs next."""
+"""Rewire a graph: put one value in the place of another, and find nodes before and after."""
 
 from __future__ import annotations
 
@@ -40,3 +40,17 @@ def node_after(graph: ir.Graph, node: ir.Node | None) -> ir.Node | None:
     nodes = list(graph)
     position = 0 if node is None else nodes.index(node) + 1
     return nodes[position] if position < len(nodes) else None
+
+
+def nodes_before(output: ir.Value) -> list[ir.Node]:
+    """Return the nodes that lead to `output`, with the nodes of their subgraphs."""
+    pending, nodes = [output.producer()], dict[ir.Node, None]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in nodes:
+            continue
+        nodes[node] = None
+        pending += [value.producer() for value in node.inputs if value is not None]
+        graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        pending += [inner for graph in graphs for inner in ir.traversal.RecursiveGraphIterator(graph)]
+    return list(nodes)

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import name_layers, name_nodes
-from ttac.passes.graph.rewire import replace
+from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.training_mode import inference_form
 from ttac.passes.load.weights_apart import in_memory, with_weights, without_weights
@@ -33,6 +33,9 @@ READABLE_IR = 10
 REFERENCE = "ttac.reference"
 """Key of `model.meta`: the model before its opset conversion, with which every later room must agree."""
 
+OUTPUTS = "ttac.outputs"
+"""Key of `model.meta`: the names of the outputs in the order of the file."""
+
 
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
 """Other floating types that exporters write, and their names in messages."""
@@ -43,20 +46,20 @@ def quiet(line: str) -> None:
 
 
 def load(path: str | Path, *, input: str | None = None, output: str | None = None, say: Say = quiet) -> ir.Model:
-    """Return the model of `path`, with one float32 input and one output, in opset 18 to 21.
+    """Return the model of `path`, with one float32 input, in opset 18 to 21; the first output is the one to learn from.
 
     Args:
         path: an `.onnx` file, with its external data in the same folder.
         input: name of the input, where the file has several.
-        output: name of the output, where the file has several; nodes that no longer lead to an output are dropped.
+        output: name of the output to learn from, where the file has several; None for the likeliest output.
         say: receives one line for each change.
 
-    Raises UsageError for a path or a name that does not exist, or if the file has several outputs and `output` is
-    None. Raises UnsupportedError for every other fault: damaged, too new, with operators or inputs that ttac cannot
-    adapt.
+    Raises UsageError for a path or a name that does not exist. Raises UnsupportedError for every other fault: damaged,
+    too new, with operators or inputs that ttac cannot adapt.
     """
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
+    order = tuple(str(value.name) for value in model.graph.outputs)
     choose(model, input=input, output=output, say=say)
     _refuse_operators(model)
     fold_casts(model)
@@ -68,7 +71,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     model = convert(model, path, say)
     reference = model.clone() if reference.opset_imports[""] > NEWEST else reference
     reference.ir_version = model.ir_version
-    model.meta[REFERENCE] = reference
+    model.meta[REFERENCE], model.meta[OUTPUTS] = reference, order
     return model
 
 
@@ -93,13 +96,29 @@ def _inlined(model: ir.Model, path: Path) -> ir.Model:
 
 
 def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say = quiet) -> None:
-    """Keep one output and the nodes that lead to it, in place; then one input must be left."""
+    """Put the output to learn from first and drop outputs with foreign operators, in place; one input must be left."""
     outputs = list(model.graph.outputs)
     if output is not None or len(outputs) > 1:
-        model.graph.outputs[:] = [_named(outputs, output, "output", "--logits")]
-        for dropped in [value for value in outputs if value not in model.graph.outputs]:
-            say(f"output `{dropped.name}` dropped")
+        first = likeliest(outputs) if output is None else _named(outputs, output, "output", "--logits")
+        model.graph.outputs[:] = [first, *(value for value in outputs if value is not first)]
+    _drop_outputs(model, say)
     common.RemoveUnusedNodesPass()(model)
+    choose_input(model, input, say)
+
+
+def _drop_outputs(model: ir.Model, say: Say) -> None:
+    """Drop each further output that needs a foreign operator, or an input that the first output does not need."""
+    inputs_of_first = inputs_before(model.graph.outputs[0])
+    for value in list(model.graph.outputs[1:]):
+        foreign = [f"node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if n.domain]
+        more = sorted(f"input `{x.name}`" for x in inputs_before(value) - inputs_of_first)
+        if foreign or more:
+            say(f"output `{value.name}` dropped: it needs {(foreign or more)[0]}")
+            model.graph.outputs.remove(value)
+
+
+def choose_input(model: ir.Model, input: str | None, say: Say = quiet) -> None:
+    """Drop unused inputs, in place; one input must be left."""
     inputs = list(model.graph.inputs)
     if input is not None:
         _named(inputs, input, "input", "--input")
@@ -125,12 +144,25 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
     model.graph.inputs[:] = used
 
 
+def likeliest(outputs: Sequence[ir.Value]) -> ir.Value:
+    """Return the output that predictions likely come from: a float that ends in a Softmax or Sigmoid, or any float."""
+    floats = [value for value in outputs if value.dtype in (None, ir.DataType.FLOAT, *HALF)] or list(outputs)
+    makers = {value: value.producer() for value in floats}
+    ending = [v for v, node in makers.items() if node and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")]
+    return (ending or floats)[0]
+
+
+def inputs_before(output: ir.Value) -> set[ir.Value]:
+    """Return the graph inputs that lead to `output`."""
+    read = [value for node in nodes_before(output) for value in node.inputs]
+    return {value for value in (output, *read) if value is not None and value.is_graph_input()}
+
+
 def _named(values: Sequence[ir.Value], name: str | None, kind: str, option: str) -> ir.Value:
     for value in values:
         if value.name == name:
             return value
-    problem = f"there is no {kind} `{name}`" if name else f"the model has {len(values)} {kind}s, choose one"
-    raise UsageError(problem, where=_listed(values), hint=f"`{option} {values[0].name}`")
+    raise UsageError(f"there is no {kind} `{name}`", where=_listed(values), hint=f"`{option} {values[0].name}`")
 
 
 def _listed(values: Sequence[ir.Value]) -> str:

@@ -6,7 +6,8 @@
 
 | file | idea |
 |---|---|
-| `normal_form` | the steps of this room, and the check that nothing changed |
+| `normal_form` | the steps of this room |
+| `same_results` | the check that nothing changed |
 | `batch_walk` | infer every shape as [N, ints...] with two imaginary batches |
 | `traced_batch` | free the batch of a file that was traced with a number |
 | `simplify` | constant folding by onnxsim, in a child process |

@@ -18,6 +18,8 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import BATCH
 
 ROOM = "normalise"
+OPEN = "?"
+"""Symbol of a size of an output that only the data decide."""
 IMAGINED = (101, 103)
 """The two imaginary batches."""
 FOLDABLE_ELEMENTS = 1 << 16
@@ -107,7 +109,7 @@ class Walk:
     def __init__(self, model: ir.Model, traced: int | None) -> None:
         self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
         self.op = Builder(model.graph, ROOM, self.opset)
-        self.unknown: list[str] = []
+        self.unknown: list[ir.Node] = []
         self.rewritten: list[str] = []
         self._facts: dict[ir.Value, ValueFacts] = {}  # by object, not by id: Python reuses the id of a folded value
         x = model.graph.inputs[0]
@@ -140,7 +142,10 @@ class Walk:
         self._facts[value] = known
         if known.dtype is not None:
             value.dtype = known.dtype
-        value.shape = known.symbolic()
+        if known.shapes is None and value.is_graph_output() and value.shape is not None:
+            value.shape = ir.Shape([size if isinstance(size, int) else OPEN for size in value.shape])
+        else:
+            value.shape = known.symbolic()
 
     def visit(self, node: ir.Node) -> None:
         """Rewrite `node` if it contains the traced batch, then learn its outputs."""
@@ -153,7 +158,7 @@ class Walk:
             for value, known in zip(node.outputs, outputs, strict=True):
                 self._refuse_odd(node, known)
                 if known.shapes is None and value.name and all(k is None or k.shapes is not None for k in inputs):
-                    self.unknown.append(f"`{value.name}` of node `{node.name}` ({node.op_type})")
+                    self.unknown.append(node)
                 self._learn(value, known)
 
     def visit_producer(self, value: ir.Value) -> None:

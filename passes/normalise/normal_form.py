@@ -1,34 +1,31 @@
 """Bring a loaded model into the one form that all later rooms expect.
 
-The result has one float32 input [N, ints...] and one output, in opset 18 to 21. Every value has a dtype and a shape,
-whose only symbol is the batch N. It has no Constant, Identity or Dropout nodes. `fuse_norms` has rewritten its norms.
-Every node has a unique name and layer.
+The result has one float32 input [N, ints...], in opset 18 to 21. Its first output begins with the batch N. Every value
+has a dtype and a shape, whose only symbol is the batch N. It has no Constant, Identity or Dropout nodes. `fuse_norms`
+has rewritten its norms. Every node has a unique name and layer.
 """
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.execute import Executable, rows
-from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.load.model_file import REFERENCE, Say, quiet
-from ttac.passes.normalise.batch_walk import ROOM, fixed_batch, ints
+from ttac.passes.normalise.batch_walk import ROOM, fixed_batch
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
 from ttac.passes.normalise.operand_shapes import refuse_wrong_operands
+from ttac.passes.normalise.same_results import refuse_difference
 from ttac.passes.normalise.simplify import simplify, worthwhile
 from ttac.passes.normalise.traced_batch import free_batch, loses_batch
 
@@ -37,11 +34,6 @@ HEAD = "ttac.head"
 
 HEADS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 """Kind of the output by the operator that produces it."""
-LARGEST_BATCH = 1 << 26
-"""Values of the batch on which the normal form is compared with the source: 256 MiB as float32."""
-TOLERANCE = 1e-4
-"""Largest difference from the loaded model, relative to its largest output."""
-
 Simplifier = Callable[[ir.Model, Say], ir.Model]
 
 
@@ -49,6 +41,8 @@ def normalise(
     model: ir.Model, *, shape: Sequence[int] | None = None, say: Say = quiet, simplifier: Simplifier | None = simplify
 ) -> ir.Model:
     """Return the normal form of a loaded model, after a check that it computes the same on 1, 2 and 3 samples.
+
+    An output that has no normal form is dropped, unless it is the first.
 
     Args:
         model: from `load`; it stays unchanged.
@@ -59,6 +53,42 @@ def normalise(
     Raises UsageError if `shape` contradicts the file. Raises UnsupportedError if a dimension stays open, if a node
     fixes the batch, or if shapes cannot be inferred.
     """
+    choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier}
+    try:
+        return _normalised(model, say=say, **choices)
+    except UnsupportedError:
+        if len(model.graph.outputs) == 1:
+            raise
+    first, *others = (str(value.name) for value in model.graph.outputs)
+    _normalised(restricted(model, [first]), say=quiet, **choices)
+    faults = {name: _fault(restricted(model, [first, name]), choices) for name in others}
+    for name, fault in faults.items():
+        if fault:
+            say(f"output `{name}` dropped: {fault}")
+    kept = [first, *(name for name in others if not faults[name])]
+    return _normalised(restricted(model, kept), say=say, **choices)
+
+
+def _fault(model: ir.Model, choices: Mapping[str, Any]) -> str:
+    """Return the reason why `model` has no normal form, empty if it has one."""
+    try:
+        _normalised(model, say=quiet, **choices)
+    except UnsupportedError as error:
+        return ", ".join(text for text in (error.what, *(error.where or "").splitlines()[:1]) if text)
+    return ""
+
+
+def restricted(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
+    """Return a copy of `model` with only these outputs, in this order, and the nodes that lead to them."""
+    copy = model.clone()
+    named = {str(value.name): value for value in copy.graph.outputs}
+    copy.graph.outputs[:] = [named[name] for name in outputs]
+    common.RemoveUnusedNodesPass()(copy)
+    copy.meta[REFERENCE] = model.meta.get(REFERENCE) or model.clone()
+    return copy
+
+
+def _normalised(model: ir.Model, *, shape: Sequence[int] | None, say: Say, simplifier: Simplifier | None) -> ir.Model:
     reference = model.meta.get(REFERENCE) or model.clone()
     model = model.clone()
     traced = bind(model, shape)
@@ -77,7 +107,7 @@ def normalise(
     join_operators(model)
     name_layers(model)
     fuse_norms(model)
-    _refuse_difference(reference, model, traced, rewritten)
+    refuse_difference(reference, model, traced, rewritten)
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)
@@ -243,66 +273,35 @@ def _freed(model: ir.Model, traced: int | None) -> tuple[ir.Model, list[str], in
 
 def _refuse_batchless(model: ir.Model, traced: int | None) -> None:
     y = model.graph.outputs[0]
-    first = y.shape[0] if y.shape else None
-    if isinstance(first, ir.SymbolicDim) and first.value == BATCH:
+    if BATCH in [size.value for size in y.shape or () if isinstance(size, ir.SymbolicDim)]:
         return
     node = loses_batch(model) or y.producer()
     culprit = f"node `{node.name}` ({node.op_type})" if node else f"output `{y.name}`"
     raise fixed_batch(culprit, f"the output `{y.name}` is {y.shape}, without a row for each sample", traced)
 
 
-def _refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
-    """Run the model as loaded, on the batch it was exported with, and the result on 1, 2 and 3 samples."""
-    x = model.graph.inputs[0]
-    assert x.shape is not None
-    sample = ints(x.shape[1:])
-    count = 3 if traced is None else max(3, traced)
-    _refuse_large(x, (count, *sample))
-    samples = np.random.default_rng(0).standard_normal((count, *sample)).astype(np.float32)
-    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
-        write_graphs(Path(folder), {"reference": reference, "normal": model})
-        before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
-        expected = rows(before, reference, samples, traced or 3)
-        for size in (1, 2, 3):
-            results = rows(after, model, samples[:size], size)
-            worst = _distance(results, expected[:size])
-            if worst > TOLERANCE * max(float(np.max(np.abs(expected[np.isfinite(expected)]), initial=0.0)), 1e-6):
-                raise _differs(size, worst, traced, rewritten)
+def begin_with_batch(model: ir.Model) -> None:
+    """Put a transposed copy of the first output [T, N, C] in front of the outputs, [N, T, C]; in place."""
+    y = model.graph.outputs[0]
+    axis = dims(y).index(BATCH)
+    if axis == 0:
+        return
+    op = Builder(model.graph, ROOM, model.opset_imports[""])
+    order = [axis, *(other for other in range(len(dims(y))) if other != axis)]
+    maker = y.producer()
+    with op.at(maker.metadata_props.get(LAYER, "") if maker else ""):
+        first = op.Transpose(y, perm=order, name=batch_first(str(y.name)))
+    model.graph.outputs.insert(0, first)
 
 
-def _refuse_large(x: ir.Value, batch: Sequence[int]) -> None:
-    """Raise UnsupportedError for a batch that is too large to execute."""
-    if math.prod(batch) > LARGEST_BATCH:
-        raise UnsupportedError(
-            f"{batch[0]} samples of shape {list(batch[1:])} are {math.prod(batch):,} values, too many to execute",
-            where=f"input `{x.name}`",
-            hint="state the size that the device uses: `--shape 3x224x224`",
-        )
-
-
-def _distance(results: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest absolute difference. NaN and infinity must be where they are expected."""
-    same = (results == expected) | (np.isnan(results) & np.isnan(expected))
-    with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(results - expected))
-    return float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0))
-
-
-def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:
-    if rewritten:
-        nodes = ", ".join(f"`{name}`" for name in rewritten[:8])
-        return fixed_batch(
-            f"nodes {nodes}", f"rewritten for {size} samples, they give results off by {worst:.2g}", traced
-        )
-    return UnsupportedError(
-        "the samples of a batch influence each other",
-        where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
-        hint="look for an operator that reduces, sorts or normalises over the first axis",
-    )
+def batch_first(name: str) -> str:
+    """Return the name of the transposed copy of output `name`."""
+    return f"{name}.batch_first"
 
 
 def finish(model: ir.Model) -> None:
     """Give nodes unique names and layers, and note the kind of the output; in place."""
+    begin_with_batch(model)
     unique_layers(model)
     name_nodes(model)
     producer = model.graph.outputs[0].producer()

@@ -5,6 +5,7 @@ A Reshape contains it in its target shape, a Concat in the rows of a class token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.rewire import replace
+from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.normalise.batch_walk import IMAGINED, Walk, integer, rewrites
 
 BROADCASTS = frozenset(
@@ -34,15 +35,26 @@ def free_batch(model: ir.Model, traced: int | None) -> list[str]:
     walk = Walk(model, traced)
     for node in list(model.graph):
         walk.visit(node)
-    if walk.unknown:
-        raise UnsupportedError(
-            f"the shapes of {len(walk.unknown)} values cannot be inferred",
-            where="\n     ".join(walk.unknown[:8]),
-            hint="an operator whose output size depends on the data (NonZero, NonMaxSuppression) cannot be compiled",
-        )
+    _refuse_unknown(model, walk.unknown)
     _state_targets(walk)
     _drop_no_ops(walk)
     return walk.rewritten
+
+
+def _refuse_unknown(model: ir.Model, unknown: Sequence[ir.Node]) -> None:
+    """Raise UnsupportedError if the first output depends on one of the nodes, whose output has no known shape.
+
+    Another output may: its declared rank stays, with `?` for its open sizes.
+    """
+    bare = [value for value in model.graph.outputs if value.shape is None]
+    needed = {node for value in (model.graph.outputs[0], *bare) for node in nodes_before(value)}
+    reached = [node for node in dict.fromkeys(unknown) if node in needed]
+    if reached:
+        raise UnsupportedError(
+            f"the shapes of the outputs of {len(reached)} nodes cannot be inferred",
+            where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in reached[:8]),
+            hint="an operator whose output size depends on the data (NonZero, NonMaxSuppression) cannot be compiled",
+        )
 
 
 @rewrites("Reshape")

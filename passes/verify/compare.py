@@ -93,27 +93,33 @@ def _check_file(path: Path) -> None:
         raise VerificationError(f"`{path.name}` is not valid ONNX: {error}") from error
 
 
-def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], logits: str) -> float:
-    """Relative difference of the logits of `off` from those of the source model.
+def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray], axes: Mapping[str, int]) -> float:
+    """The outputs of the rewritten graph with source statistics and initial parameters, against the loaded model.
 
-    `off` is the rewritten graph with source statistics and initial parameters.
+    `axes` has the names of the compared outputs, and the axis of each with the samples.  The loaded model runs on as
+    many samples at a time as its file asks for.
     """
-    return relative(run(off, feeds)[logits], source_logits(source, feeds[str(source.graph.inputs[0].name)]))
+    expected, found = source_outputs(source, feeds[str(source.graph.inputs[0].name)], axes), run(off, feeds, list(axes))
+    return max((relative(found[name], expected[name]) for name in axes), default=0.0)
 
 
-def source_logits(source: ir.Model, samples: np.ndarray) -> np.ndarray:
-    """The output of the source model for any number of samples, in batches of the size that the file fixes."""
+def source_outputs(source: ir.Model, samples: np.ndarray, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The outputs in `axes` of the model as it was loaded, for samples of any number."""
     stated = source.graph.inputs[0].shape[0] if source.graph.inputs[0].shape else None
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"source": source})
-        executable = Executable(Path(folder) / "source.onnx")
-        return rows(executable, source, samples, stated if isinstance(stated, int) and stated > 0 else len(samples))
+        plain = Executable(Path(folder) / "source.onnx")
+        batch = stated if isinstance(stated, int) and stated > 0 else len(samples)
+        return rows(plain, str(source.graph.inputs[0].name), samples, batch, axes)
 
 
-def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str) -> float:
-    """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...]."""
-    expected = source_logits(source, samples).astype(np.float64)
-    found = run(quantized, {str(quantized.graph.inputs[0].name): samples})[logits]
+def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str, axis: int) -> float:
+    """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...].
+
+    `axis` is that of the samples in the logits.
+    """
+    expected = source_outputs(source, samples, {logits: axis})[logits].astype(np.float64)
+    found = run(quantized, {str(quantized.graph.inputs[0].name): samples}, [logits])[logits]
     spread = max(float(expected.std()), 1e-12)
     return float(np.sqrt(np.mean((found - expected) ** 2))) / spread
 

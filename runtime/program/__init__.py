@@ -2,7 +2,7 @@
 
     {"run": graph, "rows": k?, "feed": {input: value}?, "only": [outputs]?, "deferred": true?}
     {"when": value, "then": [...], "otherwise": [...]?}    {"repeat": n, "do": [...]}
-    {"reset": "all" | [state names]}    {"return": value}
+    {"reset": "all" | [state names]}    {"return": [values]}
 
 A name means the value of the step (user input, output of an earlier run).  If there is none, it means the state tensor
 with the pending updates of this step on top, and else a weight.  Pending state is an overlay: the caller that performs

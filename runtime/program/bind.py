@@ -120,7 +120,7 @@ def _reads(word: Word, world: World) -> set[str]:
         return {word.feed.get(name, name) for name in world.graphs[word.graph].inputs}
     if isinstance(word, When):
         return {word.value}
-    return {word.name} if isinstance(word, Return) else set()
+    return set(word.names) if isinstance(word, Return) else set()
 
 
 def _writes(word: Word, world: World) -> set[str]:

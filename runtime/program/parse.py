@@ -95,7 +95,7 @@ def _parse_reset(entry: dict[str, Any], where: str, state: frozenset[str], depth
 
 def _parse_return(entry: dict[str, Any], where: str, state: frozenset[str], depth: int) -> Word:
     an_object(entry, where, only=("return",))
-    return Return(a_name(entry["return"], where))
+    return Return(tuple(a_name(name, where) for name in a_list(entry["return"], where)))
 
 
 _PARSERS: dict[str, Callable[[dict[str, Any], str, frozenset[str], int], Word]] = {

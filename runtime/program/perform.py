@@ -44,10 +44,10 @@ class Step:
     deferred: list[DeferredRun] = field(default_factory=list)
     reported: dict[str, float] = field(default_factory=dict)
 
-    def perform(self, words: Sequence[Word]) -> Tensor | None:
-        """Do the words in order; return the returned tensor, or None if the words hold no `return`."""
+    def perform(self, words: Sequence[Word]) -> list[Tensor] | None:
+        """Do the words in order; return the returned tensors, or None if the words hold no `return`."""
         for word in words:
-            result = None
+            result: list[Tensor] | None = None
             if isinstance(word, Run):
                 self._run(word)
             elif isinstance(word, When):
@@ -58,7 +58,7 @@ class Step:
             elif isinstance(word, Reset):
                 self.pending.update((name, self.world.initial[name]) for name in word.names)
             else:
-                result = self.find(word.name)
+                result = [self.find(name) for name in word.names]
             if result is not None:
                 return result
         return None

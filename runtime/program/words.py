@@ -56,9 +56,9 @@ class Reset:
 
 @dataclass(frozen=True)
 class Return:
-    """End the program with the value."""
+    """End the program with the values, one for each output of the model."""
 
-    name: str
+    names: tuple[str, ...]
 
 
 Word: TypeAlias = Run | When | Repeat | Reset | Return

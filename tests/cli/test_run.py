@@ -100,7 +100,7 @@ def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
         "source         tiny.onnx",
         "input          x float32 [N, 3]",
         "output         logits float32 [N, 2]",
-        "head           classes, logits, axis 1",
+        "head           classes, logits, axis 1 of `logits`",
         "batch          4",
         "norm sites     0, 0 trained, 0 inserted",
         "state tensors  2",

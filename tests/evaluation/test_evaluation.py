@@ -256,13 +256,14 @@ def test_no_model(tmp_path: Path) -> None:
 
 def test_an_output_that_is_no_class_of_each_sample(bundle: Path) -> None:
     manifest = read(bundle)
-    manifest["head"] = {"kind": "binary", "axis": 1, "values": "logits"}
+    manifest["head"] = {"output": "logits", "kind": "binary", "axis": 1, "values": "logits"}
     with pytest.raises(UnsupportedError, match="reads one class a sample"):
         cells.reader(manifest)
 
 
-def test_probabilities_are_read_as_logits() -> None:
-    manifest = {"outputs": [{"name": "p", "shape": ["N", 2]}], "head": {"kind": "classes", "values": "probabilities"}}
+def test_probabilities_are_read_as_logits(bundle: Path) -> None:
+    manifest = read(bundle)
+    manifest["head"]["values"] = "probabilities"
     np.testing.assert_allclose(np.exp(cells.reader(manifest)(np.array([[0.25, 0.75]]))), [[0.25, 0.75]])
 
 

@@ -191,7 +191,7 @@ def test_paths_that_are_no_bundle(bundle: Path, tmp_path: Path) -> None:
         (lambda text: "", "not valid JSON"),
         (lambda text: "[]", "not a JSON object"),
         (lambda text: text.replace('"memory": {}', '"memory": {"peak": NaN}'), "NaN is not JSON"),
-        (lambda text: text.replace('"format": 2', '"format": 2, "format": 2'), "the same key twice"),
+        (lambda text: text.replace('"format": 3', '"format": 3, "format": 3'), "the same key twice"),
         (lambda text: '{"a":' * 5000, "not valid JSON"),
         (lambda text: text.encode("utf-16"), "not valid JSON"),
     ],
@@ -202,18 +202,18 @@ def test_a_damaged_manifest(bundle: Path, damage: Callable[[str], Any], problem:
     assert problem in refusal(bundle, VerificationError)
 
 
-@pytest.mark.parametrize(("version", "hint"), [(3, "pip install --upgrade ttac"), (1, "recompile the model")])
+@pytest.mark.parametrize(("version", "hint"), [(4, "pip install --upgrade ttac"), (2, "recompile the model")])
 def test_another_format(bundle: Path, version: int, hint: str) -> None:
     change(bundle, "format", version)
     message = refusal(bundle, RuntimeMissingError)
-    assert f"the bundle has format {version}, this ttac reads format 2" in message
+    assert f"the bundle has format {version}, this ttac reads format 3" in message
     assert "written by ttac 0.1.0" in message and hint in message
 
 
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("format", True, "`format` is True, not 2"),
+        ("format", True, "`format` is True, not 3"),
         ("format", "1", "`format` is '1'"),
         ("format", 0, "`format` is 0"),
         ("surprise", 1, "has unknown keys: `surprise`"),
@@ -240,7 +240,15 @@ def test_another_format(bundle: Path, version: int, hint: str) -> None:
         ("inputs/0/shape", "N3", "`inputs[0].shape` is not a list"),
         ("inputs/0/dtype", "bfloat16", "`inputs[0].dtype` is 'bfloat16'"),
         ("inputs/0/layout", "NCHW", "`inputs[0]` has the unknown key `layout`"),
-        ("outputs", [], "`outputs` has 0 entries, not one"),
+        ("outputs", [], "`outputs` is empty"),
+        ("outputs/0/shape", ["N", "N"], "`outputs[0].shape` has `N` twice"),
+        ("outputs/0/shape", [5, 5], "`head.output` is `logits`, whose shape has no `N`"),
+        ("outputs/0/name", "y", "`head.output` is 'logits', which `outputs` lacks"),
+        (
+            "programs/predict",
+            [{"run": "forward"}, {"return": ["logits", "x"]}],
+            "returns 2 values, and `outputs` has 1",
+        ),
         ("outputs/0/name", "", "`outputs[0].name` is not a name"),
         ("batch/planned", 0, "`batch.planned` is 0"),
         ("batch/smallest", 5, "`batch.smallest` is 5, more than the planned 4"),

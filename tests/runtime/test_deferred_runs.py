@@ -58,7 +58,7 @@ MOVES = {
     "update-1": {"a_next": "a"},
     "update-2": {"b_next": "b", "memory_next": "memory"},
 }
-RETURN = {"return": "logits"}
+RETURN = {"return": ["logits"]}
 DEFERRED = [{"run": "update"}, {"run": "update-1", "deferred": True}, {"run": "update-2", "deferred": True}]
 
 
@@ -307,8 +307,8 @@ UPDATE = {"run": "update"}
         ([UPDATE, deferred("update-1"), {"reset": "all"}], "touches `a` in `reset`"),
         ([UPDATE, deferred("update-1"), deferred("update-1")], "touches `a` in graph `update-1`"),
         ([UPDATE, deferred("update-1"), {"run": "update-1"}], "touches `a` in graph `update-1`"),
-        ([UPDATE, deferred("update-1"), {"return": "a"}], "touches `a` in `return`"),
-        ([deferred("update-2"), {"return": "b_next"}], "touches `b_next` in `return`"),
+        ([UPDATE, deferred("update-1"), {"return": ["a"]}], "touches `a` in `return`"),
+        ([deferred("update-2"), {"return": ["b_next"]}], "touches `b_next` in `return`"),
         ([deferred("update-2"), {"when": "memory", "then": [UPDATE]}], "touches `memory` in `when`"),
         ([UPDATE, {"when": "b", "then": [deferred("update-1")]}, {"run": "forward"}], "touches `a` in graph `forward`"),
         ([deferred("update"), deferred("update-1")], "touches `count_next` in graph `update-1`"),

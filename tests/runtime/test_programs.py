@@ -15,7 +15,7 @@ from tests.support.tiny_bundles import batch, state_of
 from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.runtime.engine import Session
 
-RETURN = {"return": "logits"}
+RETURN = {"return": ["logits"]}
 
 
 def level_after(folder: Path, *words: Any) -> float:
@@ -44,7 +44,7 @@ def test_when_on_a_state_tensor_without_otherwise(tmp_path: Path) -> None:
 
 
 def test_when_may_return_on_both_branches(tmp_path: Path) -> None:
-    branches = {"then": [{"run": "forward"}, RETURN], "otherwise": [{"return": "x"}]}
+    branches = {"then": [{"run": "forward"}, RETURN], "otherwise": [{"return": ["x"]}]}
     step = [{"run": "measure", "only": ["gate"]}, {"when": "gate", **branches}]
     adapter = ttac.load(tiny.counting(tmp_path / "b", step))
     x = np.ones((2, 3), np.float32)

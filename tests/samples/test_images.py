@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ttac.errors import UsageError
+from ttac.runtime.records import TensorSpec
 from ttac.samples.images import division, open_stream, preparation
 from ttac.samples.streaming import run_stream
 
@@ -124,6 +125,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.stats = {"steps": 0, "rejected": 0}
+        self.outputs = [TensorSpec("logits", "float32", ("N", 6))]
 
     def step(self, x: np.ndarray) -> np.ndarray:
         self.stats["steps"] += 1
@@ -142,7 +144,7 @@ def test_a_stream_is_summed_up(tmp_path: Path) -> None:
     moved: list[int] = []
     outcome = run_stream(Doubling(), stream, batch=4, moved=moved.append)
     assert moved == [4, 4, 2] and outcome.rejected == 1 and outcome.error == 0.4
-    np.testing.assert_array_equal(outcome.logits, 2 * x[:, 0, 0])
+    np.testing.assert_array_equal(outcome.outputs["logits"], 2 * x[:, 0, 0])
     assert set(outcome.summary()) == {
         "samples",
         "seconds",
@@ -151,4 +153,4 @@ def test_a_stream_is_summed_up(tmp_path: Path) -> None:
         "rejected_steps",
         "error",
     }
-    np.testing.assert_array_equal(run_stream(Doubling(), stream, batch=4, adapt=False).logits, x[:, 0, 0])
+    np.testing.assert_array_equal(run_stream(Doubling(), stream, batch=4, adapt=False).outputs["logits"], x[:, 0, 0])

@@ -98,8 +98,8 @@ measure (float[N,3] x, float level) => (float gate, float samples) <float limit 
 }
 """Graphs for programs of all words; `level` is the state, `logits` are x plus the level that was read."""
 
-STEP = [{"run": "forward"}, {"return": "logits"}]
-PREDICT = [{"run": "forward", "only": ["logits"]}, {"return": "logits"}]
+STEP = [{"run": "forward"}, {"return": ["logits"]}]
+PREDICT = [{"run": "forward", "only": ["logits"]}, {"return": ["logits"]}]
 
 
 def batch(n: int = PLANNED, seed: int = 0) -> np.ndarray:
@@ -152,14 +152,14 @@ def manifest_of(
 ) -> dict[str, Any]:
     """Return a manifest without `files`, which `write_manifest` adds."""
     return {
-        "format": 2,
+        "format": 3,
         "ttac": "0.1.0",
         "method": {"name": "tiny", "settings": {"lr": 0.5}},
         "target": {"name": "cpu", "engine": "onnxruntime", "opset": 18, "ir_version": 8, "threads": 1},
         "source": {"file": "tiny.onnx", "sha256": hashlib.sha256(SOURCE.encode()).hexdigest()},
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["N", 3]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["N", outputs]}],
-        "head": {"kind": "classes", "axis": 1, "values": "logits"},
+        "head": {"output": "logits", "kind": "classes", "axis": 1, "values": "logits"},
         "batch": {"planned": PLANNED, "smallest": 1},
         "preprocessing": None,
         "state": {
@@ -223,7 +223,7 @@ def trained(folder: Path) -> Path:
         "backward": {"stats": {"loss": "loss"}},
         "update": {"state": {"scale_next": "scale"}},
     }
-    step = [{"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": "logits"}]
+    step = [{"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": ["logits"]}]
     models = {name: parse(text) for name, text in TRAINED.items()}
     return write_bundle(folder, models, state, manifest_of(graphs, state, step, 2))
 

@@ -107,9 +107,8 @@ def contents(bundle: Bundle) -> dict[str, Any]:
 def _head(head: Mapping[str, Any] | None) -> str:
     if head is None:
         return "not read"
-    return f"{head['kind']}, {head['values'].replace('_', ' ')}" + (
-        "" if head["axis"] is None else f", axis {head['axis']}"
-    )
+    axis = "" if head["axis"] is None else f", axis {head['axis']}"
+    return f"{head['kind']}, {head['values'].replace('_', ' ')}{axis} of `{head['output']}`"
 
 
 def _tensor(tensors: list[Mapping[str, Any]]) -> str:

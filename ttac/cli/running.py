@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("run", context_settings=CONTEXT, short_help="Stream samples through a bundle.")
 @click.argument("bundle", type=PATH)
 @click.argument("samples", metavar="INPUT", type=PATH)
-@click.option("-o", "--output", metavar="OUT.npz", type=PATH, help="Write the logits here.")
+@click.option("-o", "--output", metavar="OUT.npz", type=PATH, help="Write the outputs here.")
 @click.option("--state", metavar="FILE", type=PATH, help="Start from this state.")
 @click.option("--save-state", metavar="FILE", type=PATH, help="Write the adapted state here.")
 @click.option("--no-adapt", is_flag=True, help="Predict with the unchanged state.")
@@ -36,14 +36,16 @@ if TYPE_CHECKING:
 def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None, as_json: bool, **choices: Any) -> None:
     """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report time, entropy and error.
 
-    The error needs an array `labels` in the `.npz`: labels [n], or [n, H, W] for a dense head.
+    The error needs an array `labels` in the `.npz`: labels [n], or [n, H, W] for a dense head. OUT.npz holds the array
+    `logits`, or for a model of several outputs each by its name.
     """
     check_folders(output, choices["save_state"])
     outcome = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
     summary = outcome.summary()
     if output is not None:
-        assert outcome.logits is not None
-        save_arrays(output, logits=outcome.logits)
+        assert outcome.outputs is not None
+        arrays = outcome.outputs
+        save_arrays(output, arrays if len(arrays) > 1 else {"logits": next(iter(arrays.values()))})
         summary["output"] = str(output)
     if choices["save_state"]:
         summary["state"] = str(choices["save_state"])
@@ -66,7 +68,7 @@ class RunChoices:
 
 
 def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices: RunChoices) -> Outcome:
-    """Run the stream; the outcome holds the logits if `keep`."""
+    """Run the stream; the outcome holds the outputs if `keep`."""
     from ttac.runtime import load
     from ttac.runtime.bundle import read_manifest
     from ttac.samples.streaming import run_stream
@@ -122,14 +124,14 @@ def _head(terminal: Terminal, manifest: Mapping[str, Any], stream: Stream) -> He
     return head
 
 
-def save_arrays(file: Path, **arrays: Any) -> None:
+def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     """Write an `.npz`: the whole file, or none."""
     import numpy as np
 
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **{name: arrays[name] for name in arrays})
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import numpy as np
 from ttac.errors import UnsupportedError
 from ttac.evaluation.metrics import Predictions, calibration_bins, packed, predictions
 from ttac.evaluation.protocols import Batch, Order, Shift, schedule
+from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import COUNTED
 from ttac.samples.images import Preparation, preparation
 
@@ -160,20 +161,24 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     }
 
 
-def reader(manifest: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that turns a bundle's output into logits [n, classes].
+def reader(manifest: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+    """Return a function that turns the outputs of a bundle into logits [n, classes].
 
     Raises UnsupportedError where the output does not predict one class per sample.
     """
-    head, shape = manifest.get("head"), manifest["outputs"][0]["shape"]
-    if len(shape) != 2 or (head is not None and head["kind"] != "classes"):
-        problem = f"evaluation reads one class a sample, the model's output has shape {shape}".replace("'", "")
+    head, output = manifest.get("head"), parse_manifest(manifest).output
+    if len(output.shape) != 2 or (head is not None and head["kind"] != "classes"):
+        problem = f"evaluation reads one class a sample, the model's output has shape {list(output.shape)}"
         raise UnsupportedError(
-            problem, where=f"output `{manifest['outputs'][0]['name']}`", hint="stream it with `ttac run`"
+            problem.replace("'", ""), where=f"output `{output.name}`", hint="stream it with `ttac run`"
         )
-    if head is not None and head["values"] == "probabilities":
-        return lambda p: np.log(np.maximum(p, np.finfo(np.float32).tiny))
-    return lambda logits: logits
+
+    def logits(outputs: Any) -> np.ndarray:
+        array: np.ndarray = outputs[output.name] if isinstance(outputs, Mapping) else outputs
+        probabilities = head is not None and head["values"] == "probabilities"
+        return np.log(np.maximum(array, np.finfo(np.float32).tiny)) if probabilities else array
+
+    return logits
 
 
 def gathered(arrays: list[np.ndarray], batch: Batch, how: Preparation) -> np.ndarray:

@@ -6,13 +6,13 @@ Imports the standard library, numpy and neighbours of this folder only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ttac.runtime.records import HeadSpec
+from ttac.runtime.records import HeadSpec, TensorSpec
 from ttac.samples.images import Stream
 from ttac.samples.predictions import CLASSES, Tally, fit_labels
 
@@ -21,13 +21,17 @@ class Stepper(Protocol):
     """The part of `ttac.Adapter` that a stream needs."""
 
     @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """Outputs of the model."""
+
+    @property
     def stats(self) -> Mapping[str, Any]:
         """Counters and scalars since the bundle was loaded or reset."""
 
-    def step(self, x: np.ndarray) -> np.ndarray:
-        """Predict and adapt."""
+    def step(self, x: np.ndarray) -> Any:
+        """Predict and adapt: an array, or a dict (name to array) for several outputs."""
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: np.ndarray) -> Any:
         """Predict with the adapted state."""
 
 
@@ -36,7 +40,7 @@ class Outcome:
     """The result of a stream.
 
     Attributes:
-        logits: float32 [samples, ...], the outputs in order; None where they were not kept.
+        outputs: name -> array of all samples in order; None where the outputs were not kept.
         samples: number of samples.
         seconds: time inside the adapter; the time to read the samples does not count.
         rejected: number of steps whose new state was not finite, so that the adapter kept the old state.
@@ -44,7 +48,7 @@ class Outcome:
         error: fraction of wrong predictions; None without labels.
     """
 
-    logits: np.ndarray | None
+    outputs: Mapping[str, np.ndarray] | None
     samples: int
     seconds: float
     rejected: int
@@ -77,32 +81,70 @@ def run_stream(
 ) -> Outcome:
     """Run all samples in order, `batch` at a time and never fewer than `smallest`, and return the outcome.
 
-    `adapt` chooses between `step` and `predict`.  `head` is the reading of the outputs, None where they are not read.
+    `adapt` chooses between `step` and `predict`.  `head` is the reading of one output, None where it is not read.
     The outcome holds all outputs if `keep`.  `moved` gets the number of samples after each batch.
     Raises UsageError for labels that do not fit the predictions.
     """
     before = _rejected(adapter)
     run = adapter.step if adapt else adapter.predict
-    tally = Tally(head=head) if head is not None else None
-    parts: list[np.ndarray] = []
+    axes = {spec.name: spec.batch_axis for spec in adapter.outputs}
+    reading = _Reading.of(head, axes) if head is not None else None
+    parts: list[dict[str, np.ndarray]] = []
     seconds, done = 0.0, 0
     for x in stream.batches(batch, smallest):
         start = time.perf_counter()
-        outputs = np.asarray(run(x))
+        outputs = named(run(x), adapter.outputs)
         seconds += time.perf_counter() - start
-        if tally is not None:
-            tally.add(outputs, _labels(stream, done, outputs, tally.head))
+        if reading is not None:
+            reading.add(outputs, stream, done)
         parts += [outputs] if keep else []
         done += len(x)
         moved(len(x))
     return Outcome(
-        logits=np.concatenate(parts) if keep else None,
+        outputs=_joined(parts, axes) if keep else None,
         samples=done,
         seconds=seconds,
         rejected=_rejected(adapter) - before,
-        entropy=tally.mean_entropy if tally else None,
-        error=tally.error if tally else None,
+        entropy=reading.tally.mean_entropy if reading else None,
+        error=reading.tally.error if reading else None,
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Predictions of one output, counted with the samples moved from `axis` to the first axis."""
+
+    tally: Tally
+    axis: int
+
+    @classmethod
+    def of(cls, head: HeadSpec, axes: Mapping[str, int | None]) -> _Reading:
+        """The reading of the output of `head`; `axes` has the axis with the samples of each output."""
+        axis = axes.get(head.output) or 0
+        if head.axis is not None and head.axis < axis:
+            head = replace(head, axis=head.axis + 1)
+        return cls(Tally(head=head), axis)
+
+    def add(self, outputs: Mapping[str, np.ndarray], stream: Stream, start: int) -> None:
+        """Count the outputs of the samples that begin at `start`."""
+        name = self.tally.head.output
+        array = np.moveaxis(outputs[name if name in outputs else next(iter(outputs))], self.axis, 0)
+        self.tally.add(array, _labels(stream, start, array, self.tally.head))
+
+
+def named(outputs: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
+    """Return the outputs of a step, name to array; a model with a single output gives an array."""
+    return dict(outputs) if isinstance(outputs, Mapping) else {specs[0].name: np.asarray(outputs)}
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]], axes: Mapping[str, int | None]) -> dict[str, np.ndarray]:
+    """The outputs of all batches by name; outputs without samples, one for each batch, along a new first axis."""
+    joined = {}
+    for name in parts[0]:
+        axis = axes.get(name, 0)
+        arrays = [part[name] for part in parts]
+        joined[name] = np.stack(arrays) if axis is None else np.concatenate(arrays, axis)
+    return joined
 
 
 def _rejected(adapter: Stepper) -> int:

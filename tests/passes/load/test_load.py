@@ -102,25 +102,18 @@ def test_external_integers_of_any_size_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(load(tmp_path / "model.onnx"), x), np.arange(320, dtype=np.float32)[None])
 
 
-def test_a_choice_of_outputs_is_listed(tmp_path: Path) -> None:
+def test_an_unknown_output_lists_the_outputs(tmp_path: Path) -> None:
     path = saved(source(TWO_OUTPUTS, HEAD), tmp_path)
-    refusal(
-        UsageError,
-        lambda: load(path),
-        "the model has 2 outputs, choose one",
-        "`logits` float [N,5]",
-        "`masked` float [N,4]",
-        "--logits logits",
-    )
+    assert [value.name for value in load(path).graph.outputs] == ["logits"]
     refusal(UsageError, lambda: load(path, output="labels"), "there is no output `labels`", "`masked` float [N,4]")
 
 
-def test_a_chosen_output_drops_the_rest(tmp_path: Path) -> None:
+def test_an_output_with_an_input_of_its_own_is_dropped(tmp_path: Path) -> None:
     lines: list[str] = []
     model = load(saved(source(TWO_OUTPUTS, HEAD), tmp_path), output="logits", say=lines.append)
     assert [value.name for value in model.graph.inputs] == ["x"]
     assert [node.op_type for node in model.graph] == ["Gemm"]
-    assert lines == ["output `masked` dropped", "input `mask` dropped: nothing uses it"]
+    assert lines == ["output `masked` dropped: it needs input `mask`", "input `mask` dropped: nothing uses it"]
 
 
 def test_needed_inputs_beyond_the_chosen_one_are_refused(tmp_path: Path) -> None:

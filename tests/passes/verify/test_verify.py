@@ -21,7 +21,7 @@ def test_a_file_with_a_fixed_batch_is_run_as_it_asks(batch: str, tmp_path: Path)
     fixed = ir.from_proto(source(text % (batch, batch), weights))
     free = ir.from_proto(source(text % ("N", "N"), weights))
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
-    assert logits_off(fixed, free, {"x": x}, "y") < 1e-6
+    assert logits_off(fixed, free, {"x": x}, {"y": 0}) < 1e-6
 
 
 def test_rewrites_of_the_engine_that_break_a_graph_are_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Compare a normal form with the model as loaded, by executing both on few samples."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError
+from ttac.passes.graph.execute import Executable, batch_axes, rows
+from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.normalise.batch_walk import fixed_batch, ints
+
+LARGEST_BATCH = 1 << 26
+"""Values of the batch on which the normal form is compared with the source: 256 MiB as float32."""
+TOLERANCE = 1e-4
+"""Largest difference from the loaded model, relative to its largest output."""
+
+
+def refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
+    """Run the model as loaded, on the batch it was exported with, and the result on 1, 2 and 3 samples."""
+    x = model.graph.inputs[0]
+    assert x.shape is not None
+    sample = ints(x.shape[1:])
+    count = 3 if traced is None else max(3, traced)
+    _refuse_large(x, (count, *sample))
+    samples = np.random.default_rng(0).standard_normal((count, *sample)).astype(np.float32)
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {"reference": reference, "normal": model})
+        before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
+        axes, name = batch_axes(model), str(x.name)
+        expected = rows(before, name, samples, traced or 3, axes)
+        for size in (1, 2, 3):
+            results = rows(after, name, samples[:size], size, axes)
+            for output, found in results.items():
+                wanted = np.take(expected[output], range(found.shape[axes[output]]), axes[output])
+                worst = _distance(found, wanted)
+                if worst > TOLERANCE * max(float(np.max(np.abs(wanted[np.isfinite(wanted)]), initial=0.0)), 1e-6):
+                    raise _differs(size, worst, traced, rewritten)
+
+
+def _refuse_large(x: ir.Value, batch: Sequence[int]) -> None:
+    """Raise UnsupportedError for a batch that is too large to execute."""
+    if math.prod(batch) > LARGEST_BATCH:
+        raise UnsupportedError(
+            f"{batch[0]} samples of shape {list(batch[1:])} are {math.prod(batch):,} values, too many to execute",
+            where=f"input `{x.name}`",
+            hint="state the size that the device uses: `--shape 3x224x224`",
+        )
+
+
+def _distance(results: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest absolute difference. NaN and infinity must be where they are expected."""
+    same = (results == expected) | (np.isnan(results) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(results - expected))
+    return float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0))
+
+
+def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:
+    if rewritten:
+        nodes = ", ".join(f"`{name}`" for name in rewritten[:8])
+        return fixed_batch(
+            f"nodes {nodes}", f"rewritten for {size} samples, they give results off by {worst:.2g}", traced
+        )
+    return UnsupportedError(
+        "the samples of a batch influence each other",
+        where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
+        hint="look for an operator that reduces, sorts or normalises over the first axis",
+    )

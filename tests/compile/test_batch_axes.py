@@ -1,0 +1,61 @@
+"""The batch on another axis than the first, and files that are frozen at one sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ttac
+from tests.support.real_files import TIMES, images, plain, written
+from ttac.cli import main
+
+CTC = f"{TIMES} y = LogSoftmax <axis = 2> (h)"
+SIGNATURE = "(float[N,3,8,12] x) => (float[12,N,5] y)"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Path:
+    """A reader of text lines: [T, N, C], as CTC losses want it."""
+    return written(tmp_path, SIGNATURE, CTC)
+
+
+@pytest.mark.parametrize("method", ["source", "bn", "leantta", "tent", "sar", "eata"])
+def test_outputs_with_the_batch_second(method: str, reader: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "b.ttac"
+    ttac.compile(reader, method=method, batch=4, output=bundle)
+    adapter, x = ttac.load(bundle), images(4, 3, 8, 12)
+    assert adapter.output.shape == (12, "N", 5)
+    assert adapter.bundle.manifest["head"] == {
+        "output": "y",
+        "kind": "dense",
+        "axis": 2,
+        "values": "log_probabilities",
+    }
+    assert adapter.predict(x).shape == adapter.step(x).shape == (12, 4, 5)
+    if method == "source":
+        np.testing.assert_allclose(adapter.step(x), plain(reader, x)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_batch_first_file(reader: Path, tmp_path: Path) -> None:
+    """The same network with a Transpose at its end adapts to the same numbers."""
+    (tmp_path / "first").mkdir()
+    nodes = f"{CTC} z = Transpose <perm = [1, 0, 2]> (y)"
+    other = written(tmp_path / "first", "(float[N,3,8,12] x) => (float[N,12,5] z)", nodes)
+    results = []
+    for name, path in (("second", reader), ("first", other)):
+        ttac.compile(path, method="tent", batch=4, output=tmp_path / f"{name}.ttac", settings={"lr": 0.1})
+        adapter = ttac.load(tmp_path / f"{name}.ttac")
+        results.append([adapter.step(images(4, 3, 8, 12, seed=seed)) for seed in range(3)])
+    np.testing.assert_allclose(np.stack(results[0]), np.stack(results[1]).transpose(0, 2, 1, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_run_joins_samples_on_their_axis(reader: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "b.ttac"
+    ttac.compile(reader, method="tent", batch=4, output=bundle)
+    x = images(10, 3, 8, 12)
+    np.savez(tmp_path / "s.npz", images=x, labels=np.zeros((10, 12), np.int64))
+    assert main(["run", str(bundle), str(tmp_path / "s.npz"), "--no-adapt", "-o", str(tmp_path / "o.npz")]) == 0
+    with np.load(tmp_path / "o.npz") as arrays:
+        assert arrays["logits"].shape == (12, 10, 5)
