@@ -1,7 +1,7 @@
-"""The adapted state folded back into an ordinary inference model.
+"""Bake an adapted state into an ordinary inference model.
 
-Starts from the bundle's `infer.onnx`, whose norm sites keep their parameters as initializers `<site>.scale`, `.bias`,
-`.mean` and `.var`.  A state tensor of the same name replaces the initializer; nothing else of the bundle is read.
+The base is the source graph `infer.onnx` of the bundle, in which the parameters of a norm are the initializers
+`<site>.scale`, `.bias`, `.mean` and `.var`.  A state tensor of the same name replaces the initializer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import onnx
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError, VerificationError
-from ttac.runtime import load
-from ttac.runtime.bundle import read_manifest
-from ttac.runtime.engine import open_session
-from ttac.runtime.tensors import map_tensors
+from ttac.runtime.bundle import open_bundle
+from ttac.runtime.engine import engine, open_session
+from ttac.runtime.records import Manifest
+from ttac.runtime.state_files import read_state
 
 GRAPH = "infer.onnx"
 SINGLE_FILE = 1_900_000_000
@@ -49,28 +49,26 @@ class BakedModel:
 
 
 def bake(bundle: Path, state: Path, output: Path) -> BakedModel:
-    """Write the model of `bundle` with the tensors of `state` to `output`; the model is checked and run once.
+    """Write the model of `bundle` with the tensors of `state` to `output`, and check and run the model once.
 
-    Raises the errors of `Adapter` and its `restore`, and:
+    Raises the errors of `open_bundle` and `read_state`, and:
         UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, or its outputs are not finite.
     """
-    adapter = load(bundle)
-    adapter.restore(state)
-    manifest = read_manifest(bundle)
+    manifest = open_bundle(bundle)
     learned = _learned(manifest, state)
     model = _source(bundle / GRAPH)
     _place(model, learned)
-    stayed = _source_statistics(manifest, learned)
-    probe = _write(model, output, manifest)
+    untracked = _source_statistics(manifest.raw, learned)
+    probe = _write(model, output, manifest.raw)
     roles = {role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED}
-    return BakedModel(output, roles, stayed, probe)
+    return BakedModel(output, roles, untracked, probe)
 
 
 def _source(path: Path) -> ir.Model:
     """Return the source graph of the bundle with its weights in memory.
 
-    Raises VerificationError where the file holds no graph, or names weights outside the bundle.
+    Raises VerificationError if the file holds no graph, or names weights outside the bundle.
     """
     try:
         return _self_contained(ir.load(path))
@@ -87,15 +85,15 @@ class AdaptedTensor:
     array: np.ndarray
 
 
-def _learned(manifest: Mapping[str, Any], state: Path) -> dict[str, AdaptedTensor]:
-    """The tensors of the state that belong into a model, by name; `Adapter.restore` checked the file."""
-    arrays, _ = map_tensors(state)
-    entries = manifest["state"]["tensors"]
+def _learned(manifest: Manifest, state: Path) -> dict[str, AdaptedTensor]:
+    """Return the parameters and statistics in the state file, by name."""
+    arrays = read_state(state, manifest)
+    entries = manifest.raw["state"]["tensors"]
     return {e["name"]: AdaptedTensor(e["role"], arrays[e["name"]]) for e in entries if e["role"] in LEARNED}
 
 
 def _place(model: ir.Model, learned: Mapping[str, AdaptedTensor]) -> None:
-    """Replace the initializers of the same names, in place.
+    """Replace the initializers with the names of the `learned` tensors, in place.
 
     Raises UnsupportedError for a tensor without an initializer, VerificationError for another shape.
     """
@@ -121,7 +119,7 @@ def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, Adapte
 
 
 def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """Save beside `output`, check and run the file, and move it to `output`; returns the shape of the logits."""
+    """Save the model in the folder of `output`, check and run the file, and move it; return the shape of the logits."""
     if not output.resolve().parent.is_dir():
         raise UsageError("the folder does not exist", where=f"`{output}`", hint=f"`mkdir -p {output.parent}`")
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
@@ -135,7 +133,7 @@ def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[
 
 
 def _self_contained(model: ir.Model) -> ir.Model:
-    """The model with every external tensor read into memory."""
+    """Return the model with every external tensor read into memory."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
@@ -143,10 +141,12 @@ def _self_contained(model: ir.Model) -> ir.Model:
 
 
 def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of the logits of one sample.
+    """Return the shape of the logits of one sample.
 
-    Raises VerificationError if the model is not valid ONNX, does not run, or its outputs are not finite.
+    Raises VerificationError if the model is not valid ONNX, does not run, or its outputs are not finite, and
+    RuntimeMissingError without an engine.
     """
+    engine()
     random = np.random.default_rng(0)
     feed = {
         entry["name"]: random.random([1, *entry["shape"][1:]], np.float32).astype(entry["dtype"])

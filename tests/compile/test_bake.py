@@ -123,7 +123,7 @@ def test_the_command_prints_the_path(bundle: Path, tmp_path: Path, capsys: pytes
     assert captured.err == "baked 2 parameter tensors, 2 statistic tensors; one sample gives [1, 5]\n"
 
 
-def test_sites_whose_statistics_nobody_tracked_are_told(bundle: Path, tmp_path: Path) -> None:
+def test_norms_without_tracked_statistics_are_reported(bundle: Path, tmp_path: Path) -> None:
     parameters = [name for name, role in STATE.items() if role == "parameter"]
     write_manifest(bundle, dict.fromkeys(parameters, "parameter"))
     state = save(bundle, tmp_path / "s.safetensors", {name: adapted()[name] for name in parameters})
@@ -146,4 +146,4 @@ def test_a_tensor_without_a_place_is_refused(bundle: Path, tmp_path: Path) -> No
 
 def test_the_folder_must_exist(bundle: Path, tmp_path: Path) -> None:
     state = save(bundle, tmp_path / "s.safetensors", adapted())
-    assert refusal(bundle, state, tmp_path / "none" / "out.onnx").what == "the folder does not exist"
+    assert refusal(bundle, state, tmp_path / "none" / "out.onnx").problem == "the folder does not exist"

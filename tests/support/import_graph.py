@@ -21,7 +21,7 @@ PIECES = "pieces"
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("ttac.errors", "ttac.suggest", "ttac.sizes", "ttac.child_process", "ttac.garbage"),
     ("ttac.runtime",),
-    ("ttac.spec", "ttac.settings", "ttac.entry_points"),
+    ("ttac.spec", "ttac.settings", "ttac.shared_options", "ttac.entry_points"),
     ("ttac.samples",),
     ("ttac.passes.graph",),
     ("ttac.passes.operators",),

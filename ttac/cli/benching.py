@@ -25,6 +25,7 @@ from ttac.cli.common_options import (
 )
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError
+from ttac.methods import DEFAULT
 from ttac.options import one_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @click.command("bench", context_settings=CONTEXT)
 @click.argument("models", metavar="MODEL_OR_BUNDLE...", nargs=-1, type=PATH, required=True)
-@several("--methods", metavar="M,...", default="tent", help="Names; `tent:lr=0.01` for a setting.")
+@several("--methods", metavar="M,...", default=DEFAULT, help="Names; `tent:lr=0.01` for a setting.")
 @several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 8, or the bundle's]")
 @click.option("--data", metavar="PATH", type=PATH, help="Samples of a step.  [default: random numbers]")
 @click.option("--pairs", metavar="N", default="9", show_default=True, callback=count(), help="Number of timed turns.")

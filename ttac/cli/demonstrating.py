@@ -14,11 +14,13 @@ from rich.text import Text
 from ttac.cli.common_options import CONTEXT, PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
+from ttac.methods import COMPARED
 
 if TYPE_CHECKING:
     from ttac.demo.show import DemoErrors
 
-COLOURS = {"source": "red", "bn": "yellow", "tent": "green"}
+COLOURS = dict(zip(COMPARED, ("red", "yellow", "green"), strict=True))
+"""Method -> colour of its bar."""
 FILES = {
     "model.onnx": "fashion_resnet_bn.onnx",
     "calibration.npz": "fashion_calibration.npz",
@@ -51,7 +53,7 @@ def demo(terminal: Terminal, png: Path | None, files: Path | None, as_json: bool
     from ttac.demo import show
 
     with redirect_stdout(sys.stderr), terminal.progress() as progress:
-        total = len(show.METHODS) * sum(stream.count for stream in show.shifts().values())
+        total = len(COMPARED) * sum(stream.count for stream in show.shifts().values())
         task = progress.add_task("images", total=total)
         result = show.compare(terminal.say, lambda count: progress.advance(task, count))
     terminal.say(
@@ -89,23 +91,21 @@ def report(terminal: Terminal, result: DemoErrors) -> None:
 
 
 def _table(terminal: Terminal, result: DemoErrors) -> None:
-    from ttac.demo.show import METHODS
-
-    rows = [[name, *(f"{100 * row[m]:.1f}" for m in METHODS)] for name, row in result.errors.items()]
-    rows.append(["mean of corruptions", *(f"{100 * result.mean(m):.1f}" for m in METHODS)])
-    rows.append(["ms per image", *(f"{result.milliseconds[m]:.2f}" for m in METHODS)])
-    terminal.table(["error, %", *(f"{method}>" for method in METHODS)], rows)
+    rows = [[name, *(f"{100 * row[m]:.1f}" for m in COMPARED)] for name, row in result.errors.items()]
+    rows.append(["mean of corruptions", *(f"{100 * result.mean(m):.1f}" for m in COMPARED)])
+    rows.append(["ms per image", *(f"{result.milliseconds[m]:.2f}" for m in COMPARED)])
+    terminal.table(["error, %", *(f"{method}>" for method in COMPARED)], rows)
 
 
 def _bars(terminal: Terminal, result: DemoErrors) -> None:
-    from ttac.demo.show import METHODS, bar
+    from ttac.demo.show import bar
 
     full = max(error for row in result.errors.values() for error in row.values())
     ascii_only = not terminal.out.encoding.lower().startswith("utf")
     longest = max(map(len, result.errors))
     for name, row in result.errors.items():
         terminal.show()
-        for position, method in enumerate(METHODS):
+        for position, method in enumerate(COMPARED):
             label = f"{name if position == 0 else '':{longest}}  {method:6}  "
             filled = (bar(row[method], full, WIDTH, ascii_only=ascii_only), COLOURS[method])
             terminal.show(Text.assemble(label, filled, f" {100 * row[method]:.1f}"))

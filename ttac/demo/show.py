@@ -16,6 +16,7 @@ import numpy as np
 
 from ttac import demo
 from ttac.errors import RuntimeMissingError
+from ttac.methods import COMPARED
 from ttac.samples.images import Stream, preparation, stream_of
 from ttac.samples.streaming import run_stream
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
 
 MODEL, CALIBRATION, STREAM = "fashion_resnet_bn.onnx", "fashion_calibration.npz", "fashion_stream.npz"
-METHODS = ("source", "bn", "tent")
 SAMPLE = (1, 28, 28)
 BATCH = 64
 CLEAN = "clean"
@@ -50,7 +50,7 @@ class DemoErrors:
             "batch": BATCH,
             "samples": self.samples,
             "errors": {name: {m: round(e, 6) for m, e in row.items()} for name, row in self.errors.items()},
-            "mean": {method: round(self.mean(method), 6) for method in METHODS},
+            "mean": {method: round(self.mean(method), 6) for method in COMPARED},
             "ms_per_sample": {method: round(value, 4) for method, value in self.milliseconds.items()},
             "seconds": round(self.seconds, 2),
         }
@@ -74,7 +74,7 @@ def compare(say: Callable[[str], None], moved: Callable[[int], object] = lambda 
     errors: dict[str, dict[str, float]] = {name: {} for name in streams}
     milliseconds = {}
     with tempfile.TemporaryDirectory(prefix="ttac-demo-") as folder:
-        for method in METHODS:
+        for method in COMPARED:
             say(f"{MODEL} with {method}")
             output, calibration = Path(folder) / f"{method}.ttac", demo.file(CALIBRATION)
             compile_model(demo.file(MODEL), method=method, batch=BATCH, calibration=calibration, output=output)
@@ -117,7 +117,7 @@ def plot(result: DemoErrors, file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(10, 4), layout="constrained")
     places = np.arange(len(result.errors))
-    for offset, method in enumerate(METHODS):
+    for offset, method in enumerate(COMPARED):
         heights = [100 * row[method] for row in result.errors.values()]
         axes.bar(places + (offset - 1) * 0.27, heights, 0.25, label=f"{method} ({100 * result.mean(method):.1f} %)")
     axes.set_xticks(places, list(result.errors), rotation=30, ha="right")

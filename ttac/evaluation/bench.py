@@ -28,6 +28,7 @@ from ttac.evaluation.shift_files import preparation_of
 from ttac.evaluation.source_inference import inference, measure_inference
 from ttac.evaluation.subjects import Recipe, compile_subject, method_specs, subjects_of
 from ttac.evaluation.timing import FEWEST, PAIRS, Times, paired
+from ttac.methods import DEFAULT
 from ttac.reports.measure import measure, random_samples
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle, is_bundle
@@ -66,7 +67,7 @@ class Bench:
         say: gets one line before each measurement.
     """
 
-    methods: Sequence[str] = ("tent",)
+    methods: Sequence[str] = (DEFAULT,)
     settings: Mapping[str, Any] = field(default_factory=dict)
     batch: Sequence[int] = ()
     options: Mapping[str, Any] = field(default_factory=dict)

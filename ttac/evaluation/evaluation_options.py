@@ -10,10 +10,9 @@ from typing import Any
 from ttac.errors import UsageError
 from ttac.evaluation import corruptions as images_of
 from ttac.evaluation.protocols import ORDERS, PROTOCOLS
+from ttac.methods import COMPARED
 from ttac.options import one_of, parsed, whole_number
 from ttac.suggest import did_you_mean
-
-METHODS = ("source", "bn", "tent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class EvaluationOptions:
         threads: of each worker's engine; 0 leaves the number to the engine, None shares the cores out.
     """
 
-    methods: Sequence[str] = METHODS
+    methods: Sequence[str] = COMPARED
     settings: Mapping[str, Any] = field(default_factory=dict)
     batches: Sequence[int] = ()
     arrays: Sequence[str] | None = None

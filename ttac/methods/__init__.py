@@ -16,6 +16,8 @@ from ttac.suggest import did_you_mean
 
 DEFAULT = "tent"
 """The method of a compile that names none."""
+COMPARED = ("source", "bn", DEFAULT)
+"""The methods that an evaluation and the demo compare by default."""
 
 
 def names() -> list[str]:

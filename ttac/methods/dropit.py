@@ -6,9 +6,8 @@ SURGEON.
 
 from __future__ import annotations
 
-from ttac.methods.bn import STATISTICS, chosen_statistics
 from ttac.methods.surgeon import SPARSITY, codec
-from ttac.methods.tent import trained_with
+from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import KeepPolicy, Method, Option
 
 METHOD = Method(
@@ -20,7 +19,7 @@ METHOD = Method(
     trains=True,
     loss="entropy",
     options=(
-        *trained_with("adam", 1e-3),
+        *optimizer_options("adam", 1e-3),
         Option("keep", 0.3, "keep ratio: the fraction of its input that every layer keeps", low=0.0, high=1.0),
         *SPARSITY,
         *STATISTICS,

@@ -8,8 +8,7 @@ probabilities.
 
 from __future__ import annotations
 
-from ttac.methods.bn import STATISTICS, chosen_statistics
-from ttac.methods.tent import trained_with
+from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Facts, Method, Option, Settings
 
 
@@ -33,7 +32,7 @@ METHOD = Method(
     trains=True,
     loss="weighted_entropy",
     options=(
-        *trained_with("sgd", 2.5e-4),
+        *optimizer_options("sgd", 2.5e-4),
         Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
         Option(
             "redundancy",

@@ -7,7 +7,7 @@ nothing (in the official code, momentum goes on moving the weights).
 
 from __future__ import annotations
 
-from ttac.methods.tent import SOURCE_WEIGHT
+from ttac.shared_options import SOURCE_WEIGHT
 from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 

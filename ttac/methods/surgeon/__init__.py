@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.methods.bn import STATISTICS, chosen_statistics
-from ttac.methods.tent import trained_with
+from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Facts, KeepPolicy, Method, Option, Settings
 
 SELECTIONS = {"blocks": "blocks", "levels": "levels", "threshold": "sparse", "topk": "topk"}
@@ -86,7 +85,7 @@ METHOD = Method(
     trains=True,
     loss="weighted_entropy",
     options=(
-        *trained_with("adam", 1e-3),
+        *optimizer_options("adam", 1e-3),
         Option(
             "keep",
             1.0,

@@ -1,0 +1,49 @@
+"""Options that several methods declare: statistics of adapted norms, optimizer, and blend with the source."""
+
+from __future__ import annotations
+
+from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Option, Settings, Statistics
+
+STATISTICS = (
+    Option(
+        "statistics",
+        "batch",
+        "statistics of adapted norms: of this batch, of this batch and the source, or a running average",
+        choices=("batch", "blend", "ema"),
+    ),
+    Option("prior", 16.0, "with `blend`: number of samples that the source statistics count as", low=0.0),
+    Option("statistics_momentum", 0.1, "with `ema`: weight of the newest batch in the average", low=0.0, high=1.0),
+)
+"""Options of a method whose batch norms take other statistics than those of the source."""
+
+POLICIES = {policy.name: policy for policy in (BATCH_STATISTICS, BLEND_STATISTICS, AVERAGE_STATISTICS)}
+"""Value of the option `statistics` -> policy."""
+
+SOURCE_WEIGHT = Option(
+    "source_weight",
+    0.0,
+    "blends the source into the trained tensors after each step; 0.01 forgets updates after about 100 steps",
+    low=0.0,
+    high=1.0,
+)
+"""Weight ensembling (Marsden et al., arXiv:2306.00650), which bounds the drift of long streams."""
+
+
+def chosen_statistics(settings: Settings) -> Statistics:
+    """Return the policy that the option `statistics` names."""
+    return POLICIES[settings["statistics"]]
+
+
+def optimizer_options(optimizer: str, lr: float) -> tuple[Option, ...]:
+    """Return the options of a method that trains, with the default `optimizer` ("adam" or "sgd") and learning rate."""
+    return (
+        Option("lr", lr, "learning rate", low=0.0),
+        Option("optimizer", optimizer, "how gradients become steps", choices=("adam", "sgd")),
+        Option("momentum", 0.9, "with `sgd`: momentum", low=0.0, high=1.0),
+        Option("nesterov", False, "with `sgd`: Nesterov's momentum"),
+        Option("beta1", 0.9, "with `adam`: decay of the gradient's average", low=0.0, high=0.9999),
+        Option("beta2", 0.999, "with `adam`: decay of the squared gradient's average", low=0.0, high=0.9999),
+        Option("eps", 1e-8, "with `adam`: added to the root of the squared gradient's average", low=0.0),
+        Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
+        SOURCE_WEIGHT,
+    )
