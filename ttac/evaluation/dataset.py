@@ -19,7 +19,7 @@ import numpy as np
 from ttac.errors import UsageError
 from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
 from ttac.samples.archives import open_archive
-from ttac.samples.images import SUFFIXES, Preparation, fitted_image, misfit, read_image
+from ttac.samples.images import SUFFIXES, Preparation, channels_first, fitted_image, prepared_floats, read_image
 
 FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
 CLEAN = "clean"
@@ -160,18 +160,9 @@ def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
 
     Raises UsageError when they have another shape.
     """
-    if array.dtype != np.uint8:
-        if array.shape[1:] != how.sample:
-            raise misfit(array, how, where)
-        return np.ascontiguousarray(array, np.float32)
-    channels, height, width = how.size
-    if array.shape[1:] == (channels, height, width):
-        return np.ascontiguousarray(array)
-    if array.shape[1:] == (height, width, channels):
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    if array.shape[1:] == (height, width) and channels == 1:
-        return np.ascontiguousarray(array[:, None])
-    raise misfit(array, how, where)
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(channels_first(array, how, where))
+    return np.ascontiguousarray(prepared_floats(array, how, where), np.float32)
 
 
 def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:

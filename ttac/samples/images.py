@@ -159,9 +159,9 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
             hint="give labels for each sample, or remove the array `labels`",
         )
     if array.dtype == np.uint8:
-        ready = _channels_first(array, how, where)
+        ready = channels_first(array, how, where)
         return Stream(len(array), lambda start, stop: how.prepare(ready[start:stop]), labels, prepared=False)
-    ready = _floats(array, how, where)
+    ready = prepared_floats(array, how, where)
     return Stream(len(array), lambda start, stop: np.ascontiguousarray(ready[start:stop], np.float32), labels)
 
 
@@ -187,8 +187,11 @@ def _choose(names: list[str], wanted: str | None, path: Path) -> str:
     return wanted or names[0]
 
 
-def _channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
-    """Return bytes [n, C, H, W], [n, H, W, C] or, with one channel, [n, H, W] as [n, C, H, W]."""
+def channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+    """Return bytes [n, C, H, W], [n, H, W, C] or, with one channel, [n, H, W] as [n, C, H, W].
+
+    Raises UsageError for another shape.
+    """
     channels, height, width = how.size
     sample = array.shape[1:]
     if sample == (channels, height, width):
@@ -197,10 +200,14 @@ def _channels_first(array: np.ndarray, how: Preparation, where: str) -> np.ndarr
         return array.transpose(0, 3, 1, 2)
     if sample == (height, width) and channels == 1:
         return array[:, None]
-    raise misfit(array, how, where)
+    raise _misfit(array, how, where)
 
 
-def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+def prepared_floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
+    """Return prepared samples [n, *sample]; with one channel, also those in shape [n, H, W].
+
+    Raises UsageError for samples of another shape, or that are not floating point.
+    """
     if not np.issubdtype(array.dtype, np.floating):
         raise UsageError(
             f"samples are `{array.dtype}`", where=where, hint="give prepared `float32` samples or `uint8` images"
@@ -209,10 +216,10 @@ def _floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
         return array
     if len(how.sample) == 3 and how.size[0] == 1 and array.shape[1:] == how.size[1:]:
         return array.reshape(len(array), *how.sample)
-    raise misfit(array, how, where)
+    raise _misfit(array, how, where)
 
 
-def misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
+def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
     """Return the error for samples whose shape is not that of the model's input."""
     return UsageError(
         f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
