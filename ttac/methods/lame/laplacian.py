@@ -12,20 +12,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.context import Subject
+from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output
 
 ROOM = "refine"
 FLOOR = 1e-10
 """Added to a probability before its logarithm, as in the official code: 0 costs 23 nats, which neighbours outweigh."""
 CLOSEST = 1e-6
 """Least squared width.  Squared distances of normalised features reach 4: float32 cannot tell less from 0."""
-LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
-BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
 
 
 def assign(subject: Subject) -> tuple[StateTensor, ...]:
@@ -33,43 +30,24 @@ def assign(subject: Subject) -> tuple[StateTensor, ...]:
 
     Raises UnsupportedError unless the output predicts one class of each sample, by a linear layer.
     """
-    model, head, settings = subject.model, subject.head, subject.settings
-    output = model.graph.outputs[0]
-    if head is None or head.kind != "classes":
-        raise UnsupportedError(
-            "`lame` assigns classes to the samples of a batch, and the output is no prediction of one",
-            where=f"output `{output.name}` {output.shape}",
-            hint="choose an output that is, `--logits NAME`",
-        )
+    head = class_head(subject, "`lame` assigns classes to the samples of a batch")
+    model, settings = subject.model, subject.settings
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("lame"):
-        scores = scores_of(op, output)
-        weights = op.Mul(affinity(op, features_of(op, scores), settings), float(settings["weight"]))
+        scores = scores_of(op, model.graph.outputs[0])
+        weights = op.Mul(affinity(op, unit_features(op, scores), settings), float(settings["weight"]))
         assignments = assigned(op, scores, weights, int(settings["iterations"]))
         probabilities = head.values == "probabilities"
-        made = op.Softmax(assignments, axis=1) if probabilities else op.LogSoftmax(assignments, axis=1)
-    made.name, output.name = output.name, f"{output.name}.source"
-    made.shape = output.shape
-    model.graph.outputs[0] = made
+        predictions = op.Softmax(assignments, axis=1) if probabilities else op.LogSoftmax(assignments, axis=1)
+    replace_output(subject, predictions)
     return ()
 
 
-def features_of(op: Builder, scores: ir.Value) -> ir.Value:
+def unit_features(op: Builder, scores: ir.Value) -> ir.Value:
     """The features that the last linear layer reads, [N, features], each sample's of length 1."""
-    node = scores.producer()
-    while node is not None and node.op_type in BETWEEN:
-        made = [value.producer() for value in node.inputs if value is not None and value.const_value is None]
-        node = made[0] if made else None
-    if node is None or node.op_type not in LINEAR or node.inputs[0] is None:
-        raise UnsupportedError(
-            "no linear layer makes the predictions, so there are no features to compare samples by",
-            where=f"node `{node.name}` ({node.op_type})" if node else f"value `{scores.name}`",
-            hint="`ttac inspect` lists the methods that fit",
-        )
-    x = node.inputs[0]
-    flat = x if len(dims(x)) == 2 else op.Flatten(x, axis=1)
-    length = op.ReduceL2(flat, [1], keepdims=1)
-    return op.Div(flat, op.Max(length, 1e-12))
+    features = flat_features(op, last_linear(scores, "compare samples by"))
+    length = op.ReduceL2(features, [1], keepdims=1)
+    return op.Div(features, op.Max(length, 1e-12))
 
 
 def affinity(op: Builder, features: ir.Value, settings: Mapping[str, Any]) -> ir.Value:

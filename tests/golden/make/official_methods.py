@@ -1,0 +1,134 @@
+"""Write `tests/golden/official_methods.safetensors`: five steps of the published code of methods, in float64.
+
+    python -m tests.golden.make.official_methods CHECKOUTS
+
+CHECKOUTS is a folder with checkouts of the repositories in `COMMITS`, each in a folder named like the repository.  The
+networks and inputs are those of `tests/golden/adapted_*`.  The file holds `METHOD/KIND/logits` [5, 8, 6] of each step
+and `METHOD/KIND/after/NAME` after the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from tests.golden.make.adapted_nets import build
+from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
+
+COMMITS = {
+    "NEO": "awesomealex1/NEO cd8ac01",
+    "T3A": "matsuolab/T3A ff8cde5",
+}
+UNUSED = ("domainbed.networks", "domainbed.lib.misc", "torchvision", "einops", "matplotlib", "wandb")
+"""Modules that the published files import and these runs never call."""
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[nn.Module, Tensor], Arrays]
+
+
+class Stand(MetaPathFinder, Loader):
+    """An import hook that gives an empty stand-in for each module in `UNUSED`."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return a spec for a module in `UNUSED`, or inside one."""
+        unused = any(name == other or name.startswith(f"{other}.") for other in UNUSED)
+        return ModuleSpec(name, self, is_package=True) if unused else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        """Return the stand-in."""
+        return MagicMock(__name__=spec.name, __path__=[], __spec__=spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the stand-in empty."""
+
+
+def official(folder: Path, module: str) -> Any:
+    """Return the module of a checkout, imported with the checkout's folder at the head of the path."""
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def last_layer(net: nn.Module) -> nn.Linear:
+    return [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def without_head(net: nn.Module) -> nn.Module:
+    """Return a copy of the network that gives the features of its last linear layer."""
+    features = copy.deepcopy(net)
+    head = last_layer(features)
+    for module in features.modules():
+        for name, child in module.named_children():
+            if child is head:
+                setattr(module, name, nn.Identity())
+    return features
+
+
+def neo(checkouts: Path, class_name: str) -> Run:
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        head, features = last_layer(net), without_head(net)
+        centred = getattr(official(checkouts / "NEO", "neo_layers"), class_name)(head.in_features, CLASSES)
+        centred.load_state_dict(head.state_dict())
+        logits = torch.stack([centred(features(batch)) for batch in x])
+        return {"logits": logits.detach().numpy(), "after/features.mean": centred.global_mean.numpy()}
+
+    return run
+
+
+def t3a(checkouts: Path, supports: int) -> Run:
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        net, x = net.float(), x.float()  # the published code makes its labels float32
+        parts = Namespace(featurizer=without_head(net), classifier=last_layer(net))
+        hparams = {"filter_K": supports, "cached_loader": False}
+        published = official(checkouts / "T3A", "domainbed.adapt_algorithms").T3A((3, 8, 8), CLASSES, 1, hparams, parts)
+        logits = torch.stack([published(batch, adapt=True) for batch in x])
+        return {"logits": logits.detach().numpy(), "after/entropies": published.ent.numpy()}
+
+    return run
+
+
+def runs(checkouts: Path) -> dict[str, Run]:
+    """Return the runs by name."""
+    return {
+        "neo": neo(checkouts, "NEO"),
+        "neo-newest": neo(checkouts, "NEO_Continual"),
+        "t3a": t3a(checkouts, 4),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    sys.meta_path.insert(0, Stand())
+    checkouts = Path(sys.argv[1])
+    found: Arrays = {}
+    for kind in KINDS:
+        torch.set_default_dtype(torch.float32)
+        given = inputs(seed_of(kind))
+        net = build(kind, seed_of(kind), given).double().requires_grad_(False)
+        torch.set_default_dtype(torch.float64)
+        for name, run in runs(checkouts).items():
+            arrays = run(copy.deepcopy(net), torch.from_numpy(given["x"]).double())
+            found |= {f"{name}/{kind}/{key}": np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
+    versions = {"made_by": f"{Path(__file__).name}, torch {torch.__version__}", **COMMITS}
+    save_file(found, GOLDEN / "official_methods.safetensors", versions)
+
+
+if __name__ == "__main__":
+    main()
