@@ -58,7 +58,7 @@ def test_small_residuals_are_not_worth_a_stage() -> None:
 
 @pytest.mark.parametrize("floats", [None, "dense", "int8"])
 def test_later_stages_hold_fewer_residuals(floats: str | None) -> None:
-    """What the stages are for: after each, residual bytes are freed, packed ones too."""
+    """Each stage frees residual bytes, also packed residuals; that is the purpose of stages."""
     joint, outputs, _ = joint_of(MODELS["wide_resnet"])
     halves = partition(
         joint.model, outputs, joint.gradients, planned(joint, 512, None if floats is None else packing(512, floats))

@@ -53,7 +53,7 @@ def images(count: int = 32) -> np.ndarray:
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_a_dropped_activation_comes_back(activation: str, tmp_path: Path) -> None:
-    """onnxruntime's quantizer drops the Clip; the lifted model computes what the 8-bit file computes."""
+    """onnxruntime's quantizer drops the Clip; the lifted model computes the outputs of the 8-bit file."""
     file = quantized_by_the_engine(normalise(load(saved(net(activation), tmp_path))), images(), tmp_path)
     proto = onnx.load(file)
     assert not {"Relu", "Clip"} & {node.op_type for node in proto.graph.node}

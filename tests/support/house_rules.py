@@ -1,18 +1,13 @@
-"""The list of places that do not keep a rule of the architecture yet: `known_violations.txt`, one `rule: place` a line.
-
-`python -m tests.support.known_violations` removes the lines of the list that no longer hold.  It adds none.
-"""
+"""The rules of the house: limits on files, functions, names and records, and the places that break a rule."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from statistics import median
 
 from tests.support import code_measures as measures
 from tests.support.import_graph import arrows, backward, circles
 
-LIST = Path(__file__).with_suffix(".txt")
 FUNCTION_LINES = 40
 FILE_LINES = 350
 MEDIAN_LINES = 8
@@ -24,22 +19,16 @@ FIELDS = 4
 PUBLIC = {"ttac/pipeline.py::compile_model"}
 """`ttac.compile` takes each option of a compile as an argument."""
 
-
 RULES = (
-    "backward import",
-    "circle",
-    "function lines",
-    "file lines",
-    "arguments",
-    "file name twice",
-    "test name",
+    "backward import", "circle", "function lines", "file lines", "arguments", "file name twice", "test name",
     "positional record",
-)
+)  # fmt: skip
+"""The name of each rule, in the order of `violations`."""
 
 
 @cache
 def violations() -> dict[str, list[str]]:
-    """Rule -> the places that do not keep it."""
+    """Return the places that break each rule, by the name of the rule."""
     found, package, tests = arrows(), measures.sources(), measures.tests()
     return {
         "backward import": sorted({str(arrow) for arrow in backward(found)}),
@@ -59,23 +48,3 @@ def above(bound: int, found: list[measures.Measured]) -> list[str]:
 
 def median_function_lines() -> float:
     return median(one.size for one in measures.function_lines(measures.sources()))
-
-
-def known(rule: str) -> list[str]:
-    """The places that the list excuses from `rule`."""
-    return [place for name, place in lines() if name == rule]
-
-
-def lines() -> list[tuple[str, str]]:
-    split = (line.partition(": ") for line in LIST.read_text(encoding="utf-8").splitlines() if line)
-    return [(rule, place) for rule, _, place in split]
-
-
-def main() -> None:
-    found = violations()
-    kept = [(rule, place) for rule, place in lines() if place in found[rule]]
-    LIST.write_text("".join(f"{rule}: {place}\n" for rule, place in kept), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
