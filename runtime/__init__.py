@@ -26,11 +26,13 @@ _PLACES = {
 }
 
 
-def load(path: str | Path, threads: int | None = None, settings: EngineSettings | None = None) -> Adapter:
+def load(
+    path: str | Path, threads: int | None = None, settings: EngineSettings | None = None, form: str = "auto"
+) -> Adapter:
     """Return the adapter for the bundle in folder `path`; arguments and errors are those of `Adapter`."""
     from ttac.runtime.adapter import Adapter
 
-    return Adapter(path, threads, settings)
+    return Adapter(path, threads, settings, form)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,19 +11,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ttac.errors import UsageError
+from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import Bundle, open_bundle
 from ttac.runtime.commit import State
 from ttac.runtime.engine import Device, EngineSettings
+from ttac.runtime.form_cache import remember
+from ttac.runtime.form_table import FormSpec
+from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
 from ttac.runtime.hash_check import inside
 from ttac.runtime.inputs import check_inputs
 from ttac.runtime.json_values import HINT
-from ttac.runtime.loaded_graph import LoadedGraph
-from ttac.runtime.program.bind import bind, overwritten
+from ttac.runtime.loaded_form import LoadedForm
+from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
-from ttac.runtime.program.words import graphs_of
-from ttac.runtime.program.world import Tensor, World
-from ttac.runtime.records import WEIGHTS, TensorSpec
+from ttac.runtime.records import TensorSpec
 from ttac.runtime.state_files import check_plausible, read_state, write_state
 from ttac.runtime.tensors import check_tensors, map_tensors
 
@@ -44,6 +45,10 @@ class Adapter:
         path: the bundle's folder; the hash of every file is verified.
         threads: threads inside an operator; None means the target's count, 0 the engine's choice.
         settings: session settings for experiments; its `threads` counts if `threads` is None.
+        form: "portable" for graphs of standard operators, "blocked" for graphs in the engine's internal layout, "auto"
+            for blocked graphs where the engine runs them.  The first step is compared with the portable graphs: logits
+            and new state.  If it differs, the adapter changes to the portable graphs, and `stats` gives the reason.
+            With "auto", the folder remembers the result for this engine and processor in `form-cache.json`.
 
     Raises:
         UsageError: there is no bundle at `path`, or `threads` is not a count.
@@ -51,20 +56,25 @@ class Adapter:
         VerificationError: a file of the bundle does not fit the manifest.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        settings: EngineSettings | None = None,
+        form: str = "auto",
+    ) -> None:
         self.path = Path(path)
         self._manifest = open_bundle(self.path)
         self._lock = threading.RLock()
         self._device = Device()
-        self._graphs = self._sessions(_settled(settings or EngineSettings(), threads, self._manifest.threads))
-        self._weights = self._mapped_weights()
-        deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, self._graphs)}
+        self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
+        self._choice = choose_form(self.path, self._manifest, form)
+        updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
+        deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}
         state, place = self._manifest.state, f"`{self.path}`"
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
-        world = self._world()
-        self._programs = {
-            name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
-        }
+        self._form = self._load(self._choice.spec)
+        self._reference: LoadedForm | None = None
         self._stats: dict[str, Any] = _no_stats()
         self._rejected_in_a_row = 0
 
@@ -112,10 +122,11 @@ class Adapter:
         rejected: steps whose new state was not finite and was dropped.
         resets: resets of the state after `REJECTED_IN_A_ROW` consecutive rejections.
         milliseconds: time of the last step.
+        form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.
         Further scalars (such as `entropy`) are the last report of the graphs.
         """
         with self._lock:
-            return dict(self._stats)
+            return {**self._stats, **self._choice.stats}
 
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict and adapt: inputs [n, ...] -> outputs [n, ...], n from the smallest to the planned batch.
@@ -134,6 +145,7 @@ class Adapter:
         with self._lock:
             self._state.refuse_torn()
             inputs = check_inputs(x, self._manifest)
+            self._confirm(inputs)
             start = time.perf_counter()
             outputs, step = self._perform("step", inputs)
             adapted = self._state.commit(step.pending, step.deferred)
@@ -154,7 +166,9 @@ class Adapter:
         """Predict with the adapted state; change neither state nor stats; otherwise like `step`."""
         with self._lock:
             self._state.refuse_torn()
-            return self._perform("predict", check_inputs(x, self._manifest))[0]
+            inputs = check_inputs(x, self._manifest)
+            self._confirm(inputs)
+            return self._perform("predict", inputs)[0]
 
     def reset(self) -> None:
         """Set the state to the exact compiled values, and all counters to zero."""
@@ -194,10 +208,46 @@ class Adapter:
         _warn("`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
         return True
 
-    def _perform(self, program: str, inputs: Mapping[str, np.ndarray]) -> tuple[Outputs, Step]:
+    def _confirm(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Compare a step of a blocked form with the portable graphs; change to them if the steps differ.
+
+        The compared step leaves no trace.  Each call compares until a step changes a parameter.
+        """
+        if self._choice.confirmed:
+            return
+        self._reference = self._reference or self._load(None)
+        expected, key = self._outcome(inputs, self._reference), self._choice.key
+        try:
+            reason = disagreement(self._outcome(inputs, self._form), expected)
+        except RuntimeMissingError as error:
+            reason, key = f"the engine fails in its blocked layout ({error.what})", ""
+        if not reason and not expected.trains:
+            return
+        if reason:
+            self._form = self._reference
+        self._choice = Choice(None if reason else self._choice.spec, reason)
+        self._reference = None
+        if key and (problem := remember(self.path, key, self._choice.name, reason)):
+            _warn("`%s`: each process compares the blocked graphs again: %s", self.path, problem)
+
+    def _outcome(self, inputs: Mapping[str, np.ndarray], form: LoadedForm) -> Outcome:
+        """A step that is not committed."""
+        outputs, step = self._perform("step", inputs, form)
+        arrays = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+        roles = {entry["name"]: entry["role"] for entry in self._manifest.raw["state"]["tensors"]}
+        new = {name: np.array(self._device.array(tensor)) for name, tensor in step.pending.items()}
+        return Outcome(outputs=arrays, old=self._state.arrays(), new=new, roles=roles)
+
+    def _load(self, spec: FormSpec | None) -> LoadedForm:
+        return LoadedForm(self.path, self._manifest, self._settings, self._state, spec)
+
+    def _perform(
+        self, program: str, inputs: Mapping[str, np.ndarray], form: LoadedForm | None = None
+    ) -> tuple[Outputs, Step]:
+        form = form or self._form
         values = {name: self._device.tensor(array) for name, array in inputs.items()}
-        step = Step(world=self._world(), values=values)
-        tensors = step.perform(self._programs[program])
+        step = Step(world=form.world(self._state), values=values)
+        tensors = step.perform(form.programs[program])
         assert tensors is not None, "parse_program checked that every path returns"
         arrays = [self._device.array(tensor).copy() for tensor in tensors]
         step.values = {}
@@ -205,42 +255,12 @@ class Adapter:
             return arrays[0], step
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
 
-    def _world(self) -> World:
-        inputs = frozenset(spec.name for spec in self._manifest.inputs)
-        state = self._state
-        return World(
-            device=self._device,
-            graphs=self._graphs,
-            inputs=inputs,
-            state=state.tensors,
-            initial=state.initial,
-            weights=self._weights,
-        )
-
     def _initial_state(self) -> dict[str, np.ndarray]:
         path = inside(self.path, self._manifest.state_file)
         arrays, _ = map_tensors(path)
         check_tensors(arrays, self._manifest.state, f"`{path}`")
         check_plausible(arrays, f"`{path}`", HINT)
         return arrays
-
-    def _mapped_weights(self) -> dict[str, Tensor]:
-        """The weights that are graph inputs; all sessions read the same mapped memory."""
-        if WEIGHTS not in self._manifest.files:
-            return {}
-        arrays, _ = map_tensors(inside(self.path, WEIGHTS))
-        needed = {name for graph in self._graphs.values() for name in graph.inputs}
-        return {name: self._device.tensor(array) for name, array in arrays.items() if name in needed}
-
-    def _sessions(self, settings: EngineSettings) -> dict[str, LoadedGraph]:
-        needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
-        # A single graph has no partner for a shared arena, and the arena would keep 17 to 47 MB of loading memory.
-        settings = replace(settings, shared_arena=settings.shared_arena and len(needed) > 1)
-        return {
-            name: LoadedGraph(inside(self.path, spec.file), spec, self._manifest, settings)
-            for name, spec in self._manifest.graphs.items()
-            if name in needed
-        }
 
 
 def _settled(settings: EngineSettings, threads: int | None, planned: int) -> EngineSettings:

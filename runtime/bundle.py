@@ -73,8 +73,9 @@ def open_bundle(folder: str | Path) -> Manifest:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     check_hashes(folder, manifest.files)
-    for graph in manifest.graphs.values():
-        path = inside(folder, graph.file)
+    spelled = [file for form in manifest.forms for file in (form.probe, *form.graphs.values())]
+    for file in (*(graph.file for graph in manifest.graphs.values()), *spelled):
+        path = inside(folder, file)
         for location in external_files(path):
             if location not in manifest.files:
                 raise VerificationError(

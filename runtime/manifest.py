@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttac.errors import RuntimeMissingError
+from ttac.runtime.form_table import parse_forms
 from ttac.runtime.json_values import (
     MANIFEST,
     a_count,
@@ -47,6 +48,8 @@ KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
+FORMS = "forms"
+"""Key of the table of forms, which a bundle without blocked graphs lacks."""
 
 
 def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
@@ -58,8 +61,8 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     """
     _check_format(raw)
     keys = set(raw)
-    if keys != KEYS:
-        odd = ", ".join(f"`{key}`" for key in sorted(keys ^ KEYS))
+    if keys - {FORMS} != KEYS:
+        odd = ", ".join(f"`{key}`" for key in sorted((keys - {FORMS}) ^ KEYS))
         refuse("the top level", f"has {'unknown' if keys - KEYS else 'missing'} keys: {odd}")
     _check_informative(raw)
     files = _files(raw["files"])
@@ -83,6 +86,7 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         state=state,
         graphs=graphs,
         programs=_programs(raw["programs"], graphs, state, len(outputs)),
+        forms=parse_forms(raw.get(FORMS, []), files, graphs),
     )
 
 

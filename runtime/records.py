@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttac.runtime.form_table import FormSpec
 from ttac.runtime.program.words import Word
 
 WEIGHTS = "weights.safetensors"
@@ -15,7 +16,7 @@ ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
 OPTIMIZATIONS = ("basic", "extended", "all")
 HEADS = ("classes", "binary", "dense")
 VALUES = ("logits", "probabilities", "log_probabilities")
-COUNTED = ("steps", "samples", "rejected", "resets", "milliseconds")
+COUNTED = ("steps", "samples", "rejected", "resets", "milliseconds", "form", "form_reason")
 """Names in `adapter.stats` that a graph's scalars may not take."""
 
 
@@ -86,6 +87,7 @@ class Manifest:
     state: Mapping[str, TensorSpec]
     graphs: Mapping[str, GraphSpec]
     programs: Mapping[str, tuple[Word, ...]]
+    forms: tuple[FormSpec, ...] = ()
 
     @property
     def output(self) -> TensorSpec:

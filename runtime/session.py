@@ -41,6 +41,7 @@ class InferenceSession:
         provider_options: not used.
         adapt: whether `run` adapts; the attribute may be changed at any time.
         threads: as in `ttac.load`.
+        form: as in `ttac.load`.
 
     Raises the errors of `ttac.load`, and UsageError for providers without the CPU.
     """
@@ -54,6 +55,7 @@ class InferenceSession:
         *,
         adapt: bool = True,
         threads: int | None = None,
+        form: str = "auto",
     ) -> None:
         names = [provider if isinstance(provider, str) else provider[0] for provider in providers or [PROVIDER]]
         if PROVIDER not in names:
@@ -64,7 +66,7 @@ class InferenceSession:
             )
         if threads is None and sess_options is not None:
             threads = sess_options.intra_op_num_threads or None
-        self.adapter = Adapter(path_or_bytes, threads=threads)
+        self.adapter = Adapter(path_or_bytes, threads=threads, form=form)
         self.adapt = adapt
 
     def run(

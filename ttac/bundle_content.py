@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,7 @@ class BundleContent:
         moves: graph -> graph output -> state tensor.
         stats: graph -> graph output -> name in `adapter.stats`.
         fed_weights: weights that are graph inputs, by name.
+        forms: further spellings of the graphs, as entries of the manifest.
     """
 
     state: CompileState
@@ -40,6 +42,7 @@ class BundleContent:
     moves: Mapping[str, Mapping[str, str]]
     stats: Mapping[str, Mapping[str, str]]
     fed_weights: Mapping[str, np.ndarray]
+    forms: Sequence[Mapping[str, Any]] = ()
 
     @property
     def logits(self) -> str:

@@ -67,6 +67,7 @@ def manifest(
         "memory": dict(memory),
         "verified": dict(verified),
         "executed_on": [engine()] if verified else [],
+        **({"forms": list(content.forms)} if content.forms else {}),
     }
 
 

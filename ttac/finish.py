@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ttac.blocked_form import remove_forms, run_here, write_forms
 from ttac.bundle_content import BundleContent
 from ttac.bundle_writer import manifest, report, write_files
 from ttac.memory_check import OverBudget, over_budget, planned_memory
@@ -16,7 +17,7 @@ from ttac.reports.measure import measure
 from ttac.reports.progress import RoomLog
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.staging import staging
-from ttac.verification import verify
+from ttac.verification import verification_feeds, verify
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,23 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         differences = verify(content, folder)
         log.verify(differences.as_dict())
         differences.refuse()
+        content = replace(content, forms=write_forms(content, folder, verification_feeds(content), log.note))
         memory = planned_memory(content)
         # The measured program takes every branch: a step needs that much at most.
         seal(content, folder, differences, memory, log.lines, unguarded(content))
-        figures = measure(folder, steps=3, threads=options.target.threads or None)
+        threads = options.target.threads or None
+        figures = measure(folder, steps=3, threads=threads, form="portable")
         log.measure(figures, memory["planned"])
         memory["measured"] = figures or {}
         refusal = over_budget(content, memory)
         if refusal is not None:
             return refusal
+        if run_here(content.forms, folder):
+            memory["measured_blocked"] = measure(folder, steps=3, threads=threads, form="blocked") or {}
+            if over_budget(content, {**memory, "measured": memory["measured_blocked"]}) is not None:
+                remove_forms(content.forms, folder)
+                content = replace(content, forms=())
+                log.note("the blocked graphs are left out: they need more than the budget")
         seal(content, folder, differences, memory, log.lines, programs(content))
         return Finished(Bundle.dry(folder) if options.dry_run else place(folder, options.output))
 

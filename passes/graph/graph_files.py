@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ttac.passes.graph.shorten import SHARED_BYTES, constant_vectors, fill, is_8_bit, shorten
 
@@ -53,16 +53,20 @@ class WeightPool:
 
     def write(self, folder: Path) -> Mapping[str, tuple[int, int]]:
         """Write the file into `folder`; return name -> (offset in the file, length), in bytes."""
-        path = folder / WEIGHTS
-        save_file(self.tensors, path)
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        return {
-            name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
+        save_file(self.tensors, folder / WEIGHTS)
+        return places_in(folder / WEIGHTS)
+
+
+def places_in(path: Path) -> dict[str, tuple[int, int]]:
+    """Tensor -> (offset in the safetensors file, length), in bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _digest(array: np.ndarray) -> str:
@@ -102,6 +106,22 @@ def write_graphs(
             shorten(proto, kept)
         onnx.save_model(proto, str(folder / f"{graph}.onnx"))
         for name, tensor in tensors.items():
+            model.graph.initializers[name].const_value = tensor
+
+
+def write_more_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
+    """Write `<name>.onnx` beside graphs that are there, and leave the weights file unchanged.
+
+    Large constants point into the weights file where it holds their content; others are written into the graph.
+    """
+    places, arrays = places_in(folder / WEIGHTS), load_file(folder / WEIGHTS)
+    stored = {_digest(array): places[name] for name, array in arrays.items()}
+    for graph, model in models.items():
+        large = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value is not None}
+        digests = {name: _digest(tensor.numpy()) for name, tensor in large.items() if is_outside(tensor)}
+        held = _point_into_file(model, {name: stored[digest] for name, digest in digests.items() if digest in stored})
+        onnx.save_model(_in_order(ir.to_proto(model)), str(folder / f"{graph}.onnx"))
+        for name, tensor in held.items():
             model.graph.initializers[name].const_value = tensor
 
 

@@ -21,13 +21,13 @@ def bind(words: Sequence[Word], world: World, where: str) -> tuple[Word, ...]:
     return _bind(words, world, frozenset())[0]
 
 
-def overwritten(words: Sequence[Word], graphs: Mapping[str, Graph]) -> set[str]:
-    """Names of the state tensors that deferred runs update."""
+def overwritten(words: Sequence[Word], updates: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """Names of the state tensors that deferred runs update; `updates` has graph -> output -> state tensor."""
     return {
         name
         for word in all_words(words)
         if isinstance(word, Run) and word.deferred
-        for name in graphs[word.graph].state.values()
+        for name in updates[word.graph].values()
     }
 
 

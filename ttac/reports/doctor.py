@@ -108,6 +108,17 @@ def import_failure() -> str:
     return last if done.returncode else ""
 
 
+def engine_block() -> tuple[int, str] | None:
+    """Return the channels of a block in the engine's layout, or 0 and the reason; None if no probe can be made or run.
+
+    The probe runs in a child process because internal operators may crash an engine.
+    """
+    code = "from ttac.passes.blocked.probe import engine_block; print(*engine_block())"
+    done = run_code(code, seconds=120)
+    block, _, reason = done.stdout.strip().partition(" ")
+    return None if done.returncode else (int(block), reason)
+
+
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -147,6 +158,8 @@ def _engine() -> Iterator[Check]:
             note=crash,
             hint="pip install --force-reinstall " + next(iter(found)),
         )
+    else:
+        yield from _layout()
     if len(found) > 1:
         note = "they overwrite each other's files; keep one"
         yield Check(
@@ -156,6 +169,16 @@ def _engine() -> Iterator[Check]:
             note=note,
             hint="pip uninstall " + " ".join(list(found)[1:]),
         )
+
+
+def _layout() -> Iterator[Check]:
+    if (layout := engine_block()) is None:
+        return
+    block, reason = layout
+    if block:
+        yield Check(part="graphs", verdict="info", found=f"blocked-{block}", note="the engine runs blocked graphs")
+    else:
+        yield Check(part="graphs", verdict="info", found="portable", note=reason)
 
 
 def _packages() -> Iterator[Check]:

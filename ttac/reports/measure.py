@@ -1,4 +1,4 @@
-"""Memory of a bundle's step, measured in a fresh process: `python -m ttac.reports.measure BUNDLE STEPS THREADS FILE`.
+"""Memory of a step, measured in a fresh process: `python -m ttac.reports.measure BUNDLE STEPS THREADS FILE FORM`.
 
 `peak` is VmHWM over ten steps at the planned batch minus VmRSS before the steps; the high-water mark is reset before.
 `loaded` is VmRSS before the steps minus VmRSS of the bare interpreter with the engine imported.  Linux only.
@@ -25,17 +25,22 @@ STEPS, WARM_UP = 10, 2
 
 
 def measure(
-    bundle: Path, steps: int = STEPS, threads: int | None = None, samples: Path | None = None
+    bundle: Path,
+    steps: int = STEPS,
+    threads: int | None = None,
+    samples: Path | None = None,
+    form: str = "auto",
 ) -> dict[str, Any] | None:
     """Return `peak` and `loaded` of a bundle in bytes, and the median `seconds` of a step; None without counters.
 
     Args:
         samples: an `.npy` with at least one batch of the model's input; None for random numbers.  A method that learns
             from certain samples only may learn nothing from random numbers, and then needs less memory.
+        form: of the graphs, as in `ttac.load`.
 
     Only Linux has the counters.  Raises RuntimeMissingError when the process fails.
     """
-    return measured_by("ttac.reports.measure", [str(bundle), str(steps), str(threads or 0), str(samples or "")])
+    return measured_by("ttac.reports.measure", [str(bundle), str(steps), str(threads or 0), str(samples or ""), form])
 
 
 def measured_by(module: str, arguments: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -109,7 +114,7 @@ def main() -> None:
 
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
-    adapter = runtime.load(folder, threads=threads or None)
+    adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
     samples = random_samples(adapter.batch, [int(size) for size in adapter.input_shape])
     if file:
         samples = np.load(file, allow_pickle=False)[: adapter.batch]

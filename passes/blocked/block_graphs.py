@@ -1,0 +1,196 @@
+"""Rewrite the forward and the backward stages of a bundle into the blocked layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_squares
+from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
+from ttac.passes.blocked.fuse import fuse
+from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
+from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.shapes import dims
+from ttac.passes.lower.lower import name_nodes
+
+ELEMENTWISE = frozenset(
+    "Relu Add Mul Sub Div Neg HardSigmoid Sigmoid Cast Greater Less And Not Or Clip Min Max Sign Abs Sqrt Exp Tanh "
+    "LeakyRelu HardSwish Identity Erf Reciprocal Pow Softplus Elu GreaterOrEqual LessOrEqual".split()
+)
+"""Operators whose outputs depend on the elements at the same place only."""
+
+
+@dataclass(frozen=True)
+class BlockedGraphs:
+    """The graphs of one block size, and the recipe of each weight that they take as an input."""
+
+    block: int
+    graphs: Mapping[str, ir.Model]
+    recipes: Mapping[str, Recipe]
+
+
+def block_graphs(
+    graphs: Mapping[str, ir.Model], block: int, fed: Collection[str], outside: Collection[str]
+) -> BlockedGraphs:
+    """Copies of `graphs`, in the order in which they run, in the blocked layout of `block` channels.
+
+    Args:
+        fed: names of graph inputs that are constant weights.
+        outside: names of outputs that anybody but a later one of `graphs` reads; they stay plain.
+    """
+    crossing: set[str] = set()
+    recipes: dict[str, Recipe] = {}
+    made: dict[str, ir.Model] = {}
+    for name, model in graphs.items():
+        made[name], found = _block(model.clone(), block, frozenset(fed), crossing, frozenset(outside))
+        recipes |= found
+    return BlockedGraphs(block, made, recipes)
+
+
+def is_worthwhile(made: BlockedGraphs) -> bool:
+    """Whether there are more convolutions with reordered weights than reorders of activations."""
+    nodes = [node for model in made.graphs.values() for node in model.graph if node.domain == DOMAIN]
+    convolutions = [n for n in nodes if n.op_type == "Conv" and str(n.inputs[1].name) in made.recipes]  # type: ignore[union-attr]
+    return len(convolutions) > sum(node.op_type.startswith("Reorder") for node in nodes)
+
+
+def _block(
+    model: ir.Model, block: int, fed: frozenset[str], crossing: set[str], outside: frozenset[str]
+) -> tuple[ir.Model, dict[str, Recipe]]:
+    """`model` rewritten in place; `crossing` names the values that come in blocked, and gets those that go out so."""
+    graph = model.graph
+    at = Layouts(op=LayoutBuilder(graph, ROOM, model.opset_imports[""]), block=block, fed=fed)
+    for value in graph.inputs:
+        if value.name in crossing:
+            at.of[value] = value
+            at.only.add(value)
+    for node in list(graph):
+        with at.op.at(node.metadata_props.get(LAYER, ""), before=node):
+            if not _rewritten(at, node):
+                _read_plain(at, node)
+    _hand_over(at, graph, crossing, outside)
+    _take_inputs(at, graph)
+    common.RemoveUnusedNodesPass()(model)
+    fuse(graph)
+    name_nodes(model)
+    model.opset_imports[DOMAIN] = 1
+    return model, at.recipes
+
+
+def _rewritten(at: Layouts, node: ir.Node) -> bool:
+    rule = RULES.get(node.op_type)
+    if node.domain:
+        return False
+    if rule is not None:
+        return rule(at, node)
+    return node.op_type in ELEMENTWISE and _block_elementwise(at, node)
+
+
+def _block_elementwise(at: Layouts, node: ir.Node) -> bool:
+    """The same operator on blocked operands; scalars stay."""
+    out = node.outputs[0]
+    if not at.fits(out) or len(node.outputs) != 1:
+        return False
+    large = [value for value in node.inputs if value is not None and not _is_scalar(value)]
+    floating = out.dtype == ir.DataType.FLOAT
+    if not (any if floating else all)(at.has(value) for value in large):
+        return False
+    if not all(known_dims(value) == dims(out) and at.can(value) for value in large):
+        return False
+    operands = [None if v is None else v if _is_scalar(v) else at.blocked(v) for v in node.inputs]
+    at.replace(out, at.op.copy(node, operands))
+    return True
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return value.shape is not None and all(size == 1 for size in value.shape)
+
+
+def _block_size(at: Layouts, node: ir.Node) -> bool:
+    """Size and Shape are those of either form."""
+    x = node.inputs[0]
+    if at.has(x):
+        node.replace_input_with(0, at.blocked(x))
+        return True
+    return False
+
+
+def _block_reshape(at: Layouts, node: ir.Node) -> bool:
+    """A Reshape to the shape that the value has, which only makes it wait."""
+    x, shape = node.inputs
+    if not at.has(x) or not at.fits(node.outputs[0]) or known_dims(x) != dims(node.outputs[0]):
+        return False
+    at.replace(node.outputs[0], at.op.copy(node, [at.blocked(x), shape]))
+    return True
+
+
+def _block_concat(at: Layouts, node: ir.Node) -> bool:
+    """Concat of channels, where each operand has whole blocks of them."""
+    out = node.outputs[0]
+    if node.attributes.get_int("axis") != 1 or not at.fits(out) or not any(at.has(value) for value in node.inputs):
+        return False
+    if not all(at.can(value) for value in node.inputs):
+        return False
+    at.replace(out, at.op.copy(node, [at.blocked(value) for value in node.inputs]))
+    return True
+
+
+RULES: Mapping[str, Callable[[Layouts, ir.Node], bool]] = {
+    "Conv": block_conv,
+    "ConvTranspose": block_transposed,
+    "MaxPool": block_pool,
+    "AveragePool": block_pool,
+    "BatchNormalization": block_norm,
+    "GlobalAveragePool": block_mean,
+    "ReduceSum": block_mean,
+    "ReduceMean": block_squares,
+    "Size": _block_size,
+    "Shape": _block_size,
+    "Reshape": _block_reshape,
+    "Concat": _block_concat,
+}
+
+
+def _read_plain(at: Layouts, node: ir.Node) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is not None and value in at.only and not _dies(at, node):
+            node.replace_input_with(index, at.plain(value))
+
+
+def _dies(at: Layouts, node: ir.Node) -> bool:
+    """Whether the node's only reader is about to be replaced: the first half of a mean of squares."""
+    if node.op_type != "ReduceSumSquare":
+        return False
+    readers = [use.node for use in node.outputs[0].uses()]
+    return all(reader.op_type == "ReduceMean" and _is_square(node, reader) for reader in readers)
+
+
+def _is_square(node: ir.Node, reader: ir.Node) -> bool:
+    axes, rest = constant_ints(node.inputs[1]), constant_ints(reader.inputs[1])
+    return (axes, rest) in (([3], [0, 2]), ([2, 3], [0]))
+
+
+def _hand_over(at: Layouts, graph: ir.Graph, crossing: set[str], outside: frozenset[str]) -> None:
+    """Make the graph's outputs those of the rewritten nodes, under their names."""
+    for index, value in enumerate(graph.outputs):
+        if value not in at.only:
+            continue
+        name = str(value.name)
+        if name in outside:
+            new = at.plain(value)
+        else:
+            new = at.of[value]
+            crossing.add(name)
+        value.name = f"{name}.replaced"
+        graph.outputs[index] = new
+        new.name = name
+
+
+def _take_inputs(at: Layouts, graph: ir.Graph) -> None:
+    graph.inputs.extend(at.inputs.values())
+    for value in list(graph.inputs):
+        if not value.uses() and str(value.name) in at.fed:
+            graph.inputs.remove(value)

@@ -1,0 +1,95 @@
+"""Affine maps and sums of channels in the blocked layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.blocked.layout import Layouts, constant_ints, rename
+from ttac.passes.graph.shapes import dims
+
+MAPS = [2, 3]
+"""The axes of a map."""
+AT_ONCE = 64
+"""Elements that the engine adds up one after the other; of larger maps, rows first and then their sums."""
+
+
+def block_norm(at: Layouts, node: ir.Node) -> bool:
+    """BatchNormalization in inference form: a depthwise 1x1 Conv whose kernel the graph computes."""
+    x, scale, bias, mean, var = node.inputs
+    if not at.has(x) or len(node.outputs) != 1 or scale is None or var is None:
+        return False
+    op, channels = at.op, int(dims(x)[1])
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    slope: ir.Value = scale
+    if not _is(var, 1.0) or epsilon:
+        slope = op.Div(scale, op.Sqrt(op.Add(var, float(epsilon))))
+    offset = bias if _is(mean, 0.0) else op.Sub(bias, op.Mul(mean, slope))
+    kernel = op.Reshape(slope, [channels, 1, 1, 1])
+    made = op.internal(
+        "Conv", [at.blocked(x), kernel, offset], dims(x), group=channels, kernel_shape=[1, 1], pads=[0, 0, 0, 0]
+    )
+    at.replace(node.outputs[0], made)
+    return True
+
+
+def _is(value: ir.Value | None, number: float) -> bool:
+    return value is not None and value.const_value is not None and bool((value.const_value.numpy() == number).all())
+
+
+def block_mean(at: Layouts, node: ir.Node) -> bool:
+    """ReduceMean, ReduceSum and GlobalAveragePool of whole maps."""
+    x = node.inputs[0]
+    if not at.has(x):
+        return False
+    if node.op_type == "GlobalAveragePool":
+        _put(at, node, pooled(at, at.blocked(x)))
+        return True
+    if constant_ints(node.inputs[1] if len(node.inputs) > 1 else None) != MAPS:
+        return False
+    found = pooled(at, at.blocked(x))
+    if node.op_type == "ReduceSum":
+        found = at.op.Mul(found, float(_elements(x)))
+    _put(at, node, found)
+    return True
+
+
+def block_squares(at: Layouts, node: ir.Node) -> bool:
+    """The mean of squares: ReduceSumSquare over rows or maps, and the ReduceMean over the other axes that reads it."""
+    made = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node.op_type != "ReduceMean" or made is None or made.op_type != "ReduceSumSquare":
+        return block_mean(at, node)
+    x = made.inputs[0]
+    axes, rest = (constant_ints(reader.inputs[1]) for reader in (made, node))
+    if not at.has(x) or (axes, rest) not in (([3], [0, 2]), (MAPS, [0])) or node.attributes.get_int("keepdims") != 0:
+        return False
+    op, blocked = at.op, at.blocked(x)
+    mean = op.ReduceMean(pooled(at, op.Mul(blocked, blocked)), [0], keepdims=0)
+    count = dims(x)[3] if axes == [3] else _elements(x)
+    _put(at, node, op.Mul(mean, float(count)))
+    return True
+
+
+def pooled(at: Layouts, x: ir.Value) -> ir.Value:
+    """The blocked x [N, C, H, W] -> means of its maps, [N, C]."""
+    op, (batch, channels, height, width) = at.op, dims(x)
+    if int(height) * int(width) > AT_ONCE:
+        rows = op.Reshape(x, [0, int(channels) * int(height), 1, int(width)])
+        means = op.internal("GlobalAveragePool", [rows], [batch, int(channels) * int(height), 1, 1])
+        x = op.Reshape(means, [0, int(channels), int(height), 1])
+    found = op.Reshape(op.internal("GlobalAveragePool", [x], [batch, channels, 1, 1]), [0, int(channels)])
+    found.shape = ir.Shape([batch, channels])
+    return found
+
+
+def _elements(x: ir.Value | None) -> int:
+    return int(np.prod([int(size) for size in dims(x)[2:]]))
+
+
+def _put(at: Layouts, node: ir.Node, found: ir.Value) -> None:
+    """Let `found` [N, C] or [C] take the place of the node's output, in its shape."""
+    old = node.outputs[0]
+    if len(dims(old)) == 4:
+        found = at.op.Reshape(found, [0, int(dims(old)[1]), 1, 1])
+    found.shape, found.type = old.shape, old.type
+    rename(old, found)

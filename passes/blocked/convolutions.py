@@ -1,0 +1,158 @@
+"""Convolutions and pools in the blocked layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of, known_dims
+from ttac.passes.graph.shapes import dims
+
+WINDOW = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
+
+
+def block_conv(at: Layouts, node: ir.Node) -> bool:
+    """Conv with a constant kernel: an internal Conv.  An input with fewer channels than a block stays plain."""
+    x, w, *rest = node.inputs
+    if x is None or w is None or not at.is_weight(w) or len(known_dims(w)) != 4 or not at.fits(node.outputs[0]):
+        return False
+    group = node.attributes.get_int("group", 1)
+    order = weight_order(at.block, [int(size) for size in dims(w)], group)
+    if not order:
+        return False
+    narrow = order == "OIHWBo" and group == 1
+    if not narrow and not at.can(x):
+        return False
+    source = at.plain(x) if narrow else at.blocked(x)
+    kernel = at.weight(Recipe(w, order), [int(size) for size in dims(w)])
+    bias = [value for value in rest if value is not None]
+    made = at.op.internal(
+        "Conv", [source, kernel, *bias], dims(node.outputs[0]), group=group, **attributes_of(node, *WINDOW)
+    )
+    at.replace(node.outputs[0], made)
+    return True
+
+
+def weight_order(block: int, shape: Sequence[int], group: int) -> str:
+    """How the engine's kernels want a kernel [O, I/group, h, w] to be blocked; empty where they cannot take it."""
+    outputs, inputs = shape[0], shape[1]
+    if outputs % block:
+        return ""
+    if group == 1:
+        return "OIHWBiBo" if inputs % block == 0 else "OIHWBo" if inputs < block else ""
+    if inputs == 1 and outputs == group:
+        return "OIHWBo"
+    return "OIHWBiBo" if inputs % block == 0 and outputs // group % block == 0 else ""
+
+
+def block_transposed(at: Layouts, node: ir.Node) -> bool:
+    """ConvTranspose with a stride: one Conv for each phase of its output, and the phases interleaved."""
+    g, w, *rest = node.inputs
+    if (
+        rest
+        or not at.is_weight(w)
+        or len(known_dims(w)) != 4
+        or not at.can(g)
+        or not at.fits(node.outputs[0])
+        or "auto_pad" in node.attributes
+    ):
+        return False
+    assert g is not None and w is not None
+    phases = phases_of(at, node, g, w)
+    if phases is None:
+        return False
+    at.replace(node.outputs[0], interleave(at, phases, node.outputs[0]))
+    return True
+
+
+def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list[ir.Value | None]] | None:
+    """The output of a ConvTranspose by phase [row, column], blocked; None for one to which no tap contributes."""
+    sizes = [int(size) for size in dims(w)]
+    strides = [int(stride) for stride in node.attributes.get_ints("strides", (1, 1))]
+    outs = [int(size) for size in dims(node.outputs[0])[2:]]
+    group = node.attributes.get_int("group", 1)
+    # A kernel [O, C/group, h, w] of the forward becomes [C, O/group, h, w].
+    swapped = [sizes[1] * group, sizes[0] // group, *sizes[2:]]
+    order = weight_order(at.block, swapped, group)
+    dilated = any(step != 1 for step in node.attributes.get_ints("dilations", (1, 1)))
+    if dilated or not order or (order == "OIHWBo" and group == 1):
+        return None
+    if set(strides) != {2} or any(out % 2 for out in outs):
+        return None
+    begins = node.attributes.get_ints("pads", (0, 0, 0, 0))[:2]
+    ins = [int(size) for size in dims(g)[2:]]
+    axes = [
+        [_phase(sizes[2 + axis], begins[axis], phase, ins[axis], outs[axis] // 2) for phase in range(2)]
+        for axis in range(2)
+    ]
+    if any(min(pads) < 0 for phases in axes for taps, pads in phases if taps):
+        return None
+    source = at.blocked(g)
+    groups = 0 if order == "OIHWBo" else group
+    found: list[list[ir.Value | None]] = []
+    for rows, row_pads in axes[0]:
+        line: list[ir.Value | None] = []
+        for columns, column_pads in axes[1]:
+            if not rows or not columns:
+                line.append(None)
+                continue
+            shape = [*swapped[:2], len(rows), len(columns)]
+            kernel = at.weight(Recipe(w, order, (tuple(rows), tuple(columns)), groups), shape)
+            pads = [row_pads[0], column_pads[0], row_pads[1], column_pads[1]]
+            size = [dims(g)[0], swapped[0], outs[0] // 2, outs[1] // 2]
+            line.append(at.op.internal("Conv", [source, kernel], size, group=group, kernel_shape=shape[2:], pads=pads))
+        found.append(line)
+    return found
+
+
+def _phase(kernel: int, begin: int, phase: int, size: int, out: int) -> tuple[list[int], tuple[int, int]]:
+    """Taps that reach outputs 2*j + `phase`, in the order a Conv wants them, and the pads of that Conv.
+
+    Output o gets g[i] * w[k] where 2*i + k - begin = o.
+    """
+    first = (phase + begin) % 2
+    taps = list(range(first, kernel, 2))[::-1]
+    left = len(taps) - 1 - (phase + begin - first) // 2
+    return taps, (left, out - size - left + len(taps) - 1)
+
+
+def interleave(at: Layouts, phases: list[list[ir.Value | None]], like: ir.Value) -> ir.Value:
+    """The map whose even and odd rows and columns are the `phases`, all blocked."""
+    _, channels, height, width = dims(like)
+    w, block = int(width) // 2, at.block
+    rows = [_row(at, line, [-1, w, block], [-1, 2 * w * block]) for line in phases]
+    if rows[1] is None:
+        assert rows[0] is not None
+        both = at.op.Pad(rows[0], [0, 0, 0, 2 * w * block])
+    elif rows[0] is None:
+        both = at.op.Pad(rows[1], [0, 2 * w * block, 0, 0])
+    else:
+        both = at.op.Concat(rows[0], rows[1], axis=1)
+    made = at.op.Reshape(both, [-1, int(channels), int(height), int(width)])
+    made.shape = like.shape
+    return made
+
+
+def _row(at: Layouts, line: Sequence[ir.Value | None], cells: list[int], flat: list[int]) -> ir.Value | None:
+    left, right = line
+    if left is None and right is None:
+        return None
+    width = cells[2]
+    if left is not None and right is not None:
+        joined = at.op.Concat(at.op.Reshape(left, cells), at.op.Reshape(right, cells), axis=2)
+    elif left is not None:
+        joined = at.op.Pad(at.op.Reshape(left, cells), [0, 0, 0, 0, 0, width])
+    else:
+        joined = at.op.Pad(at.op.Reshape(right, cells), [0, 0, width, 0, 0, 0])
+    return at.op.Reshape(joined, flat)
+
+
+def block_pool(at: Layouts, node: ir.Node) -> bool:
+    """MaxPool and AveragePool of a map that is blocked."""
+    (x,) = node.inputs
+    if not at.has(x) or not at.fits(node.outputs[0]) or len(node.outputs) != 1:
+        return False
+    kept = attributes_of(node, *WINDOW, "ceil_mode", "count_include_pad")
+    at.replace(node.outputs[0], at.op.internal(node.op_type, [at.blocked(x)], dims(node.outputs[0]), **kept))
+    return True

@@ -1,0 +1,182 @@
+"""The two layouts of one graph: which values are blocked, and the nodes that go from one layout to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.graph_files import is_outside
+from ttac.passes.graph.keys import LAYER, ROOM_KEY
+from ttac.passes.graph.shapes import dims
+from ttac.runtime.reorder import reordered
+
+DOMAIN = "com.microsoft.nchwc"
+"""onnxruntime's internal operators; the engine's CPU build registers them where it has kernels for them."""
+ROOM = "blocked"
+
+
+class LayoutBuilder(Builder):
+    """A builder that also makes the engine's internal operators."""
+
+    def internal(
+        self, op_type: str, inputs: Sequence[ir.Value | None], shape: Sequence[int | str], **attributes: Any
+    ) -> ir.Value:
+        """Insert one node of `DOMAIN`; its output is float32 of `shape`."""
+        node = ir.node(op_type, list(inputs), attributes, domain=DOMAIN)
+        value = node.outputs[0]
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(list(shape))
+        self.place(node, f"{op_type.lower()}.nchwc")
+        return value
+
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
+        """Insert `node` once more, on other `inputs`; its output has the type and shape of the first one."""
+        made = ir.node(node.op_type, list(inputs), dict(node.attributes), domain=node.domain)
+        value, old = made.outputs[0], node.outputs[0]
+        value.type, value.shape = old.type, old.shape
+        self.place(made, node.op_type.lower())
+        return value
+
+    def place(self, node: ir.Node, suffix: str) -> None:
+        """Name the node and its outputs after the layer, and insert it where nodes go now."""
+        for value in node.outputs:
+            value.name = self._fresh(".".join(part for part in (self.layer, suffix) if part))
+        node.name = node.outputs[0].name
+        node.metadata_props.update({ROOM_KEY: self.room, **({LAYER: self.layer} if self.layer else {})})
+        if self._before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self._before, node)
+
+
+def rename(old: ir.Value, new: ir.Value) -> None:
+    """Let everybody who reads `old` read `new`, under the name of `old`."""
+    name, old.name = old.name, f"{old.name}.replaced"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a weight of a blocked graph is made of a stored one, in this order.
+
+    Attributes:
+        value: the constant or fed weight of the plain graph.
+        taps: for each spatial axis, the taps that are kept, in their new order; empty for all of them.
+        groups: number of groups in which in- and outputs are exchanged; 0 for no exchange.
+        order: "OIHWBiBo" blocks in- and outputs, "OIHWBo" outputs only.
+    """
+
+    value: ir.Value
+    order: str
+    taps: tuple[tuple[int, ...], ...] = ()
+    groups: int = 0
+
+
+@dataclass(kw_only=True)
+class Layouts:
+    """The state of one rewriting.
+
+    Attributes:
+        fed: names of the graph inputs that are constant weights.
+        of: plain value -> its blocked form, as far as that exists.
+        only: values that exist in blocked form only, because their nodes were replaced.
+        recipes: graph input -> how the runtime makes it.
+    """
+
+    op: LayoutBuilder
+    block: int
+    fed: frozenset[str]
+    of: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    only: set[ir.Value] = field(default_factory=set)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    inputs: dict[str, ir.Value] = field(default_factory=dict)
+    _plain: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+    def fits(self, value: ir.Value | None) -> bool:
+        """Whether `value` is [N, C, H, W] with whole blocks of channels and known sizes of a sample."""
+        sizes = known_dims(value)[1:]
+        return len(sizes) == 3 and all(isinstance(size, int) for size in sizes) and int(sizes[0]) % self.block == 0
+
+    def has(self, value: ir.Value | None) -> bool:
+        """Whether the blocked form of `value` is there already."""
+        return value in self.of
+
+    def can(self, value: ir.Value | None) -> bool:
+        """Whether the blocked form of `value` is there or can be made."""
+        return value in self.of or (self.fits(value) and value is not None and value.dtype == ir.DataType.FLOAT)
+
+    def blocked(self, value: ir.Value | None) -> ir.Value:
+        """The blocked form of `value`, reordered if need be."""
+        assert value is not None
+        if value not in self.of:
+            self.of[value] = self.op.internal("ReorderInput", [value], dims(value))
+        return self.of[value]
+
+    def plain(self, value: ir.Value) -> ir.Value:
+        """The plain form of `value`, reordered if need be."""
+        if value not in self.only:
+            return value
+        if value not in self._plain:
+            self._plain[value] = self._reordered_output(self.of[value])
+        return self._plain[value]
+
+    def _reordered_output(self, blocked: ir.Value) -> ir.Value:
+        """The engine reorders float32 only, so other types are cast before and after."""
+        op, dtype, channels = self.op, blocked.dtype, int(dims(blocked)[1])
+        assert dtype is not None
+        if dtype == ir.DataType.FLOAT:
+            return op.internal("ReorderOutput", [blocked], dims(blocked), channels=channels)
+        single = op.Cast(blocked, to=int(ir.DataType.FLOAT))
+        return op.Cast(op.internal("ReorderOutput", [single], dims(blocked), channels=channels), to=int(dtype))
+
+    def replace(self, value: ir.Value, blocked: ir.Value) -> None:
+        """Let `blocked` be the only form of `value` from here on."""
+        blocked.shape, blocked.type = value.shape, value.type
+        blocked.metadata_props.update(value.metadata_props)
+        blocked.meta.update(value.meta)
+        self.of[value] = blocked
+        self.only.add(value)
+
+    def weight(self, recipe: Recipe, shape: Sequence[int]) -> ir.Value:
+        """The graph input that holds the weight made by `recipe`, of the plain `shape`; a small one is a constant."""
+        name, held = _named(recipe), recipe.value.const_value
+        if held is not None and not is_outside(held):
+            array = reordered(held.numpy(), self.block, recipe.order, recipe.taps, recipe.groups)
+            return self.op.constant(array)
+        if name not in self.inputs:
+            self.inputs[name] = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(list(shape)))
+            self.recipes[name] = recipe
+        return self.inputs[name]
+
+    def is_weight(self, value: ir.Value | None) -> bool:
+        """Whether `value` never changes, and so can be reordered once."""
+        return value is not None and (value.const_value is not None or str(value.name) in self.fed)
+
+
+def _named(recipe: Recipe) -> str:
+    taps = "x".join("".join(map(str, kept)) for kept in recipe.taps)
+    parts = [str(recipe.value.name), taps and f"taps{taps}", recipe.groups and f"swap{recipe.groups}", recipe.order]
+    return ":".join(str(part) for part in parts if part)
+
+
+def known_dims(value: ir.Value | None) -> list[int | str]:
+    """The dimensions of `value`; empty where one is unknown."""
+    if value is None or value.shape is None or value.shape.has_unknown_dim():
+        return []
+    return dims(value)
+
+
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """The integers of a constant; None where `value` is no constant."""
+    if value is None or value.const_value is None:
+        return None
+    return [int(number) for number in value.const_value.numpy().reshape(-1)]
+
+
+def attributes_of(node: ir.Node, *names: str) -> Mapping[str, Any]:
+    """The named attributes that the node has, as Python values."""
+    return {name: node.attributes[name].value for name in names if name in node.attributes}

@@ -1,0 +1,178 @@
+"""The form of the graphs that fits the engine of this machine: chosen by a probe, its weights reordered once.
+
+A blocked form uses the engine's internal layout.  Engines do not promise it, and its block differs between processors.
+So a small graph of the bundle runs first, which computes the same numbers in internal and in standard operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
+from ttac.runtime.engine import open_session
+from ttac.runtime.form_cache import cache_key, recall
+from ttac.runtime.form_table import PORTABLE, FormSpec
+from ttac.runtime.hash_check import digest_of, inside
+from ttac.runtime.json_values import HINT
+from ttac.runtime.records import WEIGHTS, Manifest
+from ttac.runtime.reorder import reordered
+from ttac.runtime.tensors import leave_on_disk, map_tensors
+
+FORMS = ("auto", PORTABLE, "blocked")
+PROBED = 1e-4
+"""Largest relative difference between internal and standard operators in a probe."""
+AGREED = 1e-4
+"""Largest difference of the outputs of two forms, relative to the largest value of an output."""
+MOVED, STEPPED = 0.1, 0.5
+"""Largest difference of the changes of the state in one step, by their length: of moments and statistics, and of
+parameters.  The first step of Adam turns rounding errors of small gradients into whole steps of parameters: up to 0.2
+in deep networks."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form to load, None for the portable graphs.
+
+    Attributes:
+        reason: why the portable graphs run.
+        confirmed: whether a step was compared with the portable graphs.
+        key: under which the form is remembered when a step has confirmed it; empty for a form that a caller named.
+    """
+
+    spec: FormSpec | None
+    reason: str = ""
+    confirmed: bool = True
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the form."""
+        return self.spec.name if self.spec else PORTABLE
+
+    @property
+    def stats(self) -> dict[str, str]:
+        """Entries of `adapter.stats`; the reason appears where a form was refused."""
+        return {"form": self.name, **({"form_reason": self.reason} if self.reason else {})}
+
+
+def choose_form(folder: Path, manifest: Manifest, form: str) -> Choice:
+    """Return the form of the bundle that this engine runs.
+
+    Args:
+        form: "portable", "blocked", or "auto" for a blocked form where one fits and the portable form elsewhere.
+
+    Raises:
+        UsageError: `form` is another word.
+        RuntimeMissingError: `form` is "blocked", and none fits.
+    """
+    if form not in FORMS:
+        hint = "use " + ", ".join(f'"{name}"' for name in FORMS)
+        raise UsageError(f"there is no form {form!r}", where="`form=`", hint=hint)
+    if form == PORTABLE:
+        return Choice(None)
+    key = cache_key(manifest.raw) if manifest.forms and form == "auto" else ""
+    if (remembered := recall(folder, key) if key else None) is not None:
+        name, reason = remembered
+        spec = next((spec for spec in manifest.forms if spec.name == name), None)
+        return Choice(spec, reason)
+    reason = "" if manifest.forms else "the bundle has no blocked graphs"
+    for spec in manifest.forms:
+        reason = probe_failure(inside(folder, spec.probe))
+        if not reason:
+            return Choice(spec, confirmed=False, key=key)
+    if form == "blocked":
+        hint = 'load it with form="auto"'
+        raise RuntimeMissingError(f"no blocked form runs here: {reason}", where=f"`{folder}`", hint=hint)
+    return Choice(None, reason if manifest.forms else "")
+
+
+def probe_failure(path: Path) -> str:
+    """Return the reason why this engine does not run the form of the probe at `path`; empty if it does."""
+    return _probe_failure(path, digest_of(path))
+
+
+@cache
+def _probe_failure(path: Path, digest: str) -> str:
+    """`digest` tells two contents of one path apart."""
+    try:
+        session = open_session(path, threads=1, optimised=False)
+        random = np.random.default_rng(0)
+        feed = {port.name: random.standard_normal(port.shape, dtype=np.float32) for port in session.get_inputs()}
+        internal, standard = session.run(None, feed)
+    except TtacError as error:
+        return f"the engine refuses its blocked layout ({error.what})"
+    except Exception as error:
+        return f"the engine fails in its blocked layout ({error})"
+    if internal.shape != standard.shape or not np.abs(internal - standard).max() <= PROBED * np.abs(standard).max():
+        return "the engine has another block size"
+    return ""
+
+
+def form_weights(folder: Path, spec: FormSpec) -> dict[str, np.ndarray]:
+    """Return the weights of a form in its layout, by graph input; they take as much memory as the stored ones.
+
+    Raises VerificationError if the weights file lacks one, or one does not fit the layout.
+    """
+    arrays, _ = map_tensors(inside(folder, WEIGHTS))
+    try:
+        made = {
+            name: reordered(arrays[weight.of], spec.block, weight.order, weight.taps, weight.groups)
+            for name, weight in spec.weights.items()
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        what = f"the form `{spec.name}` cannot be made of the stored weights: {error}"
+        raise VerificationError(what, where=f"`{folder}`", hint=HINT) from error
+    leave_on_disk(arrays.values())
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Outputs of a step, and its new state tensors beside the old ones.
+
+    Attributes:
+        roles: state tensor -> role in the state table.
+    """
+
+    outputs: Sequence[np.ndarray]
+    old: Mapping[str, np.ndarray]
+    new: Mapping[str, np.ndarray]
+    roles: Mapping[str, str]
+
+    @property
+    def trains(self) -> bool:
+        """Whether a parameter changed, or the method has no parameters."""
+        parameters = [name for name, role in self.roles.items() if role == "parameter"]
+        return not parameters or any(self.change(name).any() for name in parameters)
+
+    def change(self, name: str) -> np.ndarray:
+        """The new value minus the old value, in float64; zero if the step does not change the tensor."""
+        old = self.old[name].astype(np.float64)
+        return self.new[name].astype(np.float64) - old if name in self.new else np.zeros_like(old)
+
+
+def disagreement(found: Outcome, portable: Outcome) -> str:
+    """Return a sentence on the distance between the same step of two forms; empty if they agree."""
+    if not all(np.isfinite(array).all() for array in portable.outputs):
+        return ""
+    for array, expected in zip(found.outputs, portable.outputs, strict=True):
+        scale, difference = float(np.abs(expected).max()), float(np.abs(array - expected).max())
+        if not difference <= AGREED * scale:
+            return f"its first outputs differ by {difference:.1e} of at most {scale:.1e} from the portable graphs"
+    for role in sorted(set(portable.roles.values())):
+        names = [name for name in portable.roles if portable.roles[name] == role]
+        length = _length(portable.change(name) for name in names)
+        apart = _length(found.change(name) - portable.change(name) for name in names)
+        if not apart <= (STEPPED if role == "parameter" else MOVED) * length and math.isfinite(length):
+            return f"its first changes of {role} tensors differ by {apart:.1e} of {length:.1e} from the portable graphs"
+    return ""
+
+
+def _length(arrays: Iterable[np.ndarray]) -> float:
+    return math.sqrt(sum(float(np.square(array).sum()) for array in arrays))

@@ -1,0 +1,78 @@
+"""One form of the bundle's graphs in sessions, with the weights that they take as inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ttac.runtime.commit import State
+from ttac.runtime.engine import Device, EngineSettings
+from ttac.runtime.form_table import FormSpec
+from ttac.runtime.forms import form_weights
+from ttac.runtime.hash_check import inside
+from ttac.runtime.loaded_graph import LoadedGraph
+from ttac.runtime.program.bind import bind
+from ttac.runtime.program.words import Word, graphs_of
+from ttac.runtime.program.world import Tensor, World
+from ttac.runtime.records import WEIGHTS, Manifest
+from ttac.runtime.tensors import map_tensors
+
+
+class LoadedForm:
+    """The graphs of a form, and its programs.
+
+    Args:
+        settings: of the sessions.
+        state: the state tensors, which programs name.
+        spec: the form, None for the portable graphs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        settings: EngineSettings,
+        state: State,
+        spec: FormSpec | None = None,
+    ) -> None:
+        self._folder, self._manifest, self._device = folder, manifest, Device()
+        self.graphs = self._sessions(settings, spec)
+        self.weights = self._mapped_weights()
+        if spec is not None:
+            made = form_weights(folder, spec)
+            self.weights |= {name: self._device.tensor(array) for name, array in made.items()}
+        world = self.world(state)
+        self.programs: Mapping[str, tuple[Word, ...]] = {
+            name: bind(words, world, f"programs.{name}") for name, words in manifest.programs.items()
+        }
+
+    def world(self, state: State) -> World:
+        """Everything that a program may name, with the committed `state`."""
+        return World(
+            device=self._device,
+            graphs=self.graphs,
+            inputs=frozenset(spec.name for spec in self._manifest.inputs),
+            state=state.tensors,
+            initial=state.initial,
+            weights=self.weights,
+        )
+
+    def _mapped_weights(self) -> dict[str, Tensor]:
+        """The weights that are graph inputs; all sessions read the same mapped memory."""
+        if WEIGHTS not in self._manifest.files:
+            return {}
+        arrays, _ = map_tensors(inside(self._folder, WEIGHTS))
+        needed = {name for graph in self.graphs.values() for name in graph.inputs}
+        return {name: self._device.tensor(array) for name, array in arrays.items() if name in needed}
+
+    def _sessions(self, settings: EngineSettings, form: FormSpec | None) -> dict[str, LoadedGraph]:
+        needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
+        # A single graph has no partner for a shared arena, and the arena would keep 17 to 47 MB of loading memory.
+        settings = replace(settings, shared_arena=settings.shared_arena and len(needed) > 1)
+        files = form.graphs if form else {}
+        return {
+            name: LoadedGraph(inside(self._folder, files.get(name, spec.file)), spec, self._manifest, settings)
+            for name, spec in self._manifest.graphs.items()
+            if name in needed
+        }

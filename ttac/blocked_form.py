@@ -1,0 +1,139 @@
+"""Further forms of a bundle's graphs: written beside the portable ones, compared with them, or left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.bundle_content import BundleContent
+from ttac.passes.blocked.block_graphs import BlockedGraphs, block_graphs, is_worthwhile
+from ttac.passes.blocked.layout import Recipe
+from ttac.passes.blocked.probe import BLOCKS, probe
+from ttac.passes.graph.execute import Executable
+from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
+from ttac.passes.verify.compare import relative
+from ttac.runtime.form_table import parse_forms
+from ttac.runtime.forms import form_weights, probe_failure
+from ttac.runtime.tensors import map_tensors
+
+LOGITS, GRADIENTS = 1e-4, 0.1
+"""Largest differences of a form from the portable graphs: of the logits by their largest magnitude, and of all
+gradients by their length.  Two orders of summation move the gradients of a deep net with random weights by 2e-2."""
+
+Entry = dict[str, Any]
+
+
+def write_forms(
+    content: BundleContent, folder: Path, feeds: Mapping[str, np.ndarray], note: Callable[[str], None]
+) -> list[Entry]:
+    """Write the blocked graphs of a bundle into `folder`, and return their entries in the manifest.
+
+    No entry where the layout gains nothing, and none for a form that this engine runs with other numbers.
+    """
+    if content.state.int8.modules:
+        return []
+    names = ["forward", *content.stages("backward")]
+    graphs = {name: content.graphs[name] for name in names if name in content.graphs}
+    entries: list[Entry] = []
+    for block in BLOCKS:
+        made = block_graphs(graphs, block, content.fed_weights, _read_elsewhere(content, set(graphs)))
+        if not is_worthwhile(made):
+            continue
+        entry = _write(content, made, folder)
+        if problem := _disagreement(content, entry, folder, feeds):
+            note(f"{entry['name']}: left out, {problem}")
+            _remove(entry, folder)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def run_here(entries: Sequence[Mapping[str, Any]], folder: Path) -> bool:
+    """Return whether the engine of this machine runs one of the forms."""
+    return any(not probe_failure(folder / entry["probe"]) for entry in entries)
+
+
+def remove_forms(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Remove the files of the forms; the portable graphs stay."""
+    for entry in entries:
+        _remove(entry, folder)
+
+
+def _remove(entry: Mapping[str, Any], folder: Path) -> None:
+    for file in (entry["probe"], *entry["graphs"].values()):
+        (folder / file).unlink()
+
+
+def _read_elsewhere(content: BundleContent, blocked: set[str]) -> set[str]:
+    """Names that the state, the caller or other graphs read; these values stay in the plain layout."""
+    others = [model for name, model in content.graphs.items() if name not in blocked]
+    read = {str(value.name) for model in others for value in model.graph.inputs}
+    named = [name for table in (content.moves, content.stats) for outputs in table.values() for name in outputs]
+    return {content.logits, *content.outputs, *read, *named}
+
+
+def _write(content: BundleContent, made: BlockedGraphs, folder: Path) -> Entry:
+    name = f"blocked-{made.block}"
+    forward = content.graphs["forward"]
+    files = {graph: f"{graph}.{name}" for graph in made.graphs}
+    small = probe(made.block, forward.opset_imports[""], forward.ir_version)
+    write_more_graphs(folder, {f"probe.{name}": small, **{files[key]: model for key, model in made.graphs.items()}})
+    stored = map_tensors(folder / WEIGHTS)[0]
+    return {
+        "name": name,
+        "block": made.block,
+        "probe": f"probe.{name}.onnx",
+        "graphs": {graph: f"{file}.onnx" for graph, file in files.items()},
+        "weights": {input: _described(recipe, stored) for input, recipe in sorted(made.recipes.items())},
+    }
+
+
+def _described(recipe: Recipe, stored: Mapping[str, np.ndarray]) -> Entry:
+    entry: Entry = {"of": _stored_name(recipe.value, stored), "order": recipe.order}
+    if recipe.taps:
+        entry["taps"] = [list(kept) for kept in recipe.taps]
+    return {**entry, "groups": recipe.groups} if recipe.groups else entry
+
+
+def _stored_name(value: ir.Value, stored: Mapping[str, np.ndarray]) -> str:
+    """Name under which the weights file holds the weight; equal contents share one."""
+    name = str(value.name)
+    if value.const_value is None:
+        return name
+    array = value.const_value.numpy()
+    places = [name, *(other for other, held in stored.items() if held.shape == array.shape)]
+    return next(place for place in places if place in stored and np.array_equal(stored[place], array))
+
+
+def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Mapping[str, np.ndarray]) -> str:
+    """How the form's numbers differ from the portable ones; empty if they agree, or this engine cannot run it."""
+    files = dict.fromkeys([entry["probe"], *entry["graphs"].values()], "")
+    (spec,) = parse_forms([entry], files, entry["graphs"])
+    if probe_failure(folder / spec.probe):
+        return ""
+    portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], feeds)
+    found = _executed(folder, list(spec.graphs.values()), {**feeds, **form_weights(folder, spec)})
+    outputs = {content.logits, *content.outputs} & set(portable)
+    logits = max(relative(found[name], portable[name]) for name in outputs)
+    parameters = [tensor.name for tensor in content.tensors if f"{tensor.name}.grad" in portable]
+    apart = _length([found[f"{name}.grad"] - portable[f"{name}.grad"] for name in parameters])
+    length = _length([portable[f"{name}.grad"] for name in parameters])
+    if logits <= LOGITS and apart <= GRADIENTS * length:
+        return ""
+    return f"its logits differ by {logits:.1e}, its gradients by {apart / max(length, 1e-30):.1e}"
+
+
+def _length(arrays: Sequence[np.ndarray]) -> float:
+    return math.hypot(*(float(np.linalg.norm(array)) for array in arrays))
+
+
+def _executed(folder: Path, files: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    values = dict(feeds)
+    for file in files:
+        values |= Executable(folder / file)(values)
+    return values
