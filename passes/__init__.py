@@ -1,6 +1,5 @@
-"""The rooms of the compiler, in the order `ttac.pipeline` walks through them.
+"""The rooms of the compiler, in the order of `ttac.pipeline`.
 
-load, normalise (simplify, traced, fuse), norms, calibration, insert, adapt, losses, differentiate (autodiff,
-gradients), plan, partition (schedule), stages, steps (selection, sharpness, optimizers), lower (vocabulary), feed,
-emit, verify.
+`load`, `normalise`, `norms`, `quantize`, `adapt`, `differentiate`, `plan`, `partition`, `step_graphs`, `lower` and
+`verify`.  `graph` and `operators` are the base of all rooms.
 """

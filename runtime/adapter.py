@@ -14,7 +14,7 @@ import numpy as np
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import Bundle, open_bundle
 from ttac.runtime.commit import State
-from ttac.runtime.engine import Device, EngineSettings
+from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.form_cache import remember
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
@@ -66,7 +66,7 @@ class Adapter:
         self.path = Path(path)
         self._manifest = open_bundle(self.path)
         self._lock = threading.RLock()
-        self._device = Device()
+        self._device = EngineDevice()
         self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
         self._choice = choose_form(self.path, self._manifest, form)
         updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
@@ -220,7 +220,7 @@ class Adapter:
         try:
             reason = disagreement(self._outcome(inputs, self._form), expected)
         except RuntimeMissingError as error:
-            reason, key = f"the engine fails in its blocked layout ({error.what})", ""
+            reason, key = f"the engine fails in its blocked layout ({error.problem})", ""
         if not reason and not expected.trains:
             return
         if reason:

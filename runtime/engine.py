@@ -67,9 +67,9 @@ class EngineSettings:
         shared_arena: all sessions of the process allocate from one arena, so that the backward run reuses memory of the
             forward run; the arena outlives the sessions.
         memory_pattern: one block per run, planned from the previous run, instead of one allocation per tensor.
-        memory_reuse: reserve the memory of a dead tensor for a later tensor of the same shape, instead of freeing it at
-            once; other shapes cannot use this memory in the meantime.
-        file_order: run nodes in the order of the file, which the plan assumes; the engine's default order starts saves
+        memory_reuse: reserve the memory of a dead tensor for a later tensor of the same shape, instead of freeing the
+            memory at once. Other shapes cannot use this memory in the meantime.
+        file_order: run nodes in the order of the file, which the plan assumes. The engine's default order starts saves
             and recomputations early or ends them late, and keeps their tensors in the meantime.
         optimization: "basic", "extended" or "all" (also hardware layouts: faster, but it breaks the file order);
             the entry of a graph in the manifest has priority.
@@ -135,7 +135,7 @@ def _released(tensor: Tensor) -> Tensor:
     return engine().OrtValue(alone[0])
 
 
-class Device:
+class EngineDevice:
     """Conversion between arrays and tensors without copies: both share the memory."""
 
     def tensor(self, array: np.ndarray) -> Tensor:

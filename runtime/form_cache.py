@@ -59,7 +59,7 @@ def remember(folder: Path, key: str, form: str, reason: str) -> str:
     try:
         write_whole(path, [json.dumps({"key": key, "form": form, "reason": reason}).encode()])
     except UsageError as error:
-        return error.what
+        return error.problem
     return ""
 
 

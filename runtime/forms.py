@@ -106,7 +106,7 @@ def _probe_failure(path: Path, digest: str) -> str:
         feed = {port.name: random.standard_normal(port.shape, dtype=np.float32) for port in session.get_inputs()}
         internal, standard = session.run(None, feed)
     except TtacError as error:
-        return f"the engine refuses its blocked layout ({error.what})"
+        return f"the engine refuses its blocked layout ({error.problem})"
     except Exception as error:
         return f"the engine fails in its blocked layout ({error})"
     if internal.shape != standard.shape or not np.abs(internal - standard).max() <= PROBED * np.abs(standard).max():

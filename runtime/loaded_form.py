@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ttac.runtime.commit import State
-from ttac.runtime.engine import Device, EngineSettings
+from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import form_weights
 from ttac.runtime.hash_check import inside
@@ -36,7 +36,7 @@ class LoadedForm:
         state: State,
         spec: FormSpec | None = None,
     ) -> None:
-        self._folder, self._manifest, self._device = folder, manifest, Device()
+        self._folder, self._manifest, self._device = folder, manifest, EngineDevice()
         self.graphs = self._sessions(settings, spec)
         self.weights = self._mapped_weights()
         if spec is not None:

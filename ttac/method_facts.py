@@ -63,8 +63,8 @@ def refuse_several(model: ir.Model, outputs: Sequence[str]) -> None:
 
 def without_loss() -> str:
     """The names of the methods that need no reading of the output, as a hint lists them."""
-    found = [methods.find(name) for name in methods.names()]
-    return ", ".join(f"`{method.name}`" for method in found if not method.loss and not method.refine)
+    every = [methods.find(name) for name in methods.names()]
+    return ", ".join(f"`{method.name}`" for method in every if not method.loss and not method.refine)
 
 
 def subject_of(state: CompileState, say: Callable[[str], None]) -> Subject:

@@ -106,7 +106,7 @@ def pixel_meaning(value: Any, where: str) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class OptionRule:
     """One option as users write it.
 
     Attributes:
@@ -121,8 +121,8 @@ class Rule:
     default: Any = None
 
 
-def _rule(parse: Parse, metavar: str, help: str, default: Any = None) -> dict[str, Rule]:
-    return {"rule": Rule(parse=parse, metavar=metavar, help=help, default=default)}
+def _rule(parse: Parse, metavar: str, help: str, default: Any = None) -> dict[str, OptionRule]:
+    return {"rule": OptionRule(parse=parse, metavar=metavar, help=help, default=default)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,9 @@ class CompileOptions:
         return cls(**{**values, "path": path, "batch": values["batch"] or target.batch})
 
 
-RULES: dict[str, Rule] = {entry.name: entry.metadata["rule"] for entry in fields(CompileOptions) if entry.metadata}
+RULES: dict[str, OptionRule] = {
+    entry.name: entry.metadata["rule"] for entry in fields(CompileOptions) if entry.metadata
+}
 """The options of `ttac.compile` by name."""
 
 

@@ -13,11 +13,11 @@ CANCELLATION = 30.0
 
 
 def centre(op: Builder, site: NormSite) -> tuple[ir.Value, np.ndarray]:
-    """The site's input less a constant for each channel, and that constant [C]: the source mean, or zeros.
+    """Return the site's input less a constant for each channel, and the constant [C]: the source mean, or zeros.
 
-    E[x^2] - E[x]^2 needs a nearly centred x.  If a Conv feeds this site alone, the source mean moves into the Conv's
-    bias at no cost; elsewhere x is shifted only if the source statistics ask for a shift.  The site's node reads the
-    shifted input afterwards.
+    E[x^2] - E[x]^2 needs a nearly centred x.  If the site is the only reader of a Conv, the source mean moves into the
+    Conv's bias at no cost.  Elsewhere x is shifted only if the source statistics need a shift.  The site's node reads
+    the shifted input afterwards.
     """
     mean, var = constant(site.node, 3), constant(site.node, 4)
     x = site.node.inputs[0]

@@ -59,7 +59,7 @@ def differentiate_loss(
     forward = set(graph) - _weighing(attached)
     gradients = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    hold(graph, [p for p, g in zip(parameters, gradients, strict=True) if g is None])
+    _freeze(graph, [p for p, g in zip(parameters, gradients, strict=True) if g is None])
     for parameter, gradient in pairs:
         gradient.name = f"{parameter.name}.grad"
     share_counts(model)
@@ -96,7 +96,7 @@ def own_outputs(joint: Joint) -> Joint:
     return joint
 
 
-def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
+def _freeze(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
     """Make `parameters` constants instead of graph inputs, with their initial values."""
     for parameter in parameters:
         value = parameter.value
@@ -107,16 +107,16 @@ def hold(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
 
 def _weighing(loss: Loss) -> set[ir.Node]:
     """The nodes that follow from inputs of the loss that get a value after the forward, such as sample weights."""
-    found: set[ir.Node] = set()
+    nodes: set[ir.Node] = set()
     pending = list(loss.inputs)
     while pending:
         value = pending.pop()
-        readers = {use.node for use in value.uses()} - found
-        found |= readers
+        readers = {use.node for use in value.uses()} - nodes
+        nodes |= readers
         pending += [output for node in readers for output in node.outputs]
     for value in loss.inputs:
         value.metadata_props[SEED] = "true"
-    return found
+    return nodes
 
 
 def share_counts(model: ir.Model) -> None:

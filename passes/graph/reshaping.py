@@ -62,15 +62,15 @@ def expand(op: Builder, x: ir.Value, shape: Sequence[Size], *sources: ir.Value |
     if have == list(shape):
         return x
     # Expand broadcasts both ways: 1 keeps the size that `x` has.
-    wanted = [1 if size == mine else size for mine, size in zip(have, shape, strict=True)]
-    return _shaped(op.Expand(x, shape_of(op, wanted, *sources)), shape)
+    expanded = [1 if size == mine else size for mine, size in zip(have, shape, strict=True)]
+    return _shaped(op.Expand(x, shape_of(op, expanded, *sources)), shape)
 
 
 def after(op: Builder, x: ir.Value, other: ir.Value) -> ir.Value:
     """Return `x`, available only after `other`; the graph computes and copies nothing for this.
 
     Engines choose their own order, and some orders hold much memory (docs/decisions/engine-memory.md). A Reshape of
-    `x` to its own shape fixes the order: it takes zeros, which keep each size, and derives them from the size of
+    `x` to its own shape fixes the order.  Its shape input is zeros, which keep each size, computed from the size of
     `other`. Shape in place of Size would not do, for onnxruntime reads the shape off any value of the same shape. Nor
     would a Concat, which onnxruntime turns into a constant.
     """

@@ -16,7 +16,7 @@ class Window:
     """A window over the spatial axes; each field has one int per axis.
 
     Output position p and tap k read input position `p*stride + k*dilation - begin`. `sizes` and `outs` are the
-    spatial sizes of the windowed tensor and of the result; they determine the effect of `ceil_mode` and of the
+    spatial sizes of the windowed tensor and of the result.  These sizes fix the effect of `ceil_mode` and of the
     trailing pads.
     """
 

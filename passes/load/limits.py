@@ -73,12 +73,12 @@ def _count_nodes(
 
 def _calls(nodes: Iterable[onnx.NodeProto], path: Path, depth: int = 0) -> list[Key]:
     """Keys of the operators that the nodes and their subgraphs use."""
-    found: list[Key] = []
+    keys: list[Key] = []
     for node in nodes:
-        found.append(_key(node.domain, node.op_type, node.overload))
+        keys.append(_key(node.domain, node.op_type, node.overload))
         for graph in _subgraphs(node, path, depth):
-            found += _calls(graph.node, path, depth + 1)
-    return found
+            keys += _calls(graph.node, path, depth + 1)
+    return keys
 
 
 def _subgraphs(node: onnx.NodeProto, path: Path, depth: int) -> list[onnx.GraphProto]:

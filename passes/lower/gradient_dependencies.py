@@ -1,8 +1,8 @@
 """Gradient dependencies: large inputs of a backward graph wait, as data, for the gradient that their result meets.
 
 An engine that follows the file's order needs no dependency.  The engine's optimisations break that order: a convolution
-in a blocked layout is a new node, and new nodes come last.  The engine would then run every node that needs residuals
-only (masks, decoded and normalised maps) before the first gradient, and hold all results
+in a blocked layout is a new node, and new nodes come last.  The engine would then run all nodes that need only
+residuals before the first gradient: masks, decoded and normalised maps.  The engine would hold all results
 (docs/decisions/engine-memory.md).
 """
 

@@ -70,7 +70,7 @@ def _places(freed: np.ndarray, crossing: np.ndarray, count: int) -> list[int]:
 def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[int]:
     """Return the cuts into at most `count` stages with the lowest highest stage; of equals, the lowest on average."""
     reached: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
-    found = []
+    complete = []
     for _ in range(count):
         longer: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         for (first, last), held in cost.items():
@@ -80,15 +80,15 @@ def _lowest(cost: Mapping[tuple[int, int], int], end: int, count: int) -> list[i
                 longer[last] = min(longer.get(last, option), option)
         reached = longer
         if end in reached:
-            found.append(reached[end])
-    return list(min(found)[2][1:])
+            complete.append(reached[end])
+    return list(min(complete)[2][1:])
 
 
 def _stage(backward: ir.Model, order: Sequence[ir.Node], first: int, last: int) -> ir.Model:
     graph = backward.graph
     inside = set(order[first:last])
-    made = [value for node in order[first:last] for value in node.outputs]
-    outputs = [v for v in made if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
+    values = [value for node in order[first:last] for value in node.outputs]
+    outputs = [v for v in values if v.is_graph_output() or any(use.node not in inside for use in v.uses())]
     read = [value for node in order[first:last] for value in node.inputs if value is not None]
     taken = dict.fromkeys(value for value in read if value.producer() is not None and value.producer() not in inside)
     stage = ir.convenience.extract(graph, inputs=[*taken, *graph.inputs], outputs=outputs)

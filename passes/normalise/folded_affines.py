@@ -36,8 +36,8 @@ def fuse_affines(model: ir.Model) -> None:
 def folded_batch_norm(op: Builder, node: ir.Node) -> bool:
     """x*scale + bias with one number per channel, behind a layer -> one BatchNormalization without statistics.
 
-    A node that the file names as a batch norm, or that directly follows a convolution, is marked as folded. If the
-    file names it, x may also be [N, C] or [N, ..., C], and other nodes may read x too, as before a residual block.
+    A node that the file names as a batch norm, or that directly follows a convolution, is marked as folded. With a
+    name in the file, x may also be [N, C] or [N, ..., C].  Other nodes may then read x too, as before a residual block.
     """
     parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
     shift = with_constant(total)

@@ -74,7 +74,7 @@ def _fault(model: ir.Model, choices: Mapping[str, Any]) -> str:
     try:
         _normalised(model, say=quiet, **choices)
     except UnsupportedError as error:
-        return ", ".join(text for text in (error.what, *(error.where or "").splitlines()[:1]) if text)
+        return ", ".join(text for text in (error.problem, *(error.where or "").splitlines()[:1]) if text)
     return ""
 
 

@@ -36,10 +36,10 @@ def refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, 
         expected = rows(before, name, samples, traced or 3, axes)
         for size in (1, 2, 3):
             results = rows(after, name, samples[:size], size, axes)
-            for output, found in results.items():
-                wanted = np.take(expected[output], range(found.shape[axes[output]]), axes[output])
-                worst = _distance(found, wanted)
-                if worst > TOLERANCE * max(float(np.max(np.abs(wanted[np.isfinite(wanted)]), initial=0.0)), 1e-6):
+            for output, result in results.items():
+                first = np.take(expected[output], range(result.shape[axes[output]]), axes[output])
+                worst = _distance(result, first)
+                if worst > TOLERANCE * max(float(np.max(np.abs(first[np.isfinite(first)]), initial=0.0)), 1e-6):
                     raise _differs(size, worst, traced, rewritten)
 
 

@@ -19,7 +19,7 @@ KEEP_NORMS = (
 
 
 @dataclass(frozen=True)
-class Decision:
+class NormDecision:
     """Norms that adapt: `sites` that the file has, then the `inserted` candidates; and the reason."""
 
     sites: tuple[NormSite, ...]
@@ -27,14 +27,14 @@ class Decision:
     because: str
 
 
-def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = False) -> Decision:
+def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = False) -> NormDecision:
     """Decide which norms adapt and which convolutions get a norm.
 
     Args:
         census: the norms of the model.
-        norms: "keep" adapts the norms in the file; "insert" also gives every candidate a norm; "auto" inserts only if
+        norms: "keep" adapts the norms in the file; "insert" also gives every candidate a norm. "auto" inserts only if
             the file has no norm, or if the exporter states which norms it folded. Without source samples, "auto" uses
-            the batch norms that are left, where there are any.
+            the remaining batch norms, if any.
         has_calibration: whether there are source samples for the statistics of an inserted norm.
 
     Raises UnsupportedError, with both ways out, if nothing can adapt.
@@ -47,7 +47,9 @@ def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = F
     if not inserts or not candidates:
         if not census.sites:
             raise _nothing(census, norms)
-        return Decision(census.sites, (), f"the file has {_by_kind(census.sites)}{_left(census, candidates, norms)}")
+        return NormDecision(
+            census.sites, (), f"the file has {_by_kind(census.sites)}{_left(census, candidates, norms)}"
+        )
     if not has_calibration:
         lost = (
             f"the exporter folded {_many(marked, 'norm')} into {_kinds(marked)}" if marked else "the file has no norm"
@@ -62,7 +64,7 @@ def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = F
     completed = {id(candidate.node) for candidate in candidates if candidate.node.op_type not in FOLDABLE}
     kept = tuple(site for site in census.sites if id(site.node) not in completed)
     others = f"; the file has {_by_kind(kept)}" if kept else ""
-    return Decision(kept, candidates, f"{_by_layer(candidates)} get a norm from calibration data{others}")
+    return NormDecision(kept, candidates, f"{_by_layer(candidates)} get a norm from calibration data{others}")
 
 
 def _candidates(census: ModelNorms, norms: str) -> tuple[Candidate, ...]:

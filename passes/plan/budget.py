@@ -100,13 +100,13 @@ class Spans:
 
     def _needed_for(self, value: ir.Value) -> set[ir.Node]:
         """Return the nodes of the backward that read `value` or a value recomputed from `value`."""
-        found: set[ir.Node] = set()
+        reached: set[ir.Node] = set()
         pending = [value]
         while pending:
-            readers = {use.node for use in pending.pop().uses()} - found
-            found |= {node for node in readers if node in self._backward or node in self._again}
+            readers = {use.node for use in pending.pop().uses()} - reached
+            reached |= {node for node in readers if node in self._backward or node in self._again}
             pending += [output for node in readers if node in self._again for output in node.outputs]
-        return {node for node in found if node in self._backward}
+        return {node for node in reached if node in self._backward}
 
 
 def choose_smaller(spans: Spans, floats: Sequence[ir.Value], alive: np.ndarray, batch: int, goal: int) -> set[str]:

@@ -96,7 +96,7 @@ def recomputable(
     memory is `tight`, a product of few terms counts as one tensor: its gradients need both factors in any case.  A node
     that reads an input with an id in `moved` is not a member: after the forward that input has another value.
     """
-    found: set[ir.Node] = set()
+    members: set[ir.Node] = set()
     roots: dict[ir.Value, frozenset[ir.Value]] = {}
     for node in nodes:
         if any(id(value) in moved for value in node.inputs):
@@ -104,16 +104,16 @@ def recomputable(
         computed = [v for v in node.inputs if v is not None and v.producer() is not None]
         large = [v for v in computed if nbytes(v, batch) > SMALL_BYTES]
         if tight and _has_few_terms(node, large):
-            found.add(node)
+            members.add(node)
             continue
         needed = frozenset[ir.Value]().union(*(roots.get(value, frozenset({value})) for value in large))
         is_small = all(nbytes(value, batch) <= SMALL_BYTES for value in node.outputs)
         is_cheap = node.op_type in CHEAP or (is_small and node.op_type not in COSTLY)
         is_cheap = is_cheap or (tight and node.op_type in AFFORDABLE)
         if is_cheap and len(needed) <= 1 and not (is_small and large):
-            found.add(node)
+            members.add(node)
             roots.update(dict.fromkeys(node.outputs, needed))
-    return found
+    return members
 
 
 def _has_few_terms(node: ir.Node, large: Sequence[ir.Value]) -> bool:

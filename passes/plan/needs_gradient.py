@@ -11,11 +11,11 @@ from ttac.passes.graph.keys import SEED
 
 def needs_gradient(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Return the nodes that follow from the seed `<loss>.grad`: they can only run after the loss."""
-    found: set[ir.Node] = set()
+    following: set[ir.Node] = set()
     for node in nodes:
-        if any(v is not None and (v.producer() in found or _is_seed(v)) for v in node.inputs):
-            found.add(node)
-    return found
+        if any(v is not None and (v.producer() in following or _is_seed(v)) for v in node.inputs):
+            following.add(node)
+    return following
 
 
 def _is_seed(value: ir.Value) -> bool:
@@ -29,15 +29,15 @@ def backward_nodes(gradient_nodes: Set[ir.Node], cut: Iterable[ir.Value], free: 
 
 def ancestors(gradient_nodes: Set[ir.Node], free: Set[int]) -> set[ir.Node]:
     """Return the nodes outside `gradient_nodes` on which a gradient depends, up to the values with ids in `free`."""
-    found: set[ir.Node] = set()
+    earlier: set[ir.Node] = set()
     pending = list(gradient_nodes)
     while pending:
         for source in computed_inputs(pending.pop(), free):
             producer = source.producer()
-            if producer is not None and producer not in gradient_nodes and producer not in found:
-                found.add(producer)
+            if producer is not None and producer not in gradient_nodes and producer not in earlier:
+                earlier.add(producer)
                 pending.append(producer)
-    return found
+    return earlier
 
 
 def computed_inputs(node: ir.Node, free: Set[int]) -> list[ir.Value]:

@@ -37,7 +37,7 @@ def recompute_late(graph: ir.Graph) -> None:
     """Move each recomputed node of a backward graph in front of its first reader, in place.
 
     Nodes that need a gradient keep their order, with two exceptions.  The gradient of a kernel and the gradient of an
-    input both read one gradient; each moves back if its input is smaller to hold than its output.
+    input both read one gradient.  Each of these nodes moves back if its input has fewer bytes than its output.
     """
     nodes = list(graph)
     gradient_nodes = needs_gradient(nodes)

@@ -1,7 +1,7 @@
 """The 8-bit room: layers and norms that do not adapt become single quantized modules; norms that adapt stay float.
 
-Around an adapted norm the graph has an 8-bit Conv, its output in float, the norm with the method's statistics, the
-activation, and rounding to 8 bits. Values outside the range seen in calibration are clipped to its ends.
+Around an adapted norm, an 8-bit Conv has a float output.  The norm with the method's statistics, the activation and
+rounding to 8 bits follow.  Values outside the calibrated range are clipped to its ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Random distortions of a batch of images as a graph (Wang et al., arXiv:2203.13591).
 
 Colours are jittered, then the image is rotated, moved, scaled, blurred, perhaps mirrored, and gets noise.  One draw is
-for the whole batch.  Padding, affine transform, crop and mirror are one bilinear sampling with the same result as one
-after the other: a symmetric blur does not depend on a mirror, and the sampling adds two rows and columns on each side.
+for the whole batch.  Padding, affine transform, crop and mirror are one bilinear sampling.  The result equals that of
+the separate steps: a symmetric blur does not depend on a mirror, and the sampling adds two rows and columns on each
+side.
 Brightness, contrast, saturation, hue and gamma come in this order; the official code shuffles them.
 """
 
@@ -46,9 +47,11 @@ DRAWN = {
     "blur": (0.001, 0.5),
     "mirror": (-1.0, 1.0),
 }
-"""Bounds of each number, drawn evenly: factors; turns of the colour circle; degrees; fractions of the image's width
-and height (the paper's sixteenth is of an image padded to twice its size); pixels of the blur's standard deviation;
-mirrored below 0."""
+"""Bounds of each uniform random number.
+
+Units: factors; turns of the colour circle; degrees; fractions of the image's width and height; pixels of the blur's
+standard deviation.  An image is mirrored below 0.  The paper's sixteenth is of an image padded to twice its size.
+"""
 
 
 @dataclass(frozen=True)

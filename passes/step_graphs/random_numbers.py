@@ -1,8 +1,8 @@
 """Random numbers in a graph: equal on every engine, from a state that is saved and reset like all state.
 
-L'Ecuyer's combined generator (CACM 31(6), 1988): two multiplicative congruential ones, whose difference has a period of
-2.3e18.  Every product is below 2^62, so int64 computes it exactly.  Of a state s, the j-th number follows from
-s*a^j mod m, so a tensor of numbers is a product of small constants and needs no loop.
+The generator combines two multiplicative congruential generators (L'Ecuyer, CACM 31(6), 1988); their difference has a
+period of 2.3e18.  Every product is below 2^62, and so exact in int64.  From a state s, the j-th number is s*a^j mod m.
+A tensor of numbers is thus a product with small constants, without a loop.
 """
 
 from __future__ import annotations

@@ -74,10 +74,10 @@ class Differences:
                 )
 
 
-def relative(found: np.ndarray, reference: np.ndarray) -> float:
+def relative(actual: np.ndarray, reference: np.ndarray) -> float:
     """Largest absolute difference over the largest magnitude of `reference`."""
     scale = max(float(np.max(np.abs(reference), initial=0.0)), 1e-12)
-    return float(np.max(np.abs(found - reference), initial=0.0)) / scale
+    return float(np.max(np.abs(actual - reference), initial=0.0)) / scale
 
 
 def check_files(folder: Path, graphs: Sequence[str]) -> None:
@@ -99,8 +99,11 @@ def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray],
     `axes` has the names of the compared outputs, and the axis of each with the samples.  The loaded model runs on as
     many samples at a time as its file asks for.
     """
-    expected, found = source_outputs(source, feeds[str(source.graph.inputs[0].name)], axes), run(off, feeds, list(axes))
-    return max((relative(found[name], expected[name]) for name in axes), default=0.0)
+    expected, actual = (
+        source_outputs(source, feeds[str(source.graph.inputs[0].name)], axes),
+        run(off, feeds, list(axes)),
+    )
+    return max((relative(actual[name], expected[name]) for name in axes), default=0.0)
 
 
 def source_outputs(source: ir.Model, samples: np.ndarray, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -119,9 +122,9 @@ def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarra
     `axis` is that of the samples in the logits.
     """
     expected = source_outputs(source, samples, {logits: axis})[logits].astype(np.float64)
-    found = run(quantized, {str(quantized.graph.inputs[0].name): samples}, [logits])[logits]
+    actual = run(quantized, {str(quantized.graph.inputs[0].name): samples}, [logits])[logits]
     spread = max(float(expected.std()), 1e-12)
-    return float(np.sqrt(np.mean((found - expected) ** 2))) / spread
+    return float(np.sqrt(np.mean((actual - expected) ** 2))) / spread
 
 
 class ExecutableHalves:
@@ -186,8 +189,8 @@ def residual_error(
 ) -> float:
     """Length of the difference between the gradients of `halves` and `exact`, over the length of those of `exact`."""
     expected = _joined(exact.run(feeds), gradients).astype(np.float64)
-    found = _joined(halves.run(feeds), gradients)
-    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))
+    actual = _joined(halves.run(feeds), gradients)
+    return float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), 1e-12))
 
 
 def _joined(values: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:

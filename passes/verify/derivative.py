@@ -2,11 +2,11 @@
 
 The derivative of the scores along a direction of the parameters is a central difference of the forward. The derivative
 of the loss along that change of the scores is a central difference in float64. So the step depends on the size of the
-parameters, never on the loss. The loss of confident or near-uniform predictions is almost flat: a step that changes
-such a loss noticeably leaves the range where the scores are linear.
+parameters, never on the loss. The loss of confident or near-uniform predictions is almost flat. A step that changes
+such a loss noticeably is too wide: the scores are not linear over the step.
 
-The engine computes the forward in float32, which is fast. Where kinks and rounding leave its differences uncertain, as
-in deep nets on few values, a reference implementation computes the forward in float64: its steps are 1000 times finer.
+The engine computes the forward in float32, which is fast. In deep nets on few values, kinks and rounding can leave the
+differences uncertain. Then a reference implementation computes the forward in float64, with steps 1000 times finer.
 """
 
 from __future__ import annotations
@@ -142,18 +142,18 @@ def quotients(derivative: Callable[[float], float], predicted: float, steps: Seq
     The uncertainty has three causes: curvature, kinks and rounding. The steps shrink until the uncertainty is CERTAIN
     or less and the error is BOUND or less.
     """
-    found: list[Quotient] = []
+    differences: list[Quotient] = []
     far: float | None = None
     for step in steps:
         near = derivative(step)
         if not math.isfinite(near):
             return [Quotient(math.nan, math.nan)]
         if far is not None:
-            found.append(Quotient(abs(near - far) / abs(predicted), (near - predicted) / abs(predicted)))
-            if found[-1].uncertainty <= CERTAIN and abs(found[-1].error) <= BOUND:
+            differences.append(Quotient(abs(near - far) / abs(predicted), (near - predicted) / abs(predicted)))
+            if differences[-1].uncertainty <= CERTAIN and abs(differences[-1].error) <= BOUND:
                 break
         far = near
-    return found
+    return differences
 
 
 def unexplained(quotients: Sequence[Quotient]) -> float:

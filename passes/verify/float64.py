@@ -45,10 +45,10 @@ def float64_of(model: ir.Model, feeds: Mapping[str, np.ndarray], expected: Seque
     return exact if all(map(_alike, outputs, expected)) else None
 
 
-def _alike(found: np.ndarray, expected: np.ndarray) -> bool:
-    if found.shape != expected.shape:
+def _alike(actual: np.ndarray, expected: np.ndarray) -> bool:
+    if actual.shape != expected.shape:
         return False
-    return bool(np.abs(found - expected).max(initial=0) <= ALIKE * np.abs(expected).max(initial=TINY))
+    return bool(np.abs(actual - expected).max(initial=0) <= ALIKE * np.abs(expected).max(initial=TINY))
 
 
 def multiplications(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> int:

@@ -149,19 +149,19 @@ class LogProgress:
 
     def __init__(self, say: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
         self.say, self.clock = say, clock
-        self.task, self.total, self.done, self.start, self.said = "", 0, 0, 0.0, 0.0
+        self.task, self.total, self.done, self.start, self.last_line = "", 0, 0, 0.0, 0.0
 
     def expect(self, task: str, total: int) -> None:
         """Begin a piece of work with `total` steps."""
         self.task, self.total, self.done = task, total, 0
-        self.start = self.said = self.clock()
+        self.start = self.last_line = self.clock()
 
     def moved(self, count: int) -> None:
         """Count finished steps, and say so if the last line is old enough."""
         self.done += count
         now = self.clock()
-        if now - self.said >= BETWEEN and self.done:
-            self.said = now
+        if now - self.last_line >= BETWEEN and self.done:
+            self.last_line = now
             left = (now - self.start) / self.done * (self.total - self.done)
             self.say(f"{self.task}: {self.done} of {self.total}, about {left:.0f} s left")
 

@@ -46,7 +46,7 @@ def evaluate(
     with kept_or_temporary(choices.output) as folder:
         subjects, recipes = subjects_of(paths, specs, choices.batches, choices.options, folder.bundles)
         cells = cells_of(subjects, choices, dataset)
-        run = Run(folder=folder, dataset=dataset, recipes=recipes, options=choices, watch=watch or Watch())
+        run = EvaluationRun(folder=folder, dataset=dataset, recipes=recipes, options=choices, watch=watch or Watch())
         return run.all(cells)
 
 
@@ -87,7 +87,7 @@ def _arrays(options: EvaluationOptions, dataset: Dataset, corrupts: bool) -> Seq
 
 
 @dataclass(kw_only=True)
-class Run:
+class EvaluationRun:
     """One evaluation under way."""
 
     folder: ResultFolder

@@ -98,8 +98,8 @@ def total_rows(table: Table, absent: str = "-") -> list[tuple[str, list[str]]]:
     """Return the table's further figures as text: the name of each figure, and one cell per method."""
 
     def cells(values: Mapping[str, float | None], scale: float, digits: int) -> list[str]:
-        found = [values.get(method) for method in table.methods]
-        return [absent if value is None else f"{scale * value:.{digits}f}" for value in found]
+        chosen = [values.get(method) for method in table.methods]
+        return [absent if value is None else f"{scale * value:.{digits}f}" for value in chosen]
 
     totals, rows = table.totals, []
     if table.labelled:

@@ -32,15 +32,15 @@ def stated_arrays(path: Path) -> dict[str, Stated]:
 
     Raises OSError, ValueError or zipfile.BadZipFile where the file is no such archive.
     """
-    found: dict[str, Stated] = {}
+    stated: dict[str, Stated] = {}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.namelist():
             if entry.endswith(".npy"):
                 with archive.open(entry) as member:
                     old = npy.read_magic(member) == (1, 0)
                     shape, _, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(member)
-                found[entry.removesuffix(".npy")] = Stated(tuple(shape), dtype)
-    return found
+                stated[entry.removesuffix(".npy")] = Stated(tuple(shape), dtype)
+    return stated
 
 
 def open_archive(path: Path) -> NpzFile:

@@ -143,12 +143,12 @@ def _to_chosen(op: GradientBuilder, node: ir.Node, dz: ir.Value, wins: Callable[
     if len(node.inputs) == 2:
         mask = wins(*node.inputs)
         return op.Masked(dz, mask), op.Masked(dz, op.Not(mask)) if op.wants(1) else None
-    found, earlier = [], None
+    gradients, earlier = [], None
     for value in node.inputs:
         equal = op.Equal(value, node.outputs[0])
-        found.append(op.Masked(dz, equal if earlier is None else op.And(equal, op.Not(earlier))))
+        gradients.append(op.Masked(dz, equal if earlier is None else op.And(equal, op.Not(earlier))))
         earlier = equal if earlier is None else op.Or(earlier, equal)
-    return tuple(found)
+    return tuple(gradients)
 
 
 @gradient("Where", broadcasts=True)

@@ -10,8 +10,8 @@ from ttac.passes.differentiate.reverse_walk import GradientBuilder, gradient
 @gradient("Entropy")
 def entropy(op: GradientBuilder, node: ir.Node, dh: ir.Value, *_: None) -> ir.Value:
     """H = -sum p log p of p = softmax z along the axis   ->   dz = -dH*p*(log p + H)."""
-    found, peak, total = node.outputs
-    return op.EntropyGradient(dh, node.inputs[0], found, peak, total, axis=node.attributes.get_int("axis"))
+    h, peak, total = node.outputs
+    return op.EntropyGradient(dh, node.inputs[0], h, peak, total, axis=node.attributes.get_int("axis"))
 
 
 @gradient("BinaryEntropy")

@@ -29,9 +29,9 @@ def gather(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     updates = op.Transpose(dz, perm=front) if axis else dz
     shape = [dims(x)[axis], *dims(x)[:axis], *dims(x)[axis + 1 :]]
     ground = zeros(op, shape, dz.dtype, x)
-    found = op.ScatterND(ground, op.Unsqueeze(indices, [count]), updates, reduction="add")
+    summed = op.ScatterND(ground, op.Unsqueeze(indices, [count]), updates, reduction="add")
     order = [*range(1, axis + 1), 0, *range(axis + 1, rank(x))]
-    return op.Transpose(found, perm=order) if axis else found
+    return op.Transpose(summed, perm=order) if axis else summed
 
 
 @gradient("GatherElements")

@@ -86,11 +86,11 @@ def einsum(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> Gradients:
     """
     terms, result = _labels(node)
     operands = list(zip(terms, node.inputs, strict=True))
-    found: list[ir.Value | None] = []
-    for position, (wanted, value) in enumerate(operands):
+    gradients: list[ir.Value | None] = []
+    for position, (own, value) in enumerate(operands):
         others = operands[:position] + operands[position + 1 :]
-        found.append(_contracted(op, dz, result, others, wanted, value) if op.wants(position) else None)
-    return tuple(found)
+        gradients.append(_contracted(op, dz, result, others, own, value) if op.wants(position) else None)
+    return tuple(gradients)
 
 
 def _contracted(
@@ -98,17 +98,19 @@ def _contracted(
     dz: ir.Value,
     result: str,
     others: list[tuple[str, ir.Value | None]],
-    wanted: str,
+    own: str,
     value: ir.Value | None,
 ) -> ir.Value:
     known = {label for labels in (result, *(labels for labels, _ in others)) for label in labels}
-    kept = "".join(label for label in wanted if label in known)
+    kept = "".join(label for label in own if label in known)
     equation = ",".join([result, *(labels for labels, _ in others)]) + "->" + kept
-    found = dz if not others and kept == result else op.Einsum(dz, *(other for _, other in others), equation=equation)
-    absent = [axis for axis, label in enumerate(wanted) if label not in known]
+    contracted = (
+        dz if not others and kept == result else op.Einsum(dz, *(other for _, other in others), equation=equation)
+    )
+    absent = [axis for axis, label in enumerate(own) if label not in known]
     if not absent:
-        return found
-    return expand(op, op.Unsqueeze(found, absent), dims(value), value)
+        return contracted
+    return expand(op, op.Unsqueeze(contracted, absent), dims(value), value)
 
 
 def _labels(node: ir.Node) -> tuple[list[str], str]:

@@ -1,7 +1,8 @@
 """Gradients of the norms that normalise each sample by its own statistics.
 
-They share one core: with xhat = (x - mean)*r over some axes and g the gradient of xhat,
-dx = r*(g - mean of g - xhat * mean of g*xhat).
+They share one core, for xhat = (x - mean)*r over some axes and the gradient g of xhat:
+
+    dx = core(g) = r*(g - mean of g - xhat * mean of g*xhat)
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def global_max_pool(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Valu
     assert x is not None
     flat = [*dims(x)[:2], math.prod(spatial(x))]
     index = op.ArgMax(reshape(op, x, flat), axis=2)
-    found = op.ScatterElements(zeros(op, flat, dy.dtype, dy), index, reshape(op, dy, [*flat[:2], 1]), axis=2)
-    return reshape_like(op, found, x)
+    dx = op.ScatterElements(zeros(op, flat, dy.dtype, dy), index, reshape(op, dy, [*flat[:2], 1]), axis=2)
+    return reshape_like(op, dx, x)
 
 
 def _window(node: ir.Node) -> Window:

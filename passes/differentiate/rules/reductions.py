@@ -100,8 +100,8 @@ def _to_extremes(op: GradientBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
     x, axes = node.inputs[0], _axes(node)
     if not axes:
         return dy
-    found = op.Cast(op.Equal(x, _kept(op, node, node.outputs[0])), to=int(dy.dtype or 0))
-    return op.Mul(found, op.Div(_kept(op, node, dy), op.ReduceSum(found, axes, keepdims=1)))
+    is_extreme = op.Cast(op.Equal(x, _kept(op, node, node.outputs[0])), to=int(dy.dtype or 0))
+    return op.Mul(is_extreme, op.Div(_kept(op, node, dy), op.ReduceSum(is_extreme, axes, keepdims=1)))
 
 
 def _refuse_no_axes(node: ir.Node) -> None:

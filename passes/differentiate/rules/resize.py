@@ -60,8 +60,8 @@ def _nearest(node: ir.Node, at: np.ndarray) -> np.ndarray:
     mode = node.attributes.get_string("nearest_mode", "round_prefer_floor")
     if mode.startswith("round"):
         at = at - np.float32(0.5) if mode == "round_prefer_floor" else at + np.float32(0.5)
-    found: np.ndarray = np.ceil(at) if mode in ("ceil", "round_prefer_floor") else np.floor(at)
-    return found
+    rounded: np.ndarray = np.ceil(at) if mode in ("ceil", "round_prefer_floor") else np.floor(at)
+    return rounded
 
 
 def _repetition(matrix: np.ndarray) -> int:
@@ -74,10 +74,10 @@ def _repetition(matrix: np.ndarray) -> int:
 def _scales(node: ir.Node) -> list[float]:
     """Return the scale of each axis: from the node, or new size over old size."""
     count = rank(node.inputs[0])
-    if present(node, 2) is not None and (given := constant(node, 2)) is not None and given.size:
+    if present(node, 2) is not None and (factors := constant(node, 2)) is not None and factors.size:
         axes = node.attributes.get_ints("axes") or range(count)
         scales = [1.0] * count
-        for axis, scale in zip(axes, given.tolist(), strict=True):
+        for axis, scale in zip(axes, factors.tolist(), strict=True):
             scales[axis % count] = float(scale)
         return scales
     pairs = zip(dims(node.inputs[0]), dims(node.outputs[0]), strict=True)
@@ -94,8 +94,8 @@ def _refuse_other_modes(node: ir.Node) -> None:
         "keep_aspect_ratio_policy": ("stretch", ("stretch",)),
     }
     for name, (default, known) in named.items():
-        given = node.attributes.get_string(name, default)
-        if given not in known:
-            raise refusal(node, f"its `{name}` is {given!r}, and only {', '.join(map(repr, known))} have one")
+        value = node.attributes.get_string(name, default)
+        if value not in known:
+            raise refusal(node, f"its `{name}` is {value!r}, and only {', '.join(map(repr, known))} have one")
     if node.attributes.get_int("antialias", 0):
         raise refusal(node, "its `antialias` is on")

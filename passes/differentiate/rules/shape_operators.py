@@ -163,8 +163,8 @@ def columns_to_image(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Val
     kernels = np.tile(
         np.eye(taps, dtype=dz.dtype.numpy()).reshape(taps, 1, *block), (channels, *[1] * (1 + len(block)))
     )
-    made = op.Conv(dz, kernels, group=channels, strides=strides, dilations=dilations, pads=pads)
-    return reshape_like(op, made, node.inputs[0])
+    columns = op.Conv(dz, kernels, group=channels, strides=strides, dilations=dilations, pads=pads)
+    return reshape_like(op, columns, node.inputs[0])
 
 
 @gradient("DepthToSpace")

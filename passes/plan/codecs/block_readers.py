@@ -1,7 +1,7 @@
 """Operators that read encoded blocks without decoding them: ChannelDot, ChannelAffine and Along.
 
-With the codec `levels`, the encoded tensors carry estimates too: a mask of the stopped gradient, the stopped fraction
-of each block, and of each channel the rise and the variance within blocks.
+With the codec `levels`, the encoded tensors include estimates: a mask of the stopped gradient and the stopped fraction
+of each block; for each channel, the rise and the variance within blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def dot(op: Builder, encoded: Encoded, like: ir.Value, g: ir.Value) -> ir.Value:
     """Return the sum of g*x over all axes but the channel, [C], without x.
 
     Dropped blocks contribute the sum of g times the mean of x, kept blocks contribute their products.  With estimates,
-    all of a block's g lies where g is not zero, and a dropped x is there above its mean by rise * stopped fraction.
+    g counts only where it is not zero.  There, a dropped x is above its mean by rise * stopped fraction.
     """
     values, scale, places, mean, _, *estimates = encoded
     blocks = matrix(op, g, block_of(like))
