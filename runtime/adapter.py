@@ -68,6 +68,7 @@ class Adapter:
         self._lock = threading.RLock()
         self._device = EngineDevice()
         self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
+        self.threads = self._settings.threads
         self._choice = choose_form(self.path, self._manifest, form)
         updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
         deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
-from ttac.errors import UsageError
+from ttac.errors import TtacError, UsageError
 from ttac.runtime.adapter import Adapter
+from ttac.runtime.engine import engine, open_session
+from ttac.runtime.io_binding import IOBinding
 from ttac.runtime.records import TensorSpec
 
 TYPES = {"float32": "float", "float64": "double"}
 """numpy's dtype names -> ONNX Runtime's names, where they differ."""
 
 PROVIDER = "CPUExecutionProvider"
+SOURCE = "infer.onnx"
+"""The graph of the source model, which keeps the metadata of the file."""
+REFUSED = {
+    "end_profiling": "the engine's profiler is not on",
+    "get_profiling_start_time_ns": "the engine's profiler is not on",
+    "get_tuning_results": "the CPU has no tuning results",
+    "set_tuning_results": "the CPU has no tuning results",
+    "run_with_ortvaluevector": "it takes a vector of the training engine",
+    "set_ep_dynamic_options": "the CPU has no such options",
+}
+"""Call of the engine's session that a bundle cannot do -> reason."""
+WAY_OUT = "use `run`, or onnxruntime on the model of `ttac bake`"
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,19 @@ class NodeArg:
     name: str
     shape: list[int | str]
     type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """The metadata of a model, as ONNX Runtime describes it."""
+
+    producer_name: str
+    graph_name: str
+    domain: str
+    description: str
+    graph_description: str
+    version: int
+    custom_metadata_map: dict[str, str]
 
 
 class InferenceSession:
@@ -57,13 +85,7 @@ class InferenceSession:
         threads: int | None = None,
         form: str = "auto",
     ) -> None:
-        names = [provider if isinstance(provider, str) else provider[0] for provider in providers or [PROVIDER]]
-        if PROVIDER not in names:
-            raise UsageError(
-                f"bundles run on the CPU, and `providers` has only {', '.join(names)}",
-                where="`providers=`",
-                hint=f"add `{PROVIDER}`",
-            )
+        _refuse_without_cpu(providers)
         if threads is None and sess_options is not None:
             threads = sess_options.intra_op_num_threads or None
         self.adapter = Adapter(path_or_bytes, threads=threads, form=form)
@@ -94,9 +116,98 @@ class InferenceSession:
         """The model's outputs."""
         return [_described(spec) for spec in self.adapter.outputs]
 
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """An empty list: no weight of a bundle is an input."""
+        return []
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """The metadata of the compiled model, read from the bundle's source graph at each call."""
+        meta = open_session(self.adapter.path / SOURCE, optimised=False).get_modelmeta()
+        custom = {key: text for key, text in meta.custom_metadata_map.items() if not key.startswith("ttac.")}
+        return ModelMetadata(
+            producer_name=meta.producer_name,
+            graph_name=meta.graph_name,
+            domain=meta.domain,
+            description=meta.description,
+            graph_description=meta.graph_description,
+            version=meta.version,
+            custom_metadata_map=custom,
+        )
+
+    def get_session_options(self) -> Any:
+        """New session options of the engine, with the threads of the bundle."""
+        options = engine().SessionOptions()
+        options.intra_op_num_threads = self.adapter.threads
+        return options
+
     def get_providers(self) -> list[str]:
         """Name of the provider that runs the bundle."""
         return [PROVIDER]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """The options of each provider: none."""
+        return {PROVIDER: {}}
+
+    def set_providers(self, providers: Sequence[Any] | None = None, provider_options: Any = None) -> None:
+        """Do nothing if the CPU is among the providers; raises UsageError otherwise."""
+        _refuse_without_cpu(providers)
+
+    def enable_fallback(self) -> None:
+        """Do nothing: a bundle has one provider."""
+
+    def disable_fallback(self) -> None:
+        """Do nothing: a bundle has one provider."""
+
+    def io_binding(self) -> IOBinding:
+        """A new binding of arrays to inputs and outputs, for `run_with_iobinding`."""
+        return IOBinding(engine().OrtValue.ortvalue_from_numpy)
+
+    def run_with_iobinding(self, iobinding: IOBinding, run_options: Any = None) -> None:
+        """Run on the bound inputs and fill the bound outputs; raises what `run` raises."""
+        iobinding.fill(self.run(iobinding.names, iobinding.inputs))
+
+    def run_with_ort_values(
+        self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
+    ) -> list[Any]:
+        """Like `run`, with the engine's values in the feed and in the result."""
+        feed = {name: value.numpy() for name, value in input_dict_ort_values.items()}
+        return [engine().OrtValue.ortvalue_from_numpy(array) for array in self.run(output_names, feed)]
+
+    def run_async(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, np.ndarray],
+        callback: Callable[[list[np.ndarray], Any, str], object],
+        user_data: Any,
+        run_options: Any = None,
+    ) -> None:
+        """Run in a thread, then call `callback(outputs, user_data, error)`; the error is empty after a success."""
+
+        def work() -> None:
+            arrays, problem = list[np.ndarray](), ""
+            try:
+                arrays = self.run(output_names, input_feed)
+            except TtacError as error:
+                problem = str(error)
+            callback(arrays, user_data, problem)
+
+        Thread(target=work, daemon=True).start()
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise UsageError for a call of the engine's session that a bundle cannot do, else AttributeError."""
+        if name not in REFUSED:
+            raise AttributeError(f"`InferenceSession` has no attribute `{name}`")
+        raise UsageError(f"a bundle has no `{name}`: {REFUSED[name]}", where=f"`InferenceSession.{name}`", hint=WAY_OUT)
+
+
+def _refuse_without_cpu(providers: Sequence[Any] | None) -> None:
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers or [PROVIDER]]
+    if PROVIDER not in names:
+        raise UsageError(
+            f"bundles run on the CPU, and `providers` has only {', '.join(names)}",
+            where="`providers=`",
+            hint=f"add `{PROVIDER}`",
+        )
 
 
 def _described(spec: TensorSpec) -> NodeArg:
