@@ -148,6 +148,7 @@ class CompileOptions:
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
         input: name of the graph's input, for a graph with several.
         logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
+        hold: name -> value of inputs that keep one value: a number, an array, or the path of an `.npy` file.
         shape: of one sample, for a file that leaves it open.
         head: reading of the output: "classes", "binary" or "dense"; "auto" reads it from the shape and the last
             operators.
@@ -194,6 +195,9 @@ class CompileOptions:
             "KEY=VALUE",
             "How images become the model's input: `imagenet`, or `mean=`, `std=`, `range=`, `layout=`; several times.",
         )
+    )
+    hold: Mapping[str, Any] = field(
+        metadata=_rule(name_table, "KEY=VALUE", "Hold another input at a number or an `.npy` array; several times.", {})
     )
     train: str = field(
         metadata=_rule(

@@ -54,6 +54,7 @@ def compile_model(
     dry_run: bool = False,
     input: str | None = None,
     logits: str | None = None,
+    hold: Mapping[str, Any] | None = None,
     shape: Sequence[int] | str | None = None,
     head: str = "auto",
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,

@@ -31,7 +31,7 @@ def load_model(options: CompileOptions, log: RoomLog) -> CompileState:
     Raises UsageError and UnsupportedError for a file that is no model, for an 8-bit file whose weights are to be
     trained, and for 8-bit layers in a form without meaning.
     """
-    source = load(options.path, input=options.input, output=options.logits, say=log.note)
+    source = load(options.path, input=options.input, output=options.logits, hold=options.hold, say=log.note)
     log.load(source)
     state = CompileState(options=options, source=source, model=source)
     if not is_quantized(source):

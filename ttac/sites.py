@@ -61,6 +61,12 @@ def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples:
             where=f"`--train {selector}`",
             hint="give unlabelled source samples, `--calibration PATH`, or choose yourself: `--train first:30%`",
         )
+    if samples.array.dtype.kind != "f":
+        raise UnsupportedError(
+            f"`auto` disturbs the samples, and the model takes `{samples.array.dtype}`",
+            where=f"`--train {selector}`",
+            hint="choose yourself: `--train first:30%`",
+        )
     distances = drifts(model, sites, samples.array)
     ranked = [replace(site, drift=drift) for site, drift in zip(sites, distances, strict=True)]
     chosen = selected_sites(ranked, selector, lambda sites: distances)

@@ -10,12 +10,13 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.options import CompileOptions
+from ttac.passes.graph.execute import random_input
 from ttac.passes.norms import calibration
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration samples [n, ...] float32, or none."""
+    """Calibration samples [n, ...] in the dtype of the model's input, or none."""
 
     array: np.ndarray | None = None
 
@@ -25,12 +26,12 @@ class Samples:
         return None if self.array is None else self.array.shape[1:]
 
     def few(self, count: int, x: ir.Value) -> np.ndarray:
-        """`count` samples for the input `x`: calibration samples, or standard normal ones where those are too few."""
+        """`count` samples for the input `x`: calibration samples, or random ones where those are too few."""
         if self.array is not None and len(self.array) >= count:
             return np.ascontiguousarray(self.array[:count])
         assert x.shape is not None
         shape = [int(size) for size in x.shape[1:]]  # type: ignore[arg-type]
-        return np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+        return random_input(x, (count, *shape))
 
 
 def samples_of(options: CompileOptions, x: ir.Value, say: Callable[[str], None]) -> Samples:
@@ -42,7 +43,8 @@ def samples_of(options: CompileOptions, x: ir.Value, say: Callable[[str], None])
         return Samples()
     stated = [size if isinstance(size, int) else None for size in (x.shape or ())][1:]
     shape = options.shape or calibration.sample_shape(options.calibration) or tuple(size or 0 for size in stated)
-    return Samples(calibration.read(options.calibration, _bound(shape, stated), options.pixels, say))
+    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    return Samples(calibration.read(options.calibration, _bound(shape, stated), options.pixels, say, dtype=str(dtype)))
 
 
 def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...]:

@@ -69,6 +69,34 @@ def batch_axes(model: ir.Model) -> dict[str, int]:
     return axes
 
 
+def random_input(x: ir.Value, shape: Sequence[int]) -> np.ndarray:
+    """Return random values for the graph input `x`: standard normal floats, or numbers that its readers accept.
+
+    Integers are from 0 to 255 for bytes, below the number of rows that a Gather reads, else 0 or 1.
+    """
+    dtype, random = (x.dtype or ir.DataType.FLOAT).numpy(), np.random.default_rng(0)
+    if dtype.kind == "f":
+        return random.standard_normal(shape).astype(dtype)
+    high = 256 if dtype == np.uint8 else 2
+    rows = [_rows_read(use.node, x) for use in _uses(x)]
+    return random.integers(0, min((count for count in rows if count), default=high), shape).astype(dtype)
+
+
+def _uses(x: ir.Value) -> list[ir.Usage]:
+    """The uses of `x`, also behind Casts."""
+    casts = [use.node.outputs[0] for use in x.uses() if use.node.op_type == "Cast"]
+    return [*x.uses(), *(use for value in casts for use in value.uses())]
+
+
+def _rows_read(node: ir.Node, x: ir.Value) -> int:
+    """The number of rows of the table from which `node` reads by index, 0 for another operator."""
+    table = node.inputs[0]
+    if node.op_type != "Gather" or table is x or table is None or table.shape is None:
+        return 0
+    size = table.shape[node.attributes.get_int("axis", 0)]
+    return size if isinstance(size, int) else 0
+
+
 def rows(run: Executable, x: str, samples: np.ndarray, batch: int, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return the outputs in `axes` for each of the samples [n, ...], computed `batch` at a time, by name.
 

@@ -2,7 +2,7 @@
 
 | in | out | ensures |
 |---|---|---|
-| an ONNX file | a model of opset 18 to 21, one float32 input, one output | inference form; nodes have names, layers |
+| an ONNX file | a model of opset 18 to 21, one input | inference form; nodes have names, layers |
 
 | file | idea |
 |---|---|
@@ -10,5 +10,6 @@
 | `checked_file` | parse a hostile file and refuse its faults |
 | `limits` | refuse recursive or doubling functions, and deep subgraphs |
 | `weights_apart` | take the weights out of a graph and put them back |
+| `held_inputs` | inputs that keep one value become constants |
 | `training_mode` | turn training-mode operators into their inference form |
 """

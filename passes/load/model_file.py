@@ -6,8 +6,9 @@ see the graph without weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import name_layers, name_nodes
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
+from ttac.passes.load.held_inputs import hold_inputs
 from ttac.passes.load.training_mode import inference_form
 from ttac.passes.load.weights_apart import in_memory, with_weights, without_weights
 
@@ -37,6 +39,9 @@ OUTPUTS = "ttac.outputs"
 """Key of `model.meta`: the names of the outputs in the order of the file."""
 
 
+DTYPES = ("float", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
+"""Types of an input, in the names of onnx: no gradient reaches an input."""
+
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
 """Other floating types that exporters write, and their names in messages."""
 
@@ -45,13 +50,21 @@ def quiet(line: str) -> None:
     """Ignore the line: the `say` of a caller who wants no reports."""
 
 
-def load(path: str | Path, *, input: str | None = None, output: str | None = None, say: Say = quiet) -> ir.Model:
-    """Return the model of `path`, with one float32 input, in opset 18 to 21; the first output is the one to learn from.
+def load(
+    path: str | Path,
+    *,
+    input: str | None = None,
+    output: str | None = None,
+    hold: Mapping[str, Any] | None = None,
+    say: Say = quiet,
+) -> ir.Model:
+    """Return the model of `path`, with one input, in opset 18 to 21; the first output is the one to learn from.
 
     Args:
         path: an `.onnx` file, with its external data in the same folder.
         input: name of the input, where the file has several.
         output: name of the output to learn from, where the file has several; None for the likeliest output.
+        hold: values of inputs that become constants, by name (`hold_inputs`).
         say: receives one line for each change.
 
     Raises UsageError for a path or a name that does not exist. Raises UnsupportedError for every other fault: damaged,
@@ -59,6 +72,7 @@ def load(path: str | Path, *, input: str | None = None, output: str | None = Non
     """
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
+    hold_inputs(model, hold or {})
     order = tuple(str(value.name) for value in model.graph.outputs)
     choose(model, input=input, output=output, say=say)
     _refuse_operators(model)
@@ -129,7 +143,7 @@ def choose_input(model: ir.Model, input: str | None, say: Say = quiet) -> None:
         raise UnsupportedError(
             f"the output `{model.graph.outputs[0].name}` depends on {count}, ttac adapts models with one",
             where=_listed(used or inputs),
-            hint="export a wrapper module that takes the image only and holds the rest as constants",
+            hint=f"say which one takes the samples, and hold the others at a value: `{_held(used or inputs, input)}`",
         )
     if needed and input is not None:
         raise UnsupportedError(
@@ -137,11 +151,17 @@ def choose_input(model: ir.Model, input: str | None, say: Say = quiet) -> None:
             where=_listed(used),
             hint=f"leave out `--input`: there is one input it depends on, `{used[0].name}`"
             if len(used) == 1
-            else "export a wrapper module that takes the image only",
+            else f"say which one takes the samples: `{_held(used, None)}`",
         )
     for dropped in [value for value in inputs if value not in used]:
         say(f"input `{dropped.name}` dropped: nothing uses it")
     model.graph.inputs[:] = used
+
+
+def _held(inputs: Sequence[ir.Value], main: str | None) -> str:
+    """The options that leave one of the inputs: the named one, else the input of most axes."""
+    chosen = main or str(max(inputs, key=lambda value: len(value.shape or ())).name)
+    return " ".join(f"--hold {value.name}=VALUE" for value in inputs if value.name != chosen)
 
 
 def likeliest(outputs: Sequence[ir.Value]) -> ir.Value:
@@ -199,25 +219,28 @@ def fold_casts(model: ir.Model) -> None:
 
 
 def _refuse_types(model: ir.Model) -> None:
-    """Refuse a model without float32 weights, one float32 input and a float32 output."""
+    """Refuse a model without float32 weights, an input of numbers and a float32 output to learn from."""
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
     narrow = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
     narrow = [v for v in narrow if v.const_value is not None and v.const_value.size > 16]
     if narrow:
         kind = HALF[narrow[0].const_value.dtype]  # type: ignore[union-attr]
         raise UnsupportedError(f"weights in {kind}, ttac adapts float32 models", where=_listed(narrow[:4]), hint=hint)
-    for kind, value in (("input", model.graph.inputs[0]), ("output", model.graph.outputs[0])):
-        if value.dtype in (ir.DataType.FLOAT, None if kind == "output" else ir.DataType.FLOAT):
-            continue
-        if value.dtype not in HALF:
-            hint = f"export a model whose {kind} is a float32 tensor" + (": the logits" if kind == "output" else "")
-            maker = value.producer()
-            if maker is not None and maker.op_type == "ArgMax":
-                hint = "`ArgMax` gives the class only; export the scores, its input"
-        type_name = value.dtype.name.lower() if value.dtype else "not a tensor"
-        raise UnsupportedError(
-            f"the {kind} `{value.name}` is {type_name}, not float32", where=_listed([value]), hint=hint
-        )
+    x, y = model.graph.inputs[0], model.graph.outputs[0]
+    if x.dtype is None or x.dtype.name.lower() not in DTYPES:
+        kind = x.dtype.name.lower() if x.dtype else "not a tensor"
+        hint = "export a model whose input is a tensor of numbers"
+        raise UnsupportedError(f"the input `{x.name}` is {kind}, not numbers", where=_listed([x]), hint=hint)
+    if y.dtype in (None, ir.DataType.FLOAT):
+        return
+    maker = y.producer()
+    if maker is not None and maker.op_type == "ArgMax":
+        hint = "`ArgMax` gives the class only; export the scores, its input"
+    elif y.dtype not in HALF:
+        hint = "choose an output of floats with `--logits NAME`, or export the logits"
+    raise UnsupportedError(
+        f"the output `{y.name}` is {y.dtype.name.lower()}, not float32", where=_listed([y]), hint=hint
+    )
 
 
 def convert(model: ir.Model, path: Path, say: Say = quiet) -> ir.Model:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.passes.graph.execute import Executable, batch_axes, rows
+from ttac.passes.graph.execute import Executable, batch_axes, random_input, rows
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.normalise.batch_walk import fixed_batch, ints
 
@@ -28,7 +28,7 @@ def refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, 
     sample = ints(x.shape[1:])
     count = 3 if traced is None else max(3, traced)
     _refuse_large(x, (count, *sample))
-    samples = np.random.default_rng(0).standard_normal((count, *sample)).astype(np.float32)
+    samples = random_input(x, (count, *sample))
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"reference": reference, "normal": model})
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))

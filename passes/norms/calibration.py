@@ -32,8 +32,10 @@ def read(
     sample: Sequence[int],
     preprocessing: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    *,
+    dtype: str = "float32",
 ) -> np.ndarray:
-    """Return source samples, float32 [n, *sample].
+    """Return source samples [n, *sample] of `dtype`, that of the model's input.
 
     Args:
         source: an array; an `.npz` (its first array), an `.npy` or a folder of images, in the order of their names.
@@ -45,9 +47,9 @@ def read(
     """
     shape = ["N", *sample]
     if isinstance(source, np.ndarray):
-        samples, where = _array(source, sample), "the array"
+        samples, where = _array(source, sample, dtype), "the array"
     else:
-        stream = open_stream(Path(source), preparation(shape, preprocessing))
+        stream = open_stream(Path(source), preparation(shape, preprocessing, dtype))
         samples, where = stream.read(0, stream.count), f"`{source}`"
         if not stream.prepared and preprocessing is None:
             say("calibration images were scaled to [0, 1]; `--pixels` states another scale")
@@ -78,10 +80,11 @@ def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
         raise UsageError(f"cannot read calibration data: {error}", where=f"`{path}`", hint=FORMS) from error
 
 
-def _array(source: np.ndarray, sample: Sequence[int]) -> np.ndarray:
-    if not np.issubdtype(source.dtype, np.floating):
+def _array(source: np.ndarray, sample: Sequence[int], dtype: str) -> np.ndarray:
+    takes_floats = np.dtype(dtype).kind == "f"
+    if not (np.issubdtype(source.dtype, np.floating) if takes_floats else np.can_cast(source.dtype, dtype)):
         raise UsageError(
-            f"calibration samples are `{source.dtype}`", hint="prepare them for the model's input: float32, scaled"
+            f"calibration samples are `{source.dtype}`", hint=f"prepare them for the model's input, {dtype}"
         )
     if source.ndim == 0 or len(source) == 0:
         raise UsageError("calibration data holds no sample", hint=FORMS)
@@ -90,7 +93,7 @@ def _array(source: np.ndarray, sample: Sequence[int]) -> np.ndarray:
             f"calibration samples have shape {list(source.shape[1:])}, the model takes {list(sample)}",
             hint="give an array [n, " + ", ".join(str(size) for size in sample) + "]",
         )
-    return np.ascontiguousarray(source, np.float32)
+    return np.ascontiguousarray(source, dtype)
 
 
 def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:

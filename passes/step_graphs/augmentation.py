@@ -215,6 +215,9 @@ def refuse_other_than_images(x: ir.Value, head: Head | None, *, where: str, hint
     `where` names the setting that asks for images, and `hint` the way out.
     """
     shape = dims(x)
+    if x.dtype is not None and not x.dtype.is_floating_point():
+        kind = x.dtype.name.lower()
+        raise UnsupportedError(f"only images of floats can be augmented; `{x.name}` is {kind}", where=where, hint=hint)
     if len(shape) != 4 or shape[1] not in (1, 3):
         last = len(shape) == 4 and shape[3] in (1, 3)
         stated = ", ".join(str(size) for size in shape)

@@ -108,7 +108,7 @@ def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
     from ttac.samples.images import open_stream, preparation
 
-    how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
+    how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
     stream = open_stream(samples, how, array)
     if not stream.prepared and not how.known:
         terminal.say("note: the bundle does not say how pixels are prepared (`--pixels`); pixels are scaled to [0, 1]")

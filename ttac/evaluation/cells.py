@@ -137,7 +137,7 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     adapter.reset()
     manifest = adapter.bundle.manifest
     read = reader(manifest)
-    how = preparation(["N", *adapter.input_shape], manifest["preprocessing"])
+    how = preparation(["N", *adapter.input_shape], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
     labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)
     course = Course()

@@ -131,4 +131,4 @@ def corrupt_piece(piece: Piece) -> np.ndarray:
 def preparation_of(bundle: Path) -> Preparation:
     """Return the rule by which bytes become the input of the bundle's model."""
     manifest = read_manifest(bundle)
-    return preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"])
+    return preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"], manifest["inputs"][0]["dtype"])

@@ -32,6 +32,7 @@ def inspect_model(
     norms: str = "auto",
     input: str | None = None,
     logits: str | None = None,
+    hold: dict[str, Any] | None = None,
     shape: tuple[int, ...] | None = None,
     head: str = "auto",
     say: Callable[[str], None] = lambda line: None,
@@ -41,7 +42,7 @@ def inspect_model(
     The arguments are those of `ttac.compile`.  Raises UsageError and UnsupportedError when the file cannot be read; an
     obstacle to adaptation is part of the report instead.
     """
-    source = load(path, input=input, output=logits, say=say)
+    source = load(path, input=input, output=logits, hold=hold, say=say)
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)
     model = normalise(lifted, shape=shape, say=say)
     census, missing = find_norms(model), without_gradient(model)

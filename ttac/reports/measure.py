@@ -102,9 +102,15 @@ def step_memory(
     return {"peak": peak * 1024, "loaded": (before - bare) * 1024, "seconds": float(np.median(seconds))}
 
 
-def random_samples(batch: int, shape: Sequence[int]) -> np.ndarray:
-    """Return standard normal numbers, float32 [batch, *shape]: the time of a step does not depend on their content."""
-    return np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
+def random_samples(batch: int, shape: Sequence[int], dtype: str = "float32") -> np.ndarray:
+    """Return random numbers [batch, *shape]: the time of a step does not depend on their content.
+
+    Floats are standard normal.  Integers are 0 or 1, which every table of a model has.
+    """
+    random = np.random.default_rng(0)
+    if np.dtype(dtype).kind != "f":
+        return random.integers(0, 2, (batch, *shape)).astype(dtype)
+    return random.standard_normal((batch, *shape), dtype=np.float32)
 
 
 def main() -> None:
@@ -115,7 +121,7 @@ def main() -> None:
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
     adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
-    samples = random_samples(adapter.batch, [int(size) for size in adapter.input_shape])
+    samples = random_samples(adapter.batch, [int(size) for size in adapter.input_shape], adapter.inputs[0].dtype)
     if file:
         samples = np.load(file, allow_pickle=False)[: adapter.batch]
     smallest, reset = adapter.smallest_batch, adapter.reset

@@ -37,6 +37,7 @@ class Preparation:
         span: values that byte 0 and byte 255 become.
         mean, std: `mean` is subtracted from the scaled values, then `std` divides them; one number or one per channel.
         known: False where the bundle states no rule; bytes then become [0, 1].
+        dtype: of the model's input; a model of integers takes bytes unchanged.
     """
 
     sample: tuple[int, ...]
@@ -45,6 +46,12 @@ class Preparation:
     std: tuple[float, ...] = (1.0,)
     span: tuple[float, float] = (0.0, 1.0)
     known: bool = True
+    dtype: str = "float32"
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether the model's input holds floats, for which bytes must be scaled."""
+        return np.dtype(self.dtype).kind == "f"
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -60,7 +67,10 @@ class Preparation:
         return {"layout": self.layout, "mean": list(self.mean), "std": list(self.std), "range": list(self.span)}
 
     def prepare(self, channels_first: np.ndarray) -> np.ndarray:
-        """Return uint8 images [n, C, H, W] as float32 samples [n, *sample]."""
+        """Return uint8 images [n, C, H, W] as samples [n, *sample] of `dtype`."""
+        if not self.takes_floats:
+            moved = channels_first if self.layout == "NCHW" else channels_first.transpose(0, 2, 3, 1)
+            return np.ascontiguousarray(moved, self.dtype)
         low, high = self.span
         scaled = low + channels_first.astype(np.float32) * np.float32((high - low) / 255)
         mean, std = (np.asarray(v, np.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -102,18 +112,19 @@ def division(count: int, size: int, smallest: int) -> list[int]:
     return sizes
 
 
-def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Preparation:
+def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None, dtype: str = "float32") -> Preparation:
     """Return the preparation that a manifest states.
 
     Args:
         shape: the input's shape with its batch axis.
         stated: the manifest's entry `preprocessing`, which may be null.
+        dtype: of the model's input.
 
     Raises UsageError where the number of means or deviations does not fit the shape.
     """
     sample = tuple(int(size) for size in shape[1:])
     if stated is None:
-        return Preparation(sample=sample, layout=likely_layout(sample), known=False)
+        return Preparation(sample=sample, layout=likely_layout(sample), known=np.dtype(dtype).kind != "f", dtype=dtype)
     low, high = stated.get("range") or (0.0, 1.0)
     how = Preparation(
         sample=sample,
@@ -121,6 +132,7 @@ def preparation(shape: Sequence[Any], stated: Mapping[str, Any] | None) -> Prepa
         mean=tuple(stated.get("mean") or (0.0,)),
         std=tuple(stated.get("std") or (1.0,)),
         span=(float(low), float(high)),
+        dtype=dtype,
     )
     channels, *_ = how.size
     for name, numbers in (("mean", how.mean), ("std", how.std)):
@@ -158,11 +170,11 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
             where=where,
             hint="give labels for each sample, or remove the array `labels`",
         )
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 and (how.takes_floats or array.shape[1:] != how.sample):
         ready = channels_first(array, how, where)
         return Stream(len(array), lambda start, stop: how.prepare(ready[start:stop]), labels, prepared=False)
     ready = prepared_floats(array, how, where)
-    return Stream(len(array), lambda start, stop: np.ascontiguousarray(ready[start:stop], np.float32), labels)
+    return Stream(len(array), lambda start, stop: np.ascontiguousarray(ready[start:stop], how.dtype), labels)
 
 
 def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -208,7 +220,10 @@ def prepared_floats(array: np.ndarray, how: Preparation, where: str) -> np.ndarr
 
     Raises UsageError for samples of another shape, or that are not floating point.
     """
-    if not np.issubdtype(array.dtype, np.floating):
+    if not how.takes_floats and not np.can_cast(array.dtype, how.dtype):
+        hint = f"the model takes `{how.dtype}`"
+        raise UsageError(f"samples are `{array.dtype}`", where=where, hint=hint)
+    if how.takes_floats and not np.issubdtype(array.dtype, np.floating):
         raise UsageError(
             f"samples are `{array.dtype}`", where=where, hint="give prepared `float32` samples or `uint8` images"
         )
