@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ttac.errors import RuntimeMissingError, UsageError
+from ttac.errors import RuntimeMissingError, UsageError, VerificationError
 from ttac.runtime.bundle import Bundle, open_bundle
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
@@ -24,7 +24,7 @@ from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
-from ttac.runtime.records import TensorSpec
+from ttac.runtime.records import BATCH_AXIS, TensorSpec
 from ttac.runtime.state_files import check_plausible, read_state, write_state
 from ttac.runtime.tensors import check_tensors, map_tensors
 
@@ -251,10 +251,26 @@ class Adapter:
         tensors = step.perform(form.programs[program])
         assert tensors is not None, "parse_program checked that every path returns"
         arrays = [self._device.array(tensor).copy() for tensor in tensors]
+        samples = len(next(iter(inputs.values())))
+        for spec, array in zip(self.outputs, arrays, strict=True):
+            self._check_output(spec, array, samples)
         step.values = {}
         if len(arrays) == 1:
             return arrays[0], step
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
+
+    def _check_output(self, spec: TensorSpec, array: np.ndarray, samples: int) -> None:
+        """Raise VerificationError unless the output has the dtype and the shape of the manifest."""
+        shape = tuple(samples if size == BATCH_AXIS else size for size in spec.shape)
+        fits = len(array.shape) == len(shape) and all(
+            isinstance(size, str) or size == n for size, n in zip(shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != spec.dtype:
+            raise VerificationError(
+                f"`{spec.name}` is {array.dtype} {list(array.shape)}, the manifest says {spec.dtype} {list(shape)}",
+                where=f"`{self.path}`",
+                hint=HINT,
+            )
 
     def _initial_state(self) -> dict[str, np.ndarray]:
         path = inside(self.path, self._manifest.state_file)

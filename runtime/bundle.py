@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError, VerificationError
-from ttac.runtime.external import external_files
+from ttac.runtime.graph_check import BLOCKED_DOMAINS, check_graph
 from ttac.runtime.hash_check import check_hashes, digest_of, inside
 from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
-from ttac.runtime.records import Manifest
+from ttac.runtime.records import WEIGHTS, Manifest
 from ttac.runtime.whole_file import sync_folder
 
 REPORT = "report.json"
@@ -73,15 +73,17 @@ def open_bundle(folder: str | Path) -> Manifest:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     check_hashes(folder, manifest.files)
-    spelled = [file for form in manifest.forms for file in (form.probe, *form.graphs.values())]
-    for file in (*(graph.file for graph in manifest.graphs.values()), *spelled):
+    size = inside(folder, WEIGHTS).stat().st_size if WEIGHTS in manifest.files else 0
+    blocked = [file for form in manifest.forms for file in (form.probe, *form.graphs.values())]
+    portable = [graph.file for graph in manifest.graphs.values()]
+    for file, domains in (*((file, ()) for file in portable), *((file, BLOCKED_DOMAINS) for file in blocked)):
         path = inside(folder, file)
-        for location in external_files(path):
-            if location not in manifest.files:
+        for place in check_graph(path.read_bytes(), f"`{path}`", domains):
+            if place.location != WEIGHTS or place.offset + place.length > size:
                 raise VerificationError(
-                    f"the graph wants weights from `{location}`, which the manifest does not list",
+                    f"the graph wants {place.length} bytes at {place.offset} of `{place.location}`",
                     where=f"`{path}`",
-                    hint=HINT,
+                    hint=f"external data lies in `{WEIGHTS}` only; {HINT}",
                 )
     return manifest
 
@@ -132,6 +134,8 @@ def _read_manifest(folder: Path) -> Manifest:
         problem = "the path is a file, not a bundle" if folder.exists() else "there is no such bundle"
         raise UsageError(problem, where=f"`{folder}`", hint="`ttac compile` prints the path of the bundle it wrote")
     path = folder / MANIFEST
+    if path.is_symlink():
+        raise VerificationError("the manifest is a symbolic link", where=f"`{path}`", hint=HINT)
     if not path.is_file():
         raise UsageError(
             f"the folder is not a bundle: it has no `{MANIFEST}`",

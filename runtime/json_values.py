@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ttac.errors import VerificationError
 
 MANIFEST = "manifest.json"
+LARGEST_COUNT = 2**31 - 1
 HINT = "copy the bundle again from where it was compiled, or recompile it"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,16 +44,18 @@ def a_list(value: Any, where: str) -> list[Any]:
 
 
 def a_name(value: Any, where: str) -> str:
-    """`value` as a string that is not empty."""
-    if not isinstance(value, str) or not value:
+    """`value` as a string of printable characters that is not empty."""
+    if not isinstance(value, str) or not value or not value.isprintable():
         refuse(where, "is not a name")
     return value
 
 
-def a_count(value: Any, where: str, *, low: int) -> int:
-    """`value` as an int of at least `low`."""
+def a_count(value: Any, where: str, *, low: int, high: int = LARGEST_COUNT) -> int:
+    """`value` as an int from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        refuse(where, f"is {value!r}, not a whole number of at least {low}")
+        refuse(where, f"is {repr(value)[:40]}, not a whole number of at least {low}")
+    if value > high:
+        refuse(where, f"is {repr(value)[:40]}, more than {high}")
     return value
 
 
@@ -72,7 +75,9 @@ def a_file(value: Any, where: str) -> str:
 
 def is_plain_name(name: object) -> bool:
     """Whether `name` can only mean a file directly inside the bundle's folder, on every system."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
+    return (
+        isinstance(name, str) and name not in ("", ".", "..") and name.isprintable() and not re.search(r"[/\\:]", name)
+    )
 
 
 def check_distinct(names: Iterable[str], where: str) -> None:

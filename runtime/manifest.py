@@ -41,6 +41,7 @@ from ttac.runtime.records import (
 )
 
 FORMAT = 3
+MOST_THREADS = 1024
 LARGEST = 64 * 2**20
 """Most bytes of a manifest; a larger one is not read."""
 
@@ -75,7 +76,7 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     return Manifest(
         raw=raw,
         identity=identity_of(raw),
-        threads=a_count(raw["target"]["threads"], "target.threads", low=0),
+        threads=a_count(raw["target"]["threads"], "target.threads", low=0, high=MOST_THREADS),
         files=files,
         inputs=_inputs(raw["inputs"]),
         outputs=outputs,
@@ -119,17 +120,23 @@ def _check_informative(raw: Mapping[str, Any]) -> None:
     a_name(method["name"], "method.name")
     an_object(method["settings"], "method.settings")
     target = an_object(raw["target"], "target", needs=("name", "engine", "opset", "ir_version", "threads"))
+    a_name(target["name"], "target.name")
     if target["engine"] != "onnxruntime":
         refuse("target.engine", f"is {target['engine']!r}, not `onnxruntime`")
     source = an_object(raw["source"], "source", needs=("file", "sha256"))
+    a_name(source["file"], "source.file")
     a_digest(source["sha256"], "source.sha256")
     _check_preprocessing(raw["preprocessing"])
     for number, site in enumerate(a_list(raw["sites"], "sites")):
         an_object(site, f"sites[{number}]", needs=("name", "kind", "statistics"))
+        for key in ("name", "kind", "statistics"):
+            a_name(site[key], f"sites[{number}].{key}")
     for key in ("memory", "verified"):
         an_object(raw[key], key)
     for number, engine in enumerate(a_list(raw["executed_on"], "executed_on")):
         an_object(engine, f"executed_on[{number}]", needs=("package", "version"))
+        for key in ("package", "version"):
+            a_name(engine[key], f"executed_on[{number}].{key}")
 
 
 def _check_preprocessing(value: Any) -> None:
@@ -140,12 +147,17 @@ def _check_preprocessing(value: Any) -> None:
         refuse("preprocessing.layout", f"is {value['layout']!r}, not `NCHW` or `NHWC`")
     for key, least in (("mean", 1), ("std", 1), ("range", 2)):
         numbers = a_list(value.get(key, [1.0] * least), f"preprocessing.{key}")
-        if len(numbers) < least or not all(
-            type(number) in (int, float) and math.isfinite(number) for number in numbers
-        ):
+        if len(numbers) < least or not all(map(_is_finite, numbers)):
             refuse(f"preprocessing.{key}", f"is not a list of at least {least} finite numbers")
+        if key == "range" and (len(numbers) != 2 or numbers[0] >= numbers[1]):
+            refuse("preprocessing.range", "is not two numbers, the lower first")
         if key == "std" and min(numbers) <= 0:
             refuse("preprocessing.std", "is not above 0")
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether it is a number that fits a float64."""
+    return (type(number) is int and abs(number) < 1 << 53) or (type(number) is float and math.isfinite(number))
 
 
 def _files(value: Any) -> dict[str, str]:
@@ -240,7 +252,7 @@ def _state(value: Any, files: Mapping[str, str]) -> tuple[str, dict[str, TensorS
 
 
 def _graph(name: str, value: Any, files: Mapping[str, str], state: Mapping[str, TensorSpec]) -> GraphSpec:
-    where = f"graphs[{name!r}]"
+    where = f"graphs[{a_name(name, 'graphs')!r}]"
     entry = an_object(value, where, only=("file", "state", "stats"), also=("optimization",))
     file = _listed(entry["file"], f"{where}.file", files)
     if not file.endswith(".onnx"):

@@ -51,7 +51,7 @@ def write_whole(path: str | Path, chunks: Iterable[bytes | memoryview], *, keep_
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot write the file: {getattr(error, 'strerror', None) or error}",
-            where=f"`{str(path)!a}`" if "\0" in str(path) else f"`{path}`",
+            where=f"`{path}`",
             hint="give a path in a writable folder with free space, and a shorter name",
         ) from error
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from ttac.bundle_content import BundleContent
+from ttac.errors import printable
 from ttac.passes.graph.execute import batch_axes
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.keys import LAYER
@@ -53,7 +54,7 @@ def manifest(
         "ttac": metadata.version("ttac"),
         "method": {"name": options.method.name, "settings": dict(options.settings)},
         "target": _target_entry(content),
-        "source": {"file": options.path.name, "sha256": digest_of(options.path)},
+        "source": {"file": printable(options.path.name), "sha256": digest_of(options.path)},
         "files": files,
         "inputs": [_tensor_entry(infer.inputs[0])],
         "outputs": [_tensor_entry(value) for value in infer.outputs],

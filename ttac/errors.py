@@ -6,6 +6,13 @@ The exit codes are part of the contract of the command line.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """`text` with control characters other than line breaks escaped, so that no name can steer a terminal."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class TtacError(Exception):
     """An error with a place and a way out.
 
@@ -18,8 +25,8 @@ class TtacError(Exception):
     exit_code = 1
 
     def __init__(self, problem: str, *, where: str = "", hint: str = "") -> None:
-        super().__init__(problem)
-        self.problem, self.where, self.hint = problem, where, hint
+        super().__init__(printable(problem))
+        self.problem, self.where, self.hint = printable(problem), printable(where), printable(hint)
 
     def __str__(self) -> str:
         text = self.problem + (f"\n  at {self.where}" if self.where else "")

@@ -7,7 +7,10 @@ from typing import Any
 
 from ttac.errors import RuntimeMissingError
 from ttac.runtime.json_values import MANIFEST, a_count, a_list, a_name, an_object, refuse
-from ttac.runtime.program.words import Repeat, Reset, Return, Run, When, Word, all_words, always_returns
+from ttac.runtime.program.words import Repeat, Reset, Return, Run, When, Word, all_words, always_returns, count_words
+
+MOST_WORDS = 10_000
+"""Most words that a program does, counted with their repetitions: a step of a published method does less than 1000."""
 
 DEEPEST = 16
 """Most levels of nested `when` and `repeat` in a program."""
@@ -23,6 +26,8 @@ def parse_program(words: Any, where: str, state: Collection[str]) -> tuple[Word,
     program = _parse(words, where, frozenset(state), DEEPEST)
     if not always_returns(program):
         refuse(where, "does not end with `return` on every path")
+    if (count := count_words(program)) > MOST_WORDS:
+        refuse(where, f"does {count} words with all repetitions, and {MOST_WORDS} is the limit")
     return program
 
 

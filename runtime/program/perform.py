@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ttac.errors import VerificationError
+from ttac.runtime.json_values import HINT
 from ttac.runtime.program.words import Repeat, Reset, Run, When, Word
 from ttac.runtime.program.world import Graph, Tensor, World
 
@@ -104,4 +106,7 @@ class Step:
         return self._scalar(self.find(name)) > 0
 
     def _scalar(self, tensor: Tensor) -> float:
-        return float(self.world.device.array(tensor).reshape(-1)[0])
+        array = self.world.device.array(tensor)
+        if not array.size:
+            raise VerificationError("a graph gave an empty tensor as a scalar", where="the program", hint=HINT)
+        return float(array.reshape(-1)[0])

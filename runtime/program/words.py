@@ -74,6 +74,17 @@ def all_words(words: Sequence[Word]) -> Iterator[Word]:
             yield from all_words(word.do)
 
 
+def count_words(words: Sequence[Word]) -> int:
+    """Words that the program does at most, counted with their repetitions."""
+    count = len(words)
+    for word in words:
+        if isinstance(word, When):
+            count += max(count_words(word.then), count_words(word.otherwise))
+        elif isinstance(word, Repeat):
+            count += word.times * count_words(word.do)
+    return count
+
+
 def always_returns(words: Sequence[Word]) -> bool:
     """Whether every path through `words` ends with a `return`."""
     last = words[-1] if words else None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from safetensors.numpy import save_file
 
@@ -16,7 +15,6 @@ from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import change
 from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
 from ttac.runtime.bundle import Bundle, read_manifest
-from ttac.runtime.external import external_files
 
 FILES = ("forward.onnx", "infer.onnx", "report.json", "state.safetensors", "weights.safetensors")
 
@@ -84,6 +82,16 @@ def test_a_link_to_itself_is_refused(bundle: Path) -> None:
     assert "is a link that cannot be followed" in refusal(bundle, VerificationError)
 
 
+def test_the_manifest_may_not_be_a_link(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "manifest.json").rename(tmp_path / "manifest.json")
+    (bundle / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    assert "the manifest is a symbolic link" in refusal(bundle, VerificationError)
+    (tmp_path / "manifest.json").rename(bundle / "other.json")
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").symlink_to("other.json")
+    assert "the manifest is a symbolic link" in refusal(bundle, VerificationError)
+
+
 def test_a_bundle_may_be_reached_through_a_link(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle, target_is_directory=True)
     (bundle / "forward.onnx").rename(bundle / "real.onnx")
@@ -101,29 +109,7 @@ def test_weights_outside_the_listed_files(bundle: Path, tmp_path: Path, location
     tiny.reseal(bundle)
     (tmp_path / "aside").rename(bundle / "outside.bin")
     message = refusal(bundle, VerificationError)
-    assert f"the graph wants weights from `{location}`, which the manifest does not list" in message
-
-
-def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path) -> None:
-    def tensor(location: str) -> onnx.TensorProto:
-        made = onnx.TensorProto(name=location, data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
-        made.external_data.add(key="offset", value="0")
-        made.external_data.add(key="location", value=location)
-        return made
-
-    def constant(location: str) -> onnx.NodeProto:
-        return onnx.helper.make_node("Constant", [], ["c"], value=tensor(location))
-
-    branch = onnx.helper.make_graph([constant("branch")], "branch", [], [], [tensor("inner")])
-    nodes = [constant("node"), onnx.helper.make_node("If", ["x"], ["y"], then_branch=branch)]
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [tensor("initializer")]))
-    sparse = model.graph.sparse_initializer.add()
-    sparse.values.CopyFrom(tensor("sparse"))
-    function = model.functions.add(name="f", domain="d")
-    function.node.append(constant("function"))
-    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    expected = {"branch", "inner", "node", "initializer", "sparse", "function"}
-    assert external_files(tmp_path / "m.onnx") == expected
+    assert f"the graph wants 24 bytes at 0 of `{location}`" in message
 
 
 @pytest.mark.parametrize(
@@ -219,6 +205,17 @@ def test_another_format(bundle: Path, version: int, hint: str) -> None:
         ("surprise", 1, "has unknown keys: `surprise`"),
         ("sites", ..., "has missing keys: `sites`"),
         ("ttac", 1, "`ttac` is not a name"),
+        ("ttac", "0.1\x1b[2J", "`ttac` is not a name"),
+        ("method/name", "\x1b]0;title\x07", "`method.name` is not a name"),
+        ("source/file", "\x9b2J.onnx", "`source.file` is not a name"),
+        ("target/name", "\x1b[2J", "`target.name` is not a name"),
+        ("target/threads", 60000, "`target.threads` is 60000, more than 1024"),
+        ("target/threads", 2**70, "more than 1024"),
+        ("batch/planned", 2**40, "more than 2147483647"),
+        ("inputs/0/shape", ["N", 2**70], "more than 2147483647"),
+        ("preprocessing", {"mean": [10**400]}, "`preprocessing.mean` is not a list of at least 1 finite"),
+        ("preprocessing", {"range": [0, 1, 2]}, "`preprocessing.range` is not two numbers"),
+        ("preprocessing", {"range": [1, 0]}, "`preprocessing.range` is not two numbers"),
         ("method", [], "`method` is not an object"),
         ("method/settings", ..., "`method` lacks `settings`"),
         ("target/engine", "tensorrt", "`target.engine` is 'tensorrt'"),
@@ -231,6 +228,7 @@ def test_another_format(bundle: Path, version: int, hint: str) -> None:
         ("preprocessing", {"std": [0.5, 0.0]}, "`preprocessing.std` is not above 0"),
         ("preprocessing", {"range": [0]}, "`preprocessing.range` is not a list of at least 2 finite"),
         ("sites", [{}], "`sites[0]` lacks `name`"),
+        ("sites", [{"name": "a", "kind": "batch"}], "`sites[0]` lacks `statistics`"),
         ("executed_on", {}, "`executed_on` is not a list"),
         ("files/forward.onnx", "f" * 63, "`files['forward.onnx']` is not a SHA-256"),
         ("files/manifest.json", "f" * 64, "lists `manifest.json` itself"),

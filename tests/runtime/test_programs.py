@@ -70,9 +70,11 @@ def test_rows_limit_the_user_inputs_only(tmp_path: Path) -> None:
 def test_a_run_may_be_fed_another_value(tmp_path: Path) -> None:
     """Also a value of an earlier run of the same graph, cut to `rows`; the input of the user is unchanged."""
     fed = {"run": "forward", "feed": {"x": "logits"}}
-    folder = tiny.counting(tmp_path / "b", [{"run": "forward"}, fed, {**fed, "rows": 2}, RETURN])
+    cut = {"run": "measure", "feed": {"x": "logits"}, "rows": 2}
+    folder = tiny.counting(tmp_path / "b", [{"run": "forward"}, fed, cut, RETURN])
     adapter, x = ttac.load(folder), batch()
-    np.testing.assert_array_equal(adapter.step(x), x[:2] + 1 + 1 + 1)
+    np.testing.assert_array_equal(adapter.step(x), x + 1 + 1)
+    assert adapter.stats["seen"] == 2
     np.testing.assert_array_equal(adapter.predict(x), x + 1)
 
 
@@ -145,6 +147,36 @@ def test_programs_that_read_missing_values(tmp_path: Path, step: Any, problem: s
 def test_words_of_a_newer_ttac(tmp_path: Path, word: dict[str, Any]) -> None:
     with pytest.raises(RuntimeMissingError, match=r"this ttac knows the program words"):
         tiny.counting(tmp_path / "b", [word, RETURN])
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_programs_of_too_many_words_are_refused(tmp_path: Path, levels: int) -> None:
+    step: list[dict[str, Any]] = [{"run": "raise"}]
+    for _ in range(levels):
+        step = [{"repeat": 10**9, "do": step}]
+    with pytest.raises(VerificationError, match="words with all repetitions, and 10000 is the limit"):
+        tiny.counting(tmp_path / "b", [*step, RETURN])
+
+
+@pytest.mark.parametrize("name", ["level", "gate"])
+def test_an_output_of_another_shape_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tiny.counting(tmp_path / "b", [{"run": "measure"}, {"return": [name]}])
+    with pytest.raises(VerificationError, match=r"`logits` is float32 \[\], the manifest says float32 \[4, 3\]"):
+        ttac.load(folder).step(batch())
+
+
+def test_an_empty_scalar_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    text = """forward (float[N,3] x) => (float[N,3] logits, float[K] loss) <int64[1] none = {0}> {
+      logits = Relu(x)
+      flat = Reshape <allowzero = 0> (x, rest)
+      loss = Slice(flat, none, none)
+    }""".replace("<int64[1] none = {0}>", "<int64[1] none = {0}, int64[1] rest = {-1}>")
+    manifest = tiny.manifest_of({"forward": {"stats": {"loss": "loss"}}}, {}, tiny.STEP, 3)
+    tiny.write_bundle(folder, {"forward": tiny.parse(text)}, {}, manifest)
+    with pytest.raises(VerificationError, match="an empty tensor as a scalar"):
+        ttac.load(folder).step(batch())
 
 
 def test_deep_programs_are_refused(tmp_path: Path) -> None:
