@@ -87,7 +87,7 @@ def _reason_against(node: ir.Node, normed: dict[int, str], marked: bool) -> str:
         return "it gives the output"
     if y.shape is None or not all(isinstance(size, int) for size in y.shape[1:]):
         return f"the shape of its output is {y.shape}"
-    if node.op_type == "Gemm" and (node.attributes.get_int("transA", 0) or _is_scaled(node)):
+    if node.op_type == "Gemm" and (node.attributes.get_int("transA", 0) != 0 or _is_scaled(node)):
         return "its input is transposed, or its kernel or bias is scaled"
     if node.op_type in CONVOLUTIONS and all(size == 1 for size in y.shape[2:]):
         return "it gives one value per channel (squeeze-and-excite, or a classifier)"

@@ -73,7 +73,7 @@ def _candidates(census: ModelNorms, norms: str) -> tuple[Candidate, ...]:
     A linear layer behind convolutions, such as the first of a classifier, often has no norm in the source. Without a
     mark of the exporter, "auto" leaves it alone.
     """
-    layers = [item.node for item in (*census.folded, *census.skipped)]
+    layers = [*(item.node for item in census.folded), *(item.node for item in census.skipped)]
     if norms == "insert" or not any(node.op_type in CONVOLUTIONS for node in layers):
         return census.folded
     return tuple(c for c in census.folded if c.node.op_type != "Gemm" or FOLDED in c.node.metadata_props)

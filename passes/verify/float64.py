@@ -29,7 +29,8 @@ class Float64:
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs, float64, for `feeds`, which may hold more than the inputs."""
-        outputs: list[np.ndarray] = self._evaluator.run(None, {name: _float64(feeds[name]) for name in self._inputs})
+        outputs = self._evaluator.run(None, {name: _float64(feeds[name]) for name in self._inputs})
+        assert isinstance(outputs, list)
         return outputs
 
 
