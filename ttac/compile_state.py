@@ -36,6 +36,7 @@ class CompileState:
         infer: the source model with initializers of its own for every site; None before the adapt room.
         adaptation: the rewritten norms and their state; its values belong to `model`.
         constants: arrays that the method computes once, while compiling.
+        usual_information: information of a batch of calibration data (`ttac.passes.step_graphs.guard`); 0 if unknown.
         joint: forward, loss and gradients in one graph; None before the autodiff room.
     """
 
@@ -50,6 +51,7 @@ class CompileState:
     infer: ir.Model | None = None
     adaptation: Adaptation = field(default_factory=Adaptation)
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    usual_information: float = 0.0
     joint: Joint | None = None
 
     def with_settings(self, settings: Mapping[str, Any]) -> CompileState:

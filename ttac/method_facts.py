@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError, UsageError
+from ttac.guard_defaults import guard_graph, settled_guard
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head
@@ -91,7 +92,7 @@ def settled(state: CompileState, say: Callable[[str], None]) -> CompileState:
     options, method = state.options, state.options.method
     kinds = frozenset(site.kind for site in state.sites)
     facts = Facts(options.batch, state.head.classes if state.head else 1, kinds)
-    state = state.with_settings(method.settle(options.settings, facts))
+    state = state.with_settings(settled_guard(method.settle(options.settings, facts), kinds))
     if options.pixels:
         preparation(["N", *dims(state.model.graph.inputs[0])[1:]], options.pixels)
     subject = subject_of(state, say)
@@ -150,7 +151,9 @@ def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str
         layers=layers,
         x=joint.model.graph.inputs[0],
         batch=options.batch,
+        logits_are_probabilities=joint.loss.scores is None and joint.loss.head.values == "probabilities",
     )
     graphs = {name: function_of(reference)(context) for name, reference in options.method.graphs.items()}
+    graphs |= guard_graph(state, context)
     more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
     return {**graphs, **more}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttac.bundle_content import BundleContent
+from ttac.passes.step_graphs.guard import GUARD, LEARN, RESET, TOTALS
 
 Word = Mapping[str, Any]
 
@@ -13,7 +14,23 @@ Word = Mapping[str, Any]
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     predict: list[Word] = [{"run": "forward", "only": content.outputs}, {"return": content.outputs}]
-    return {"step": spelled(content, content.state.options.method.program), "predict": predict}
+    step = spelled(content, content.state.options.method.program)
+    return {"step": with_guard(content, step) if GUARD in content.graphs else step, "predict": predict}
+
+
+def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
+    """The words of a step, of which those between the prediction and the return happen only if the guard allows it.
+
+    If the guard calls for a reset, all state but the counters of the guard gets its compiled value instead.
+    """
+    predicted = max(number for number, word in enumerate(words) if word.get("run") == "forward" and "only" not in word)
+    compiled = [tensor.name for tensor in content.tensors if tensor.name not in TOTALS]
+    guarded: Word = {
+        "when": LEARN,
+        "then": list(words[predicted + 1 : -1]),
+        "otherwise": [{"when": RESET, "then": [{"reset": compiled}]}],
+    }
+    return [*words[: predicted + 1], {"run": GUARD}, guarded, words[-1]]
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:
@@ -38,9 +55,8 @@ def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
             branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
             words_of_bundle.append({"when": word["when"], **branches})
         elif "reset" in word and word["reset"] != "all":
-            words_of_bundle.append(
-                {"reset": [tensor.name for tensor in content.tensors if tensor.role in word["reset"]]}
-            )
+            names = [t.name for t in content.tensors if t.role in word["reset"] and t.name not in TOTALS]
+            words_of_bundle.append({"reset": names})
         elif word == {"return": "logits"}:
             words_of_bundle.append({"return": content.outputs})
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttac.compile_state import CompileState
+from ttac.guard_defaults import usual_information
 from ttac.method_facts import constants_of, head_of, outputs_of, refine, settled
 from ttac.options import ALL, CompileOptions, untrainable
 from ttac.passes.adapt.adapt_norms import adapt_norms
@@ -119,7 +120,7 @@ def compute_constants(state: CompileState, log: RoomLog) -> CompileState:
     """Compute the arrays that the method's graphs need from the source, such as Fisher information."""
     constants = constants_of(state, log.note)
     log.constants(constants)
-    return replace(state, constants=constants)
+    return replace(state, constants=constants, usual_information=usual_information(state))
 
 
 def differentiate_model(state: CompileState, log: RoomLog) -> CompileState:

@@ -28,6 +28,34 @@ SOURCE_WEIGHT = Option(
 )
 """Weight ensembling (Marsden et al., arXiv:2306.00650), which bounds the drift of long streams."""
 
+GUARD = (
+    Option(
+        "guard",
+        "off",
+        "with `on`, batches with little information are predicted but not learned from, and the trained tensors stay "
+        "near the source",
+        choices=("on", "off"),
+    ),
+    Option(
+        "guard_radius",
+        0.0,
+        "with `guard`: largest distance of the trained tensors from the source, in units of the source's length; 0 "
+        "takes 0.045 with batch norms, 0.02 without",
+        low=0.0,
+    ),
+    Option(
+        "guard_information",
+        0.0,
+        "with `guard`: a batch with less than this fraction of the usual information is not learned from; 0 takes 0.55 "
+        "with batch norms, 0.7 without",
+        low=0.0,
+        high=1.0,
+    ),
+    Option("guard_patience", 20, "with `guard`: unlearned batches in a row after which the state is reset", low=1),
+    Option("guard_period", 0, "with `guard`: steps after which the state is reset; 0 for never", low=0),
+)
+"""Options of the guard (`ttac.passes.step_graphs.guard`)."""
+
 
 def chosen_statistics(settings: Settings) -> Statistics:
     """Return the policy that the option `statistics` names."""
@@ -46,4 +74,5 @@ def optimizer_options(optimizer: str, lr: float) -> tuple[Option, ...]:
         Option("eps", 1e-8, "with `adam`: added to the root of the squared gradient's average", low=0.0),
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
         SOURCE_WEIGHT,
+        *GUARD,
     )

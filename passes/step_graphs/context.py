@@ -51,6 +51,7 @@ class Context:
     Attributes:
         parameters: the trained state; gradients: the values that the backward gives for them, in the same order.
         logits: name of the value with the scores, before any Softmax or Sigmoid; head: the reading of the output.
+        logits_are_probabilities: whether the loss gives no scores, and `logits` is the output of a Softmax or Sigmoid.
         constants: arrays of the method's hook `constants`, by name.
         layers: the trained weights whose cached inputs are kept in part.
         x: the model's input; batch: the most samples of a step.
@@ -66,6 +67,7 @@ class Context:
     layers: Sequence[Layer] = ()
     x: ir.Value | None = None
     batch: int = 1
+    logits_are_probabilities: bool = False
 
     @property
     def classes(self) -> int:

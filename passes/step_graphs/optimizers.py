@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, new_graph
+from ttac.passes.step_graphs.guard import bounded, drift_stats
 
 LARGE_ELEMENTS = 64 * 1024
 """Elements from which on a parameter is stepped by itself."""
@@ -64,7 +65,10 @@ def update(context: Context, gradients: Sequence[str] | None = None, anchor: Anc
     """One step of the optimizer that the settings name, with the backward's gradients or others of their shapes."""
     names = context.gradients if gradients is None else gradients
     (model, moved), *large = update_graphs(context.parameters, names, context.settings, context.opset, anchor=anchor)
-    return MethodGraph(model, tuple(moved), more=tuple(MethodGraph(other, tuple(state)) for other, state in large))
+    stats = drift_stats(model)
+    return MethodGraph(
+        model, tuple(moved), stats, more=tuple(MethodGraph(other, tuple(state)) for other, state in large)
+    )
 
 
 def update_graphs(
@@ -135,7 +139,8 @@ def update_graph(
             gradient = _regularised(op, flat, gradient, members, settings, anchor)
             of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
             following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)
-            moved = unflatten(op, ensembled(op, following, members, settings), members)
+            following = bounded(op, ensembled(op, following, members, settings), members, settings)
+            moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += memory
     if first and counter:

@@ -11,6 +11,7 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
+from ttac.passes.step_graphs.probabilities import probabilities
 from ttac.passes.step_graphs.sample_weights import SELECTED, below, margin, read_entropies
 
 FLOAT = int(ir.DataType.FLOAT)
@@ -28,7 +29,7 @@ def weigh_reliable(context: Context) -> MethodGraph:
     op = new_graph("weigh_reliable", context.opset)
     entropies = read_entropies(op, context)
     threshold = margin(context)
-    p, axis = _probabilities(op, context)
+    p, axis = probabilities(op, read(op, context.logits, context.head.shape), context.head)
     initial = np.zeros(_classes(p, axis), np.float32)
     average = state_input(op.graph, AVERAGE, initial)
     fresh = op.Cast(op.Less(_similarity(op, p, axis, average), float(context.settings["redundancy"])), to=FLOAT)
@@ -55,18 +56,6 @@ def _similarity(op: Builder, p: ir.Value, axis: int, average: ir.Value) -> ir.Va
     beside = op.Reshape(average, [-1 if i == axis else 1 for i in range(len(dims(p)))])
     length = op.Mul(op.ReduceL2(p, [axis], keepdims=0), op.ReduceL2(average, keepdims=0))
     return op.Abs(op.Div(op.ReduceSum(op.Mul(p, beside), [axis], keepdims=0), op.Max(length, TINY)))
-
-
-def _probabilities(op: Builder, context: Context) -> tuple[ir.Value, int]:
-    """The probabilities at each position and their axis: of the classes, or 1 - s and s of every answer."""
-    head = context.head
-    scores = read(op, context.logits, head.shape)
-    axis = len(head.shape) if head.axis is None else head.axis
-    if head.binary:
-        each = scores if head.axis is not None else op.Unsqueeze(scores, [axis])
-        return op.Concat(op.Sigmoid(op.Neg(each)), op.Sigmoid(each), axis=axis), axis
-    powers = op.Exp(op.Sub(scores, op.ReduceMax(scores, [axis], keepdims=1)))
-    return op.Div(powers, op.ReduceSum(powers, [axis], keepdims=1)), axis
 
 
 def _summed(op: Builder, value: ir.Value, axis: int) -> ir.Value:

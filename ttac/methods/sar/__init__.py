@@ -7,7 +7,7 @@ nothing (in the official code, momentum goes on moving the weights).
 
 from __future__ import annotations
 
-from ttac.shared_options import SOURCE_WEIGHT
+from ttac.shared_options import GUARD, SOURCE_WEIGHT
 from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 
@@ -45,6 +45,7 @@ METHOD = Method(
             low=0.0,
         ),
         SOURCE_WEIGHT,
+        *GUARD,
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),
     settle=settle,

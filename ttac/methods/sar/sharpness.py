@@ -24,6 +24,7 @@ from ttac.passes.step_graphs.context import (
     read_gradients,
     read_parameters,
 )
+from ttac.passes.step_graphs.guard import DRIFT, bounded, is_on
 from ttac.passes.step_graphs.optimizers import FlatParameters, ensembled, flatten, sgd, unflatten
 from ttac.passes.step_graphs.sample_weights import CHOSEN, averaging, below, margin, read_entropies
 
@@ -72,13 +73,15 @@ def descend(context: Context) -> MethodGraph:
         of = FlatParameters(before, flatten(op, gradients))
         following, momentum = sgd(op, of, {**context.settings, "nesterov": False})
         following = ensembled(op, following, context.parameters, context.settings)
+        following = bounded(op, following, context.parameters, context.settings)
         moved = unflatten(op, following, context.parameters)
         blended = op.Add(op.Mul(average, 0.9), op.Mul(loss, 0.1))
         ema = op.Where(op.Greater(average, 0.0), blended, loss)
         low = op.Cast(op.Less(ema, reset_threshold(context)), to=int(ir.DataType.FLOAT))
     counter = StateTensor(name=AVERAGE_ENTROPY, role="counter", initial=zero, value=average, next=ema)
     state = [*_moved(context, [p.value for p in context.parameters], moved), *momentum, counter]
-    return finished(op, {COLLAPSED: low}, state, stats={COLLAPSED: "recovered"})
+    drift = {DRIFT: "drift"} if is_on(context.settings) else {}
+    return finished(op, {COLLAPSED: low}, state, stats={COLLAPSED: "recovered", **drift})
 
 
 def reset_threshold(context: Context) -> float:

@@ -1,0 +1,164 @@
+"""The guard: a step learns from no batch whose predictions carry little information, and stays near the source.
+
+The information of a batch is H(mean p) - mean H(p), the mutual information of sample and class in nats (Krause et al.,
+"Discriminative clustering by regularized information maximization", NeurIPS 2010).  It is near 0 for noise, constants,
+repeated samples, one class, and for a model that collapsed.  Small batches are averaged over about `WINDOW` samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.differentiate.heads import Head
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
+from ttac.passes.step_graphs.probabilities import probabilities
+
+GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
+TOTALS = ("guard.held", "guard.resets")
+"""State that counts held batches and resets; no reset of the guard clears these counters."""
+WINDOW = 16
+"""Samples that the moving averages of a small batch cover; a batch of this size is judged alone."""
+FOLLOW = 0.01
+"""Weight of a learned batch in the usual information, where no calibration data gave it."""
+TINY = 1e-12
+"""Added to a mean probability in its logarithm: 0 ln 0 is 0."""
+FLOAT = int(ir.DataType.FLOAT)
+
+
+def is_on(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings turn the guard on."""
+    return settings.get(GUARD) == "on"
+
+
+def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:
+    """The vector `flat` of the `members`, at most `guard_radius` from the source in units of the source's length.
+
+    A farther vector moves to the sphere along the line to the source.  The first call in a graph names the drift.
+    """
+    if not is_on(settings):
+        return flat
+    radius = float(settings["guard_radius"])
+    source = np.concatenate([p.initial.reshape(-1) for p in members]).astype(np.float32)
+    length = float(np.linalg.norm(source.astype(np.float64))) or math.sqrt(source.size)
+    moved = op.Sub(flat, source)
+    distance = op.ReduceL2(moved, keepdims=0)
+    limit = op.constant(np.array(radius * length, np.float32))
+    near = op.Div(limit, op.Max(distance, limit))
+    drift = op.Mul(op.Min(distance, limit), 1.0 / length)
+    if not any(value.name == DRIFT for value in op.graph.outputs):
+        drift.name = DRIFT
+        op.graph.outputs.append(drift)
+    return op.Add(source, op.Mul(moved, near))
+
+
+def drift_stats(model: ir.Model) -> dict[str, str]:
+    """The reported names of an update graph: its drift, if the guard is on."""
+    return {DRIFT: "drift"} if any(value.name == DRIFT for value in model.graph.outputs) else {}
+
+
+def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bool = False) -> ir.Value:
+    """The mean probabilities of all positions, [classes], or [2 * answers] with a binary head."""
+    p, axis = probabilities(op, scores, head, are_probabilities=are_probabilities)
+    for other in reversed([i for i in range(len(dims(p))) if i != axis]):
+        p = op.ReduceMean(p, [other], keepdims=0)
+    return p
+
+
+def guard(context: Context, entropy: str, usual: float) -> MethodGraph:
+    """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
+
+    Args:
+        entropy: name of the forward's output with the mean entropy.
+        usual: information of a batch of calibration data; 0 follows the stream's.
+    """
+    op = new_graph(GUARD, context.opset)
+    scores, mean = read(op, context.logits, context.head.shape), read(op, entropy, ())
+    settings = context.settings
+    with op.at(GUARD):
+        information, window = _information(op, context, scores, mean, usual)
+        level, followed = _usual(op, usual)
+        # Not a number is not greater: a batch with NaN or infinity is held.
+        good = op.GreaterOrEqual(information, op.Mul(level, float(settings["guard_information"])))
+        row = _counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
+        clock, due = _period(op, int(settings["guard_period"]))
+        assert row.next is not None
+        reset = op.Max(_reached(op, row.next, int(settings["guard_patience"])), due)
+        state = [*window, row, *clock, *_totals(op, good, reset)]
+        state += [_following(op, level, information, good)] if followed else []
+        learn = op.Mul(op.Cast(good, to=FLOAT), op.Sub(1.0, due))
+    outputs = {LEARN: learn, RESET: op.Identity(reset), "guard.information": information}
+    stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
+    return finished(op, outputs, state, {**stats, "guard.held.next": "held", "guard.resets.next": "guard_resets"})
+
+
+def _totals(op: Builder, good: ir.Value, reset: ir.Value) -> list[StateTensor]:
+    """The counters of held batches and of resets."""
+    held = op.Cast(op.Not(good), to=FLOAT)
+    events = zip(TOTALS, (held, reset), strict=True)
+    return [_counter(op, name, lambda before, event=event: op.Add(before, event)) for name, event in events]
+
+
+def _reached(op: Builder, count: ir.Value, limit: int) -> ir.Value:
+    """1 if the count is at its limit, else 0."""
+    return op.Cast(op.GreaterOrEqual(count, float(limit)), to=FLOAT)
+
+
+def _information(
+    op: Builder, context: Context, scores: ir.Value, mean: ir.Value, usual: float
+) -> tuple[ir.Value, list[StateTensor]]:
+    """H(average p) - average H, and the state of the averages over about `WINDOW` samples."""
+    p = marginal(op, scores, context.head, are_probabilities=context.logits_are_probabilities)
+    answers = context.head.outputs if context.head.binary else 1
+    size = dims(p)[0]
+    assert isinstance(size, int)
+    start = np.full(size, 1 / context.classes, np.float32)
+    undecided = np.array(max(0.0, math.log(context.classes) - usual), np.float32)
+    weight = op.Min(op.Mul(op.Cast(op.Squeeze(op.Shape(scores, start=0, end=1), [0]), to=FLOAT), 1 / WINDOW), 1.0)
+    tensors, values = [], []
+    for name, initial, now in (("guard.probabilities", start, p), ("guard.entropy", undecided, mean)):
+        before = state_input(op.graph, name, initial)
+        after = op.Add(before, op.Mul(op.Sub(now, before), weight))
+        values.append(after)
+        known = op.Where(op.Equal(mean, mean), after, before)
+        tensors.append(StateTensor(name=name, role="statistic", initial=initial, value=before, next=known))
+    total = op.ReduceSum(op.Mul(values[0], op.Log(op.Add(values[0], TINY))), keepdims=0)
+    return op.Sub(op.Mul(total, -1.0 / answers), values[1]), tensors
+
+
+def _usual(op: Builder, usual: float) -> tuple[ir.Value, bool]:
+    """The usual information, and whether it is state that follows the stream."""
+    if usual:
+        return op.constant(np.array(usual, np.float32)), False
+    return state_input(op.graph, "guard.usual", np.zeros((), np.float32)), True
+
+
+def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Value) -> StateTensor:
+    """The usual information as state: that of the first batch, then an average over learned batches."""
+    average = op.Add(level, op.Mul(op.Sub(information, level), FOLLOW))
+    after = op.Where(good, op.Where(op.Greater(level, 0.0), average, information), level)
+    zero = np.zeros((), np.float32)
+    return StateTensor(name=str(level.name), role="statistic", initial=zero, value=level, next=after)
+
+
+def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value]:
+    """The clock of a periodic reset, and 1 at the step that is due; without a period, no clock and 0."""
+    if not period:
+        return [], op.constant(np.array(0, np.float32))
+    clock = _counter(op, "guard.clock", lambda before: op.Add(before, 1.0))
+    assert clock.next is not None
+    return [clock], _reached(op, clock.next, period)
+
+
+def _counter(op: Builder, name: str, following: Callable[[ir.Value], ir.Value]) -> StateTensor:
+    """The state `name`, a number that starts at 0 and becomes `following` of itself."""
+    zero = np.zeros((), np.float32)
+    before = state_input(op.graph, name, zero)
+    return StateTensor(name=name, role="counter", initial=zero, value=before, next=following(before))

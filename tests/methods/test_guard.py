@@ -1,0 +1,59 @@
+"""The guard in whole bundles: constants are held and reset, images are learned from, for every method that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ttac
+from ttac import methods
+
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+BATCH = 16
+
+
+def adapter(folder: Path, method: str, **settings: object) -> ttac.Adapter:
+    ttac.compile(
+        DEMO / "fashion_vit.onnx",
+        method=method,
+        batch=BATCH,
+        calibration=DEMO / "fashion_calibration.npz",
+        settings={"guard": "on", **settings},
+        output=folder / "b.ttac",
+    )
+    return ttac.load(folder / "b.ttac", threads=1)
+
+
+def images() -> np.ndarray:
+    with np.load(DEMO / "fashion_stream.npz", allow_pickle=False) as arrays:
+        return arrays["clean"][:BATCH].astype(np.float32) / 255
+
+
+@pytest.mark.parametrize("method", methods.that_train())
+def test_constants_are_held_and_the_state_resets(method: str, tmp_path: Path) -> None:
+    guarded = adapter(tmp_path, method, guard_patience=2)
+    x = images()
+    first = guarded.predict(x)
+    guarded.step(x)
+    assert guarded.stats["held"] == 0
+    learned = guarded.predict(x)
+    assert not np.array_equal(first, learned)
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(learned, guarded.predict(x))
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(first, guarded.predict(x))
+    assert (guarded.stats["held"], guarded.stats["guard_resets"]) == (2, 1)
+
+
+def test_a_guarded_step_equals_an_unguarded_step(tmp_path: Path) -> None:
+    x = images()
+    guarded = adapter(tmp_path, "tent")
+    guarded.step(x)
+    ttac.compile(
+        DEMO / "fashion_vit.onnx", method="tent", batch=BATCH, settings={"guard": "off"}, output=tmp_path / "c.ttac"
+    )
+    free = ttac.load(tmp_path / "c.ttac", threads=1)
+    free.step(x)
+    np.testing.assert_allclose(guarded.predict(x), free.predict(x), atol=1e-5)

@@ -1,0 +1,126 @@
+"""The guard's formulas, restated in NumPy: information of a batch, resets, and the bound on the drift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ttac.passes.differentiate.heads import Head
+from ttac.passes.graph.execute import run
+from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.context import Context
+from ttac.passes.step_graphs.guard import WINDOW, guard
+from ttac.passes.step_graphs.optimizers import update_graph
+
+SETTINGS = {"guard": "on", "guard_radius": 0.1, "guard_information": 0.5, "guard_patience": 3, "guard_period": 0}
+CLASSES = 5
+
+
+class Guard:
+    """The graph `guard` with its state."""
+
+    def __init__(self, usual: float, head: Head | None = None, **settings: Any) -> None:
+        head = head or Head("classes", ("N", CLASSES), 1, "logits")
+        context = Context(
+            parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18
+        )
+        graph = guard(context, "entropy", usual)
+        self.model, self.moves = graph.model, graph.moves
+        self.state = {tensor.name: tensor.initial for tensor in graph.state}
+
+    def __call__(self, scores: np.ndarray, entropy: float) -> dict[str, np.ndarray]:
+        outputs = run(self.model, {**self.state, "z": scores, "entropy": np.array(entropy, np.float32)})
+        self.state.update({name: outputs[output] for output, name in self.moves.items()})
+        return outputs
+
+
+def entropy_of(p: np.ndarray) -> np.ndarray:
+    return np.asarray(-(p * np.log(p + 1e-12)).sum(-1))
+
+
+def batch(count: int, seed: int, size: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    scores = (size * np.random.default_rng(seed).standard_normal((count, CLASSES))).astype(np.float32)
+    p = np.exp(scores - scores.max(1, keepdims=True))
+    return scores, p / p.sum(1, keepdims=True)
+
+
+def test_information_of_a_whole_window() -> None:
+    judge = Guard(usual=1.0)
+    scores, p = batch(WINDOW, 0)
+    outputs = judge(scores, float(entropy_of(p).mean()))
+    expected = entropy_of(p.mean(0)) - entropy_of(p).mean()
+    np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-5)
+    assert outputs["guard.learn"] == (expected >= 0.5)
+
+
+def test_small_batches_are_averaged() -> None:
+    judge = Guard(usual=1.0)
+    mean, level = np.full(CLASSES, 1 / CLASSES), np.log(CLASSES) - 1.0
+    for seed in range(6):
+        scores, p = batch(4, seed)
+        mean += 4 / WINDOW * (p.mean(0) - mean)
+        level += 4 / WINDOW * (entropy_of(p).mean() - level)
+        outputs = judge(scores, float(entropy_of(p).mean()))
+        np.testing.assert_allclose(outputs["guard.information"], entropy_of(mean) - level, rtol=1e-4, atol=1e-5)
+
+
+def test_information_of_answers() -> None:
+    judge = Guard(usual=0.3, head=Head("binary", ("N", 2), 1, "logits"))
+    scores = np.random.default_rng(0).standard_normal((WINDOW, 2)).astype(np.float32) * 3
+    s = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    both = np.stack([1 - s, s], -1)
+    expected = entropy_of(both.mean(0)).mean() - entropy_of(both).mean()
+    outputs = judge(scores, float(entropy_of(both).mean()))
+    np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-4)
+
+
+def test_equal_predictions_are_held_and_reset() -> None:
+    judge = Guard(usual=1.0)
+    scores = np.repeat(batch(1, 0)[0], WINDOW, 0)
+    level = float(entropy_of(batch(1, 0)[1])[0])
+    found = [judge(scores, level) for _ in range(4)]
+    assert [float(one["guard.learn"]) for one in found] == [0, 0, 0, 0]
+    assert [float(one["guard.reset"]) for one in found] == [0, 0, 1, 1]
+    assert float(judge.state["guard.held"]) == 4
+    assert float(judge.state["guard.resets"]) == 2
+
+
+def test_a_batch_that_is_no_number_is_held() -> None:
+    judge = Guard(usual=1.0)
+    before = dict(judge.state)
+    outputs = judge(np.full((WINDOW, CLASSES), np.nan, np.float32), float("nan"))
+    assert float(outputs["guard.learn"]) == 0
+    assert all(np.isfinite(value).all() for value in judge.state.values())
+    np.testing.assert_array_equal(judge.state["guard.probabilities"], before["guard.probabilities"])
+
+
+def test_without_calibration_the_first_batch_counts() -> None:
+    judge = Guard(usual=0.0)
+    scores, p = batch(WINDOW, 0)
+    outputs = judge(scores, float(entropy_of(p).mean()))
+    assert float(outputs["guard.learn"]) == 1
+    np.testing.assert_allclose(judge.state["guard.usual"], outputs["guard.information"])
+    assert float(judge(scores * 0, float(np.log(CLASSES)))["guard.learn"]) == 0
+
+
+def test_the_period_resets() -> None:
+    judge = Guard(usual=1.0, guard_period=2)
+    scores, p = batch(WINDOW, 0)
+    found = [judge(scores, float(entropy_of(p).mean())) for _ in range(2)]
+    assert [(float(one["guard.learn"]), float(one["guard.reset"])) for one in found] == [(1, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.5, 1e4])
+def test_parameters_stay_within_the_radius(rate: float) -> None:
+    initial = np.random.default_rng(0).standard_normal(6, dtype=np.float32)
+    tensor = StateTensor(name="a", role="parameter", initial=initial, value=ir.val("a", ir.DataType.FLOAT, (6,)))
+    sgd = {"optimizer": "sgd", "lr": rate, "momentum": 0.0, "nesterov": False}
+    model, _ = update_graph([tensor], ["g"], {**SETTINGS, **sgd}, 18)
+    outputs = run(model, {"a": initial, "g": np.ones(6, np.float32)})
+    moved, length = -rate * np.ones(6), np.linalg.norm(initial)
+    expected = initial + moved * min(1.0, 0.1 * length / np.linalg.norm(moved))
+    np.testing.assert_allclose(outputs["a.next"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs["guard.drift"], min(0.1, np.linalg.norm(moved) / length), rtol=1e-3)
