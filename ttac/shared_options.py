@@ -56,6 +56,17 @@ GUARD = (
 )
 """Options of the guard (`ttac.passes.step_graphs.guard`)."""
 
+COME = Option("come", False, "keep the length of the scores and add an answer `uncertain`, against collapse (COME)")
+"""Conservative entropy (Zhang et al., arXiv:2410.10894)."""
+
+BALANCE = (
+    Option("balance", False, "samples of classes that were rare so far weigh more (DELTA's DOT)"),
+    Option(
+        "balance_decay", 0.95, "with `balance`: decay of the average of the classes' probabilities", low=0.0, high=1.0
+    ),
+)
+"""Dynamic online re-weighting (Zhao et al., ICLR 2023)."""
+
 
 def chosen_statistics(settings: Settings) -> Statistics:
     """Return the policy that the option `statistics` names."""

@@ -14,6 +14,21 @@ from tests.support.whole_models import compiled, state_of
 
 Arrays = dict[str, np.ndarray]
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "neo": {},
+    "neo-newest": {"newest": 0.1},
+    "t3a": {"supports": 4},
+    "shot-im": {"lr": 0.02, "optimizer": "sgd"},
+    "tent-come": {"lr": 0.02, "optimizer": "sgd", "come": True},
+    "eata-come": {"lr": 0.02, "come": True, "margin": 0.9, "redundancy": 0.7, "fisher": 0.0},
+    "delta": {
+        "lr": 0.05, "balance": True, "balance_decay": 0.8, "margin": 0.5, "redundancy": 1.0, "fisher": 0.0,
+    },
+}  # fmt: skip
+"""Settings of each run in ttac."""
+METHODS = {"neo-newest": "neo", "tent-come": "tent", "eata-come": "eata", "delta": "eata"}
+"""Methods of the runs with other names."""
+
 
 def official(run: str, kind: str) -> Arrays:
     """Return `logits` [5, 8, 6] of each step, and the state after the last as `after/NAME`."""
@@ -22,10 +37,18 @@ def official(run: str, kind: str) -> Arrays:
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
-def trajectory(kind: str, folder: Path, method: str, settings: dict[str, Any], **choices: Any) -> Arrays:
-    """Return the logits of each step of `method`, and the state after the last step by name."""
+def trajectory(run: str, kind: str, folder: Path, **choices: Any) -> Arrays:
+    """Return the logits of each step of ttac's run, and the state after the last step by name."""
+    method, settings = METHODS.get(run, run), SETTINGS[run]
     bundle = compiled(model(kind), folder, method=method, batch=BATCH, norms="keep", settings=settings, **choices)
     adapter = ttac.load(bundle, threads=1)
     logits = np.stack([adapter.step(x) for x in inputs(seed_of(kind))["x"]])
     assert adapter.stats["rejected"] == 0
     return {"logits": logits, **state_of(adapter)}
+
+
+def worst(run: str, kind: str, folder: Path, **choices: Any) -> float:
+    """Return the largest difference of ttac's run from the published code: logits, and state with golden numbers."""
+    found, expected = trajectory(run, kind, folder, **choices), official(run, kind)
+    names = {name: name.removeprefix("after/").replace(".weight", ".scale") for name in expected}
+    return max(float(np.abs(found[names[name]] - value).max()) for name, value in expected.items())

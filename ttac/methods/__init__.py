@@ -1,7 +1,7 @@
 """The methods: a file or folder each with one value `METHOD`, and the methods of other installed packages.
 
-A new file `ttac/methods/<name>.py` is a new method.  A package elsewhere adds a method by an entry point of the group
-`ttac.methods`.
+A new file `ttac/methods/<name>.py` is a new method; a hyphen of the name is an underscore of the file.  A package
+elsewhere adds a method by an entry point of the group `ttac.methods`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def find(name: str) -> Method:
     if name not in built_in:
         hint = did_you_mean(name, names()) + " (`ttac methods` lists them)"
         raise UsageError(f"there is no method `{name}`", hint=hint)
-    method: Method = importlib.import_module(f"{__name__}.{name}").METHOD
+    method: Method = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").METHOD
     return method
 
 
 def _built_in() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
 
 
 def _of_package(name: str, method: Method) -> Method:

@@ -1,13 +1,29 @@
 """Test-time entropy minimisation: batch statistics, and scale and bias of the norms trained on the prediction entropy.
 
 Wang et al., "Tent: fully test-time adaptation by entropy minimization", ICLR 2021.  The logits of a step are those from
-before its update, as in the paper's code.
+before its update, as in the paper's code.  `balance=true` and `come=true` are parts of DELTA and COME.
 """
 
 from __future__ import annotations
 
-from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import BALANCE, COME, STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Method
+
+WEIGHED = {"weigh": "ttac.passes.step_graphs.class_options:weigh"}
+LENGTHS = {"lengths": "ttac.passes.step_graphs.class_options:lengths"}
+UPDATE = {"update": "ttac.passes.step_graphs.optimizers:update"}
+LEARN = ({"run": "backward"}, {"run": "update"}, {"return": "logits"})
+
+BALANCED = {
+    "loss": "weighted_entropy",
+    "graphs": {**WEIGHED, **UPDATE},
+    "program": ({"run": "forward"}, {"run": "weigh"}, *LEARN),
+}
+CONSERVATIVE = {
+    "loss": "ttac.passes.differentiate.conservative:conservative",
+    "graphs": {**WEIGHED, **LENGTHS, **UPDATE},
+    "program": ({"run": "forward"}, {"run": "weigh"}, {"run": "lengths"}, *LEARN),
+}
 
 METHOD = Method(
     name="tent",
@@ -17,8 +33,10 @@ METHOD = Method(
     statistics=chosen_statistics,
     trains=True,
     loss="entropy",
-    options=(*optimizer_options("adam", 1e-3), *STATISTICS),
-    graphs={"update": "ttac.passes.step_graphs.optimizers:update"},
-    program=({"run": "forward"}, {"run": "backward"}, {"run": "update"}, {"return": "logits"}),
+    check="ttac.passes.step_graphs.class_options:check",
+    options=(*optimizer_options("adam", 1e-3), *BALANCE, COME, *STATISTICS),
+    graphs=UPDATE,
+    program=({"run": "forward"}, *LEARN),
+    variants={"balance": BALANCED, "come": CONSERVATIVE},
     oracle="benchmarks/pytorch_peers.py:Tent",
 )

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
@@ -26,12 +28,17 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from benchmarks.pytorch_peers import norm_parameters
 from tests.golden.make.adapted_nets import build
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
+from tests.support.official import SETTINGS
 
 COMMITS = {
     "NEO": "awesomealex1/NEO cd8ac01",
     "T3A": "matsuolab/T3A ff8cde5",
+    "SHOT": "tim-learn/SHOT f7d555a",
+    "COME": "BlueWhaleLab/COME 409a19b",
+    "DELTA": "bwbwzhao/DELTA e3c5df5",
 }
 UNUSED = ("domainbed.networks", "domainbed.lib.misc", "torchvision", "einops", "matplotlib", "wandb")
 """Modules that the published files import and these runs never call."""
@@ -103,12 +110,98 @@ def t3a(checkouts: Path, supports: int) -> Run:
     return run
 
 
+def trained(net: nn.Module) -> list[nn.Parameter]:
+    """Return scale and bias of every norm, which are all that gets gradients."""
+    parameters = norm_parameters(net.requires_grad_(False))
+    return [parameter.requires_grad_() for parameter in parameters.values()]
+
+
+def after(net: nn.Module) -> Arrays:
+    return {f"after/{name}": value.detach().numpy() for name, value in norm_parameters(net).items()}
+
+
+def sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def stepped(adapter: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor) -> Arrays:
+    """Return the logits of each step, and the parameters after the last."""
+    logits = torch.stack([adapter(batch).detach() for batch in x])
+    return {"logits": logits.numpy(), **after(net)}
+
+
+def shot(checkouts: Path) -> Run:
+    """The loss of the script `object/image_target.py`, with the published function of the entropy."""
+
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        optimizer = sgd(trained(net), SETTINGS["shot-im"]["lr"])
+        entropy = official(checkouts / "SHOT" / "object", "loss").Entropy
+
+        def step(batch: Tensor) -> Tensor:
+            logits: Tensor = net(batch)
+            p = logits.softmax(1)
+            mean = p.mean(0)
+            loss = entropy(p).mean() - torch.sum(-mean * torch.log(mean + 1e-5))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return logits
+
+        return stepped(step, net, x)
+
+    return run
+
+
+def come(checkouts: Path, host: str) -> Run:
+    """The published file with the number of classes in place of its constant 1000."""
+
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        settings = SETTINGS[f"{host}-come"]
+        parameters = trained(net)
+        with tempfile.TemporaryDirectory() as folder:
+            text = (checkouts / "COME" / f"{host}_come.py").read_text(encoding="utf-8")
+            (Path(folder) / f"{host}_come.py").write_text(text.replace("1000", str(CLASSES)), encoding="utf-8")
+            module = official(Path(folder), f"{host}_come")
+        margin = settings.get("margin", 0.0) * math.log(CLASSES)
+        if host == "tent":
+            adapter = module.Tent_COME(net, sgd(parameters, settings["lr"]), None)
+        else:
+            redundancy = settings["redundancy"]
+            adapter = module.EATA_COME(net, sgd(parameters, settings["lr"]), e_margin=margin, d_margin=redundancy)
+        return stepped(adapter, net, x)
+
+    return run
+
+
+def delta(checkouts: Path) -> Run:
+    """Entropy weights and re-weighting, without the statistics, and with the norms of these networks."""
+
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        settings = SETTINGS["delta"]
+        module = official(checkouts / "DELTA", "algorithms.delta")
+        module.nn = Namespace(Module=nn.Module, BatchNorm2d=(nn.GroupNorm, nn.LayerNorm))
+        torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment, misc]
+        options = Namespace(
+            norm_type="none", optim_type="sgd", optim_lr=settings["lr"], optim_momentum=0.9, optim_wd=0.0,
+            class_num=CLASSES, loss_type="entropy", ent_w=True, dot=settings["balance_decay"],
+        )  # fmt: skip
+        adapter = module.DELTA(options, net)
+        found = stepped(lambda batch: adapter(batch, None), adapter.model, x)
+        return {**found, "after/classes.average": adapter.qhat[0].numpy()}
+
+    return run
+
+
 def runs(checkouts: Path) -> dict[str, Run]:
     """Return the runs by name."""
     return {
         "neo": neo(checkouts, "NEO"),
         "neo-newest": neo(checkouts, "NEO_Continual"),
-        "t3a": t3a(checkouts, 4),
+        "t3a": t3a(checkouts, int(SETTINGS["t3a"]["supports"])),
+        "shot-im": shot(checkouts),
+        "tent-come": come(checkouts, "tent"),
+        "eata-come": come(checkouts, "eata"),
+        "delta": delta(checkouts),
     }
 
 

@@ -8,7 +8,10 @@ probabilities.
 
 from __future__ import annotations
 
-from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
+from collections.abc import Mapping
+from typing import Any
+
+from ttac.shared_options import BALANCE, COME, STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Facts, Method, Option, Settings
 
 
@@ -21,6 +24,18 @@ def settle(settings: Settings, facts: Facts) -> Settings:
     classes = facts.classes
     published = 0.9 if classes <= 2 else 0.4 if classes <= 10 else 0.1 if classes <= 100 else 0.05
     return {**settings, "redundancy": settings["redundancy"] or published}
+
+
+GRAPHS = {
+    "weigh_reliable": "ttac.methods.eata.weigh_reliable:weigh_reliable",
+    "update": "ttac.methods.eata.weigh_reliable:update",
+}
+
+
+def program(*before_backward: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The words of a step; `before_backward` are further words of a step that learns."""
+    learn = (*before_backward, {"run": "backward"}, {"run": "update"})
+    return ({"run": "forward"}, {"run": "weigh_reliable"}, {"when": "selected", "then": learn}, {"return": "logits"})
 
 
 METHOD = Method(
@@ -43,19 +58,21 @@ METHOD = Method(
             high=1.0,
         ),
         Option("fisher", 2000.0, "weight of the anchor (1 for CIFAR-10 in the paper); 0 for no anchor", low=0.0),
+        *BALANCE,
+        COME,
         *STATISTICS,
     ),
+    check="ttac.passes.step_graphs.class_options:check",
     settle=settle,
     constants="ttac.methods.eata.fisher:fisher_information",
-    graphs={
-        "weigh_reliable": "ttac.methods.eata.weigh_reliable:weigh_reliable",
-        "update": "ttac.methods.eata.weigh_reliable:update",
+    graphs=GRAPHS,
+    program=program(),
+    variants={
+        "come": {
+            "loss": "ttac.passes.differentiate.conservative:conservative",
+            "graphs": {**GRAPHS, "lengths": "ttac.passes.step_graphs.class_options:lengths"},
+            "program": program({"run": "lengths"}),
+        }
     },
-    program=(
-        {"run": "forward"},
-        {"run": "weigh_reliable"},
-        {"when": "selected", "then": ({"run": "backward"}, {"run": "update"})},
-        {"return": "logits"},
-    ),
     oracle="benchmarks/pytorch_peers.py:Eata",
 )

@@ -10,6 +10,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs import optimizers
+from ttac.passes.step_graphs.class_options import balanced
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
 from ttac.passes.step_graphs.probabilities import probabilities
 from ttac.passes.step_graphs.sample_weights import SELECTED, below, margin, read_entropies
@@ -29,20 +30,26 @@ def weigh_reliable(context: Context) -> MethodGraph:
     op = new_graph("weigh_reliable", context.opset)
     entropies = read_entropies(op, context)
     threshold = margin(context)
-    p, axis = probabilities(op, read(op, context.logits, context.head.shape), context.head)
+    scores = read(op, context.logits, context.head.shape)
+    p, axis = probabilities(op, scores, context.head)
     initial = np.zeros(_classes(p, axis), np.float32)
     average = state_input(op.graph, AVERAGE, initial)
     fresh = op.Cast(op.Less(_similarity(op, p, axis, average), float(context.settings["redundancy"])), to=FLOAT)
     chosen = op.Mul(below(op, entropies, threshold), fresh)
     count = total(op, chosen)
     some = op.Max(count, 1.0)
-    weights = op.Div(op.Mul(chosen, op.Exp(op.Sub(threshold, op.Min(entropies, threshold)))), some)
+    strength = op.Exp(op.Sub(threshold, op.Min(entropies, threshold)))
+    counters: list[StateTensor] = []
+    if context.settings["balance"]:
+        factors, classes = balanced(op, context, scores)
+        strength, counters = op.Mul(strength, factors), [classes]
+    weights = op.Div(op.Mul(chosen, strength), some)
     mean = op.Div(_summed(op, op.Mul(p, op.Unsqueeze(chosen, [axis])), axis), some)
     blended = op.Add(op.Mul(average, 0.9), op.Mul(mean, 0.1))
     started = op.Greater(op.ReduceSum(average, keepdims=0), 0.0)
     following = op.Where(op.Greater(count, 0.0), op.Where(started, blended, mean), average)
     state = StateTensor(name=AVERAGE, role="optimizer", initial=initial, value=average, next=following)
-    return finished(op, {WEIGHTS: weights, SELECTED: count}, [state], {SELECTED: "selected"})
+    return finished(op, {WEIGHTS: weights, SELECTED: count}, [state, *counters], {SELECTED: "selected"})
 
 
 def update(context: Context) -> MethodGraph:

@@ -7,7 +7,10 @@ nothing (in the official code, momentum goes on moving the weights).
 
 from __future__ import annotations
 
-from ttac.shared_options import GUARD, SOURCE_WEIGHT
+from collections.abc import Mapping
+from typing import Any
+
+from ttac.shared_options import COME, GUARD, SOURCE_WEIGHT
 from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
 
 
@@ -22,6 +25,30 @@ def settle(settings: Settings, facts: Facts) -> Settings:
     else:
         lr = 2.5e-4 if facts.batch >= 32 else 2.5e-4 / 64 * facts.batch * 2
     return {**settings, "lr": settings["lr"] or (2 * lr if facts.batch == 1 else lr)}
+
+
+GRAPHS = {
+    "reliable": "ttac.passes.step_graphs.sample_weights:reliable",
+    "ascend": "ttac.methods.sar.sharpness:ascend",
+    "confirm": "ttac.methods.sar.sharpness:confirm",
+    "descend": "ttac.methods.sar.sharpness:descend",
+    "undo_ascent": "ttac.methods.sar.sharpness:undo_ascent",
+}
+
+
+def program(*before_backward: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The words of a step; `before_backward` are further words before each of the two backwards."""
+    recovery = {"when": "collapsed", "then": ({"reset": ("parameter", "optimizer", "counter")},)}
+    descent = (*before_backward, {"run": "backward"}, {"run": "descend"}, recovery)
+    ascent = (
+        *before_backward,
+        {"run": "backward"},
+        {"run": "ascend"},
+        {"run": "forward", "again": True},
+        {"run": "confirm"},
+        {"when": "confirmed", "then": descent, "otherwise": ({"run": "undo_ascent"},)},
+    )
+    return ({"run": "forward"}, {"run": "reliable"}, {"when": "selected", "then": ascent}, {"return": "logits"})
 
 
 METHOD = Method(
@@ -46,39 +73,20 @@ METHOD = Method(
         ),
         SOURCE_WEIGHT,
         *GUARD,
+        COME,
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),
+    check="ttac.passes.step_graphs.class_options:check",
     settle=settle,
     choose_trained="ttac.methods.sar.last_stage:before_last_stage",
-    graphs={
-        "reliable": "ttac.passes.step_graphs.sample_weights:reliable",
-        "ascend": "ttac.methods.sar.sharpness:ascend",
-        "confirm": "ttac.methods.sar.sharpness:confirm",
-        "descend": "ttac.methods.sar.sharpness:descend",
-        "undo_ascent": "ttac.methods.sar.sharpness:undo_ascent",
+    graphs=GRAPHS,
+    program=program(),
+    variants={
+        "come": {
+            "loss": "ttac.passes.differentiate.conservative:conservative",
+            "graphs": {**GRAPHS, "lengths": "ttac.passes.step_graphs.class_options:lengths"},
+            "program": program({"run": "lengths"}),
+        }
     },
-    program=(
-        {"run": "forward"},
-        {"run": "reliable"},
-        {
-            "when": "selected",
-            "then": (
-                {"run": "backward"},
-                {"run": "ascend"},
-                {"run": "forward", "again": True},
-                {"run": "confirm"},
-                {
-                    "when": "confirmed",
-                    "then": (
-                        {"run": "backward"},
-                        {"run": "descend"},
-                        {"when": "collapsed", "then": ({"reset": ("parameter", "optimizer", "counter")},)},
-                    ),
-                    "otherwise": ({"run": "undo_ascent"},),
-                },
-            ),
-        },
-        {"return": "logits"},
-    ),
     oracle="benchmarks/pytorch_peers.py:Sar",
 )
