@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from tests.support.source_models import Weights, norm
 from tests.support.whole_models import SINGLE, Arrays, spelled
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import DOMAIN
@@ -102,25 +101,3 @@ def with_means(x: np.ndarray, size: int) -> np.ndarray:
     """Every block of `size` elements as its mean, float64 in the shape of `x`."""
     blocks = x.astype(np.float64).reshape(-1, size)
     return np.broadcast_to(blocks.mean(1, keepdims=True), blocks.shape).reshape(x.shape)
-
-
-NET = """
-net (float[N,6,8,8] x) => (float[N,5] y) {
-  c = Conv <pads = [1,1,1,1]> (x, "conv.weight")
-  b = BatchNormalization (c, "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
-  r = Relu (b)
-  d = Conv <pads = [1,1,1,1]> (r, "next.weight")
-  e = BatchNormalization (d, "last.weight", "last.bias", "last.running_mean", "last.running_var")
-  a = Add (e, r)
-  s = Relu (a)
-  p = GlobalAveragePool (s)
-  f = Flatten (p)
-  y = Gemm <transB = 1> (f, "fc.weight", "fc.bias")
-}
-"""
-
-
-NET_WEIGHTS: Weights = {
-    "conv.weight": (6, 6, 3, 3), "next.weight": (6, 6, 3, 3), **norm("bn", 6), **norm("last", 6), "fc.weight": (5, 6),
-    "fc.bias": (5,),
-}  # fmt: skip

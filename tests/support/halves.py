@@ -14,7 +14,7 @@ from ttac.passes.graph.execute import run
 from ttac.passes.partition.partition import GraphHalves
 from ttac.passes.plan.decisions import SMALL_BYTES, Decide, Decision, Plan, keep_as, nbytes
 from ttac.passes.plan.plan import plan_activations
-from ttac.spec import BATCH_STATISTICS
+from ttac.spec import BATCH_STATISTICS, Statistics
 
 
 def is_sorted(graph: ir.Graph) -> bool:
@@ -27,10 +27,10 @@ def is_sorted(graph: ir.Graph) -> bool:
     return True
 
 
-def joint_of(path: Path) -> tuple[Joint, list[ir.Value], Arrays]:
-    """Return a file's joint graph with batch statistics, the outputs of the forward, and the initial state."""
+def joint_of(path: Path, statistics: Statistics = BATCH_STATISTICS) -> tuple[Joint, list[ir.Value], Arrays]:
+    """Return a file's joint graph with `statistics`, the outputs of the forward, and the initial state."""
     model = normal(path)
-    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
+    made = adapt_norms(model, sites_of(model), statistics, {}, trains=True)
     joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
     return joint, [joint.logits], {tensor.name: tensor.initial for tensor in made.state}
 

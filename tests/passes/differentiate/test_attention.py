@@ -8,11 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.support.halves import joint_of, run_halves
 from tests.support.source_models import Weights, norm, saved, source
-from tests.support.whole_models import Arrays, normal, operators, samples, sites_of, spelled
-from ttac.passes.adapt.adapt_norms import adapt_norms
-from ttac.passes.differentiate.joint import Joint, differentiate_loss
-from ttac.passes.graph.execute import run
+from tests.support.whole_models import Arrays, operators, samples, spelled
+from ttac.passes.differentiate.joint import Joint
 from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.decisions import Plan, keep_as, nbytes
@@ -62,10 +61,9 @@ def block_of(folder: Path, width: int = 8) -> tuple[Joint, Arrays]:
         "tenth": np.array(0.1, np.float32), "root": np.array(2**0.5, np.float32), "one": np.array(1, np.float32),
         "half": np.array(0.5, np.float32), "middle": np.array([1]),
     }  # fmt: skip
-    model = normal(saved(source(BLOCK.replace("WIDTH", str(width)), weights), folder))
-    made = adapt_norms(model, sites_of(model), SOURCE_STATISTICS, {}, trains=True)
-    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
-    return joint, {"x": samples((TOKENS, width), 3), **{tensor.name: tensor.initial for tensor in made.state}}
+    path = saved(source(BLOCK.replace("WIDTH", str(width)), weights), folder)
+    joint, _, state = joint_of(path, SOURCE_STATISTICS)
+    return joint, {"x": samples((TOKENS, width), 3), **state}
 
 
 def planned(joint: Joint, *, tight: bool) -> Plan:
@@ -78,9 +76,7 @@ def halves_of(joint: Joint, plan: Plan) -> GraphHalves:
 
 
 def gradients(halves: GraphHalves, joint: Joint, feeds: Arrays) -> np.ndarray:
-    assert halves.backward is not None
-    found = run(spelled(halves.forward), feeds)
-    found = run(spelled(halves.backward), {**feeds, **found})
+    found = run_halves(halves, feeds)
     return np.concatenate([found[str(gradient.name)].ravel() for gradient in joint.gradients])
 
 

@@ -12,28 +12,25 @@ import onnx_ir as ir
 import pytest
 
 import ttac
+from tests.support.halves import joint_of
 from tests.support.source_models import saved, source
-from tests.support.whole_models import MODELS, SINGLE, normal, refused, sites_of
+from tests.support.whole_models import MODELS, SINGLE, refused
 from ttac import finish
 from ttac import pipeline as driver
 from ttac.errors import BudgetError, UsageError
-from ttac.passes.adapt.adapt_norms import adapt_norms
-from ttac.passes.differentiate.joint import Joint, differentiate_loss
+from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.builder import Builder
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.budget import Spans, choose_smaller, plan_within
 from ttac.passes.plan.decisions import Plan, nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
-from ttac.spec import BATCH_STATISTICS
 
 BATCH = 64
 
 
 @pytest.fixture(scope="module")
 def joint() -> Joint:
-    model = normal(MODELS["densenet"])
-    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
-    return differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
+    return joint_of(MODELS["densenet"])[0]
 
 
 def within(joint: Joint, goal: int) -> tuple[Plan, bool]:

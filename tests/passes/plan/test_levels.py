@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.support.codec_case import NET, NET_WEIGHTS
-from tests.support.source_models import saved, source
-from tests.support.whole_models import SINGLE, Arrays, normal, samples, sites_of, spelled
-from ttac.passes.adapt.adapt_norms import adapt_norms
-from ttac.passes.differentiate.joint import differentiate_loss
+from tests.support.kept_net import kept_net
+from tests.support.whole_models import SINGLE, Arrays, spelled
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import DOMAIN
 from ttac.passes.graph.execute import run
-from ttac.passes.partition.partition import partition
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.codecs.block_layout import block_of
 from ttac.passes.plan.codecs.codec import KeepRatio
-from ttac.passes.plan.decisions import Decision, KeepRatios, keep_as, nbytes
-from ttac.passes.plan.plan import plan_activations
-from ttac.spec import BATCH_STATISTICS
 
 
 @dataclass(frozen=True)
@@ -127,29 +119,15 @@ def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
 
 def test_the_last_norm_learns_from_its_levels(tmp_path: Path) -> None:
     """In the halves of a net: the gradient of the scale before the loss, whose g no other norm's levels enter."""
-    model = normal(saved(source(NET, NET_WEIGHTS), tmp_path))
-    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
-    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
-
-    def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
-        if value.dtype == ir.DataType.BOOL:
-            return keep_as(value, "bits", 64)
-        large = value.dtype == SINGLE and nbytes(value, 64) > 16384
-        row = keep_as(value, "levels" if large else "dense", 64, "", 0.25)
-        return replace(row, layers=(0,)) if large else row
-
-    plan = plan_activations(joint.model.graph, joint.backward, list(joint.model.graph.inputs), 64, decide,
-                            KeepRatios("shares", np.array([0.25], np.float32), False))  # fmt: skip
-    halves, exact = (partition(joint.model, [joint.logits], joint.gradients, p) for p in (plan, plan.exactly()))
-    assert halves.backward is not None
-    feeds = {"x": samples((6, 8, 8), 5), **{tensor.name: tensor.initial for tensor in made.state}}
+    net = kept_net("levels", 0.25, tmp_path)
+    joint, halves, exact, feeds = net.joint, net.halves, net.exact, net.feeds
     forward, plain = (run(spelled(half.forward), feeds) for half in (halves, exact))
     found = run(spelled(halves.backward), {**feeds, **forward})
     last, mask = "d", "s.positive"  # the input of the last norm, and the Relu before the pool
     x, y = plain[last].astype(float), plain["y"].astype(float)
     p = np.exp(y) / np.exp(y).sum(1, keepdims=True)
     derivative = -p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True)) / len(y)
-    weight = next(v.const_value for v in model.graph.initializers.values() if v.name == "fc.weight")
+    weight = next(v.const_value for v in joint.model.graph.initializers.values() if v.name == "fc.weight")
     assert weight is not None
     g = (derivative @ weight.numpy())[:, :, None, None] / 64 * plain[mask]
     expected = Levels(x.reshape(5, 6, 1, 64), g.reshape(5, 6, 1, 64), forward[f"{last}.levels.places"][:, 0],

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tests.support.whole_models import MODELS, SINGLE, normal, sites_of
-from ttac.passes.adapt.adapt_norms import adapt_norms
-from ttac.passes.differentiate.joint import differentiate_loss
+from tests.support.halves import joint_of, planned
+from tests.support.whole_models import MODELS, SINGLE
 from ttac.passes.graph.builder import Builder
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.decisions import nbytes
 from ttac.passes.plan.liveness import bytes_over_time, peak
-from ttac.passes.plan.plan import plan_activations
-from ttac.spec import BATCH_STATISTICS
 
 SIZE = 16 * 4
 """Bytes of a sample of [N, 16]."""
@@ -86,13 +83,10 @@ def test_what_is_handed_on_lives_to_its_last_reader() -> None:
 
 def test_the_highest_moment_of_a_net() -> None:
     """At least the residuals that cross, at most everything; in proportion to the batch."""
-    model = normal(MODELS["resnext"])
-    made = adapt_norms(model, sites_of(model), BATCH_STATISTICS, {}, trains=True)
-    joint = differentiate_loss(model, model.graph.outputs[0], "entropy", made.parameters)
-    graph = joint.model.graph
-    plan = plan_activations(graph, joint.backward, list(graph.inputs), 64)
+    joint, outputs, _ = joint_of(MODELS["resnext"])
+    graph, plan = joint.model.graph, planned(joint, 64)
     everything = sum(nbytes(value, 64) for node in graph for value in node.outputs)
-    halves = partition(joint.model, [joint.logits], joint.gradients, plan)
+    halves = partition(joint.model, outputs, joint.gradients, plan)
     assert halves.backward is not None
     models = {"forward": halves.forward, "backward": halves.backward}
     one, two = (peak(models, ["forward", "backward"], batch).bytes for batch in (64, 128))
