@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STOCK := $(VENV)/stock-ort
 STOCK_VERSION := 1.23.2
+# The stock engine for Python 3.14, for which 1.23.2 has no wheels.
+STOCK_VERSION_314 := 1.31.1
 TYPES := build/types
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
@@ -73,5 +75,6 @@ $(VENV)/.ready-docs: $(READY)
 
 $(STOCK)/.ready-$(STOCK_VERSION): $(READY)
 	rm -rf $(STOCK)
-	$(PIP) install --no-deps --target $(STOCK) onnxruntime==$(STOCK_VERSION)
+	$(PIP) install --no-deps --target $(STOCK) 'onnxruntime==$(STOCK_VERSION); python_version < "3.14"' \
+	  'onnxruntime==$(STOCK_VERSION_314); python_version >= "3.14"'
 	@touch $@
