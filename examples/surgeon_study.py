@@ -1,9 +1,9 @@
 """The error of a sparse cache of activations, and the time and error of a memory budget.
 
-    python examples/surgeon_study.py shares --batch 64    # `surgeon` against `tent`, and against one keep ratio for all
-    python examples/surgeon_study.py shares --batch 16 --keep 1.0 0.1 --select blocks threshold topk
-    python examples/surgeon_study.py shares --half tuning    # on the images of the choices
-    python examples/surgeon_study.py shares --half tuning --passes 2    # the same, on streams twice as long
+    python examples/surgeon_study.py ratios --batch 64    # `surgeon` against `tent`, and against one keep ratio for all
+    python examples/surgeon_study.py ratios --batch 16 --keep 1.0 0.1 --select blocks threshold topk
+    python examples/surgeon_study.py ratios --half tuning    # on the images of the choices
+    python examples/surgeon_study.py ratios --half tuning --passes 2    # the same, on streams twice as long
     python examples/surgeon_study.py budgets    # `tent` from everything dense to the least memory, on two networks
 
 Prints Markdown, which `docs/surgeon.md` keeps.  Errors are those of the shipped Fashion-MNIST images under seven
@@ -93,10 +93,10 @@ def outcomes(folder: Path, streams: Sequence[Stream], method: str, batch: int, *
     results = []
     for images in streams:
         adapter.reset()
-        error, share = along(adapter, images)
-        share = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else share
-        counted = share * memory["published_cache"]["norm_inputs_bytes"]
-        results.append(Outcome(error, share, memory["measured"].get("peak", 0), counted))
+        error, ratio = along(adapter, images)
+        ratio = choices.get("settings", {}).get("keep", 1.0) if method == "dropit" else ratio
+        counted = ratio * memory["published_cache"]["norm_inputs_bytes"]
+        results.append(Outcome(error, ratio, memory["measured"].get("peak", 0), counted))
     return results
 
 
@@ -113,7 +113,7 @@ def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
     return 100 * wrong / total, statistics.mean(kept)
 
 
-def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
+def ratios(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
     """Yield a table of keep ratios per layer and batch, compared with `tent` and with one keep ratio for all layers."""
     streams = in_orders(stream(), asked.half, asked.seeds, asked.passes)
     tent = outcomes(folder, streams, "tent", asked.batch)
@@ -126,10 +126,10 @@ def shares(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
     for select in asked.select:
         for keep in asked.keep:
             mine = outcomes(folder, streams, "surgeon", asked.batch, settings={"select": select, "keep": keep})
-            share = statistics.mean(each.kept for each in mine)
-            static = outcomes(folder, streams, "dropit", asked.batch, settings={"select": select, "keep": share})
+            ratio = statistics.mean(each.kept for each in mine)
+            static = outcomes(folder, streams, "dropit", asked.batch, settings={"select": select, "keep": ratio})
             counted = statistics.mean(each.counted for each in mine)
-            yield row(f"`{select}`", keep, f"{share:.3f}", format_size(round(counted)), f"{spread(mine)} %",
+            yield row(f"`{select}`", keep, f"{ratio:.3f}", format_size(round(counted)), f"{spread(mine)} %",
                       spread(mine, tent), f"{spread(static)} %", spread(mine, static), format_size(mine[0].peak),
                       format_size(static[0].peak))  # fmt: skip
 
@@ -178,9 +178,9 @@ def within(folder: Path, model: Path, batch: int) -> Iterator[tuple[int, Path]]:
     path = folder / f"{model.stem}-dense.ttac"
     dense = ttac.compile(model, method="tent", batch=batch, output=path).manifest["memory"]["measured"]["peak"]
     yield 0, path
-    for share in BUDGETS:
-        asked = int(share * dense)
-        path = folder / f"{model.stem}-{share}.ttac"
+    for fraction in BUDGETS:
+        asked = int(fraction * dense)
+        path = folder / f"{model.stem}-{fraction}.ttac"
         try:
             ttac.compile(model, method="tent", batch=batch, output=path, memory_budget=asked)
         except BudgetError as error:
@@ -217,7 +217,7 @@ def row(*cells: object) -> str:
 def main() -> None:
     """Print the part on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("part", choices=["shares", "budgets"])
+    parser.add_argument("part", choices=["ratios", "budgets"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--select", nargs="+", choices=SELECTIONS, default=SELECTIONS[:1])
@@ -227,7 +227,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lines = budgets(folder) if asked.part == "budgets" else shares(folder, asked)
+        lines = budgets(folder) if asked.part == "budgets" else ratios(folder, asked)
         for line in lines:
             print(line, flush=True)
 

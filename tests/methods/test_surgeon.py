@@ -39,8 +39,8 @@ def adapter(kind: str, run: str, folder: Path, **settings: Any) -> ttac.Adapter:
     return ttac.load(bundle(kind, run, folder, **settings), threads=1)
 
 
-def shares_of(adapter: ttac.Adapter) -> dict[str, float]:
-    """The share that each norm kept in the last step."""
+def keep_ratios(adapter: ttac.Adapter) -> dict[str, float]:
+    """The keep ratio of each norm in the last step."""
     stats = adapter.stats
     return {name.removeprefix("kept.").removesuffix(".scale"): stats[name] for name in stats if name[:5] == "kept."}
 
@@ -51,16 +51,16 @@ def shares_of(adapter: ttac.Adapter) -> dict[str, float]:
 @pytest.mark.parametrize("run", list(SETTINGS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_equal_pytorch(kind: str, run: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Logits of every step and parameters after the last within 1e-4, and the same share of every layer."""
+    """Logits of every step and parameters after the last within 1e-4, and the same keep ratio of every layer."""
     if kind == "layer":
         request.getfixturevalue("whole_otherwise")
     subject, expected = adapter(kind, run, tmp_path), golden(kind, run)
     for step, x in enumerate(inputs()):
         np.testing.assert_allclose(subject.step(x), expected["logits"][step], atol=1e-4, rtol=0)
-        for name, share in shares_of(subject).items():
-            assert share == pytest.approx(expected[f"shares/{name}"][step], abs=1e-4)
+        for name, ratio in keep_ratios(subject).items():
+            assert ratio == pytest.approx(expected[f"shares/{name}"][step], abs=1e-4)
     assert subject.stats["rejected"] == 0 and subject.stats["steps"] == STEPS
-    assert (len(shares_of(subject)) > 0) == (method(run) == "surgeon")
+    assert (len(keep_ratios(subject)) > 0) == (method(run) == "surgeon")
     state = state_of(subject)
     after = {name.removeprefix("after/"): value for name, value in expected.items() if name.startswith("after/")}
     assert set(after) == {name for name in state if name.endswith((".scale", ".bias"))}
@@ -72,25 +72,25 @@ def test_the_kept_share_of_all_is_that_of_the_layers(tmp_path: Path) -> None:
     subject = adapter("batch", "surgeon", tmp_path)
     subject.step(inputs()[0])
     sizes = {"1": 2048, "3.norm1": 2048, "3.norm2": 2048, "3.skip.1": 2048}
-    shares = shares_of(subject)
-    weights = np.array([sizes.get(name, 1024) for name in shares], float)
-    assert subject.stats["kept"] == pytest.approx((weights / weights.sum() * list(shares.values())).sum(), rel=1e-5)
-    assert max(shares.values()) == pytest.approx(1.0) and min(shares.values()) > 0
+    ratios = keep_ratios(subject)
+    weights = np.array([sizes.get(name, 1024) for name in ratios], float)
+    assert subject.stats["kept"] == pytest.approx((weights / weights.sum() * list(ratios.values())).sum(), rel=1e-5)
+    assert max(ratios.values()) == pytest.approx(1.0) and min(ratios.values()) > 0
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_begins_with_everything_kept(tmp_path: Path) -> None:
-    """The shares of a step are not those of the step before: the same batch gives the same, whatever came between."""
+    """The keep ratios follow from the batch alone: the same batch gives the same ratios, in any order of batches."""
     subject = adapter("batch", "surgeon", tmp_path, lr=0.0)
     first, other = inputs()[:2]
     subject.step(first)
-    shares = shares_of(subject)
+    ratios = keep_ratios(subject)
     subject.step(other)
-    assert shares_of(subject) != shares
+    assert keep_ratios(subject) != ratios
     subject.step(first)
-    assert shares_of(subject) == pytest.approx(shares, rel=1e-5)
+    assert keep_ratios(subject) == pytest.approx(ratios, rel=1e-5)
 
 
 def test_a_probe_of_more_samples_than_there_are_takes_those(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_probe_of_more_samples_than_there_are_takes_those(tmp_path: Path) -> N
     )
     few = inputs()[0][:4]
     np.testing.assert_array_equal(subject.step(few), all_of_them.step(few))
-    assert shares_of(subject) == shares_of(all_of_them)
+    assert keep_ratios(subject) == keep_ratios(all_of_them)
 
 
 def changed(subject: ttac.Adapter, folder: Path, **tensors: np.ndarray) -> None:
@@ -125,7 +125,7 @@ def test_a_probe_that_sees_nothing_keeps_everything_and_says_so(select: str, tmp
     changed(subject, tmp_path, **{"4__norm2__bias": bias + np.arange(len(bias), dtype=np.float32) * 1e5})
     subject.step(inputs()[0])
     assert subject.stats["probe.blind"] == 1 and subject.stats["kept"] == pytest.approx(1)
-    assert set(shares_of(subject).values()) == {1.0} and subject.stats["rejected"] == 0
+    assert set(keep_ratios(subject).values()) == {1.0} and subject.stats["rejected"] == 0
 
 
 def blind_steps() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
