@@ -163,7 +163,7 @@ class InferenceSession:
         return IOBinding(engine().OrtValue.ortvalue_from_numpy)
 
     def run_with_iobinding(self, iobinding: IOBinding, run_options: Any = None) -> None:
-        """Run on the bound inputs and fill the bound outputs; raises what `run` raises."""
+        """Run on the bound inputs and fill the bound outputs; raises the errors of `run`."""
         iobinding.fill(self.run(iobinding.names, iobinding.inputs))
 
     def run_with_ort_values(
