@@ -212,7 +212,7 @@ def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool =
 def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
     if value is None:
         return None
-    entry = an_object(value, "head", only=("output", "kind", "axis", "values"))
+    entry = an_object(value, "head", only=("output", "kind", "axis", "values"), also=("first", "count", "ignored"))
     for key, words in (("kind", HEADS), ("values", VALUES)):
         if entry[key] not in words:
             refuse(f"head.{key}", f"is {entry[key]!r}")
@@ -228,7 +228,27 @@ def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
         refuse("head.axis", f"is {axis}, the axis of the samples")
     if axis is None and entry["kind"] == "classes":
         refuse("head.axis", "is null, and a head of classes has an axis of them")
-    return HeadSpec(entry["kind"], axis, entry["values"], output.name)
+    first, count, ignored = _score_parts(entry, output.shape[axis] if axis is not None else 1)
+    return HeadSpec(
+        kind=entry["kind"],
+        axis=axis,
+        values=entry["values"],
+        output=output.name,
+        first=first,
+        count=count,
+        ignored=ignored,
+    )
+
+
+def _score_parts(entry: Mapping[str, Any], size: int | str) -> tuple[int, int | None, int | None]:
+    """The first score, the number of scores and the ignored class of a head whose axis has `size` numbers."""
+    first, count, ignored = (entry.get(key) for key in ("first", "count", "ignored"))
+    for key in ("first", "count", "ignored"):
+        if entry.get(key) is not None:
+            a_count(entry[key], f"head.{key}", low=0)
+    if isinstance(size, int) and (first or 0) + (count or 0) > size:
+        refuse("head.count", f"is {count} from {first or 0}, and the axis has {size} numbers")
+    return first or 0, count, ignored
 
 
 def _batch(value: Any) -> tuple[int, int]:

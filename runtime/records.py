@@ -14,7 +14,7 @@ BATCH_AXIS = "N"
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
 ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
 OPTIMIZATIONS = ("basic", "extended", "all")
-HEADS = ("classes", "binary", "dense")
+HEADS = ("classes", "binary", "dense", "detection", "ctc")
 VALUES = ("logits", "probabilities", "log_probabilities")
 COUNTED = ("steps", "samples", "rejected", "resets", "milliseconds", "form", "form_reason")
 """Names in `adapter.stats` that a graph's scalars may not take."""
@@ -53,21 +53,27 @@ class GraphSpec:
     optimization: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """Reading of one output.
 
     Attributes:
-        kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position.
+        kind: one of `HEADS`: a class of each sample, yes-or-no answers, a class at each position, scores of boxes,
+            characters of frames.
         axis: axis of the classes or answers in the output, None if each position has one number.
         values: one of `VALUES`, the meaning of the numbers.
         output: name of the output; empty in a reading without a model.
+        first, count: position of the first score along the axis, and number of scores; None for all numbers.
+        ignored: class of the background or the blank; None if there is none.
     """
 
     kind: str
     axis: int | None
     values: str
     output: str = ""
+    first: int = 0
+    count: int | None = None
+    ignored: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

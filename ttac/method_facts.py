@@ -14,7 +14,8 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.guard_defaults import guard_graph, settled_guard
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
-from ttac.passes.differentiate.heads import Head, decide_head
+from ttac.passes.differentiate.heads import Head, decide_head, reads_text
+from ttac.passes.graph.execute import run
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.load.model_file import OUTPUTS
@@ -25,6 +26,9 @@ from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
 from ttac.samples.images import preparation
 from ttac.spec import Facts, function_of
 
+READ_SAMPLES = 16
+"""Number of samples that show which class is the blank of a reader of text."""
+
 
 def outputs_of(source: ir.Model, model: ir.Model) -> tuple[str, ...]:
     """Names of the outputs of the normal form `model`, in the order of the file that `source` was loaded from."""
@@ -32,21 +36,36 @@ def outputs_of(source: ir.Model, model: ir.Model) -> tuple[str, ...]:
     return tuple(name for name in source.meta[OUTPUTS] if name in kept)
 
 
-def head_of(options: CompileOptions, model: ir.Model, outputs: Sequence[str]) -> Head | None:
+def head_of(
+    options: CompileOptions, model: ir.Model, outputs: Sequence[str], samples: np.ndarray | None = None
+) -> Head | None:
     """The reading of the normal form's first output; None if it is unclear and the method needs none.
+
+    The blank of a reader of text is the first or the last class, whichever more frames of the `samples` have.
 
     Raises UnsupportedError if the method, or the user, needs the reading, UsageError if several of the `outputs` could
     be meant.
     """
-    output = model.graph.outputs[0]
-    if options.method.loss or options.method.refine or options.head != "auto":
-        if options.logits is None:
-            refuse_several(model, outputs)
-        return decide_head(output, options.head)
+    output, text = model.graph.outputs[0], reads_text(model)
+    needed = bool(options.method.loss or options.method.refine) or options.head != "auto" or options.axis is not None
+    if needed and options.logits is None:
+        refuse_several(model, outputs)
     try:
-        return decide_head(output)
+        head = decide_head(output, options.head, options.axis, reads_text=text)
     except UnsupportedError:
+        if needed:
+            raise
         return None
+    if head.kind != "ctc" or samples is None or len(model.graph.inputs) > 1:
+        return head
+    return replace(head, ignored=blank_of(model, head, samples[:READ_SAMPLES]))
+
+
+def blank_of(model: ir.Model, head: Head, samples: np.ndarray) -> int:
+    """The first or the last class, whichever more frames of the samples have."""
+    (values,) = run(model, {str(model.graph.inputs[0].name): samples}, [str(model.graph.outputs[0].name)]).values()
+    classes, last = values.argmax(axis=head.axis), head.classes - 1
+    return last if int((classes == last).sum()) > int((classes == 0).sum()) else 0
 
 
 def refuse_several(model: ir.Model, outputs: Sequence[str]) -> None:

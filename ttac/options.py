@@ -150,8 +150,9 @@ class CompileOptions:
         logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
         hold: name -> value of inputs that keep one value: a number, an array, or the path of an `.npy` file.
         shape: of one sample, for a file that leaves it open.
-        head: reading of the output: "classes", "binary" or "dense"; "auto" reads it from the shape and the last
-            operators.
+        head: reading of the output: "classes", "binary", "dense", "detection" or "ctc"; "auto" reads it from the
+            shape and the last operators.
+        axis: axis of the classes in the output, where the file does not tell it.
         pixels: meaning of bytes, and so of images: "imagenet", or a mapping with `mean`, `std`, `range` and `layout`
             (`ttac.samples.pixels`); the manifest keeps it.
     """
@@ -178,9 +179,12 @@ class CompileOptions:
         metadata=_rule(
             one_of("auto", *HEADS),
             "|".join(("auto", *HEADS)),
-            "The output predicts a class a sample, yes or no, or a class a pixel; auto reads it from the file.",
+            "The output predicts a class a sample, yes or no, a class a pixel, boxes, or text; auto reads the file.",
             "auto",
         )
+    )
+    axis: int | None = field(
+        metadata=_rule(whole_number(), "AXIS", "Axis of the classes in the output, counted from 0.")
     )
     input: str | None = field(metadata=_rule(name_text, "NAME", "The graph input that takes samples."))
     logits: str | None = field(

@@ -57,6 +57,7 @@ def compile_model(
     hold: Mapping[str, Any] | None = None,
     shape: Sequence[int] | str | None = None,
     head: str = "auto",
+    axis: int | None = None,
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:

@@ -63,7 +63,7 @@ def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
 
 def read_head(state: CompileState, log: RoomLog) -> CompileState:
     """Decide how the output is read that the loss learns from."""
-    head = head_of(state.options, state.model, state.outputs)
+    head = head_of(state.options, state.model, state.outputs, state.samples.array)
     log.head(head)
     return replace(state, head=head)
 

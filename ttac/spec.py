@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-HEADS = ("classes", "binary", "dense")
+HEADS = ("classes", "binary", "dense", "detection", "ctc")
 """Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
 
 Settings = Mapping[str, Any]

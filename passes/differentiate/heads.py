@@ -5,18 +5,20 @@ Three facts decide the head: the shape of the output, its last Softmax or Sigmoi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError
+from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.differentiate.endings import Ending, ending_of
+from ttac.passes.differentiate.followed_axes import MOVES, feature_axis, moved
+from ttac.passes.differentiate.score_parts import ScoreParts, score_parts
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 
-Kind = Literal["classes", "binary", "dense"]
+Kind = Literal["classes", "binary", "dense", "detection", "ctc"]
 Values = Literal["logits", "probabilities", "log_probabilities"]
 
 VALUES: dict[str, Values] = {
@@ -29,36 +31,42 @@ FORMS: dict[Kind, str] = {
     "classes": "[N, classes], two or more, without a Sigmoid",
     "binary": "independent answers, without a Softmax",
     "dense": "[N, classes, ...] with three axes or more, without a Sigmoid over several classes",
+    "detection": "[N, ., .], the scores of boxes along one axis, or joined with the coordinates of the boxes",
+    "ctc": "[N, frames, classes], without a Sigmoid",
 }
-# Operators that only move values: the scores before a Softmax can be moved in the same way.
-MOVES = frozenset("Flatten Reshape Squeeze Transpose Unsqueeze".split())
 # Operators that pick, mix or round predictions: their outputs are no longer those of a Softmax or Sigmoid.
 MIXES = frozenset("Cast Clip Concat DepthToSpace Gather GatherND Pad Resize Slice Split".split())
 # Operators that output the numbers of classes.
 CHOICES = frozenset("ArgMax ArgMin Hardmax NonMaxSuppression TopK".split())
-# Operators that keep the place of every axis of their first input.
-STAYS = frozenset(
-    "Add AveragePool BatchNormalization Cast Clip DepthToSpace Div Elu Gelu HardSigmoid HardSwish LeakyRelu LogSoftmax "
-    "InstanceNormalization LayerNormalization MaxPool Mul PRelu Pad Relu Resize Sigmoid Slice Softmax Softplus Sub "
-    "Tanh".split()
-)
 
 
-@dataclass(frozen=True)
+CERTAIN = (1e-7, 1 - 1e-6)
+"""Probabilities between which the score of a box is computed from its probability; outside it has no gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head:
     """The reading of an output.
 
     Attributes:
-        kind: "classes" (of each sample), "binary" (independent answers) or "dense" (classes of each position).
-        shape: shape of the output, and of the scores.
+        kind: "classes" (of each sample), "binary" (independent answers), "dense" (classes of each position),
+            "detection" (scores of boxes) or "ctc" (characters of frames).
+        shape: shape of the scores, and of the output but for `first`.
         axis: axis of the classes or answers; None for an output [N] with one answer for each sample.
         values: kind of the numbers in the output.
+        first: position of the first score along the axis, behind the coordinates of a box.
+        objectness: whether the first score says whether there is an object at all.
+        ignored: class of the background of a detector, or of the blank of a reader; positions of this class count for
+            nothing.  None if there is no such class.
     """
 
     kind: Kind
     shape: tuple[int | str, ...]
     axis: int | None
     values: Values
+    first: int = 0
+    objectness: bool = False
+    ignored: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -68,7 +76,7 @@ class Head:
     @property
     def binary(self) -> bool:
         """Whether each number is an independent answer of a sigmoid; a dense head with one number is binary too."""
-        return self.kind == "binary" or self.outputs == 1
+        return self.kind == "binary" or self.outputs == 1 or (self.kind == "detection" and self.ignored is None)
 
     @property
     def classes(self) -> int:
@@ -83,33 +91,81 @@ class Head:
     @property
     def described(self) -> dict[str, Any]:
         """The entry of the head in a manifest."""
-        return {key: value for key, value in asdict(self).items() if key != "shape"}
+        entry = {key: getattr(self, key) for key in ("kind", "axis", "values")}
+        if self.kind in ("detection", "ctc"):
+            entry |= {"first": self.first, "count": self.outputs, "ignored": self.ignored}
+        return entry
 
     def __str__(self) -> str:
         where = "" if self.axis is None else f" along axis {self.axis}"
         answers = "yes or no" if self.outputs == 1 else f"{self.outputs} times yes or no"
         predictions = answers if self.binary else f"{self.outputs} classes"
-        return f"{self.kind}: {predictions}{where}, {self.values.replace('_', ' ')}"
+        behind = f", behind {self.first} coordinates of a box" if self.first else ""
+        without = f", without class {self.ignored}" if self.ignored is not None else ""
+        return f"{self.kind}: {predictions}{where}{behind}{without}, {self.values.replace('_', ' ')}"
 
 
-def decide_head(output: ir.Value, option: str = "auto") -> Head:
-    """Return the head of the model's `output`, which is in normal form; `option` is "auto" or one of the kinds.
+def decide_head(output: ir.Value, option: str = "auto", axis: int | None = None, *, reads_text: bool = False) -> Head:
+    """Return the head of the model's `output`, which is in normal form.
 
-    Raises UnsupportedError if the output is no prediction, has two possible readings, or contradicts `option`.
+    Args:
+        option: "auto" or one of the kinds.
+        axis: axis of the classes, where the user states it.
+        reads_text: whether the model looks like a reader of text (`reads_text`), whose frames are a CTC head.
+
+    Raises UnsupportedError if the output is no prediction, has two possible readings, or contradicts `option`, and
+    UsageError for an axis that the output does not have.
     """
-    ending = _ending(output)
+    ending, shape = ending_of(output), tuple(dims(output))
+    _refuse_missing_axis(output, axis)
+    parts = score_parts(output)
+    if parts is not None and option in ("auto", "detection") and axis in (None, parts.axis):
+        scores = tuple(parts.count if i == parts.axis else size for i, size in enumerate(shape))
+        return Head(
+            kind="detection",
+            shape=scores,
+            axis=parts.axis,
+            values="probabilities",
+            first=parts.first,
+            objectness=parts.objectness,
+        )
+    _refuse_mixture(output, option, parts)
     _refuse_choices(output, ending)
-    shape = tuple(dims(output))
-    axis = _class_axis(output, ending, option)
+    if axis is not None and ending.axis is not None and axis != _softmax_axis(output, ending):
+        raise UnsupportedError(
+            f"the model ends in a {ending.kind} over axis {_softmax_axis(output, ending)}",
+            where=f"{_named(output)}, `--axis {axis}`",
+            hint="leave the option out",
+        )
+    axis = axis or _class_axis(output, ending, option)
     kind = _kind(shape, axis, ending) if option == "auto" else next(kind for kind in FORMS if kind == option)
-    head = Head(kind, shape, axis, VALUES[ending.kind])
+    if option == "auto" and reads_text and "ctc" in _fitting(len(shape), int(shape[axis or 0]), ending):
+        kind = "ctc"
+    background = kind == "ctc" or (kind == "detection" and ending.kind in ("Softmax", "LogSoftmax"))
+    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind], ignored=0 if background else None)
     _refuse_contradiction(output, head, ending, option)
     return head
 
 
-def scores_of(op: Builder, output: ir.Value) -> ir.Value:
-    """Return the scores: the values before the Softmax or Sigmoid of `output`, if any, in the shape of `output`."""
-    ending = _ending(output)
+def reads_text(model: ir.Model) -> bool:
+    """Return whether a model reads text: its file lists characters, or it runs a recurrent layer on images."""
+    if any(key in model.metadata_props for key in ("character", "characters", "charset", "alphabet")):
+        return True
+    images = any(len(dims(value)) == 4 for value in model.graph.inputs)
+    return images and any(node.op_type in ("LSTM", "GRU", "RNN") for node in model.graph)
+
+
+def scores_of(op: Builder, output: ir.Value, head: Head | None = None) -> ir.Value:
+    """Return the scores of `output`: the values before its Softmax or Sigmoid, if any, without coordinates of boxes.
+
+    Where the scores of a `head` are joined with coordinates, they are computed from the probabilities.
+    """
+    if head is not None and list(head.shape) != dims(output):
+        assert head.axis is not None
+        begin, end = head.first, head.first + head.outputs
+        chosen = op.Clip(op.Slice(output, [begin], [end], [head.axis]), *CERTAIN)
+        return op.Sub(op.Log(chosen), op.Log(op.Sub(1.0, chosen)))
+    ending = ending_of(output)
     if ending.scores is None:
         return output
     scores = ending.scores
@@ -118,60 +174,6 @@ def scores_of(op: Builder, output: ir.Value) -> ir.Value:
         scores = op.node(node.op_type, [scores, *node.inputs[1:]], attributes)
         scores.shape = node.outputs[0].shape
     return scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The last operators of a model.
-
-    Attributes:
-        kind: "Softmax", "LogSoftmax", "Sigmoid", or "" for none of them.
-        axis: the axis of a Softmax, in the axes of `scores`.
-        scores: the input of the Softmax or Sigmoid.
-        moves: the nodes of `MOVES` between `last` and the output, in order.
-        last: the last node that is not in `MOVES`; None if only such nodes follow the model's input.
-    """
-
-    kind: str = ""
-    axis: int | None = None
-    scores: ir.Value | None = None
-    moves: tuple[ir.Node, ...] = ()
-    last: ir.Node | None = None
-
-
-def _ending(output: ir.Value) -> Ending:
-    moves: list[ir.Node] = []
-    node = output.producer()
-    while node is not None and node.op_type in MOVES and node.inputs[0] is not None:
-        moves.insert(0, node)
-        node = node.inputs[0].producer()
-    if node is None:
-        return Ending(moves=tuple(moves))
-    if node.op_type in ("Softmax", "LogSoftmax"):
-        x = node.inputs[0]
-        axis = node.attributes.get_int("axis", -1) % len(dims(x))
-        return Ending(kind=node.op_type, axis=axis, scores=x, moves=tuple(moves), last=node)
-    if node.op_type == "Sigmoid":
-        return Ending(kind="Sigmoid", scores=node.inputs[0], moves=tuple(moves), last=node)
-    if (spelled := _spelled_softmax(node)) is not None:
-        scores, axis = spelled
-        return Ending(kind="Softmax", axis=axis, scores=scores, moves=tuple(moves), last=node)
-    return Ending(moves=tuple(moves), last=node)
-
-
-def _spelled_softmax(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """Scores and axis of e^x / sum e^x, the Softmax of older Keras on maps."""
-    if node.op_type != "Div" or node.inputs[0] is None or node.inputs[1] is None:
-        return None
-    powers, total = node.inputs[0].producer(), node.inputs[1].producer()
-    if powers is None or total is None or (powers.op_type, total.op_type) != ("Exp", "ReduceSum"):
-        return None
-    axes = total.inputs[1].const_value if len(total.inputs) > 1 and total.inputs[1] is not None else None
-    if total.inputs[0] is not powers.outputs[0] or axes is None or axes.size != 1 or powers.inputs[0] is None:
-        return None
-    if not total.attributes.get_int("keepdims", 1):
-        return None
-    return powers.inputs[0], int(axes.numpy().item()) % len(dims(powers.inputs[0]))
 
 
 def _class_axis(output: ir.Value, ending: Ending, option: str) -> int | None:
@@ -185,14 +187,17 @@ def _class_axis(output: ir.Value, ending: Ending, option: str) -> int | None:
         return _softmax_axis(output, ending)
     if len(shape) < 3:
         return 1 if len(shape) == 2 else None
-    is_known, axis = _feature_axis(output)
+    if option in ("ctc", "detection"):
+        return feature_axis(output)[1] or len(shape) - 1
+    is_known, axis = feature_axis(output)
     if is_known or option == "binary":
         return axis
     if len(shape) == 3 and option == "auto":
         raise UnsupportedError(
             "the output has three axes, and the axis of the classes is unclear",
             where=_named(output),
-            hint="`--head dense` takes the second axis, [N, classes, positions]; else export a Transpose to this form",
+            hint="`--head dense --axis 1` for [N, classes, positions], `--head dense --axis 2` for [N, positions, "
+            "classes]; `--head ctc` for a reader of text, `--head detection` for the scores of boxes",
         )
     return 1
 
@@ -201,7 +206,7 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
     """Return the axis of the output that corresponds to the axis of the Softmax."""
     axis = ending.axis
     for node in ending.moves:
-        axis = _moved(node, axis)
+        axis = moved(node, axis)
     if not axis:
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over an axis that does not remain an axis of classes in the output",
@@ -209,55 +214,6 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
             hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
     return axis
-
-
-def _feature_axis(value: ir.Value | None) -> tuple[bool, int | None]:
-    """Return whether the features of the last linear layer can be followed to `value`, and their axis in `value`.
-
-    The axis is None if it is unclear, or if the operators squeeze a single feature away.
-    """
-    followers: list[ir.Node] = []
-    node = None if value is None else value.producer()
-    while node is not None and node.op_type in MOVES | STAYS:
-        followers.append(node)
-        node = max((v.producer() for v in node.inputs[:2] if v is not None), key=lambda maker: maker is not None)
-    axis = None if node is None else _own_axis(node)
-    for later in reversed([other for other in followers if other.op_type in MOVES]):
-        if axis is None:
-            break
-        single = dims(later.inputs[0])[axis] == 1
-        axis = _moved(later, axis)
-        if axis is None and single:
-            return True, None
-    return axis is not None, axis
-
-
-def _own_axis(node: ir.Node) -> int | None:
-    """Return the axis of the features in the output of a linear layer; None for any other operator."""
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
-        return 1
-    if node.op_type == "MatMul" and any(value is not None and value.const_value is not None for value in node.inputs):
-        first = node.inputs[0]
-        return len(dims(node.outputs[0])) - (1 if first is None or first.const_value is None else 2)
-    return None
-
-
-def _moved(node: ir.Node, axis: int | None) -> int | None:
-    """Return the place of an input axis in the output of a `MOVES` node; None if the node splits or merges it."""
-    if axis is None:
-        return None
-    before, after = dims(node.inputs[0]), dims(node.outputs[0])
-    if node.op_type == "Transpose":
-        order = list(node.attributes.get_ints("perm", ()) or range(len(before))[::-1])
-        return order.index(axis)
-    rest = _elements(before[axis + 1 :])
-    same = [i for i, size in enumerate(after) if size == before[axis] and _elements(after[i + 1 :]) == rest]
-    return same[0] if len(same) == 1 and rest is not None else None
-
-
-def _elements(sizes: Sequence[int | str]) -> int | None:
-    """Return the product of the sizes; None if a size is symbolic."""
-    return math.prod(int(size) for size in sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
 def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending) -> Kind:
@@ -289,6 +245,27 @@ def _refuse_choices(output: ir.Value, ending: Ending) -> None:
         )
 
 
+def _refuse_missing_axis(output: ir.Value, axis: int | None) -> None:
+    """Raise UsageError for an axis that the output does not have, and for the axis of the batch."""
+    rank = len(dims(output))
+    if axis is not None and not 0 < axis < rank:
+        raise UsageError(
+            f"the output has no axis {axis} of classes",
+            where=f"{_named(output)}, `--axis {axis}`",
+            hint=f"an axis from 1 to {rank - 1}" if rank > 1 else "leave the option out",
+        )
+
+
+def _refuse_mixture(output: ir.Value, option: str, parts: ScoreParts | None) -> None:
+    """Raise UnsupportedError for a reading that takes coordinates of boxes for scores."""
+    if parts is not None:
+        raise UnsupportedError(
+            f"the output joins scores and other numbers, such as coordinates: a head `{option}` mixes them",
+            where=f"{_named(output)}, axis {parts.axis}",
+            hint="`--head detection`, without `--axis`, learns from the scores alone; or use a method without a loss",
+        )
+
+
 def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: str) -> None:
     """Raise UnsupportedError if the output cannot have this `head`."""
     rank = len(head.shape)
@@ -305,7 +282,8 @@ def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: 
         raise UnsupportedError(
             "the model ends in a Sigmoid: the outputs are no distribution over classes",
             where=_named(output),
-            hint="`--head binary` for independent answers; if the classes exclude each other, export the model "
+            hint=("`--head detection` for the scores of boxes; " if rank == 3 else "")
+            + "`--head binary` for independent answers; if the classes exclude each other, export the model "
             "without its last Sigmoid; or use a method without a loss",
         )
     ends = f" and ends in a {ending.kind}" if ending.kind else ""
@@ -326,6 +304,8 @@ def _fitting(rank: int, outputs: int, ending: Ending) -> list[Kind]:
         kinds.append("dense")
     if not softmax:
         kinds.append("binary")
+    if rank == 3:
+        kinds += ["detection", *(["ctc"] if outputs > 1 and not sigmoid else [])]
     return kinds
 
 

@@ -6,6 +6,7 @@ Each position has one prediction.  A position is a sample, or with a dense head 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from ttac.spec import Reference, function_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
+BOXES = 100
+"""Number of boxes of a sample, the most confident ones, that count for the loss of a detector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +58,56 @@ class Loss:
 
 def entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (Wang et al., arXiv:2006.10726, eq. 1)."""
-    scalar = mean(op, entropies(op, scores, head), "entropy")
+    each = entropies(op, scores, head)
+    scalar = counted_mean(op, each, counted_positions(op, scores, head), "entropy")
     return Loss(scalar=scalar, stats={"entropy": scalar}, head=head)
 
 
 def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
-    """sum_i w_i H(p_i), with constant weights w_i that another graph of the method computes from the entropies."""
-    each = entropies(op, scores, head)
-    each.name = SAMPLES
+    """sum_i w_i H(p_i) with weights that another graph of the method computes from the entropies, detached.
+
+    A position that does not count has the entropy ln C of no knowledge, so that no method finds the position reliable.
+    """
+    each, counted = entropies(op, scores, head), counted_positions(op, scores, head)
+    every = each
+    if counted is not None:
+        each.name = f"{SAMPLES}.all"
+        every = op.Where(counted, each, math.log(head.classes))
+    every.name = SAMPLES
     weights = ir.val(WEIGHTS, dtype=each.dtype, shape=each.shape)
     op.graph.inputs.append(weights)
-    scalar = total(op, op.Mul(each, weights), "entropy.weighted")
-    stats = {"entropy": mean(op, each, "entropy")}
-    return Loss(scalar=scalar, stats=stats, head=head, samples=each, weights=weights, scores=scores)
+    scalar = total(op, op.Mul(every, weights), "entropy.weighted")
+    average = counted_mean(op, each, counted, "entropy")
+    return Loss(scalar=scalar, stats={"entropy": average}, head=head, samples=every, weights=weights, scores=scores)
+
+
+def counted_positions(op: Builder, scores: ir.Value, head: Head) -> ir.Value | None:
+    """Positions that count, bool in the shape of the positions; None if all do.
+
+    A frame or box whose class is `head.ignored` counts for nothing.  Without such a class, the `BOXES` most confident
+    boxes of a detector count: nearly all others are background, whose entropy is almost 0.
+    """
+    assert head.axis is not None or head.kind not in ("detection", "ctc")
+    if head.ignored is not None:
+        return op.Not(op.Equal(op.ArgMax(scores, axis=head.axis, keepdims=0), head.ignored))
+    if head.kind != "detection":
+        return None
+    count = head.outputs - head.objectness
+    confidence = op.ReduceMax(op.Sigmoid(scores), [head.axis], keepdims=0)
+    if head.objectness:
+        first, rest = op.Split(op.Sigmoid(scores), [1, count], axis=head.axis, outputs=2)
+        confidence = op.Mul(op.Squeeze(first, [head.axis]), op.ReduceMax(rest, [head.axis], keepdims=0))
+    boxes = int(next(size for size in dims(confidence)[1:]))
+    best, _ = op.TopK(confidence, [min(BOXES, boxes)], axis=1)
+    return op.GreaterOrEqual(confidence, op.ReduceMin(best, [1], keepdims=1))
+
+
+def counted_mean(op: Builder, each: ir.Value, counted: ir.Value | None, name: str) -> ir.Value:
+    """The mean of `each` over the `counted` positions, 0 if there are none; over all positions for None."""
+    if counted is None:
+        return mean(op, each, name)
+    ones = op.Cast(counted, to=int(ir.DataType.FLOAT))
+    return op.Div(total(op, op.Mul(each, ones)), op.Max(total(op, ones), 1.0), name=name)
 
 
 def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
@@ -127,5 +167,5 @@ def attach_loss(model: ir.Model, loss: Reference, output: ir.Value, head: Head |
     function = LOSSES[loss] if isinstance(loss, str) and loss in LOSSES else function_of(loss)
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("loss"):
-        attached: Loss = function(op, scores_of(op, output), head)
+        attached: Loss = function(op, scores_of(op, output, head), head)
     return attached

@@ -156,7 +156,7 @@ def test_the_reset_threshold_scales_with_the_classes(classes: int, threshold: fl
         parameters=[],
         gradients=[],
         logits="y",
-        head=Head("classes", ("N", classes), 1, "logits"),
+        head=Head(kind="classes", shape=("N", classes), axis=1, values="logits"),
         settings={"reset_threshold": 0.2},
         opset=18,
     )

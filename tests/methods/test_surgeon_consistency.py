@@ -116,7 +116,9 @@ def test_the_surprise_by_hand(kind: Any, shape: tuple[int, ...], axis: int | Non
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 18}, name="g")
     scores, other = (ir.val(name, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape)) for name in ("z", "y"))
     graph.inputs.extend([scores, other])
-    found = surprises(Builder(graph, "test", 18), scores, other, Head(kind, shape, axis, "logits"))
+    found = surprises(
+        Builder(graph, "test", 18), scores, other, Head(kind=kind, shape=shape, axis=axis, values="logits")
+    )
     graph.outputs.append(found)
     got = run(spelled(ir.Model(graph, ir_version=8)), {"z": z, "y": y})[str(found.name)]
     if kind == "classes":

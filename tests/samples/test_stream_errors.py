@@ -23,7 +23,10 @@ from ttac.errors import UsageError
 from ttac.runtime.records import HeadSpec
 from ttac.samples.predictions import Tally, decisions, entropies, fit_labels
 
-LOGITS, PROBABILITIES = HeadSpec("binary", 1, "logits"), HeadSpec("binary", 1, "probabilities")
+LOGITS, PROBABILITIES = (
+    HeadSpec(kind="binary", axis=1, values="logits"),
+    HeadSpec(kind="binary", axis=1, values="probabilities"),
+)
 
 
 def stream(kind: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +74,7 @@ def test_run_says_when_it_cannot_tell_an_error(run: Run, tmp_path: Path) -> None
 def test_entropy_in_nats() -> None:
     assert entropies(np.zeros((3, 10), np.float32)) == pytest.approx([np.log(10)] * 3)
     assert entropies(np.array([[1e4, 0.0]], np.float32)) == pytest.approx([0])
-    certain = HeadSpec("classes", 1, "probabilities")
+    certain = HeadSpec(kind="classes", axis=1, values="probabilities")
     assert entropies(np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), certain) == pytest.approx([0, np.log(2)])
     answers = np.array([[0.0], [1e4], [np.log(3)]], np.float32)
     expected = [np.log(2), 0, np.log(4) - 0.75 * np.log(3)]
@@ -88,6 +91,6 @@ def test_decisions_and_their_error() -> None:
     tally.add(y, fit_labels(np.array([[0, 1], [0, 1]]), y.shape, LOGITS))
     assert (tally.wrong, tally.labelled, tally.error) == (1, 4, 0.25)
     assert fit_labels(np.zeros((2, 1)), (2, 1), LOGITS).shape == (2,)
-    assert fit_labels(np.zeros(2), (2, 3, 1, 1), HeadSpec("dense", 1, "logits")).shape == (2, 1, 1)
+    assert fit_labels(np.zeros(2), (2, 3, 1, 1), HeadSpec(kind="dense", axis=1, values="logits")).shape == (2, 1, 1)
     with pytest.raises(UsageError, match=r"have shape \[2\], the predictions \[2, 2\]"):
         fit_labels(np.zeros(2), y.shape, LOGITS)

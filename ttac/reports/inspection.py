@@ -12,7 +12,7 @@ import ttac.passes.differentiate.rules  # noqa: F401  (registers the rules)
 from ttac import methods
 from ttac.errors import UnsupportedError
 from ttac.method_fit import with_statistics
-from ttac.passes.differentiate.heads import decide_head
+from ttac.passes.differentiate.heads import decide_head, reads_text
 from ttac.passes.differentiate.reverse_walk import RULES, nodes_between
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
@@ -30,23 +30,22 @@ def inspect_model(
     path: str | Path,
     *,
     norms: str = "auto",
-    input: str | None = None,
-    logits: str | None = None,
-    hold: dict[str, Any] | None = None,
     shape: tuple[int, ...] | None = None,
     head: str = "auto",
+    axis: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    **names: Any,
 ) -> dict[str, Any]:
     """Return a report of the model in JSON values, in the order in which `ttac inspect` prints them.
 
-    The arguments are those of `ttac.compile`.  Raises UsageError and UnsupportedError when the file cannot be read; an
-    obstacle to adaptation is part of the report instead.
+    The arguments are those of `ttac.compile`, with `input`, `logits` and `hold` among the `names`.  Raises UsageError
+    and UnsupportedError when the file cannot be read; an obstacle to adaptation is part of the report instead.
     """
-    source = load(path, input=input, output=logits, hold=hold, say=say)
+    source = load(path, input=names.get("input"), output=names.get("logits"), hold=names.get("hold"), say=say)
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)
     model = normalise(lifted, shape=shape, say=say)
     census, missing = find_norms(model), without_gradient(model)
-    reading, unread = _head(model, head)
+    reading, unread = _head(model, head, axis)
     return {
         "model": str(path),
         **_facts(source, model),
@@ -108,10 +107,10 @@ def _listed(items: Sequence[Candidate | Rejection]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
-def _head(model: ir.Model, choice: str) -> tuple[str, str]:
+def _head(model: ir.Model, choice: str, axis: int | None) -> tuple[str, str]:
     """Return the reading of the output, and the reason why there is none; one of the two is empty."""
     try:
-        return str(decide_head(model.graph.outputs[0], choice)), ""
+        return str(decide_head(model.graph.outputs[0], choice, axis, reads_text=reads_text(model))), ""
     except UnsupportedError as error:
         return "", f"{error.problem} ({error.hint})"
 

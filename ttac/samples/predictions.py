@@ -12,14 +12,14 @@ import numpy as np
 from ttac.errors import UsageError
 from ttac.runtime.records import HeadSpec
 
-CLASSES = HeadSpec("classes", 1, "logits")
+CLASSES = HeadSpec(kind="classes", axis=1, values="logits")
 """The default reading of an output: logits of one class per sample along axis 1."""
 
 
 def entropies(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     """Return the entropy of each prediction in nats, float64, with the shape of the outputs without the class axis."""
-    values = outputs.astype(np.float64)
-    if is_binary(outputs.shape, head):
+    values = scores(outputs, head).astype(np.float64)
+    if is_binary(values.shape, head):
         sides = np.stack([values, np.zeros_like(values)], -1) if head.values == "logits" else np.log(_sided(values))
         return _entropy(sides, -1)
     if head.values == "probabilities":
@@ -29,13 +29,23 @@ def entropies(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     return _entropy(values, head.axis)
 
 
+def scores(outputs: np.ndarray, head: HeadSpec) -> np.ndarray:
+    """Return the numbers of the outputs that are predictions, without the coordinates of boxes."""
+    if head.axis is None or head.count is None:
+        return outputs
+    return np.asarray(outputs.take(range(head.first, head.first + head.count), axis=head.axis))
+
+
 def is_binary(shape: tuple[int, ...], head: HeadSpec) -> bool:
-    """Whether each number of an output of this shape is a separate yes-or-no answer."""
+    """Whether each score of an output is a separate yes-or-no answer; `shape` is that of the scores."""
+    if head.kind == "detection" and head.ignored is None:
+        return True
     return head.kind == "binary" or head.axis is None or shape[head.axis] == 1
 
 
 def decisions(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     """Return the class at each position, or 0 or 1 for each binary answer; a head axis with one entry disappears."""
+    outputs = scores(outputs, head)
     if not is_binary(outputs.shape, head):
         return np.asarray(outputs.argmax(axis=head.axis))
     bound = {"logits": 0.0, "probabilities": 0.5, "log_probabilities": np.log(0.5)}[head.values]

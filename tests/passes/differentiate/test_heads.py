@@ -273,7 +273,7 @@ def test_smaller_batches(size: int, tmp_path: Path) -> None:
 )
 def test_a_damaged_head_is_refused(head: Any, said: str, tmp_path: Path) -> None:
     manifest = read(ema(tmp_path / "tiny.ttac"))
-    assert parse_manifest(manifest).head == HeadSpec("classes", 1, "logits")
+    assert parse_manifest(manifest).head == HeadSpec(kind="classes", axis=1, values="logits", output="logits")
     with pytest.raises(VerificationError, match=f"`{said}`"):
         parse_manifest({**manifest, "head": head})
 

@@ -159,6 +159,6 @@ def test_other_inputs_than_images_are_refused(shape: list[int | str]) -> None:
 
 def test_answers_for_each_position_are_refused() -> None:
     x = ir.val("x", dtype=SINGLE, shape=ir.Shape(["N", 3, 8, 8]))
-    refuse_other_than_images(x, Head("classes", ("N", 6), 1, "logits"), **ASKED)
+    refuse_other_than_images(x, Head(kind="classes", shape=("N", 6), axis=1, values="logits"), **ASKED)
     with pytest.raises(UnsupportedError, match="moves positions"):
-        refuse_other_than_images(x, Head("dense", ("N", 6, 8, 8), 1, "logits"), **ASKED)
+        refuse_other_than_images(x, Head(kind="dense", shape=("N", 6, 8, 8), axis=1, values="logits"), **ASKED)
