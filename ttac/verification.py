@@ -27,7 +27,7 @@ from ttac.passes.verify.compare import (
     compare_halves,
     logits_off,
     quantization_error,
-    relative,
+    relative_outputs,
     residual_error,
 )
 from ttac.passes.verify.derivative import Forward, derivative_error
@@ -105,7 +105,7 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
             differences,
             logits_halves=logits_error,
             gradients_halves=gradients_error,
-            logits_optimised=relative(halves.run(feeds)[logits], unoptimised.run(feeds)[logits]),
+            logits_optimised=relative_outputs(halves.run(feeds)[logits], unoptimised.run(feeds)[logits]),
             # A rounded loss is a staircase: it has no derivative to compare with.
             derivative=difference_of_gradients(joint, halves, feeds, target) if differences.quantized is None else None,
             residuals=None if halves is written else residual_error(written, halves, feeds, gradients),

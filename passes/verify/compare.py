@@ -29,6 +29,10 @@ FLIPS = 5e-2
 """Bound in place of `LOGITS` for an 8-bit graph, where a last digit decides the rounding of a value."""
 
 
+LIKELY = 1e-2
+"""Least probability to which the difference of probabilities is relative."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Differences:
     """Relative differences between two ways to compute the same numbers; None if a comparison does not apply.
@@ -80,6 +84,16 @@ def relative(actual: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.abs(actual - reference), initial=0.0)) / scale
 
 
+def relative_outputs(actual: np.ndarray, reference: np.ndarray) -> float:
+    """The same for outputs of a model; probabilities of a millionth are compared as if the largest were `LIKELY`.
+
+    Engines compute a Sigmoid to an absolute error of about 1e-7.
+    """
+    are_probabilities = bool(np.min(reference, initial=0.0) >= 0 and np.max(reference, initial=0.0) <= 1)
+    scale = LIKELY / max(float(np.max(reference, initial=0.0)), 1e-12) if are_probabilities else 1.0
+    return relative(actual, reference) / max(scale, 1.0)
+
+
 def check_files(folder: Path, graphs: Sequence[str]) -> None:
     """Run onnx's checker on the written graphs; raise VerificationError with the message of the checker."""
     for graph in graphs:
@@ -103,7 +117,7 @@ def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray],
         source_outputs(source, feeds[str(source.graph.inputs[0].name)], axes),
         run(off, feeds, list(axes)),
     )
-    return max((relative(actual[name], expected[name]) for name in axes), default=0.0)
+    return max((relative_outputs(actual[name], expected[name]) for name in axes), default=0.0)
 
 
 def source_outputs(source: ir.Model, samples: np.ndarray, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -177,7 +191,7 @@ def compare_halves(
     worst = np.zeros(2)
     for _ in range(steps):
         expected, outputs = run(joint, feeds, optimised=False), halves.run(feeds)
-        logits_error = relative(outputs[logits], expected[logits])
+        logits_error = relative_outputs(outputs[logits], expected[logits])
         gradients_error = relative(_joined(outputs, gradients), _joined(expected, gradients))
         worst = np.maximum(worst, (logits_error, gradients_error))
         feeds = halves.after_forward(feeds, outputs) if steps > 1 else feeds

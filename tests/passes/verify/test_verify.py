@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.source_models import Weights, saved, source
 from ttac.passes.graph.execute import Executable
-from ttac.passes.verify.compare import logits_off
+from ttac.passes.verify.compare import logits_off, relative_outputs
 
 
 @pytest.mark.parametrize("batch", ["1", "2", "N"])
@@ -43,3 +43,10 @@ def test_rewrites_of_the_engine_that_break_a_graph_are_left_out(tmp_path: Path) 
     rows = (x @ held["w"]).reshape(6, 5)
     expected = (rows - held["b"]) / np.sqrt(held["s"] + 1e-5) * held["s"] + held["b"]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_tiny_probabilities_are_compared_by_absolute_error() -> None:
+    """A text detector on noise: all probabilities are a few steps of the engine's Sigmoid."""
+    tiny = np.array([6e-8, 8e-7])
+    assert relative_outputs(tiny + 3e-7, tiny) == pytest.approx(3e-5)
+    assert relative_outputs(tiny - 3e-7, -tiny) > 1 and relative_outputs(np.array([0.55]), np.array([0.5])) > 0.09
