@@ -12,21 +12,21 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, UsageError, VerificationError
-from ttac.runtime.bundle import Bundle, open_bundle
+from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.form_cache import remember
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
-from ttac.runtime.hash_check import inside
 from ttac.runtime.inputs import check_inputs
 from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
-from ttac.runtime.records import BATCH_AXIS, TensorSpec
+from ttac.runtime.records import BATCH_AXIS, WEIGHTS, TensorSpec
+from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
-from ttac.runtime.tensors import check_tensors, map_tensors
+from ttac.runtime.tensors import check_tensors, parse_tensors
 
 Outputs: TypeAlias = Any
 """An array of a model with one output, a dict (name to array) of a model with several outputs."""
@@ -39,7 +39,8 @@ class Adapter:
     """Runs a bundle.
 
     Several threads may call `step`, `predict`, `reset`, `save`, `restore` and `stats`; a lock admits one call at a
-    time. The files of the folder must not change while the adapter exists: weights are read from the mapped file.
+    time. The adapter keeps small files in private memory and maps large ones.  A write to a mapped file makes the next
+    call raise VerificationError.  A bundle that replaces the folder does not concern the adapter.
 
     Args:
         path: the bundle's folder; the hash of every file is verified.
@@ -64,8 +65,12 @@ class Adapter:
         form: str = "auto",
     ) -> None:
         self.path = Path(path)
-        self._manifest = open_bundle(self.path)
         self._lock = threading.RLock()
+        read_unreplaced(self.path, lambda: self._open(threads, settings, form))
+
+    def _open(self, threads: int | None, settings: EngineSettings | None, form: str) -> None:
+        self._opened = open_bundle(self.path)
+        self._manifest = self._opened.manifest
         self._device = EngineDevice()
         self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
         self.threads = self._settings.threads
@@ -76,6 +81,7 @@ class Adapter:
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
         self._form = self._load(self._choice.spec)
         self._reference: LoadedForm | None = None
+        self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
         self._rejected_in_a_row = 0
 
@@ -97,7 +103,7 @@ class Adapter:
     @property
     def bundle(self) -> Bundle:
         """The bundle as written: its path, manifest and report."""
-        return Bundle.read(self.path)
+        return Bundle(self.path, self._manifest.raw, report_of(self._opened, self.path))
 
     @property
     def batch(self) -> int:
@@ -145,6 +151,7 @@ class Adapter:
         """
         with self._lock:
             self._state.refuse_torn()
+            self._opened.files.check_unchanged()
             inputs = check_inputs(x, self._manifest)
             self._confirm(inputs)
             start = time.perf_counter()
@@ -167,6 +174,7 @@ class Adapter:
         """Predict with the adapted state; change neither state nor stats; otherwise like `step`."""
         with self._lock:
             self._state.refuse_torn()
+            self._opened.files.check_unchanged()
             inputs = check_inputs(x, self._manifest)
             self._confirm(inputs)
             return self._perform("predict", inputs)[0]
@@ -240,7 +248,7 @@ class Adapter:
         return Outcome(outputs=arrays, old=self._state.arrays(), new=new, roles=roles)
 
     def _load(self, spec: FormSpec | None) -> LoadedForm:
-        return LoadedForm(self.path, self._manifest, self._settings, self._state, spec)
+        return LoadedForm(self.path, self._opened, self._settings, self._state, spec)
 
     def _perform(
         self, program: str, inputs: Mapping[str, np.ndarray], form: LoadedForm | None = None
@@ -273,8 +281,8 @@ class Adapter:
             )
 
     def _initial_state(self) -> dict[str, np.ndarray]:
-        path = inside(self.path, self._manifest.state_file)
-        arrays, _ = map_tensors(path)
+        path = self.path / self._manifest.state_file
+        arrays, _ = parse_tensors(self._opened.files.content(self._manifest.state_file), f"`{path}`")
         check_tensors(arrays, self._manifest.state, f"`{path}`")
         check_plausible(arrays, f"`{path}`", HINT)
         return arrays

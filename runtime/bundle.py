@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any
 
 from ttac.errors import UsageError, VerificationError
 from ttac.runtime.graph_check import BLOCKED_DOMAINS, check_graph
-from ttac.runtime.hash_check import check_hashes, digest_of, inside
+from ttac.runtime.hash_check import BundleFiles, digest_of, inside
 from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
 from ttac.runtime.records import WEIGHTS, Manifest
+from ttac.runtime.replacement import exchange, read_unreplaced
 from ttac.runtime.whole_file import sync_folder
 
 REPORT = "report.json"
@@ -43,14 +42,21 @@ class Bundle:
     def read(cls, folder: str | Path) -> Bundle:
         """Return the bundle in `folder`, with all hashes verified; raises the errors of `open_bundle`."""
         folder = Path(folder)
-        manifest = open_bundle(folder)
-        return cls(folder, manifest.raw, _report(folder, manifest.files))
+        opened = read_unreplaced(folder, lambda: open_bundle(folder))
+        return cls(folder, opened.manifest.raw, report_of(opened, folder))
 
     @classmethod
     def dry(cls, folder: Path) -> Bundle:
         """Return the manifest and report of `folder`, which the caller deletes, as a bundle without a path."""
         manifest = read_manifest(folder)
         return cls(None, manifest, _report(folder, manifest["files"]))
+
+
+def report_of(opened: OpenBundle, folder: Path) -> dict[str, Any]:
+    """Return the report of an open bundle, empty if there is none."""
+    if REPORT not in opened.manifest.files:
+        return {}
+    return decode_object(opened.files.content(REPORT).tobytes(), f"`{folder / REPORT}`")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -61,31 +67,40 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         RuntimeMissingError: the bundle needs a newer ttac.
         VerificationError: the manifest is damaged.
     """
-    return dict(_read_manifest(Path(folder)).raw)
+    folder = Path(folder)
+    return dict(read_unreplaced(folder, lambda: _read_manifest(folder)).raw)
 
 
-def open_bundle(folder: str | Path) -> Manifest:
-    """Return the parsed manifest of `folder`, after a check that every listed file exists and has its hash.
+@dataclass(frozen=True)
+class OpenBundle:
+    """A verified bundle: its manifest, and its files as they were hashed."""
+
+    manifest: Manifest
+    files: BundleFiles
+
+
+def open_bundle(folder: str | Path) -> OpenBundle:
+    """Return the parsed manifest of `folder` and its files; every listed file exists and has its hash.
 
     Raises the errors of `read_manifest`, and VerificationError for a missing or changed file, a link that leaves the
     folder, or a graph whose weights lie outside the listed files.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    check_hashes(folder, manifest.files)
-    size = inside(folder, WEIGHTS).stat().st_size if WEIGHTS in manifest.files else 0
+    files = BundleFiles(folder, manifest.files)
+    size = len(files.content(WEIGHTS)) if WEIGHTS in manifest.files else 0
     blocked = [file for form in manifest.forms for file in (form.probe, *form.graphs.values())]
     portable = [graph.file for graph in manifest.graphs.values()]
     for file, domains in (*((file, ()) for file in portable), *((file, BLOCKED_DOMAINS) for file in blocked)):
-        path = inside(folder, file)
-        for place in check_graph(path.read_bytes(), f"`{path}`", domains):
+        path = folder / file
+        for place in check_graph(files.content(file).tobytes(), f"`{path}`", domains):
             if place.location != WEIGHTS or place.offset + place.length > size:
                 raise VerificationError(
                     f"the graph wants {place.length} bytes at {place.offset} of `{place.location}`",
                     where=f"`{path}`",
                     hint=f"external data lies in `{WEIGHTS}` only; {HINT}",
                 )
-    return manifest
+    return OpenBundle(manifest, files)
 
 
 def check_replaceable(target: Path) -> None:
@@ -121,7 +136,7 @@ def place(staged: Path, target: str | Path) -> Bundle:
     check_replaceable(target)
     try:
         _sync(staged)
-        _replace(staged, target)
+        exchange(staged, target)
     except OSError as error:
         raise UsageError(
             f"cannot write the bundle: {error}", where=f"`{target}`", hint="choose another `-o`"
@@ -165,21 +180,6 @@ def _has_format(folder: Path) -> bool:
         return "format" in decode_object((folder / MANIFEST).read_bytes(), "")
     except (OSError, VerificationError):
         return False
-
-
-def _replace(staged: Path, target: Path) -> None:
-    """Rename `staged` to `target`; an old bundle moves aside first, and back if the second rename fails."""
-    aside = target.absolute().parent / f".{target.absolute().name}.{uuid.uuid4().hex[:8]}"
-    if target.exists():
-        target.rename(aside)
-    try:
-        staged.rename(target)
-    except OSError:
-        if aside.exists():
-            aside.rename(target)
-        raise
-    sync_folder(target.absolute().parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -20,9 +20,9 @@ from ttac.runtime.form_cache import cache_key, recall
 from ttac.runtime.form_table import PORTABLE, FormSpec
 from ttac.runtime.hash_check import digest_of, inside
 from ttac.runtime.json_values import HINT
-from ttac.runtime.records import WEIGHTS, Manifest
+from ttac.runtime.records import Manifest
 from ttac.runtime.reorder import reordered
-from ttac.runtime.tensors import leave_on_disk, map_tensors
+from ttac.runtime.tensors import leave_on_disk
 
 FORMS = ("auto", PORTABLE, "blocked")
 PROBED = 1e-4
@@ -114,12 +114,11 @@ def _probe_failure(path: Path, digest: str) -> str:
     return ""
 
 
-def form_weights(folder: Path, spec: FormSpec) -> dict[str, np.ndarray]:
-    """Return the weights of a form in its layout, by graph input; they take as much memory as the stored ones.
+def form_weights(arrays: Mapping[str, np.ndarray], spec: FormSpec, folder: Path) -> dict[str, np.ndarray]:
+    """Return the stored weights `arrays` in the layout of a form, by graph input; they take as much memory again.
 
     Raises VerificationError if the weights file lacks one, or one does not fit the layout.
     """
-    arrays, _ = map_tensors(inside(folder, WEIGHTS))
     try:
         made = {
             name: reordered(arrays[weight.of], spec.block, weight.order, weight.taps, weight.groups)

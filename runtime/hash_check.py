@@ -3,23 +3,111 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import stat
+import weakref
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import numpy as np
 
 from ttac.errors import VerificationError
 from ttac.runtime.json_values import HINT, is_plain_name
+from ttac.runtime.records import WEIGHTS
+
+PRIVATE_BYTES = 4 * 2**20
+"""Most bytes of a file that the runtime copies into private memory; a larger file is mapped."""
 
 
-def check_hashes(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise VerificationError if one of the `files` (name to SHA-256) is missing or has another hash."""
-    for name, digest in files.items():
-        path = inside(folder, name)
-        if not path.is_file():
-            raise VerificationError("a file of the bundle is missing", where=f"`{path}`", hint=HINT)
-        if digest_of(path) != digest:
-            raise VerificationError(
-                "a file of the bundle is not the one the manifest was written for", where=f"`{path}`", hint=HINT
-            )
+class BundleFiles:
+    """The listed files of a bundle, each opened once and hashed while it is read.
+
+    The engine opens graphs and weights by their paths.  `check_paths` proves afterwards that the paths still lead to
+    the hashed files.  The engine maps the weights too, so `check_unchanged` looks for writes to mapped files.
+
+    Args:
+        folder: the bundle.
+        digests: file name -> SHA-256.
+
+    Raises VerificationError if a file is missing, leads out of the folder, or has another hash.
+    """
+
+    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._identities: dict[str, tuple[int, ...]] = {}
+        self._content: dict[str, np.ndarray] = {}
+        self._mapped: dict[str, int] = {}  # name -> descriptor
+        weakref.finalize(self, _close, self._mapped)
+        for name, digest in digests.items():
+            self._read(name, digest)
+
+    def content(self, name: str) -> np.ndarray:
+        """The bytes of a file: uint8 [size]."""
+        return self._content[name]
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Forget the bytes of all other files, and watch the files among `names` that are mapped."""
+        self._content = {name: content for name, content in self._content.items() if name in names}
+        for name in set(self._mapped) - set(names):
+            os.close(self._mapped.pop(name))
+
+    def check_paths(self, names: Iterable[str]) -> None:
+        """Raise VerificationError if the path of a file leads to another file than the hashed one."""
+        for name in names:
+            try:
+                same = _identity(os.stat(self._folder / name)) == self._identities[name]
+            except OSError:
+                same = False
+            if not same:
+                self._refuse(name, "a file of the bundle was replaced while the engine opened it")
+
+    def check_unchanged(self) -> None:
+        """Raise VerificationError if a mapped file was cut or written to; one system call for each file."""
+        for name, handle in self._mapped.items():
+            if _identity(os.fstat(handle)) != self._identities[name]:
+                self._refuse(name, "the file changed while the bundle was in use")
+
+    def _read(self, name: str, digest: str) -> None:
+        path = inside(self._folder, name)
+        try:
+            with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError("not a file")
+                content, actual = _hashed(file, status.st_size)
+                if name == WEIGHTS or isinstance(content, np.memmap):
+                    self._mapped[name] = os.dup(file.fileno())
+        except (OSError, ValueError) as error:
+            raise VerificationError("a file of the bundle is missing", where=f"`{path}`", hint=HINT) from error
+        if actual != digest:
+            self._refuse(name, "a file of the bundle is not the one the manifest was written for")
+        self._identities[name], self._content[name] = _identity(status), content
+
+    def _refuse(self, name: str, problem: str) -> NoReturn:
+        raise VerificationError(problem, where=f"`{self._folder / name}`", hint=f"load the bundle again, or {HINT}")
+
+
+def _hashed(file: BinaryIO, size: int) -> tuple[np.ndarray, str]:
+    """Content and SHA-256 of the file: private bytes, or a map of a file above `PRIVATE_BYTES`.
+
+    Blocks are read for the hash of a large file, so that no page of the map is touched.
+    """
+    if size <= PRIVATE_BYTES:
+        data = file.read()
+        return np.frombuffer(data, np.uint8), hashlib.sha256(data).hexdigest()
+    digest = _digest(file)
+    return np.memmap(file, np.uint8, "r"), digest
+
+
+def _close(handles: dict[str, int]) -> None:
+    while handles:
+        os.close(handles.popitem()[1])
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Device, inode, size and time of the last write."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -47,8 +135,12 @@ def _target(path: Path) -> Path:
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in lower-case hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ttac.runtime.bundle import OpenBundle
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import form_weights
-from ttac.runtime.hash_check import inside
 from ttac.runtime.loaded_graph import LoadedGraph
 from ttac.runtime.program.bind import bind
 from ttac.runtime.program.words import Word, graphs_of
 from ttac.runtime.program.world import Tensor, World
-from ttac.runtime.records import WEIGHTS, Manifest
-from ttac.runtime.tensors import map_tensors
+from ttac.runtime.records import WEIGHTS
+from ttac.runtime.tensors import Tensors, parse_tensors
 
 
 class LoadedForm:
@@ -31,20 +31,21 @@ class LoadedForm:
     def __init__(
         self,
         folder: Path,
-        manifest: Manifest,
+        opened: OpenBundle,
         settings: EngineSettings,
         state: State,
         spec: FormSpec | None = None,
     ) -> None:
-        self._folder, self._manifest, self._device = folder, manifest, EngineDevice()
+        self._folder, self._manifest, self._files = folder, opened.manifest, opened.files
+        self._device = EngineDevice()
         self.graphs = self._sessions(settings, spec)
         self.weights = self._mapped_weights()
         if spec is not None:
-            made = form_weights(folder, spec)
+            made = form_weights(self._stored(), spec, folder)
             self.weights |= {name: self._device.tensor(array) for name, array in made.items()}
         world = self.world(state)
         self.programs: Mapping[str, tuple[Word, ...]] = {
-            name: bind(words, world, f"programs.{name}") for name, words in manifest.programs.items()
+            name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
         }
 
     def world(self, state: State) -> World:
@@ -62,17 +63,22 @@ class LoadedForm:
         """The weights that are graph inputs; all sessions read the same mapped memory."""
         if WEIGHTS not in self._manifest.files:
             return {}
-        arrays, _ = map_tensors(inside(self._folder, WEIGHTS))
         needed = {name for graph in self.graphs.values() for name in graph.inputs}
-        return {name: self._device.tensor(array) for name, array in arrays.items() if name in needed}
+        return {name: self._device.tensor(array) for name, array in self._stored().items() if name in needed}
+
+    def _stored(self) -> Tensors:
+        """The weights file as arrays."""
+        return parse_tensors(self._files.content(WEIGHTS), f"`{self._folder / WEIGHTS}`")[0]
 
     def _sessions(self, settings: EngineSettings, form: FormSpec | None) -> dict[str, LoadedGraph]:
         needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
         # A single graph has no partner for a shared arena, and the arena would keep 17 to 47 MB of loading memory.
         settings = replace(settings, shared_arena=settings.shared_arena and len(needed) > 1)
         files = form.graphs if form else {}
-        return {
-            name: LoadedGraph(inside(self._folder, files.get(name, spec.file)), spec, self._manifest, settings)
-            for name, spec in self._manifest.graphs.items()
-            if name in needed
+        paths = {name: files.get(name, spec.file) for name, spec in self._manifest.graphs.items() if name in needed}
+        graphs = {
+            name: LoadedGraph(self._folder / file, self._manifest.graphs[name], self._manifest, settings)
+            for name, file in paths.items()
         }
+        self._files.check_paths({*paths.values(), WEIGHTS} & set(self._manifest.files))
+        return graphs

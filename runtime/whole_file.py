@@ -71,7 +71,7 @@ def _create(target: Path) -> tuple[BinaryIO, Path]:
     while True:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.tmp")
         file = temporary.open("xb")
-        _lock(file)
+        lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return file, temporary
         file.close()
@@ -81,7 +81,7 @@ def _sweep(target: Path) -> None:
     """Remove new files beside the target whose writer holds no lock any more."""
     for leftover in target.parent.glob(f"{_prefix(target)}*.tmp"):
         with suppress(OSError), leftover.open("rb+") as file:
-            if not leftover.is_symlink() and _lock(file, wait=False):
+            if not leftover.is_symlink() and lock(file, wait=False):
                 leftover.unlink()
 
 
@@ -89,8 +89,8 @@ def _prefix(target: Path) -> str:
     return f".ttac-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
 
 
-def _lock(file: BinaryIO, *, wait: bool = True) -> bool:
-    """Lock the file until it is closed; returns False if another holder exists or the system has no locks."""
+def lock(file: BinaryIO | int, *, wait: bool = True) -> bool:
+    """Lock the file or descriptor until it is closed; returns False if another holder exists or locks are missing."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, AttributeError):

@@ -55,7 +55,7 @@ def bake(bundle: Path, state: Path, output: Path) -> BakedModel:
         UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, or its outputs are not finite.
     """
-    manifest = open_bundle(bundle)
+    manifest = open_bundle(bundle).manifest
     learned = _learned(manifest, state)
     model = _source(bundle / GRAPH)
     _place(model, learned)

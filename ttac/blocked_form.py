@@ -117,7 +117,9 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
     if probe_failure(folder / spec.probe):
         return ""
     portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], feeds)
-    found = _executed(folder, list(spec.graphs.values()), {**feeds, **form_weights(folder, spec)})
+    found = _executed(
+        folder, list(spec.graphs.values()), {**feeds, **form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)}
+    )
     outputs = {content.logits, *content.outputs} & set(portable)
     logits = max(relative(found[name], portable[name]) for name in outputs)
     parameters = [tensor.name for tensor in content.tensors if f"{tensor.name}.grad" in portable]

@@ -11,6 +11,7 @@ import ttac
 from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import change
 from ttac.errors import UsageError, VerificationError
+from ttac.runtime import replacement
 from ttac.runtime.bundle import Bundle, check_replaceable, place, read_manifest, write_manifest
 
 
@@ -79,6 +80,7 @@ def test_a_failing_rename_leaves_the_old_bundle(bundle: Path, tmp_path: Path, mo
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(replacement, "swap", lambda *_: False)
     with pytest.raises(UsageError, match="cannot write the bundle: the disk is full"):
         place(bundle, target)
     monkeypatch.undo()
