@@ -6,8 +6,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,10 +23,18 @@ PREVIOUS = ".previous"
 
 
 def write_whole(path: str | Path, chunks: Iterable[bytes | memoryview], *, keep_previous: bool = False) -> None:
-    """Replace the file `path` by the chunks; with `keep_previous`, its old content stays as `<path>.previous`.
+    """Replace the file `path` by the chunks; see `new_file`."""
+    with new_file(path, keep_previous=keep_previous) as file:
+        file.writelines(chunks)
 
-    The chunks go to a new file in the same folder, which is synchronised and renamed.  The process's umask decides the
-    mode.  The call also removes the new files of killed writers to the same path.
+
+@contextmanager
+def new_file(path: str | Path, *, keep_previous: bool = False) -> Iterator[BinaryIO]:
+    """An empty file that replaces the file `path` at the end of the block.
+
+    With `keep_previous`, the old content stays as `<path>.previous`.  The new file lies in the same folder; it is
+    synchronised and renamed.  The process's umask decides the mode.  The call also removes the new files of killed
+    writers to the same path.
 
     Raises UsageError if the file cannot be written; its old content is unchanged.
     """
@@ -36,7 +44,7 @@ def write_whole(path: str | Path, chunks: Iterable[bytes | memoryview], *, keep_
         file, temporary = _create(target)
         try:
             with file:
-                file.writelines(chunks)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 if os.name == "nt":

@@ -125,7 +125,12 @@ def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}-") as folder:
         partial = Path(folder) / output.name
-        ir.save(model, partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
+        try:
+            ir.save(model, partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
+        except (ir.serde.SerdeError, ValueError) as error:
+            hint = "copy the bundle again, or compile it again"
+            problem = "the source graph of the bundle cannot be written"
+            raise VerificationError(problem, where=f"`{GRAPH}`", hint=hint) from error
         probe = _verified(partial, manifest)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
             shutil.move(file, output.resolve().parent / file.name)

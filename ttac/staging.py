@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from ttac.errors import UsageError
 from ttac.options import CompileOptions
+from ttac.runtime.replacement import locked, sweep_staged
+
+STAGED = r"\.ttac-[a-z0-9_]{8}"
+"""Name of a staging folder, as a regular expression."""
 
 
 @contextmanager
@@ -20,21 +26,36 @@ def staging(options: CompileOptions) -> Iterator[Path]:
     """
     parent = options.output.absolute().parent
     missing = [] if options.dry_run else [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    try:
-        for folder in reversed(missing):
-            folder.mkdir()
-        temporary = tempfile.TemporaryDirectory(prefix=".ttac-", dir=None if options.dry_run else parent)
-    except OSError as error:
-        _remove_empty(missing)
-        where, hint = f"`{options.output}`", "choose another `-o`"
-        raise UsageError(f"cannot write the bundle: {error.strerror}", where=where, hint=hint) from error
-    try:
-        with temporary as name:
-            staged = Path(name) / "bundle"
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        try:
+            for folder in reversed(missing):
+                folder.mkdir()
+            staged = stack.enter_context(_locked_folder(None if options.dry_run else parent)) / "bundle"
             staged.mkdir()
             yield staged
-    finally:
-        _remove_empty(missing)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) and "os error" not in str(error):
+                raise
+            place = getattr(error, "filename", None) or options.output
+            problem = f"cannot write the bundle: {getattr(error, 'strerror', None) or error}"
+            hint = "free space there, or choose another `-o`"
+            raise UsageError(problem, where=f"`{place}`", hint=hint) from error
+
+
+@contextmanager
+def _locked_folder(parent: Path | None) -> Iterator[Path]:
+    """A new folder in `parent` (None: for temporary files) that no other compile deletes before this one ends.
+
+    Folders of killed compiles in `parent` disappear.
+    """
+    with ExitStack() as stack:
+        with nullcontext() if parent is None else locked(parent):
+            if parent is not None:
+                sweep_staged(parent, STAGED)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".ttac-", dir=parent)))
+            stack.enter_context(locked(folder))
+        yield folder
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -16,8 +16,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -33,6 +35,9 @@ from ttac.suggest import did_you_mean
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it: 128 plus the number of the signal."""
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Errors of the system for a full disk, a file above the limit, and a used quota."""
+
 CRASH_HINT = "run again with `-v` for the traceback, and report it"
 
 
@@ -137,6 +142,9 @@ def explained(error: Exception) -> TtacError:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return UsageError(error.strerror, where=f"`{error.filename}`", hint="give a path that can be read or written")
     text = " ".join(str(error).split()) or "no message"
+    if (isinstance(error, OSError) and error.errno in FULL) or type(error).__name__ == "SafetensorError":
+        hint = "free space there, or set `TMPDIR` to a folder with space"
+        return UsageError(f"cannot write a temporary file: {text}", where=f"`{tempfile.gettempdir()}`", hint=hint)
     return TtacError(f"internal error, {type(error).__name__}: {text}", hint=CRASH_HINT)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +127,7 @@ def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     """Write an `.npz`: the whole file, or none."""
     import numpy as np
 
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as stream:
-            np.savez(stream, **{name: arrays[name] for name in arrays})
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    from ttac.runtime.whole_file import new_file
+
+    with new_file(file) as stream:
+        np.savez(stream, **{name: arrays[name] for name in arrays})
