@@ -23,7 +23,7 @@ endef
 export ENGINE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types bench fuzz docs clean
+.PHONY: demo test lint types bench fuzz soak docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -46,6 +46,10 @@ types: $(READY)
 # Mutated models for MINUTES, from SEED; bad cases are kept in build/fuzz.
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks.fuzz --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0) --keep build/fuzz
+
+# Kills, replacements and damaged files; minutes to hours by the sizes in SOAK, such as SOAK="--kills 100 --seconds 60".
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak $(SOAK)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

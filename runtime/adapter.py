@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ttac.errors import RuntimeMissingError, UsageError, VerificationError
+from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
+from ttac.runtime.finite_samples import FiniteSamples
 from ttac.runtime.form_cache import remember
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
@@ -23,10 +26,10 @@ from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
-from ttac.runtime.records import BATCH_AXIS, WEIGHTS, TensorSpec
+from ttac.runtime.records import WEIGHTS, TensorSpec
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
-from ttac.runtime.tensors import check_tensors, parse_tensors
+from ttac.runtime.tensors import check_output, check_tensors, parse_tensors
 
 Outputs: TypeAlias = Any
 """An array of a model with one output, a dict (name to array) of a model with several outputs."""
@@ -65,7 +68,8 @@ class Adapter:
         form: str = "auto",
     ) -> None:
         self.path = Path(path)
-        self._lock = threading.RLock()
+        self._lock, self._process = threading.RLock(), os.getpid()
+        self._autosave: tuple[Path, int] | None = None
         read_unreplaced(self.path, lambda: self._open(threads, settings, form))
 
     def _open(self, threads: int | None, settings: EngineSettings | None, form: str) -> None:
@@ -127,18 +131,22 @@ class Adapter:
         steps: calls of `step`.
         samples: samples in these calls.
         rejected: steps whose new state was not finite and was dropped.
+        not_finite: samples with NaN or infinite values; their rows of the output are NaN.
         resets: resets of the state after `REJECTED_IN_A_ROW` consecutive rejections.
         milliseconds: time of the last step.
         form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.
         Further scalars (such as `entropy`) are the last report of the graphs.
         """
-        with self._lock:
+        with self._turn():
             return {**self._stats, **self._choice.stats}
 
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict and adapt: inputs [n, ...] -> outputs [n, ...], n from the smallest to the planned batch.
 
         A model with one output gives an array. A model with several outputs gives a dict, name to array.
+
+        A sample with NaN or infinite values gets a row of NaN in the output, of 0 where the output has integers.  The
+        step learns from the other samples; it only predicts if fewer than the smallest batch are left.
 
         The state changes only if the whole step succeeds and all new values are finite.  After `REJECTED_IN_A_ROW`
         consecutive steps with other values, the state resets itself and the logger `ttac` warns.  An interrupt (Ctrl-C)
@@ -149,14 +157,15 @@ class Adapter:
             RuntimeMissingError: the engine failed; the state is unchanged.  With all weights trained, the engine can
                 also fail while the state is written.  Then each call raises until `reset` or `restore`.
         """
-        with self._lock:
+        with self._turn():
             self._state.refuse_torn()
             self._opened.files.check_unchanged()
             inputs = check_inputs(x, self._manifest)
-            self._confirm(inputs)
+            batch = FiniteSamples.of(inputs, self.smallest_batch)
+            self._confirm(batch.inputs)
             start = time.perf_counter()
-            outputs, step = self._perform("step", inputs)
-            adapted = self._state.commit(step.pending, step.deferred)
+            outputs, step = self._predict(batch, "step" if batch.learns else "predict")
+            adapted = step is None or self._state.commit(step.pending, step.deferred)
             reset = self._reset_if_stuck(adapted)
             samples = len(next(iter(inputs.values())))
             self._stats = {
@@ -165,23 +174,25 @@ class Adapter:
                 "samples": self._stats["samples"] + samples,
                 "rejected": self._stats["rejected"] + (not adapted),
                 "resets": self._stats["resets"] + reset,
+                "not_finite": self._stats["not_finite"] + batch.dropped,
                 "milliseconds": 1e3 * (time.perf_counter() - start),
-                **step.reported,
+                **(step.reported if step else {}),
             }
+            self._autosave_if_due()
             return outputs
 
     def predict(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict with the adapted state; change neither state nor stats; otherwise like `step`."""
-        with self._lock:
+        with self._turn():
             self._state.refuse_torn()
             self._opened.files.check_unchanged()
-            inputs = check_inputs(x, self._manifest)
-            self._confirm(inputs)
-            return self._perform("predict", inputs)[0]
+            batch = FiniteSamples.of(check_inputs(x, self._manifest), self.smallest_batch)
+            self._confirm(batch.inputs)
+            return self._predict(batch, "predict")[0]
 
     def reset(self) -> None:
         """Set the state to the exact compiled values, and all counters to zero."""
-        with self._lock:
+        with self._turn():
             self._state.reset()
             self._stats = _no_stats()
             self._rejected_in_a_row = 0
@@ -191,9 +202,20 @@ class Adapter:
 
         Raises UsageError if the file cannot be written; the old file is unchanged then.
         """
-        with self._lock:
+        with self._turn():
             self._state.refuse_torn()
             write_state(path, self._state.arrays(), self._manifest.identity)
+
+    def autosave(self, path: str | Path, every: int) -> None:
+        """Save the state to `path` after each `every` steps; `every=0` ends this.
+
+        The logger `ttac` warns of a state that cannot be written, and the stream goes on.  Raises UsageError for an
+        `every` that is no count.
+        """
+        if not isinstance(every, int) or every < 0:
+            raise UsageError(f"`every` is {every!r}, not a count", where="`autosave`", hint="give a number of steps")
+        with self._turn():
+            self._autosave = (Path(path), every) if every else None
 
     def restore(self, path: str | Path) -> None:
         """Set the state to a file of `save`; the counters go on.
@@ -203,9 +225,28 @@ class Adapter:
             VerificationError: the file is damaged, or its tensors are not plausible; the state is unchanged.
         """
         arrays = read_state(path, self._manifest)
-        with self._lock:
+        with self._turn():
             self._state.restore(arrays)
             self._rejected_in_a_row = 0
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock; raises RuntimeMissingError in a forked child, where the engine's threads do not exist."""
+        if os.getpid() != self._process:
+            problem = "the adapter belongs to the parent process, and the engine's threads do not survive a fork"
+            hint = "call `ttac.load` in the child, or start children with the method `spawn`"
+            raise RuntimeMissingError(problem, where=f"`{self.path}`", hint=hint)
+        with self._lock:
+            yield
+
+    def _autosave_if_due(self) -> None:
+        """Write the state after each `every` steps; a failure is a warning, and the step goes on."""
+        if self._autosave is None or self._stats["steps"] % self._autosave[1]:
+            return
+        try:
+            write_state(self._autosave[0], self._state.arrays(), self._manifest.identity)
+        except UsageError as error:
+            _warn("`%s`: the state is not saved: %s", self.path, error)
 
     def _reset_if_stuck(self, adapted: bool) -> bool:
         """Reset the state after too many consecutive rejections; returns whether it did."""
@@ -222,7 +263,7 @@ class Adapter:
 
         The compared step leaves no trace.  Each call compares until a step changes a parameter.
         """
-        if self._choice.confirmed:
+        if self._choice.confirmed or not inputs:
             return
         self._reference = self._reference or self._load(None)
         expected, key = self._outcome(inputs, self._reference), self._choice.key
@@ -242,17 +283,24 @@ class Adapter:
     def _outcome(self, inputs: Mapping[str, np.ndarray], form: LoadedForm) -> Outcome:
         """A step that is not committed."""
         outputs, step = self._perform("step", inputs, form)
-        arrays = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
         roles = {entry["name"]: entry["role"] for entry in self._manifest.raw["state"]["tensors"]}
         new = {name: np.array(self._device.array(tensor)) for name, tensor in step.pending.items()}
-        return Outcome(outputs=arrays, old=self._state.arrays(), new=new, roles=roles)
+        return Outcome(outputs=outputs, old=self._state.arrays(), new=new, roles=roles)
+
+    def _predict(self, batch: FiniteSamples, program: str) -> tuple[Outputs, Step | None]:
+        """The outputs for all samples of the user, and the step; no step without a finite sample."""
+        arrays, step = self._perform(program, batch.inputs) if batch.inputs else (batch.blank(self.outputs), None)
+        arrays = batch.spread(arrays, self.outputs) if step else arrays
+        if len(arrays) == 1:
+            return arrays[0], step
+        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
 
     def _load(self, spec: FormSpec | None) -> LoadedForm:
         return LoadedForm(self.path, self._opened, self._settings, self._state, spec)
 
     def _perform(
         self, program: str, inputs: Mapping[str, np.ndarray], form: LoadedForm | None = None
-    ) -> tuple[Outputs, Step]:
+    ) -> tuple[list[np.ndarray], Step]:
         form = form or self._form
         values = {name: self._device.tensor(array) for name, array in inputs.items()}
         step = Step(world=form.world(self._state), values=values)
@@ -261,24 +309,9 @@ class Adapter:
         arrays = [self._device.array(tensor).copy() for tensor in tensors]
         samples = len(next(iter(inputs.values())))
         for spec, array in zip(self.outputs, arrays, strict=True):
-            self._check_output(spec, array, samples)
+            check_output(array, spec, samples, f"`{self.path}`")
         step.values = {}
-        if len(arrays) == 1:
-            return arrays[0], step
-        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
-
-    def _check_output(self, spec: TensorSpec, array: np.ndarray, samples: int) -> None:
-        """Raise VerificationError unless the output has the dtype and the shape of the manifest."""
-        shape = tuple(samples if size == BATCH_AXIS else size for size in spec.shape)
-        fits = len(array.shape) == len(shape) and all(
-            isinstance(size, str) or size == n for size, n in zip(shape, array.shape, strict=True)
-        )
-        if not fits or array.dtype != spec.dtype:
-            raise VerificationError(
-                f"`{spec.name}` is {array.dtype} {list(array.shape)}, the manifest says {spec.dtype} {list(shape)}",
-                where=f"`{self.path}`",
-                hint=HINT,
-            )
+        return arrays, step
 
     def _initial_state(self) -> dict[str, np.ndarray]:
         path = self.path / self._manifest.state_file
@@ -295,7 +328,7 @@ def _settled(settings: EngineSettings, threads: int | None, planned: int) -> Eng
 
 
 def _no_stats() -> dict[str, Any]:
-    return {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "milliseconds": 0.0}
+    return {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "not_finite": 0, "milliseconds": 0.0}
 
 
 def _warn(text: str, *values: object) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.runtime.records import Manifest, TensorSpec
-from ttac.runtime.tensors import is_finite
 
 
 def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
@@ -50,8 +49,6 @@ def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
     if len(array) > manifest.planned:
         hint = f"pass at most {manifest.planned} at a time, or recompile with `--batch {len(array)}`"
         _refuse(spec, f"has {len(array)} samples; the bundle is planned for {manifest.planned}", hint)
-    if not is_finite(array):
-        _refuse(spec, "holds NaN or infinite values", "drop or repair such samples before they reach the model")
     return array
 
 

@@ -16,7 +16,7 @@ ROLES = ("parameter", "optimizer", "statistic", "counter", "sparsity")
 OPTIMIZATIONS = ("basic", "extended", "all")
 HEADS = ("classes", "binary", "dense", "detection", "ctc")
 VALUES = ("logits", "probabilities", "log_probabilities")
-COUNTED = ("steps", "samples", "rejected", "resets", "milliseconds", "form", "form_reason")
+COUNTED = ("steps", "samples", "rejected", "resets", "not_finite", "milliseconds", "form", "form_reason")
 """Names in `adapter.stats` that a graph's scalars may not take."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttac.errors import VerificationError
-from ttac.runtime.json_values import distinct_keys
+from ttac.runtime.json_values import HINT, distinct_keys
 
 if TYPE_CHECKING:
     from ttac.runtime.records import TensorSpec
@@ -112,6 +112,17 @@ def check_tensors(tensors: Mapping[str, np.ndarray], specs: Mapping[str, TensorS
                 where=where,
                 hint="copy the file again",
             )
+
+
+def check_output(array: np.ndarray, spec: TensorSpec, samples: int, where: str) -> None:
+    """Raise VerificationError unless the output of a step has the dtype and the shape of the manifest."""
+    shape = [samples if axis == spec.batch_axis else size for axis, size in enumerate(spec.shape)]
+    fits = len(array.shape) == len(shape) and all(
+        isinstance(size, str) or size == n for size, n in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != spec.dtype:
+        problem = f"`{spec.name}` is {array.dtype} {list(array.shape)}, the manifest says {spec.dtype} {shape}"
+        raise VerificationError(problem, where=where, hint=HINT)
 
 
 def first_not_finite(tensors: Mapping[str, np.ndarray]) -> str:

@@ -29,6 +29,8 @@ SINGLE_FILE = 1_900_000_000
 """Bytes of weights above which a separate file holds them; protobuf ends at 2 GiB."""
 
 LEARNED = ("parameter", "statistic")
+DAMAGED = (ir.serde.SerdeError, google.protobuf.message.DecodeError)
+"""Errors of the libraries that read ONNX files."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def _source(path: Path) -> ir.Model:
     """
     try:
         return _self_contained(ir.load(path))
-    except (OSError, RuntimeError, ValueError, ir.serde.SerdeError, google.protobuf.message.DecodeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, *DAMAGED) as error:
         hint = "copy the bundle again, or compile it again"
         raise VerificationError("the source graph of the bundle is damaged", where=f"`{path}`", hint=hint) from error
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Run
 from tests.support.tiny_bundles import PLANNED, ema, ema_expected
+from ttac.runtime.adapter import Adapter
 
 SAMPLES = np.random.default_rng(0).random((10, 3), np.float32)
 
@@ -108,3 +109,33 @@ def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
     found = json.loads(run("inspect", "tiny.ttac", "--json").out)
     assert found["bundle"] == "tiny.ttac" and found["report"] == {"plan": []}
     assert found["manifest"]["method"] == {"name": "tiny", "settings": {"lr": 0.5}}
+
+
+def test_a_stop_keeps_the_adapted_state(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second step: the state after the first step is saved."""
+    step, calls = Adapter.step, []
+
+    def interrupted(self: Adapter, x: object) -> object:
+        calls.append(x)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, x)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Adapter, "step", interrupted)
+    stopped = run("run", "tiny.ttac", "x.npz", "--save-state", "s.safetensors")
+    assert stopped.code == 130 and "the state after 4 samples is in `s.safetensors`" in stopped.err
+    monkeypatch.undo()
+    run("run", "tiny.ttac", "x.npz", "--state", "s.safetensors", "--no-adapt")
+
+
+def test_a_sample_that_is_not_finite_is_counted(run: Run) -> None:
+    bad = SAMPLES.copy()
+    bad[-1] = np.nan
+    np.savez("bad.npz", x=bad, labels=np.arange(10) % 2)
+    report = json.loads(
+        run("run", "tiny.ttac", "bad.npz", "-o", "o.npz", "--save-state", "s", "--save-every", "1", "--json").out
+    )
+    with np.load("o.npz") as arrays:
+        finite = np.isfinite(arrays["logits"]).all(axis=1)
+    assert list(finite) == [True] * 9 + [False] and report["not_finite"] == 1
+    assert report["mean_entropy"] is not None and report["error"] is not None

@@ -33,7 +33,7 @@ def test_one_graph_with_a_running_mean(ema: Adapter) -> None:
     spread = np.square(expected).mean()
     stats = ema.stats
     assert stats.pop("milliseconds") > 0
-    counted = {"steps": 3, "samples": 8, "rejected": 0, "resets": 0}
+    counted = {"steps": 3, "samples": 8, "rejected": 0, "resets": 0, "not_finite": 0}
     assert stats == {**counted, "form": "portable", "spread": pytest.approx(spread, rel=1e-6)}
 
 
@@ -168,9 +168,6 @@ def test_a_graph_that_makes_another_shape_of_state_is_refused(tmp_path: Path) ->
         (np.zeros((2, 3), bool), "has dtype bool", "astype"),
         (np.zeros((2, 3), object), "has dtype object", "astype"),
         (np.zeros((2, 3), np.complex64), "has dtype complex64", "astype"),
-        (np.full((2, 3), np.nan, np.float32), "holds NaN or infinite values", "drop or repair"),
-        (np.array([[0, np.inf, 0]], np.float32), "holds NaN or infinite values", "drop or repair"),
-        (np.full((1, 3), 1e300), "holds NaN or infinite values", "drop or repair"),
         (np.zeros(3, np.float32), "has shape [3]; the model takes [1 to 4, 3]", "x[None]"),
         (np.zeros((2, 4), np.float32), "has shape [2, 4]; the model takes [1 to 4, 3]", "first axis"),
         (np.zeros((2, 3, 1), np.float32), "has shape [2, 3, 1]", "first axis"),

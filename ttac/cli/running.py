@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,10 @@ import click
 
 from ttac.cli.common_options import CONTEXT, PATH, as_json, check_folders, count, terminal, verbose
 from ttac.cli.terminal import Terminal
-from ttac.errors import UsageError
+from ttac.errors import TtacError, UsageError
 
 if TYPE_CHECKING:
+    from ttac.runtime.adapter import Adapter
     from ttac.runtime.records import HeadSpec
     from ttac.samples.images import Stream
     from ttac.samples.streaming import Outcome
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="OUT.npz", type=PATH, help="Write the outputs here.")
 @click.option("--state", metavar="FILE", type=PATH, help="Start from this state.")
 @click.option("--save-state", metavar="FILE", type=PATH, help="Write the adapted state here.")
+@click.option(
+    "--save-every", metavar="K", callback=count(), help="Also write the state after each K steps, for `--save-state`."
+)
 @click.option("--no-adapt", is_flag=True, help="Predict with the unchanged state.")
 @click.option("--array", metavar="NAME", help="The array of an `.npz` to stream.  [default: its first]")
 @click.option("--batch", metavar="N", callback=count(), help="Samples per step.  [default: the planned batch]")
@@ -60,6 +65,7 @@ class RunChoices:
 
     state: Path | None
     save_state: Path | None
+    save_every: int | None
     no_adapt: bool
     array: str | None
     batch: int | None
@@ -78,7 +84,9 @@ def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices
     adapter = load(bundle, threads=choices.threads)
     if choices.state is not None:
         adapter.restore(choices.state)
-    with terminal.progress() as progress:
+    if choices.save_state is not None and choices.save_every is not None:
+        adapter.autosave(choices.save_state, every=choices.save_every)
+    with _saved_at_a_stop(terminal, adapter, choices.save_state), terminal.progress() as progress:
         task = progress.add_task("predicting" if choices.no_adapt else "adapting", total=stream.count)
         outcome = run_stream(
             adapter,
@@ -93,6 +101,18 @@ def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices
     if choices.save_state is not None:
         adapter.save(choices.save_state)
     return outcome
+
+
+@contextmanager
+def _saved_at_a_stop(terminal: Terminal, adapter: Adapter, file: Path | None) -> Iterator[None]:
+    """Write the adapted state to `file` if Ctrl-C or an error ends the stream."""
+    try:
+        yield
+    except (KeyboardInterrupt, TtacError):
+        if file is not None and adapter.stats["steps"]:
+            adapter.save(file)
+            terminal.say(f"note: the state after {adapter.stats['samples']} samples is in `{file}`")
+        raise
 
 
 def _size(manifest: Mapping[str, Any], batch: int | None) -> int:

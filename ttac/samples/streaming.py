@@ -45,6 +45,7 @@ class Outcome:
         seconds: time inside the adapter; the time to read the samples does not count.
         rejected: number of steps whose new state was not finite, so that the adapter kept the old state.
         entropy: mean entropy of the predictions in nats, 0 when all are certain; None where the outputs have no head.
+        not_finite: number of samples with NaN or infinite values; entropy and error leave them out.
         error: fraction of wrong predictions; None without labels.
     """
 
@@ -52,6 +53,7 @@ class Outcome:
     samples: int
     seconds: float
     rejected: int
+    not_finite: int = 0
     entropy: float | None = None
     error: float | None = None
 
@@ -63,6 +65,7 @@ class Outcome:
             "ms_per_sample": round(1000 * self.seconds / self.samples, 4),
             "mean_entropy": self.entropy if self.entropy is None else round(self.entropy, 6),
             "rejected_steps": self.rejected,
+            "not_finite": self.not_finite or None,
             "error": self.error if self.error is None else round(self.error, 6),
         }
         return {name: number for name, number in numbers.items() if number is not None}
@@ -85,15 +88,14 @@ def run_stream(
     The outcome holds all outputs if `keep`.  `moved` gets the number of samples after each batch.
     Raises UsageError for labels that do not fit the predictions.
     """
-    before = _rejected(adapter)
-    run = adapter.step if adapt else adapter.predict
+    before, dropped = _counter(adapter, "rejected"), _counter(adapter, "not_finite")
     axes = {spec.name: spec.batch_axis for spec in adapter.outputs}
     reading = _Reading.of(head, axes) if head is not None else None
     parts: list[dict[str, np.ndarray]] = []
     seconds, done = 0.0, 0
     for x in stream.batches(batch, smallest):
         start = time.perf_counter()
-        outputs = named(run(x), adapter.outputs)
+        outputs = named(adapter.step(x) if adapt else adapter.predict(x), adapter.outputs)
         seconds += time.perf_counter() - start
         if reading is not None:
             reading.add(outputs, stream, done)
@@ -104,7 +106,8 @@ def run_stream(
         outputs=_joined(parts, axes) if keep else None,
         samples=done,
         seconds=seconds,
-        rejected=_rejected(adapter) - before,
+        rejected=_counter(adapter, "rejected") - before,
+        not_finite=_counter(adapter, "not_finite") - dropped,
         entropy=reading.tally.mean_entropy if reading else None,
         error=reading.tally.error if reading else None,
     )
@@ -129,7 +132,9 @@ class _Reading:
         """Count the outputs of the samples that begin at `start`."""
         name = self.tally.head.output
         array = np.moveaxis(outputs[name if name in outputs else next(iter(outputs))], self.axis, 0)
-        self.tally.add(array, _labels(stream, start, array, self.tally.head))
+        labels = _labels(stream, start, array, self.tally.head)
+        finite = np.isfinite(array).reshape(len(array), -1).any(axis=1)
+        self.tally.add(array[finite], None if labels is None else labels[finite])
 
 
 def named(outputs: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
@@ -147,8 +152,8 @@ def _joined(parts: Sequence[Mapping[str, np.ndarray]], axes: Mapping[str, int | 
     return joined
 
 
-def _rejected(adapter: Stepper) -> int:
-    return int(adapter.stats.get("rejected", 0))
+def _counter(adapter: Stepper, name: str) -> int:
+    return int(adapter.stats.get(name, 0))
 
 
 def _labels(stream: Stream, start: int, outputs: np.ndarray, head: HeadSpec) -> np.ndarray | None:
