@@ -74,7 +74,7 @@ def _block(
     _hand_over(at, graph, crossing, outside)
     _take_inputs(at, graph)
     common.RemoveUnusedNodesPass()(model)
-    fuse(graph)
+    fuse(at.op)
     name_nodes(model)
     model.opset_imports[DOMAIN] = 1
     return model, at.recipes

@@ -1,14 +1,19 @@
-"""Let the engine's internal Conv also do the sum and the activation that follow it."""
+"""Let the engine's internal Conv also do the sum, the activation or the bounds that follow it."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import DOMAIN, known_dims
+from ttac.passes.blocked.layout import DOMAIN, LayoutBuilder, known_dims
+from ttac.passes.graph.keys import LAYER
+
+STEEP = float(2**40)
+"""Slope of a mask's edge: brings the distance of two neighbouring float32 near 3 to above 1."""
 
 
-def fuse(graph: ir.Graph) -> None:
-    """Fuse Add, Relu and HardSigmoid into the Conv that makes their input, in place."""
+def fuse(op: LayoutBuilder) -> None:
+    """Fuse Add, Relu, HardSigmoid, Clip and masks of Clip into the Conv that makes their input, in place."""
+    graph = op.graph
     for node in list(graph):
         if node.op_type == "Add" and not node.domain:
             _fuse_sum(graph, node)
@@ -16,17 +21,20 @@ def fuse(graph: ir.Graph) -> None:
         if node.op_type == "Greater" and not node.domain:
             _read_rectified(graph, node)
     for node in list(graph):
-        if node.op_type in ("Relu", "HardSigmoid") and not node.domain:
+        if node.op_type == "Cast" and not node.domain:
+            _fuse_bounds(op, node)
+    for node in list(graph):
+        if node.op_type in ACTIVATIONS and not node.domain:
             _fuse_activation(graph, node)
 
 
-def _conv_of(value: ir.Value | None) -> ir.Node | None:
-    """The internal Conv that makes `value` for one reader alone, and does nothing else yet."""
+def _conv_of(value: ir.Value | None, readers: int = 1) -> ir.Node | None:
+    """The internal Conv that makes `value` for so many readers alone, and does nothing else yet."""
     node = value.producer() if value is not None else None
     if node is None or (node.domain, node.op_type) != (DOMAIN, "Conv") or "activation" in node.attributes:
         return None
     assert value is not None
-    return node if len(value.uses()) == 1 and not value.is_graph_output() else None
+    return node if len(value.uses()) == readers and not value.is_graph_output() else None
 
 
 def _fuse_sum(graph: ir.Graph, node: ir.Node) -> None:
@@ -54,6 +62,60 @@ def _read_rectified(graph: ir.Graph, node: ir.Node) -> None:
         node.replace_input_with(0, relu.outputs[0])
 
 
+def _fuse_bounds(op: LayoutBuilder, node: ir.Node) -> None:
+    """Cast(low < u < high) of u = conv(x): a steep HardSigmoid of |u - middle|, which the Conv itself computes.
+
+    Comparisons and the cast take twice as long.  The masks differ only where u is a rounding error away from a bound.
+    """
+    if (bounds := _bounds(node)) is None:
+        return
+    u, low, high = bounds
+    conv = _conv_of(u, readers=2)
+    if conv is None or len(conv.inputs) < 3 or conv.inputs[2] is None:
+        return
+    middle, half = (low + high) / 2, (high - low) / 2
+    with op.at(node.metadata_props.get(LAYER, ""), before=conv):
+        offset = op.Sub(conv.inputs[2], middle)
+    conv.replace_input_with(2, offset)
+    conv.attributes["activation"] = ir.AttrString("activation", "LeakyRelu")
+    conv.attributes["activation_params"] = ir.AttrFloat32s("activation_params", [-1.0])
+    with op.at(node.metadata_props.get(LAYER, ""), before=node):
+        mask = op.HardSigmoid(u, alpha=-STEEP, beta=half * STEEP)
+    old = node.outputs[0]
+    mask.shape, mask.type = old.shape, old.type
+    both = node.inputs[0].producer() if node.inputs[0] is not None else None
+    assert both is not None
+    comparisons = [value.producer() for value in both.inputs if value is not None]
+    old.replace_all_uses_with(mask)
+    op.graph.remove([node, both, *(found for found in comparisons if found is not None)], safe=True)
+
+
+def _bounds(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+    """u, low and high of Cast(And(Greater(u, low), Less(u, high))) to float32, if nothing else reads the masks."""
+    both = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if both is None or both.op_type != "And" or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    above, below = (value.producer() if value is not None else None for value in both.inputs)
+    if above is None or below is None or (above.op_type, below.op_type) != ("Greater", "Less"):
+        return None
+    masks = (above.outputs[0], below.outputs[0], both.outputs[0])
+    if any(len(mask.uses()) != 1 or mask.is_graph_output() for mask in masks) or node.outputs[0].is_graph_output():
+        return None
+    u, low, high = above.inputs[0], _scalar(above.inputs[1]), _scalar(below.inputs[1])
+    if u is None or u is not below.inputs[0] or low is None or high is None or not low < high:
+        return None
+    return u, low, high
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    """The one number of a constant; None for anything else."""
+    held = value.const_value if value is not None else None
+    return float(held.numpy().reshape(-1)[0]) if held is not None and held.size == 1 else None
+
+
+ACTIVATIONS = ("Relu", "HardSigmoid", "Clip")
+
+
 def _fuse_activation(graph: ir.Graph, node: ir.Node) -> None:
     conv = _conv_of(node.inputs[0])
     if conv is None:
@@ -62,6 +124,13 @@ def _fuse_activation(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type == "HardSigmoid":
         numbers = [node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)]
         attributes["activation_params"] = ir.AttrFloat32s("activation_params", numbers)
+    if node.op_type == "Clip":
+        bounds = [_scalar(value) for value in node.inputs[1:]]
+        if len(bounds) != 2 or None in bounds:
+            return
+        attributes["activation_params"] = ir.AttrFloat32s(
+            "activation_params", [float(b) for b in bounds if b is not None]
+        )
     _replace(graph, node, conv, list(conv.inputs), attributes)
 
 

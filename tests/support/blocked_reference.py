@@ -64,6 +64,10 @@ def _conv(op: Builder, node: ir.Node, block: int) -> ir.Value:
     y = blocked(op, y, dims(node.outputs[0]), block)
     if addend is not None:
         y = op.Add(y, addend)
+    if activation == "LeakyRelu":
+        return op.LeakyRelu(y, alpha=numbers[0])
+    if activation == "Clip":
+        return op.Clip(y, float(numbers[0]), float(numbers[1]))
     if activation == "HardSigmoid":
         return op.HardSigmoid(y, alpha=numbers[0], beta=numbers[1])
     assert activation in ("", "Relu")
