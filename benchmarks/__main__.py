@@ -30,8 +30,9 @@ INTRO = """\
 
 Made by `make bench` on {date}: {machine}; {packages}.
 
-Random weights. Time: inference of the source file, the step, and the same step in PyTorch eager run in turn in one
-process, {threads} threads each; medians of paired ratios with their quartiles. Memory: growth of the process over ten
+Random weights. Time: inference of the source file, the step, and the same step in PyTorch, eager and compiled, each
+with dense and with channels_last tensors, run in turn in one process, {threads} threads each; medians of paired ratios
+with their quartiles. Memory: growth of the process over ten
 steps after two warm-up steps (VmHWM - VmRSS), a fresh process each; `loaded` is the model before that. On cores that
 do other work too, PyTorch's polling threads lose far more than threads that sleep: read its time column only from an
 idle machine. This page is one run; repeated runs on a busy machine moved our ratios by up to a fifth.

@@ -1,6 +1,6 @@
 """Peak working memory of a method in PyTorch, by the protocol that `ttac.reports.measure` uses for bundles.
 
-Runs in a fresh process: `python -m benchmarks.memory resnet50 8 tent 2`.
+Runs in a fresh process: `python -m benchmarks.memory resnet50 8 tent 2 eager`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from ttac.reports.measure import kilobytes, random_samples, step_memory
 
 def main() -> None:
     """Measure the method on the command line with its defaults, and print the figures as JSON."""
-    network, batch, method, threads = sys.argv[1:]
-    import torch
+    network, batch, method, threads, variant = sys.argv[1:]
+    import torch  # noqa: F401  the bare process holds PyTorch
 
     bare = kilobytes("VmRSS")
-    from benchmarks.networks import build
-    from benchmarks.peers import restated
+    from benchmarks.networks import NETWORKS
+    from benchmarks.peers import variant_step
 
-    torch.set_num_threads(int(threads))
-    model, side = build(network)
-    peer = restated(method, model, {})
-    samples = random_samples(int(batch), (3, side, side))
-    print(json.dumps(step_memory(lambda x: peer.step(torch.from_numpy(x)), samples, bare)))
+    step = variant_step(variant, network, method, int(threads), {})
+    samples = random_samples(int(batch), (3, NETWORKS[network][1], NETWORKS[network][1]))
+    # torch.compile compiles for one batch: the warm-up must have the batch of the measured steps.
+    print(json.dumps(step_memory(step, samples, bare, smallest=int(batch) if "compile" in variant else 1)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The methods in PyTorch eager for `ttac bench --against pytorch`, with the same network, settings and batch."""
+"""The methods in PyTorch for `ttac bench --against pytorch`, with the same network, settings and batch.
+
+Variants: eager or `torch.compile`, each with dense tensors in the order [N, C, H, W] or [N, H, W, C] (channels_last).
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ from ttac.errors import UsageError
 from ttac.reports.measure import measured_by
 from ttac.suggest import did_you_mean
 
+VARIANTS = ("eager", "eager channels_last", "torch.compile", "torch.compile channels_last")
+COMPILED = ("source", "bn", "tent")
+"""Methods whose forward `torch.compile` takes whole."""
 METHODS = ("source", "bn", "tent", "eata", "sar", "surgeon")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class PyTorch:
-    """Steps and memory of the methods in `benchmarks.pytorch_peers`, limited to `methods`."""
+    """Steps and memory of the methods in `benchmarks.pytorch_peers`, limited to `methods`, in all `VARIANTS`."""
 
     name = "PyTorch"
 
@@ -44,20 +50,42 @@ class PyTorch:
                     raise UsageError("there is no such model or benchmark network", where=f"`{model}`", hint=hint)
             yield [model if model.exists() else export(str(model), Path(folder)) for model in models]
 
-    def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
-        """Return the same method's step on the network with the name of the file; None without such a network."""
+    def steps(
+        self, model: Path, manifest: Mapping[str, Any], threads: int
+    ) -> dict[str, Callable[[np.ndarray], object]]:
+        """Return the same method's step on the network with the name of the file, by variant; empty without both."""
         method = manifest["method"]
         if model.stem not in NETWORKS or method["name"] not in self.methods:
-            return None
-        torch.set_num_threads(threads)
+            return {}
         untrained = [position for position, site in enumerate(manifest["sites"]) if not site.get("trained")]
-        peer = restated(method["name"], build(model.stem)[0], method["settings"], untrained)
-        return lambda x: peer.step(torch.from_numpy(x))
+        return {
+            variant: variant_step(variant, model.stem, method["name"], threads, method["settings"], untrained)
+            for variant in VARIANTS
+            if method["name"] in COMPILED or "compile" not in variant
+        }
 
-    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
+    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int, variant: str) -> Mapping[str, Any] | None:
         """Return `peak` and `loaded` of the step in bytes, measured in a fresh process."""
-        arguments = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads)]
+        arguments = [model.stem, str(manifest["batch"]["planned"]), manifest["method"]["name"], str(threads), variant]
         return measured_by("benchmarks.memory", arguments)
+
+
+def variant_step(
+    variant: str,
+    network: str,
+    method: str,
+    threads: int,
+    settings: Mapping[str, Any],
+    untrained: Sequence[int] = (),
+) -> Callable[[np.ndarray], object]:
+    """Return the step of the method on the network in a variant of `VARIANTS`."""
+    torch.set_num_threads(threads)
+    peer = restated(method, build(network)[0], settings, untrained)
+    order = torch.channels_last if "channels_last" in variant else torch.contiguous_format
+    peer.model.to(memory_format=order)
+    if "compile" in variant:
+        peer.model = torch.compile(peer.model)
+    return lambda x: peer.step(torch.from_numpy(x).contiguous(memory_format=order))
 
 
 def restated(

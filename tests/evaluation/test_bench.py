@@ -92,10 +92,16 @@ def test_rows_of_text() -> None:
 
 
 def test_columns_of_published_cache_and_peers_are_optional() -> None:
-    peer = {"milliseconds": 9.0, "ratio": 4.5, "peak": 8 * 2**20, "loaded": 2**20}
-    found = Benchmark([figures(cache=5 * 2**20, peer=peer), figures(method="bn")], ABOUT, "PyTorch")
-    assert columns(found)[-3:] == ["published cache", "PyTorch / inference", "PyTorch peak"]
-    assert rows(found)[0][-3:] == ["5.00 MiB", "4.50", "8.00 MiB"] and rows(found)[1][-3:] == ["-", "-", "-"]
+    eager = {"milliseconds": 9.0, "ratio": 4.5, "spread": [4.4, 4.6], "peak": 8 * 2**20, "loaded": 2**20}
+    compiled = {**eager, "ratio": 3.5, "spread": [3.4, 3.6], "peak": None}
+    peers = {"eager": eager, "torch.compile": compiled}
+    found = Benchmark([figures(cache=5 * 2**20, peers=peers), figures(method="bn")], ABOUT, "PyTorch")
+    names = ["published cache", "eager: / inference, peak", "torch.compile: / inference, peak"]
+    assert columns(found)[-3:] == names
+    assert rows(found)[0][-3:] == ["5.00 MiB", "4.50 (4.40-4.60), 8.00 MiB", "3.50 (3.40-3.60), -"]
+    assert rows(found)[1][-3:] == ["-", "-", "-"]
+    assert (found.figures[0].best("ratio"), found.figures[0].best("peak")) == (3.5, 8 * 2**20)
+    assert found.figures[1].best("ratio") is None
     lines = markdown(found).splitlines()
     assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
 
@@ -152,7 +158,7 @@ def test_a_bundle_is_measured_with_the_samples_given(bundle: Path, run: Run) -> 
     report = json.loads(seen.out)
     (row,) = report["rows"]
     assert (row["model"], row["method"], row["batch"], row["compile_seconds"]) == ("tiny", "tiny", 4, None)
-    assert row["ratio"] > 0 and row["spread"][0] <= row["ratio"] <= row["spread"][1] and row["peer"] is None
+    assert row["ratio"] > 0 and row["spread"][0] <= row["ratio"] <= row["spread"][1] and row["peers"] == {}
     assert Path("x.md").read_text().startswith("| model | method |") and report["about"]["threads"] == "1"
     assert not CLEAR.exists() or (row["memory"]["loaded"] > 0 and row["inference"]["loaded"] > 0)
 
@@ -167,22 +173,24 @@ def test_a_model_is_compiled_with_every_method(run: Run) -> None:
 
 
 class Peer:
-    """A peer whose step does nothing."""
+    """A peer of one variant, whose step does nothing."""
 
     name = "Peer"
 
-    def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Callable[[np.ndarray], object] | None:
-        return lambda x: None if manifest["method"]["name"] == "source" else x
+    def steps(
+        self, model: Path, manifest: Mapping[str, Any], threads: int
+    ) -> Mapping[str, Callable[[np.ndarray], object]]:
+        return {"idle": lambda x: None}
 
-    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
-        return {"peak": 7, "loaded": 8}
+    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int, variant: str) -> Mapping[str, Any] | None:
+        return {"peak": 7, "loaded": 8} if variant == "idle" else None
 
 
 @pytest.mark.slow
 def test_peers_are_timed_too() -> None:
     found = Bench(methods=["source"], batch=[1], threads=1, peers=Peer()).run([demo.file("fashion_resnet_gn.onnx")])
     (row,) = found.figures
-    assert row.peer is not None and row.peer["peak"] == 7 and row.peer["ratio"] < 0.5 and found.peers == "Peer"
+    assert row.peers["idle"]["peak"] == 7 and row.peers["idle"]["ratio"] < 0.5 and found.peers == "Peer"
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,15 @@ Step = Callable[[np.ndarray], object]
 
 
 class Peers(Protocol):
-    """The same methods in another framework; `benchmarks.peers` has those in PyTorch."""
+    """The same methods in another framework, in variants; `benchmarks.peers` has those in PyTorch."""
 
     name: str
 
-    def step(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Step | None:
-        """Return the step of the manifest's method on the network of the file; None where there is none."""
+    def steps(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Step]:
+        """Return the steps of the manifest's method on the network of the file, by variant; empty without it."""
 
-    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int) -> Mapping[str, Any] | None:
-        """Return `peak` and `loaded` of this step in bytes, measured in a fresh process."""
+    def memory(self, model: Path, manifest: Mapping[str, Any], threads: int, variant: str) -> Mapping[str, Any] | None:
+        """Return `peak` and `loaded` of the variant's step in bytes, measured in a fresh process."""
 
 
 @dataclass(kw_only=True)
@@ -164,7 +164,7 @@ class Group:
         source = partial(inference(self.source, self.threads), x)
         pairs, peer_steps = self.bench.pairs, self._peer_steps()
         times = {bundle: paired(source, partial(each.step, x), pairs) for bundle, each in adapters.items()}
-        peer_times = {bundle: paired(source, partial(step, x), pairs) for bundle, step in peer_steps.items()}
+        peer_times = {key: paired(source, partial(step, x), pairs) for key, step in peer_steps.items()}
         adapters.clear()
         self.bench.say(f"measuring the memory of {self.title}")
         base = measure_inference(self.source, first.batch, shape, self.threads)
@@ -173,20 +173,22 @@ class Group:
             np.save(file, x)
             memory = {subject.bundle: _memory(subject, self.threads, file) for subject in self.subjects}
         return [
-            self._figures(each, times[each.bundle], memory[each.bundle], base, peer_times.get(each.bundle))
+            self._figures(each, times[each.bundle], memory[each.bundle], base, self._peers(each, peer_times))
             for each in self.subjects
         ]
 
-    def _peer_steps(self) -> dict[Path, Step]:
-        """Return the steps of the peers by bundle, for the methods that the peers have."""
-        steps = {}
-        for subject in self.subjects:
-            if self.bench.peers is not None and subject.bundle in self.recipes:
-                manifest = Bundle.read(subject.bundle).manifest
-                step = self.bench.peers.step(self.recipes[subject.bundle].model, manifest, self.threads)
-                if step is not None:
-                    steps[subject.bundle] = step
-        return steps
+    def _peer_steps(self) -> dict[tuple[Path, str], Step]:
+        """Return the steps of the peers by bundle and variant, for the methods that the peers have."""
+        if self.bench.peers is None:
+            return {}
+        return {
+            (subject.bundle, variant): step
+            for subject in self.subjects
+            if subject.bundle in self.recipes
+            for variant, step in self.bench.peers.steps(
+                self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest, self.threads
+            ).items()
+        }
 
     def _figures(
         self,
@@ -194,7 +196,7 @@ class Group:
         times: Times,
         memory: Mapping[str, Any] | None,
         base: Mapping[str, Any] | None,
-        peer_times: Times | None,
+        peers: Mapping[str, Mapping[str, Any]],
     ) -> Figures:
         bundle = Bundle.read(subject.bundle)
         return Figures(
@@ -210,17 +212,25 @@ class Group:
             residuals=bundle.report.get("planned", {}).get("residuals"),
             cache=_published_cache(bundle),
             compile_seconds=self.seconds[subject.bundle],
-            peer=self._peer(subject, peer_times),
+            peers=peers,
         )
 
-    def _peer(self, subject: Subject, times: Times | None) -> dict[str, Any] | None:
-        if times is None or self.bench.peers is None:
-            return None
-        manifest = Bundle.read(subject.bundle).manifest
-        memory = self.bench.peers.memory(self.recipes[subject.bundle].model, manifest, self.threads) or {}
+    def _peers(self, subject: Subject, times: Mapping[tuple[Path, str], Times]) -> dict[str, dict[str, Any]]:
+        """Return the figures of the peers by variant; their memory is measured here."""
+        return {
+            variant: self._peer(subject, variant, measured)
+            for (bundle, variant), measured in times.items()
+            if bundle == subject.bundle
+        }
+
+    def _peer(self, subject: Subject, variant: str, times: Times) -> dict[str, Any]:
+        assert self.bench.peers is not None
+        model, manifest = self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest
+        memory = self.bench.peers.memory(model, manifest, self.threads, variant) or {}
         return {
             "milliseconds": 1e3 * float(np.median(times.step)),
             "ratio": times.ratio,
+            "spread": list(times.spread),
             "peak": memory.get("peak"),
             "loaded": memory.get("loaded"),
         }

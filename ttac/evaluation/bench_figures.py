@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ttac.errors import TtacError
@@ -19,7 +19,7 @@ class Figures:
         inference: `peak` and `loaded` of inference; None where the system has no counters.
         residuals: bytes planned to be kept between forward and backward.
         cache: the published cache in bytes: cached inputs of all layers; None for bundles without this figure.
-        peer: the figures of the peer: `milliseconds`, `ratio`, `peak`, `loaded`.
+        peers: the figures of the peers by variant: `milliseconds`, `ratio`, `spread`, `peak`, `loaded`.
     """
 
     model: str
@@ -34,7 +34,12 @@ class Figures:
     residuals: int | None
     cache: int | None
     compile_seconds: float | None
-    peer: Mapping[str, Any] | None = None
+    peers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def best(self, name: str) -> float | None:
+        """Return the least `ratio` or `peak` of the peers; None without peers or counters."""
+        found = [peer[name] for peer in self.peers.values() if peer[name] is not None]
+        return min(found, default=None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttac.evaluation.bench_figures import Benchmark, Figures
@@ -21,18 +22,23 @@ COLUMNS = (
     "residuals",
 )
 CACHE_COLUMN = "published cache"
-PEER_COLUMNS = ("{} / inference", "{} peak")
+PEER_COLUMN = "{}: / inference, peak"
 
 
 def columns(benchmark: Benchmark) -> list[str]:
     """Return the names of the columns of `rows`."""
     cache = [CACHE_COLUMN] if _has_cache(benchmark) else []
-    return [*COLUMNS, *cache, *(name.format(benchmark.peers) for name in PEER_COLUMNS if benchmark.peers)]
+    return [*COLUMNS, *cache, *(PEER_COLUMN.format(variant) for variant in variants(benchmark))]
 
 
 def rows(benchmark: Benchmark) -> list[list[str]]:
     """Return one row of text for each method, model and batch."""
-    return [_row(each, _has_cache(benchmark), bool(benchmark.peers)) for each in benchmark.figures]
+    return [_row(each, _has_cache(benchmark), variants(benchmark)) for each in benchmark.figures]
+
+
+def variants(benchmark: Benchmark) -> list[str]:
+    """Return the variants of the peers, each once, in the order of the figures."""
+    return list(dict.fromkeys(variant for each in benchmark.figures for variant in each.peers))
 
 
 def _has_cache(benchmark: Benchmark) -> bool:
@@ -47,7 +53,7 @@ def page(benchmark: Benchmark) -> str:
     figures = benchmark.figures
     names = [f"{each.model}, {each.method}, batch {each.batch}" for each in figures]
     ratios = [(each.ratio, *each.spread) for each in figures]
-    peers = [_peer(each, "ratio") for each in figures]
+    peers = [each.best("ratio") for each in figures]
     measured = [i for i, each in enumerate(figures) if each.memory and each.inference]
     return rendered(
         "bench.html.jinja",
@@ -72,16 +78,12 @@ def markdown(benchmark: Benchmark) -> str:
 def _peaks(figures: Figures) -> tuple[float, float, float | None]:
     """Return the peak of the step, of inference and of the peer, in bytes."""
     assert figures.memory is not None and figures.inference is not None
-    return figures.memory["peak"], figures.inference["peak"], _peer(figures, "peak")
+    return figures.memory["peak"], figures.inference["peak"], figures.best("peak")
 
 
-def _peer(figures: Figures, name: str) -> float | None:
-    return None if figures.peer is None else figures.peer[name]
-
-
-def _row(each: Figures, cache: bool, peers: bool) -> list[str]:
+def _row(each: Figures, cache: bool, peers: Sequence[str]) -> list[str]:
     memory, base = each.memory or {}, each.inference or {}
-    row = [
+    return [
         each.model,
         each.method,
         str(each.batch),
@@ -91,12 +93,14 @@ def _row(each: Figures, cache: bool, peers: bool) -> list[str]:
         *(_size(value) for value in (memory.get("peak"), memory.get("loaded"), base.get("peak"))),
         _size(each.residuals),
         *([_size(each.cache)] if cache else []),
+        *(_peer(each.peers.get(variant)) for variant in peers),
     ]
-    if not peers:
-        return row
-    peer = each.peer or {}
-    ratio = peer.get("ratio")
-    return [*row, "-" if ratio is None else f"{ratio:.2f}", _size(peer.get("peak"))]
+
+
+def _peer(peer: Mapping[str, Any] | None) -> str:
+    if peer is None:
+        return "-"
+    return f"{peer['ratio']:.2f} ({peer['spread'][0]:.2f}-{peer['spread'][1]:.2f}), {_size(peer['peak'])}"
 
 
 def _size(value: Any) -> str:
