@@ -41,6 +41,9 @@ Elsewhere: [8 bits](int8.md) (`python -m benchmarks.int8`), [all methods' errors
 (`python -m benchmarks.methods_table`), [SURGEON's errors and cache](surgeon.md), [wild streams](wild-streams.md),
 [which models compile](model-matrix.md), [LeanTTA](leantta-study.md) (`python -m benchmarks.single_sample`).
 """
+FORMS = """\
+One step of `tent`, batch 8, as a multiple of inference of the source: the portable and the blocked graphs of one
+bundle, and PyTorch. Every turn runs each of them once in one process (`python -m benchmarks.forms NETWORK`)."""
 Part = tuple[str, Any]
 """Markdown of a part, and its figures for JSON."""
 
@@ -122,6 +125,20 @@ def all_networks(threads: int) -> Part:
     return f"## Steps\n\n{note}\n\n{text}", figures
 
 
+def forms(threads: int) -> Part:
+    """Return one step of `tent` in each form, and in the variants of PyTorch."""
+    from benchmarks.forms import bundle_of, header, line, measured
+    from benchmarks.networks import NETWORKS
+
+    lines, seconds = header(), {}
+    with tempfile.TemporaryDirectory(prefix="ttac-forms-") as folder:
+        for name in NETWORKS:
+            found = measured(name, bundle_of(name, BATCH, Path(folder)), BATCH, threads)
+            seconds[name] = {action: list(times) for action, times in found.items()}
+            lines.append(line(name, found))
+    return f"## Forms of the graphs\n\n{FORMS}\n\n" + "\n".join(lines) + "\n", seconds
+
+
 def large_batch(threads: int) -> Part:
     """Return the steps of a net whose memory is nearly all activations."""
     text, figures = steps(["wrn28_10"], threads, batch=LARGE, against=["tent"], pairs=FEW)
@@ -155,6 +172,7 @@ def compile_times(threads: int) -> Part:
 
 PARTS: dict[str, Callable[[int], Part]] = {
     "steps": all_networks,
+    "forms": forms,
     "large": large_batch,
     "trained": everything_trained,
     "budgets": memory_budgets,

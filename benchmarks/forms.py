@@ -1,0 +1,108 @@
+"""`python -m benchmarks.forms NETWORK ...`: one step of `tent` in each form and in PyTorch, as multiples of inference.
+
+Every turn runs inference of the source, the portable graphs, the blocked graphs and the four variants of PyTorch once,
+in one process; the figures are medians of the ratios of a turn, with their quartiles.  Bundles stay in `--folder` for
+the next call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import ttac
+from benchmarks.exporting import export
+from benchmarks.networks import NETWORKS
+from benchmarks.peers import VARIANTS, variant_step
+from ttac.evaluation.source_inference import inference
+from ttac.reports.measure import random_samples
+
+TURNS = 9
+"""Timed turns."""
+WARM_UP = 2
+"""Untimed turns; `torch.compile` compiles in the first."""
+
+
+def main() -> None:
+    """Print one line of ratios for each network on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__)
+    parser.add_argument("networks", nargs="+", choices=list(NETWORKS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument(
+        "--pytorch", default=",".join(VARIANTS), help="variants with commas between them; empty for none"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("build/forms"))
+    options = parser.parse_args()
+    variants = [variant for variant in options.pytorch.split(",") if variant]
+    print(*header(variants), sep="\n", flush=True)
+    for name in options.networks:
+        bundle = bundle_of(name, options.batch, options.folder)
+        print(line(name, measured(name, bundle, options.batch, options.threads, options.turns, variants)), flush=True)
+
+
+def header(variants: Sequence[str] = VARIANTS) -> list[str]:
+    """Return the first two lines of the table."""
+    names = ["network", "inference ms", "portable", "blocked", *variants]
+    return ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+
+
+def measured(
+    name: str, bundle: Path, batch: int, threads: int, turns: int = TURNS, variants: Sequence[str] = VARIANTS
+) -> dict[str, np.ndarray]:
+    """Return the seconds of inference and of every step on random samples, turn by turn."""
+    side = NETWORKS[name][1]
+    return timed(actions_of(name, bundle, threads, variants), random_samples(batch, (3, side, side)), turns)
+
+
+def bundle_of(name: str, batch: int, folder: Path) -> Path:
+    """Return the network's bundle of `tent`; it is compiled if the folder has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle = folder / f"{name}-{batch}.ttac"
+    if not bundle.exists():
+        ttac.compile(export(name, folder), method="tent", batch=batch, output=bundle)
+    return bundle
+
+
+def actions_of(
+    name: str, bundle: Path, threads: int, variants: Sequence[str]
+) -> dict[str, Callable[[np.ndarray], object]]:
+    """Return what each turn runs: inference of the source first, then every step."""
+    actions: dict[str, Callable[[np.ndarray], object]] = {"inference": inference(bundle / "infer.onnx", threads)}
+    actions["portable"] = ttac.load(bundle, threads=threads, form="portable").step
+    actions["blocked"] = ttac.load(bundle, threads=threads).step
+    settings = ttac.Bundle.read(bundle).manifest["method"]["settings"]
+    return {**actions, **{variant: variant_step(variant, name, "tent", threads, settings) for variant in variants}}
+
+
+def timed(actions: Mapping[str, Callable[[np.ndarray], object]], x: np.ndarray, turns: int) -> dict[str, np.ndarray]:
+    """Return the seconds of each action, turn by turn; the first action of a turn moves on from turn to turn."""
+    names = list(actions)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-WARM_UP, turns):
+        for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+            start = time.perf_counter()
+            actions[name](x)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(found) for name, found in seconds.items()}
+
+
+def line(network: str, seconds: Mapping[str, np.ndarray]) -> str:
+    """Return one row of Markdown: medians of the ratios to inference, with their quartiles."""
+    base = seconds["inference"]
+    cells = [network, f"{1e3 * float(np.median(base)):.1f}"]
+    for name, found in seconds.items():
+        if name != "inference":
+            low, middle, high = np.quantile(found / base, [0.25, 0.5, 0.75])
+            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
