@@ -78,14 +78,14 @@ def random_input(x: ir.Value, shape: Sequence[int]) -> np.ndarray:
     if dtype.kind == "f":
         return random.standard_normal(shape).astype(dtype)
     high = 256 if dtype == np.uint8 else 2
-    rows = [_rows_read(use.node, x) for use in _uses(x)]
+    rows = [_rows_read(node, x) for node in _readers(x)]
     return random.integers(0, min((count for count in rows if count), default=high), shape).astype(dtype)
 
 
-def _uses(x: ir.Value) -> list[ir.Usage]:
-    """The uses of `x`, also behind Casts."""
+def _readers(x: ir.Value) -> list[ir.Node]:
+    """The nodes that read `x`, also behind Casts, once for each use."""
     casts = [use.node.outputs[0] for use in x.uses() if use.node.op_type == "Cast"]
-    return [*x.uses(), *(use for value in casts for use in value.uses())]
+    return [use.node for value in (x, *casts) for use in value.uses()]
 
 
 def _rows_read(node: ir.Node, x: ir.Value) -> int:

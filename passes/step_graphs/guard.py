@@ -102,8 +102,11 @@ def guard(context: Context, entropy: str, usual: float) -> MethodGraph:
 def _totals(op: Builder, good: ir.Value, reset: ir.Value) -> list[StateTensor]:
     """The counters of held batches and of resets."""
     held = op.Cast(op.Not(good), to=FLOAT)
-    events = zip(TOTALS, (held, reset), strict=True)
-    return [_counter(op, name, lambda before, event=event: op.Add(before, event)) for name, event in events]
+    batches, resets = TOTALS
+    return [
+        _counter(op, batches, lambda before: op.Add(before, held)),
+        _counter(op, resets, lambda before: op.Add(before, reset)),
+    ]
 
 
 def _reached(op: Builder, count: ir.Value, limit: int) -> ir.Value:
