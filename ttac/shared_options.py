@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Option, Settings, Statistics
+from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Facts, Option, Settings, Statistics
 
 STATISTICS = (
     Option(
@@ -71,6 +71,20 @@ BALANCE = (
 def chosen_statistics(settings: Settings) -> Statistics:
     """Return the policy that the option `statistics` names."""
     return POLICIES[settings["statistics"]]
+
+
+def published_lr(settings: Settings, facts: Facts) -> Settings:
+    """Return the settings with a published learning rate if none is set (Niu et al., arXiv:2302.12400, official code).
+
+    There is one rule for layer norms, and one for other norms.  The rate grows with the planned batch; a single sample
+    doubles the rate.
+    """
+    transformer = facts.kinds <= {"layer", "rms"}
+    if transformer:
+        lr = 1e-3 / 64 * facts.batch
+    else:
+        lr = 2.5e-4 if facts.batch >= 32 else 2.5e-4 / 64 * facts.batch * 2
+    return {**settings, "lr": settings["lr"] or (2 * lr if facts.batch == 1 else lr)}
 
 
 def optimizer_options(optimizer: str, lr: float) -> tuple[Option, ...]:

@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "delta": {
         "lr": 0.05, "balance": True, "balance_decay": 0.8, "margin": 0.5, "redundancy": 1.0, "fisher": 0.0,
     },
+    "deyo": {"lr": 0.02, "margin": 0.8, "shape_margin": 0.05, "exclude_last_stage": False, "seed": 3},
 }  # fmt: skip
 """Settings of each run in ttac."""
 METHODS = {"neo-newest": "neo", "tent-come": "tent", "eata-come": "eata", "delta": "eata"}

@@ -28,10 +28,12 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from benchmarks.pytorch_peers import norm_parameters
+from benchmarks.pytorch_peers import entropy, norm_parameters
 from tests.golden.make.adapted_nets import build
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
+from tests.support.consistency_case import numbers
 from tests.support.official import SETTINGS
+from ttac.passes.step_graphs.random_numbers import seeded
 
 COMMITS = {
     "NEO": "awesomealex1/NEO cd8ac01",
@@ -39,6 +41,7 @@ COMMITS = {
     "SHOT": "tim-learn/SHOT f7d555a",
     "COME": "BlueWhaleLab/COME 409a19b",
     "DELTA": "bwbwzhao/DELTA e3c5df5",
+    "DeYO": "Jhyun17/DeYO 3d7d289",
 }
 UNUSED = ("domainbed.networks", "domainbed.lib.misc", "torchvision", "einops", "matplotlib", "wandb")
 """Modules that the published files import and these runs never call."""
@@ -135,13 +138,13 @@ def shot(checkouts: Path) -> Run:
 
     def run(net: nn.Module, x: Tensor) -> Arrays:
         optimizer = sgd(trained(net), SETTINGS["shot-im"]["lr"])
-        entropy = official(checkouts / "SHOT" / "object", "loss").Entropy
+        surprise = official(checkouts / "SHOT" / "object", "loss").Entropy
 
         def step(batch: Tensor) -> Tensor:
             logits: Tensor = net(batch)
             p = logits.softmax(1)
             mean = p.mean(0)
-            loss = entropy(p).mean() - torch.sum(-mean * torch.log(mean + 1e-5))
+            loss = surprise(p).mean() - torch.sum(-mean * torch.log(mean + 1e-5))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -192,6 +195,65 @@ def delta(checkouts: Path) -> Run:
     return run
 
 
+def rearrange(x: Tensor, pattern: str, *, ps1: int, ps2: int) -> Tensor:
+    """Do the two patterns of einops that the published file uses: apart into patches, and together again."""
+    if pattern.startswith("b c"):
+        n, c, height, width = x.shape
+        apart = x.reshape(n, c, ps1, height // ps1, ps2, width // ps2).permute(0, 2, 4, 1, 3, 5)
+        return apart.reshape(n, ps1 * ps2, c, height // ps1, width // ps2)
+    n, _, c, h, w = x.shape
+    return x.reshape(n, ps1, ps2, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(n, c, ps1 * h, ps2 * w)
+
+
+class Replayed:
+    """`torch` for the published file, whose random numbers are those of ttac for the samples of low entropy."""
+
+    def __init__(self, net: nn.Module, seed: int, limit: float) -> None:
+        self.state, self.limit, self.kept = [int(word) for word in seeded(seed)], limit, np.array([], bool)
+        net.register_forward_hook(self.see)
+
+    def see(self, net: nn.Module, inputs: Any, logits: Tensor) -> None:
+        """Note the samples of low entropy in the forward of a whole batch."""
+        if torch.is_grad_enabled():
+            self.kept = (entropy(logits.detach()) < self.limit).numpy()
+
+    def rand(self, count: int, places: int) -> Tensor:
+        """Return numbers in the order that ttac's descending sort gives to an ascending one."""
+        stream = numbers(self.state)
+        drawn = np.array([[next(stream) for _ in range(places)] for _ in self.kept])
+        return -torch.from_numpy(drawn[self.kept])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def deyo(checkouts: Path) -> Run:
+    def run(net: nn.Module, x: Tensor) -> Arrays:
+        settings = SETTINGS["deyo"]
+        module = official(checkouts / "DeYO" / "methods", "deyo")
+        limit, parameters = settings["margin"] * math.log(CLASSES), trained(net)
+        module.rearrange = rearrange
+        module.torchvision = Namespace(transforms=Namespace(Resize=lambda size: lambda images: images))
+        module.torch = Replayed(net, settings["seed"], limit)
+        options = Namespace(
+            wandb_log=False, filter_ent=True, aug_type="patch", patch_len=4, filter_plpd=True,
+            plpd_threshold=settings["shape_margin"], reweight_ent=1, reweight_plpd=1,
+        )  # fmt: skip
+        adapter = module.DeYO(
+            net, options, sgd(parameters, settings["lr"]), deyo_margin=limit, margin_e0=0.4 * math.log(CLASSES)
+        )
+        selected: list[int] = []
+
+        def step(batch: Tensor) -> Tensor:
+            logits, _, count = adapter(batch, 0)
+            selected.append(count)
+            return logits
+
+        return {**stepped(step, net, x), "selected": np.array(selected)}
+
+    return run
+
+
 def runs(checkouts: Path) -> dict[str, Run]:
     """Return the runs by name."""
     return {
@@ -202,6 +264,7 @@ def runs(checkouts: Path) -> dict[str, Run]:
         "tent-come": come(checkouts, "tent"),
         "eata-come": come(checkouts, "eata"),
         "delta": delta(checkouts),
+        "deyo": deyo(checkouts),
     }
 
 

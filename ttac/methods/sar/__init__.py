@@ -10,22 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.shared_options import COME, GUARD, SOURCE_WEIGHT
-from ttac.spec import BATCH_STATISTICS, Facts, Method, Option, Settings
-
-
-def settle(settings: Settings, facts: Facts) -> Settings:
-    """The learning rate of the official code if none is set: one rule for layer norms, another rule for other norms.
-
-    The rate grows with the planned batch; a single sample doubles the rate.
-    """
-    transformer = facts.kinds <= {"layer", "rms"}
-    if transformer:
-        lr = 1e-3 / 64 * facts.batch
-    else:
-        lr = 2.5e-4 if facts.batch >= 32 else 2.5e-4 / 64 * facts.batch * 2
-    return {**settings, "lr": settings["lr"] or (2 * lr if facts.batch == 1 else lr)}
-
+from ttac.shared_options import COME, GUARD, SOURCE_WEIGHT, published_lr
+from ttac.spec import BATCH_STATISTICS, Method, Option
 
 GRAPHS = {
     "reliable": "ttac.passes.step_graphs.sample_weights:reliable",
@@ -77,7 +63,7 @@ METHOD = Method(
         Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
     ),
     check="ttac.passes.step_graphs.class_options:check",
-    settle=settle,
+    settle=published_lr,
     choose_trained="ttac.methods.sar.last_stage:before_last_stage",
     graphs=GRAPHS,
     program=program(),
