@@ -39,7 +39,9 @@ def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
     array = _cast(array, spec)
     expected = str([f"{manifest.smallest} to {manifest.planned}", *spec.shape[1:]]).replace("'", "")
     if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
-        hint = "put the samples on the first axis"
+        hint = "resize the samples, or recompile with `--shape` where the model leaves its sizes open"
+        if array.ndim != len(spec.shape):
+            hint = "pass a batch: the samples lie along the first axis"
         if array.shape == spec.shape[1:]:
             hint = "one sample needs a batch axis too: `x[None]`"
         _refuse(spec, f"has shape {list(array.shape)}; the model takes {expected}", hint)

@@ -30,8 +30,8 @@ import numpy as np
 import onnxruntime  # before the fork, so that no child pays for it
 
 import ttac.bake
+import ttac.inspection
 import ttac.pipeline
-import ttac.reports.inspection
 import ttac.reports.measure
 import ttac.runtime
 from benchmarks.fuzz.bundle_mutations import mutate_bundle
@@ -114,7 +114,7 @@ def _model_case(folder: Path, method: str) -> Callable[[], None]:
     def case() -> None:
         path = folder / "model.onnx"
         with suppress(TtacError):
-            ttac.reports.inspection.inspect_model(path)
+            ttac.inspection.inspect_model(path)
         ttac.pipeline.compile_model(path, method=method, output=folder / "out.ttac", batch=4, dry_run=True)
 
     return case

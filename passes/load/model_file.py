@@ -42,6 +42,9 @@ OUTPUTS = "ttac.outputs"
 DTYPES = ("float", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
 """Types of an input, in the names of onnx: no gradient reaches an input."""
 
+CLASSICAL = "ai.onnx.ml"
+"""Domain of scalers, trees and other classical models."""
+
 HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16", ir.DataType.DOUBLE: "float64"}
 """Other floating types that exporters write, and their names in messages."""
 
@@ -195,10 +198,13 @@ def _refuse_operators(model: ir.Model) -> None:
     if foreign:
         listed = [f"node `{node.name}` ({node.domain}.{node.op_type})" for node in foreign[:8]]
         more = [f"and {len(foreign) - 8} more"] if len(foreign) > 8 else []
+        hint = "compile the file as it was exported, before an engine's optimiser fused or quantised it"
+        if all(node.domain == CLASSICAL for node in foreign):
+            hint = "these operators are not those of a network: export the network alone and prepare its input outside"
         raise UnsupportedError(
             f"operators outside standard ONNX: {', '.join(sorted({f'`{n.domain}.{n.op_type}`' for n in foreign}))}",
             where="\n     ".join([*listed, *more]),
-            hint="compile the file as it was exported, before an engine's optimiser fused or quantised it",
+            hint=hint,
         )
 
 

@@ -157,11 +157,12 @@ def _sample(name: str, stated: list[int | str] | None, shape: Sequence[int] | No
             )
         return sizes
     if stated is None or any(isinstance(size, str) for size in stated):
+        example = "x".join(str(size if isinstance(size, int) else 224) for size in stated or (3, 224, 224))
         unbound = [f"`{size}`" for size in stated or [] if isinstance(size, str)]
         raise UnsupportedError(
             f"the size of {', '.join(unbound) or 'a sample'} is open; only the batch may be",
             where=f"input `{name}` {_text(stated) if stated is not None else ''}".rstrip(),
-            hint="state the shape of a sample: `--shape 3x224x224`, or give samples with `--calibration`",
+            hint=f"state the shape of a sample: `--shape {example}`; a compile also reads it from `--calibration`",
         )
     return [int(size) for size in stated]
 

@@ -71,6 +71,11 @@ class Differences:
             bounds |= {"logits_off": FLIPS, "logits_optimised": math.inf}
         for name, bound in bounds.items():
             value = getattr(self, name)
+            if value is not None and math.isnan(value):
+                raise VerificationError(
+                    f"the {name.replace('_', ' ')} are not numbers: a value of the network is infinite or NaN",
+                    hint="look for infinite constants, such as a mask of -inf: use -1e4, or a method without a loss",
+                )
             if value is not None and not (value <= bound and math.isfinite(value)):
                 raise VerificationError(
                     f"verification failed: {name.replace('_', ' ')} differ by {value:.2e}, allowed {bound:.0e}",
@@ -79,9 +84,12 @@ class Differences:
 
 
 def relative(actual: np.ndarray, reference: np.ndarray) -> float:
-    """Largest absolute difference over the largest magnitude of `reference`."""
-    scale = max(float(np.max(np.abs(reference), initial=0.0)), 1e-12)
-    return float(np.max(np.abs(actual - reference), initial=0.0)) / scale
+    """Largest absolute difference over the largest finite magnitude of `reference`; equal infinities do not differ."""
+    finite = np.abs(reference[np.isfinite(reference)])
+    scale = max(float(np.max(finite, initial=0.0)), 1e-12)
+    with np.errstate(invalid="ignore"):
+        apart = np.where(actual == reference, 0.0, np.abs(actual - reference))
+    return float(np.max(apart, initial=0.0)) / scale
 
 
 def relative_outputs(actual: np.ndarray, reference: np.ndarray) -> float:

@@ -48,7 +48,7 @@ def test_source_gives_all_outputs_of_the_file(model: Path) -> None:
             np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["tent", "sar", "eata", "bn", "leantta"])
+@pytest.mark.parametrize("method", ["tent", "sar", "eata", "bn", "leantta", "surgeon"])
 def test_methods_adapt_on_one_and_return_all(method: str, model: Path) -> None:
     choices = {} if method in ("bn", "leantta") else {"logits": "scores"}
     adapter, x = ttac.load(compiled(model, method, **choices)), images(4)

@@ -88,7 +88,7 @@ def _draw(bundle: Bundle, svg: Path) -> None:
 
 
 def _model(terminal: Terminal, path: Path, **choices: Any) -> dict[str, Any]:
-    from ttac.reports.inspection import inspect_model
+    from ttac.inspection import inspect_model
 
     with redirect_stdout(sys.stderr):
-        return inspect_model(path, say=terminal.say, **choices)
+        return inspect_model(path, terminal.say, **choices)

@@ -4,7 +4,6 @@
 |----------------|------------------------------------------------------------------------|
 | `progress`     | the line of each room while `ttac compile` runs, and `--dump`          |
 | `measure`      | memory and time of a bundle's step, measured in a fresh process        |
-| `inspection`   | `ttac inspect MODEL`: norms, missing gradients, methods that fit       |
 | `comparison`   | `ttac inspect A B`: nodes that were added, removed or rewired          |
 | `plan_picture` | `ttac inspect BUNDLE --svg`: the memory plan, one bar per layer        |
 | `doctor`       | `ttac doctor`: Python, engine, packages, and the demands of a target   |

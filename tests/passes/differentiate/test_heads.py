@@ -260,14 +260,15 @@ def test_smaller_batches(size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        ({"kind": "depth", "axis": 1, "values": "logits"}, "head.kind"),
-        ({"kind": "dense", "axis": 1, "values": "scores"}, "head.values"),
-        ({"kind": "dense", "axis": 2, "values": "logits"}, "head.axis"),
-        ({"kind": "dense", "axis": 0, "values": "logits"}, "head.axis"),
-        ({"kind": "classes", "axis": None, "values": "logits"}, "head.axis"),
-        ({"kind": "classes", "axis": True, "values": "logits"}, "head.axis"),
-        ({"kind": "classes", "axis": 1}, "head"),
-        ({"kind": "classes", "axis": 1, "values": "logits", "more": 1}, "head"),
+        ({"output": "logits", "kind": "depth", "axis": 1, "values": "logits"}, "head.kind"),
+        ({"output": "logits", "kind": "dense", "axis": 1, "values": "scores"}, "head.values"),
+        ({"output": "logits", "kind": "dense", "axis": 2, "values": "logits"}, "head.axis"),
+        ({"output": "logits", "kind": "dense", "axis": 0, "values": "logits"}, "head.axis"),
+        ({"output": "logits", "kind": "classes", "axis": None, "values": "logits"}, "head.axis"),
+        ({"output": "logits", "kind": "classes", "axis": True, "values": "logits"}, "head.axis"),
+        ({"output": "logits", "kind": "classes", "axis": 1}, "head"),
+        ({"output": "logits", "kind": "classes", "axis": 1, "values": "logits", "more": 1}, "head"),
+        ({"output": "y", "kind": "classes", "axis": 1, "values": "logits"}, "head.output"),
         ("classes", "head"),
     ],
 )

@@ -14,8 +14,8 @@ from tests.support.source_models import Weights, saved, source
 from tests.support.tiny_bundles import read
 from tests.support.whole_models import compiled, normal, refused, samples, state_of
 from ttac.errors import UnsupportedError, UsageError
+from ttac.inspection import inspect_model
 from ttac.passes.differentiate.heads import decide_head
-from ttac.reports.inspection import inspect_model
 
 
 @pytest.mark.parametrize("name", list(HEADS))
@@ -47,7 +47,7 @@ def test_several_answers_are_a_choice(end: str, tmp_path: Path) -> None:
     path = written(text, {"w": (4, 3)}, "3", tmp_path)
     folder = compiled(path, tmp_path, batch=4, head="binary", method="eata", settings={"margin": 1.1, "redundancy": 1})
     head = read(folder)["head"]
-    assert head == {"kind": "binary", "axis": 1, "values": "probabilities" if end else "logits"}
+    assert head == {"output": "y", "kind": "binary", "axis": 1, "values": "probabilities" if end else "logits"}
     adapter = ttac.load(folder, threads=1)
     y = adapter.step(samples((3, 8, 8), 4))
     assert adapter.stats["entropy"] == pytest.approx(entropy_of(y, head), rel=1e-5)
@@ -144,4 +144,4 @@ def test_a_chosen_axis(tmp_path: Path) -> None:
     """`--head dense` takes the second axis where nothing tells."""
     end, weights, shape, _ = UNREAD["ambiguous"]
     folder = compiled(written(end, weights, shape, tmp_path), tmp_path, batch=4, head="dense")
-    assert read(folder)["head"] == {"kind": "dense", "axis": 1, "values": "logits"}
+    assert read(folder)["head"] == {"output": "y", "kind": "dense", "axis": 1, "values": "logits"}

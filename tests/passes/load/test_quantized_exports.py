@@ -15,8 +15,8 @@ import pytest
 
 import ttac
 from tests.support.whole_models import compiled
+from ttac.inspection import inspect_model
 from ttac.passes.quantize.float_layers import float_layers
-from ttac.reports.inspection import inspect_model
 from ttac.runtime.bundle import Bundle
 
 HERE = Path(__file__).resolve().parents[2] / "quantized"

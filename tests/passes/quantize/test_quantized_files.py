@@ -16,6 +16,7 @@ from tests.support.source_models import run, saved, source
 from tests.support.static_quantization import quantized_by_the_engine
 from ttac import targets
 from ttac.errors import UnsupportedError
+from ttac.inspection import inspect_model
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import find_norms
@@ -23,7 +24,6 @@ from ttac.passes.quantize.float_layers import float_layers
 from ttac.passes.quantize.fold import fold_norms
 from ttac.passes.quantize.modules import quantize
 from ttac.passes.quantize.quantized_files import GRIDS, grids_of, is_quantized, lift
-from ttac.reports.inspection import inspect_model
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 SETTINGS: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99}

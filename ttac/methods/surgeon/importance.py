@@ -34,7 +34,9 @@ def importance(context: Context) -> MethodGraph:
         ratios, sees = _ratios(op, each, float(context.settings["keep"]))
         kept = op.ReduceSum(op.Mul(ratios, (sizes / sizes.sum()).astype(np.float32)), keepdims=0)
         blind = op.Squeeze(op.Cast(op.Not(sees), to=int(ir.DataType.FLOAT)), [0])
-        parts = op.Split(ratios, [1] * len(sizes), axis=0, outputs=len(sizes)) if len(sizes) > 1 else [ratios]
+        parts = (
+            op.Split(ratios, [1] * len(sizes), axis=0, outputs=len(sizes)) if len(sizes) > 1 else [op.Identity(ratios)]
+        )
     state = StateTensor(name=KEEP, role="sparsity", initial=initial, value=before, next=ratios)
     named = {f"kept.{layer.parameter}": value for layer, value in zip(context.layers, parts, strict=True)}
     outputs = {"kept": kept, "probe.blind": blind, **named}

@@ -1,0 +1,102 @@
+"""`inspect` refuses no valid file: it says what the file is, and a verdict on each method with the option for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import ttac
+from tests.conftest import Run
+from tests.support.real_files import POOLED, images, written
+from ttac import methods
+from ttac.errors import TtacError, UnsupportedError
+from ttac.inspection import inspect_model
+
+CLASSES = f"{POOLED} y = MatMul (f, wf)"
+
+
+def rows(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    assert [row["method"] for row in report["methods"]] == list(methods.names())
+    return {row["method"]: (row["fits"], row["option"]) for row in report["methods"]}
+
+
+def test_open_sizes_are_tried(tmp_path: Path, run: Run) -> None:
+    path = written(tmp_path, "(float[N,3,height,width] x) => (float[N,5] y)", CLASSES)
+    option = ("with --shape", "--shape 3x224x224")
+    assert rows(inspect_model(path)) | {"source": option, "tent": option, "bn": option} == rows(inspect_model(path))
+    assert rows(inspect_model(path, shape=(3, 16, 16)))["tent"] == ("yes", "")
+    assert run("inspect", str(path)).code == 0
+    with pytest.raises(UnsupportedError, match="`--shape 3x224x224`; a compile also reads it from `--calibration`"):
+        ttac.compile(path, dry_run=True)
+
+
+def test_several_inputs_are_an_obstacle(tmp_path: Path, run: Run) -> None:
+    nodes = f"{POOLED} h = MatMul (f, wf) \n y = Div (h, temperature)"
+    path = written(tmp_path, "(float[N,3,8,8] x, float[1] temperature) => (float[N,5] y)", nodes)
+    report = inspect_model(path)
+    assert set(rows(report).values()) == {("with --hold", "--hold temperature=VALUE")}
+    assert report["inputs"] == ["x float [N, 3, 8, 8]", "temperature float [1]"]
+    assert "depends on 2 inputs" in report["obstacle"]["problem"]
+    seen = run("inspect", str(path))
+    assert seen.code == 0 and "obstacle" in seen.out
+    assert rows(inspect_model(path, hold={"temperature": 1}))["tent"] == ("yes", "")
+
+
+def test_several_outputs_name_the_option(tmp_path: Path) -> None:
+    path = written(tmp_path, "(float[N,3,8,8] x) => (float[N,4] boxes, float[N,5] scores)", f"""{POOLED}
+      boxes = MatMul (f, wb)
+      h = MatMul (f, wf)
+      scores = Softmax <axis = 1> (h)""")  # fmt: skip
+    found = rows(inspect_model(path))
+    assert found["tent"] == ("with --logits", "--logits scores") and found["bn"] == found["source"] == ("yes", "")
+    assert inspect_model(path)["outputs"] == ["boxes float32 [N,4]", "scores float32 [N,5]"]
+
+
+def test_classical_models_are_no_networks(tmp_path: Path) -> None:
+    nodes = f"x2 = ai.onnx.ml.Scaler <offset = [0.0], scale = [2.0]> (x) {POOLED.replace('(x, w)', '(x2, w)')} y = MatMul (f, wf)"
+    path = written(tmp_path, "(float[N,3,8,8] x) => (float[N,5] y)", nodes)
+    model = onnx.load(path)
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(model, path)
+    report = inspect_model(path)
+    assert {fits for fits, _ in rows(report).values()} == {"no"}
+    assert "prepare its input outside" in report["obstacle"]["hint"] and "1 Scaler" in report["operators"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "nodes"),
+    [
+        ("(float[N,3,8,8] x) => (float[N,5] y)", CLASSES),
+        ("(float[N,3,1,1] x) => (float[N,5] y)", CLASSES),
+        ("(float[N,3,8,8] x) => (float[N,5] y, float[N,4] z)", f"{CLASSES} \n z = MatMul (f, wb)"),
+        ("(float[N,3,8,8] x) => (float[N,5] y)", f"{POOLED} a = MatMul (f, wf) \n h = Asinh (a) \n y = Softmax (h)"),
+    ],
+)
+@pytest.mark.slow
+def test_inspect_and_compile_agree(signature: str, nodes: str, tmp_path: Path) -> None:
+    path = written(tmp_path, signature, nodes)
+    for name, (fits, _) in rows(inspect_model(path)).items():
+        try:
+            ttac.compile(path, method=name, batch=4, dry_run=True)
+            compiles = True
+        except TtacError:
+            compiles = False
+        assert compiles == (fits == "yes"), (name, fits)
+
+
+def test_a_mask_of_infinity_is_named(tmp_path: Path) -> None:
+    mask = {"mask": np.array([0, 0, 0, 0, -np.inf], np.float32)}
+    path = written(
+        tmp_path, "(float[N,3,8,8] x) => (float[N,5] y)", f"{POOLED} h = MatMul (f, wf) \n y = Add (h, mask)", mask
+    )
+    bundle = tmp_path / "b.ttac"
+    ttac.compile(path, method="source", output=bundle)
+    assert np.isneginf(ttac.load(bundle).step(images(2))[:, 4]).all()
+    try:
+        ttac.compile(path, method="tent", output=tmp_path / "t.ttac")
+    except TtacError as error:
+        assert "a mask of -inf" in str(error) and "please report" not in str(error)
