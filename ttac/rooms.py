@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttac.compile_state import CompileState
+from ttac.errors import UnsupportedError
 from ttac.guard_defaults import usual_information
 from ttac.method_facts import constants_of, head_of, outputs_of, refine, settled
 from ttac.options import ALL, CompileOptions, untrainable
@@ -15,6 +16,7 @@ from ttac.passes.differentiate.joint import differentiate_loss, own_outputs
 from ttac.passes.graph.state import bind_state
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
+from ttac.passes.normalise.single_sample import SINGLE
 from ttac.passes.norms.norm_sites import bind_sites
 from ttac.passes.plan.moved_state import copy_moved_state
 from ttac.passes.quantize.modules import quantize
@@ -55,10 +57,20 @@ def read_samples(state: CompileState, log: RoomLog) -> CompileState:
 
 
 def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
-    """Bring the model into normal form."""
-    model = normalise(state.model, shape=state.options.shape or state.samples.shape, say=log.note)
+    """Bring the model into normal form.
+
+    Raises UnsupportedError for 8-bit layers in a file that works for one sample only.
+    """
+    shape, single = state.options.shape or state.samples.shape, state.options.batch == 1
+    model = normalise(state.model, shape=shape, say=log.note, single=single)
+    if model.meta[SINGLE] and state.options.quantize:
+        raise UnsupportedError(
+            "the file works for one sample at a time, and 8-bit layers are calibrated on several",
+            where="`--quantize int8`",
+            hint="leave it out",
+        )
     log.normalise(model)
-    return replace(state, model=model, outputs=outputs_of(state.source, model))
+    return replace(state, model=model, outputs=outputs_of(state.source, model), single=bool(model.meta[SINGLE]))
 
 
 def read_head(state: CompileState, log: RoomLog) -> CompileState:

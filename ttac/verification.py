@@ -68,6 +68,7 @@ def verification_feeds(content: BundleContent) -> dict[str, np.ndarray]:
     """The inputs of all graphs by name: initial state, fed weights, inputs of the loss, and a few samples."""
     x = content.graphs["infer"].graph.inputs[0]
     count = max([2, *(-(-ELEMENTS // site.spatial) for site in content.state.sites)])
+    count = 1 if content.state.single else count
     initial = {tensor.name: tensor.initial for tensor in content.tensors}
     of_loss = loss_feeds(content.joint, even_weights(content.joint, count))
     return {**initial, **content.fed_weights, **of_loss, str(x.name): content.state.samples.few(count, x)}

@@ -33,6 +33,8 @@ INFLATING = frozenset({"ConstantOfShape", "Expand", "EyeLike", "Range", "Tile"})
 LIKE_INPUT = frozenset({"GroupNormalization"})
 """Operators without shape inference in onnx, whose output has the shape of their first input."""
 
+FIXED = "the batch is fixed"
+"""Begin of the error about a node that fixes the batch."""
 HINT = (
     "export with a dynamic batch: "
     '`torch.onnx.export(model, x, "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))`'
@@ -106,7 +108,7 @@ def ints(shape: Iterable[object]) -> tuple[int, ...]:
 class Walk:
     """State of one walk: the facts known so far about each value."""
 
-    def __init__(self, model: ir.Model, traced: int | None) -> None:
+    def __init__(self, model: ir.Model, traced: int | None, imagined: tuple[int, int] = IMAGINED) -> None:
         self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[ir.Node] = []
@@ -115,7 +117,7 @@ class Walk:
         x = model.graph.inputs[0]
         assert x.shape is not None
         sample = ints(x.shape[1:])
-        self._learn(x, ValueFacts(x.dtype, ((IMAGINED[0], *sample), (IMAGINED[1], *sample))))
+        self._learn(x, ValueFacts(x.dtype, ((imagined[0], *sample), (imagined[1], *sample))))
 
     def of(self, value: ir.Value) -> ValueFacts:
         """Return the facts about `value`; those of an initializer come from its tensor."""
@@ -269,10 +271,15 @@ class Walk:
         return data[0] if data is not None and np.array_equal(*data) else None
 
 
+def is_fixed(error: UnsupportedError) -> bool:
+    """Whether the error says that a node fixes the batch."""
+    return error.problem.startswith(FIXED)
+
+
 def fixed_batch(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
     """Return the error that `culprit` fixes the batch."""
     how = f"exported with batch {traced}" if traced else "exported with a free batch, but traced with numbers"
-    return UnsupportedError(f"the batch is fixed: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
+    return UnsupportedError(f"{FIXED}: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
 
 
 def _outgrows(node: ir.Node, outputs: list[ValueFacts]) -> bool:

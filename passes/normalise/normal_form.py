@@ -21,12 +21,13 @@ from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.load.model_file import REFERENCE, Say, quiet
-from ttac.passes.normalise.batch_walk import ROOM, fixed_batch
+from ttac.passes.normalise.batch_walk import HINT, ROOM, fixed_batch, is_fixed
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
 from ttac.passes.normalise.operand_shapes import refuse_wrong_operands
 from ttac.passes.normalise.same_results import refuse_difference
 from ttac.passes.normalise.simplify import simplify, worthwhile
+from ttac.passes.normalise.single_sample import SINGLE, type_for_one
 from ttac.passes.normalise.traced_batch import free_batch, loses_batch
 
 HEAD = "ttac.head"
@@ -38,7 +39,12 @@ Simplifier = Callable[[ir.Model, Say], ir.Model]
 
 
 def normalise(
-    model: ir.Model, *, shape: Sequence[int] | None = None, say: Say = quiet, simplifier: Simplifier | None = simplify
+    model: ir.Model,
+    *,
+    shape: Sequence[int] | None = None,
+    say: Say = quiet,
+    simplifier: Simplifier | None = simplify,
+    single: bool = False,
 ) -> ir.Model:
     """Return the normal form of a loaded model, after a check that it computes the same on 1, 2 and 3 samples.
 
@@ -49,6 +55,8 @@ def normalise(
         shape: of one sample, (3, 224, 224), where the file leaves a dimension open.
         say: receives one line for each change.
         simplifier: None leaves out the simplification.
+        single: the model is to run on one sample at a time; then the file may fix the batch at 1, and the result has
+            the mark `ttac.passes.normalise.single_sample.SINGLE`.
 
     Raises UsageError if `shape` contradicts the file. Raises UnsupportedError if a dimension stays open, if a node
     fixes the batch, or if shapes cannot be inferred.
@@ -56,7 +64,9 @@ def normalise(
     choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier}
     try:
         return _normalised(model, say=say, **choices)
-    except UnsupportedError:
+    except UnsupportedError as error:
+        if is_fixed(error) and (alone := _for_one_sample(model, error, say, single, choices)) is not None:
+            return alone
         if len(model.graph.outputs) == 1:
             raise
     first, *others = (str(value.name) for value in model.graph.outputs)
@@ -67,6 +77,25 @@ def normalise(
             say(f"output `{name}` dropped: {fault}")
     kept = [first, *(name for name in others if not faults[name])]
     return _normalised(restricted(model, kept), say=say, **choices)
+
+
+def _for_one_sample(
+    model: ir.Model, error: UnsupportedError, say: Say, single: bool, choices: Mapping[str, Any]
+) -> ir.Model | None:
+    """Return the normal form for one sample at a time, if `single`; None if the model has none.
+
+    Raises the `error` with the hint `--batch 1` if there is one and the user plans for more samples.
+    """
+    try:
+        alone = _normalised(model, say=say if single else quiet, single=True, **choices)
+    except UnsupportedError:
+        return None
+    if not single:
+        raise UnsupportedError(
+            error.problem, where=error.where, hint=f"the file works for one sample at a time, `--batch 1`; or {HINT}"
+        )
+    say("the batch is fixed at 1 in the file: the bundle takes one sample at a time")
+    return alone
 
 
 def _fault(model: ir.Model, choices: Mapping[str, Any]) -> str:
@@ -88,7 +117,14 @@ def restricted(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     return copy
 
 
-def _normalised(model: ir.Model, *, shape: Sequence[int] | None, say: Say, simplifier: Simplifier | None) -> ir.Model:
+def _normalised(
+    model: ir.Model,
+    *,
+    shape: Sequence[int] | None,
+    say: Say,
+    simplifier: Simplifier | None,
+    single: bool = False,
+) -> ir.Model:
     reference = model.meta.get(REFERENCE) or model.clone()
     model = model.clone()
     traced = bind(model, shape)
@@ -98,28 +134,31 @@ def _normalised(model: ir.Model, *, shape: Sequence[int] | None, say: Say, simpl
         model = simplifier(model, say)
         tidy(model)
     _refuse_control_flow(model)
-    model, rewritten, traced = _freed(model, traced)
+    model, rewritten, traced = (type_for_one(model), [], 1) if single else _freed(model, traced)
     tidy(model)
     if simplifier and worthwhile(model):
-        model = _simplified(model, simplifier, say)
+        model = _simplified(model, simplifier, say, single)
     _refuse_batchless(model, traced)
     refuse_wrong_operands(model)
     join_operators(model)
     name_layers(model)
     fuse_norms(model)
-    refuse_difference(reference, model, traced, rewritten)
+    refuse_difference(reference, model, traced, rewritten, most=1 if single else 3)
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)
     model.meta.pop(REFERENCE, None)
+    model.meta[SINGLE] = single
     return model
 
 
-def _simplified(model: ir.Model, simplifier: Simplifier, say: Say) -> ir.Model:
+def _simplified(model: ir.Model, simplifier: Simplifier, say: Say, single: bool) -> ir.Model:
     fuse_affines(model)
     _forget_shapes(model)
     model = simplifier(model, say)
     tidy(model)
+    if single:
+        return type_for_one(model)
     free_batch(model, None)
     return model
 

@@ -21,8 +21,10 @@ TOLERANCE = 1e-4
 """Largest difference from the loaded model, relative to its largest output."""
 
 
-def refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str]) -> None:
-    """Run the model as loaded, on the batch it was exported with, and the result on 1, 2 and 3 samples."""
+def refuse_difference(
+    reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str], *, most: int = 3
+) -> None:
+    """Run the model as loaded, on the batch it was exported with, and the result on 1 to `most` samples."""
     x = model.graph.inputs[0]
     assert x.shape is not None
     sample = ints(x.shape[1:])
@@ -34,7 +36,7 @@ def refuse_difference(reference: ir.Model, model: ir.Model, traced: int | None, 
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
         axes, name = batch_axes(model), str(x.name)
         expected = rows(before, name, samples, traced or 3, axes)
-        for size in (1, 2, 3):
+        for size in range(1, most + 1):
             results = rows(after, name, samples[:size], size, axes)
             for output, result in results.items():
                 first = np.take(expected[output], range(result.shape[axes[output]]), axes[output])
