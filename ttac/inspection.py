@@ -91,10 +91,10 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)
     fault: UnsupportedError | None = None
     for guess in [(), *_guesses(source.graph.inputs[0], shape)]:
-        model, error = _normal_form(lifted, guess or shape, say)
+        model, refusal = _normal_form(lifted, guess or shape, say)
         if model is not None:
             return Opened(source=source, model=model, grids=grids, guess=guess)
-        fault = fault or error
+        fault = fault or refusal
     return Opened(source=source, grids=grids, fault=fault)
 
 
