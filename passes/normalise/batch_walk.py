@@ -279,7 +279,7 @@ def is_fixed(error: UnsupportedError) -> bool:
 def fixed_batch(culprit: str, reason: str, traced: int | None) -> UnsupportedError:
     """Return the error that `culprit` fixes the batch."""
     how = f"exported with batch {traced}" if traced else "exported with a free batch, but traced with numbers"
-    return UnsupportedError(f"{FIXED}: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
+    return UnsupportedError(f"the batch is fixed: the file was {how}", where=f"{culprit}: {reason}", hint=HINT)
 
 
 def _outgrows(node: ir.Node, outputs: list[ValueFacts]) -> bool:
