@@ -16,7 +16,7 @@ from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
 from ttac.method_facts import outputs_of
 from ttac.options import CompileOptions
-from ttac.passes.differentiate.heads import decide_head
+from ttac.passes.differentiate.heads import decide_head, reads_text
 from ttac.passes.load.checked_file import checked
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
@@ -51,8 +51,9 @@ class Opened:
 def inspect_model(path: str | Path, say: Say = lambda line: None, **choices: Any) -> dict[str, Any]:
     """Return a report of the model in JSON values, in the order in which `ttac inspect` prints them.
 
-    `choices` are options of `ttac.compile`: norms, head, input, logits, hold, shape.  A fault of a valid file is part
-    of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that is damaged or no ONNX model.
+    `choices` are options of `ttac.compile`: norms, head, axis, input, logits, hold, shape.  A fault of a valid file is
+    part of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that is damaged or no ONNX
+    model.
     """
     proto = checked(Path(path))
     opened = _opened(path, choices, say)
@@ -69,7 +70,7 @@ def inspect_model(path: str | Path, say: Say = lambda line: None, **choices: Any
     lacking = missing_rules(model, starts)
     return {
         **report,
-        "head": _head(model, str(choices.get("head") or "auto")),
+        "head": _head(model, str(choices.get("head") or "auto"), choices.get("axis")),
         "norms": census.summary,
         "norm_sites": _site_rows(census.sites),
         "folded": _listed(census.folded),
@@ -191,9 +192,9 @@ def _listed(items: Sequence[Candidate | Rejection]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
-def _head(model: ir.Model, choice: str) -> str:
+def _head(model: ir.Model, choice: str, axis: int | None) -> str:
     """Return the reading of the first output, or the reason why there is none."""
     try:
-        return str(decide_head(model.graph.outputs[0], choice))
+        return str(decide_head(model.graph.outputs[0], choice, axis, reads_text=reads_text(model)))
     except UnsupportedError as error:
         return f"none: {error.problem} ({error.hint})"
