@@ -11,10 +11,10 @@ import pytest
 import ttac
 from tests.support.source_models import Weights, norm, saved, source
 from ttac.errors import TtacError, UnsupportedError, UsageError
+from ttac.inspection import inspect_model
 from ttac.passes.differentiate.heads import Head, decide_head, reads_text
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
-from ttac.reports.inspection import inspect_model
 from ttac.runtime.records import HeadSpec
 from ttac.samples.predictions import entropies
 
