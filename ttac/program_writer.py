@@ -55,7 +55,8 @@ def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
             branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
             words_of_bundle.append({"when": word["when"], **branches})
         elif "reset" in word and word["reset"] != "all":
-            names = [t.name for t in content.tensors if t.role in word["reset"] and t.name not in TOTALS]
+            others = [tensor for tensor in content.tensors if not tensor.name.startswith(f"{GUARD}.")]
+            names = [tensor.name for tensor in others if tensor.role in word["reset"]]
             words_of_bundle.append({"reset": names})
         elif word == {"return": "logits"}:
             words_of_bundle.append({"return": content.outputs})

@@ -24,6 +24,10 @@ from ttac.spec import SOURCE_STATISTICS, Statistics, function_of
 
 ROOM = "adapt"
 BATCH_SIZE = "batch.size"
+REACH = 3.0
+"""Farthest distance of a batch mean from its running average that counts, in deviations of the source."""
+FARTHEST = 10.0
+"""Farthest distance of a batch mean from the source mean that counts, in deviations of the source."""
 
 
 @dataclass(frozen=True)
@@ -176,16 +180,28 @@ def use_blend(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
 
 
 def use_average(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
-    """Normalise with a running average that starts at the source statistics: r <- (1-m)*r + m*batch, then use r."""
+    """Normalise with a running average that starts at the source statistics: r <- r + m*(batch - r), then use r.
+
+    One batch moves a mean by at most m * `REACH` deviations of the source, and a variance r to at most
+    r * (1 - m + m * `REACH`^2).  No average follows a batch farther than `FARTHEST` deviations from the source.
+    """
     op, batch = rewriter.op, rewriter.observe(site)
     momentum = float(rewriter.settings["statistics_momentum"])
     state = []
     averages = []
+    deviation = np.sqrt(constant(site.node, 4) + site.eps).astype(np.float32)
+    centre_now = constant(site.node, 3) - batch.shift
     for role, position, observed in (("mean", 3, batch.mean), ("var", 4, batch.var)):
         initial = constant(site.node, position)
         running = state_input(op.graph, f"{site.name}.{role}", initial)
         shifted = op.Sub(running, batch.shift) if role == "mean" and batch.shift.any() else running
-        average = op.Add(shifted, op.Mul(op.Sub(observed, shifted), momentum))
+        if role == "mean":
+            bounded = _between(op, observed, centre_now, FARTHEST * deviation)
+            change = _between(op, op.Sub(bounded, shifted), np.zeros_like(deviation), REACH * deviation)
+        else:
+            bounded = op.Min(observed, (FARTHEST * deviation) ** 2)
+            change = op.Min(op.Sub(bounded, running), op.Mul(running, REACH**2 - 1))
+        average = op.Add(shifted, op.Mul(change, momentum))
         following = op.Add(average, batch.shift) if shifted is not running else average
         state.append(
             StateTensor(name=str(running.name), role="statistic", initial=initial, value=running, next=following)
@@ -193,6 +209,11 @@ def use_average(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
         averages.append(average)
     rewriter.normalise_with(site, *averages)
     return state
+
+
+def _between(op: Builder, value: ir.Value, middle: np.ndarray, reach: np.ndarray) -> ir.Value:
+    """The value, no farther than `reach` from `middle`."""
+    return op.Max(op.Min(value, middle + reach), middle - reach)
 
 
 def track(

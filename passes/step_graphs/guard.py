@@ -131,7 +131,7 @@ def _information(
         after = op.Add(before, op.Mul(op.Sub(now, before), weight))
         values.append(after)
         known = op.Where(op.Equal(mean, mean), after, before)
-        tensors.append(StateTensor(name=name, role="statistic", initial=initial, value=before, next=known))
+        tensors.append(StateTensor(name=name, role="counter", initial=initial, value=before, next=known))
     total = op.ReduceSum(op.Mul(values[0], op.Log(op.Add(values[0], TINY))), keepdims=0)
     return op.Sub(op.Mul(total, -1.0 / answers), values[1]), tensors
 
@@ -148,7 +148,7 @@ def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Val
     average = op.Add(level, op.Mul(op.Sub(information, level), FOLLOW))
     after = op.Where(good, op.Where(op.Greater(level, 0.0), average, information), level)
     zero = np.zeros((), np.float32)
-    return StateTensor(name=str(level.name), role="statistic", initial=zero, value=level, next=after)
+    return StateTensor(name=str(level.name), role="counter", initial=zero, value=level, next=after)
 
 
 def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value]:

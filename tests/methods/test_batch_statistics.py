@@ -108,9 +108,14 @@ def test_bn_follows_a_running_average(two_norms: tuple[Path, Arrays], tmp_path: 
     running = {name: stored(w, name) for name in EPS}
 
     def followed(name: str, batch: Moments) -> Moments:
-        mean, var = (0.7 * r + 0.3 * b for r, b in zip(running[name], batch, strict=True))
-        running[name] = mean, var
-        return mean, var
+        """An average whose batches lie within 10 deviations of the source, and within 3 of the average."""
+        (centre, variance), (mean, var) = stored(w, name), running[name]
+        deviation = np.sqrt(variance + EPS[name])
+        near = np.clip(batch[0], centre - 10 * deviation, centre + 10 * deviation)
+        small = np.minimum(batch[1], 100 * deviation**2)
+        change = np.clip(near - mean, -3 * deviation, 3 * deviation)
+        running[name] = mean + 0.3 * change, var + 0.3 * np.minimum(small - var, 8 * var)
+        return running[name]
 
     for seed, size in enumerate([6, 6, 2]):
         x = shifted(size, seed)

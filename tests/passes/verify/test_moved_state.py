@@ -55,11 +55,13 @@ def weights() -> Arrays:
 
 
 def normalised(x: np.ndarray, name: str, w: Arrays, running: Arrays, moved: Arrays) -> np.ndarray:
-    """A batch norm that moves its statistics first: PyTorch's formula with a biased variance, in float64."""
-    batch = {"mean": x.mean((0, 2, 3)), "var": x.var((0, 2, 3))}
-    for role in ("mean", "var"):
-        key = f"{name}.{role}"
-        moved[key] = running[key] + MOMENTUM * (batch[role] - running[key])
+    """A batch norm that moves its statistics first, by a bounded change with a biased variance, in float64."""
+    centre, mean, var = w[f"{name}.running_mean"], running[f"{name}.mean"], running[f"{name}.var"]
+    deviation = np.sqrt(w[f"{name}.running_var"] + EPS)
+    near = np.clip(x.mean((0, 2, 3)), centre - 10 * deviation, centre + 10 * deviation)
+    small = np.minimum(x.var((0, 2, 3)), 100 * deviation**2)
+    moved[f"{name}.mean"] = mean + MOMENTUM * np.clip(near - mean, -3 * deviation, 3 * deviation)
+    moved[f"{name}.var"] = var + MOMENTUM * np.minimum(small - var, 8 * var)
     column = (None, slice(None), None, None)
     xhat = (x - moved[f"{name}.mean"][column]) / np.sqrt(moved[f"{name}.var"][column] + EPS)
     return xhat * w[f"{name}.scale"][column] + w[f"{name}.bias"][column]
