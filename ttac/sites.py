@@ -45,6 +45,7 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
         where = f"`--train {options.train}`"
         raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
     refuse_single_values(sites, options)
+    note_single_samples(sites, options, say)
     return with_own_statistics(sites, options, say)
 
 
@@ -91,6 +92,17 @@ def refuse_single_values(sites: Sequence[NormSite], options: CompileOptions) -> 
         where=", ".join(f"`{name}`" for name in single[:5]),
         hint="plan for more, `--batch 2`" + (", or mix in the source, `--set statistics=blend`" if mixed else ""),
     )
+
+
+def note_single_samples(sites: Sequence[NormSite], options: CompileOptions, say: Say) -> None:
+    """Say that batch norms cannot take the statistics of a batch from a single sample, and the ways out."""
+    alone = any(site.kind == "batch" for site in sites) and options.batch == 1
+    if alone and options.method.statistics(options.settings).needs == "batch":
+        mixed = any(option.name == "statistics" for option in options.method.options)
+        ways = "`--batch 16`, a method of single samples (`ttac methods`)" + (
+            " or `--set statistics=blend`" if mixed else ""
+        )
+        say(f"warning: one sample gives batch norms poor statistics, often worse than the source's; use {ways}")
 
 
 def with_own_statistics(sites: Sequence[NormSite], options: CompileOptions, say: Say) -> list[NormSite]:

@@ -220,3 +220,16 @@ def test_no_learning_rate_no_change(two_norms: tuple[Path, Arrays], tmp_path: Pa
         x = shifted(6, seed)
         np.testing.assert_allclose(adapter.step(x), restated(w, x, lambda _, batch: batch), rtol=0, atol=2e-5)
     assert_close(parameters_of(adapter), before, 0)
+
+
+@pytest.mark.parametrize("method", ["tent", "sar"])
+def test_a_batch_of_one_is_warned_of(method: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    for batch in (1, 2):
+        ttac.compile(
+            MODELS["resnet"], method=method, batch=batch, dry_run=True, output=tmp_path / "b.ttac", say=lines.append
+        )
+    warnings = [line for line in lines if "one sample gives batch norms poor statistics" in line]
+    assert len(warnings) == 1
+    assert "ttac methods" in warnings[0]
+    assert ("statistics=blend" in warnings[0]) == (method == "tent")
