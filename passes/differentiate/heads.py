@@ -305,7 +305,9 @@ def _fitting(rank: int, outputs: int, ending: Ending) -> list[Kind]:
     if not softmax:
         kinds.append("binary")
     if rank == 3:
-        kinds += ["detection", *(["ctc"] if outputs > 1 and not sigmoid else [])]
+        kinds.append("detection")
+        if outputs > 1 and not sigmoid:
+            kinds.append("ctc")
     return kinds
 
 
