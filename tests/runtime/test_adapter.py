@@ -169,7 +169,7 @@ def test_a_graph_that_makes_another_shape_of_state_is_refused(tmp_path: Path) ->
         (np.zeros((2, 3), object), "has dtype object", "astype"),
         (np.zeros((2, 3), np.complex64), "has dtype complex64", "astype"),
         (np.zeros(3, np.float32), "has shape [3]; the model takes [1 to 4, 3]", "x[None]"),
-        (np.zeros((2, 4), np.float32), "has shape [2, 4]; the model takes [1 to 4, 3]", "first axis"),
+        (np.zeros((2, 4), np.float32), "has shape [2, 4]; the model takes [1 to 4, 3]", "resize the samples"),
         (np.zeros((2, 3, 1), np.float32), "has shape [2, 3, 1]", "first axis"),
         (np.float32(1), "has shape []", "first axis"),
         (np.zeros((0, 3), np.float32), "has 0 samples", "at least one sample"),

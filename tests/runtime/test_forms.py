@@ -22,6 +22,7 @@ from ttac.runtime import form_cache, forms
 from ttac.runtime.bundle import write_manifest
 from ttac.runtime.forms import probe_failure
 from ttac.runtime.hash_check import digest_of
+from ttac.runtime.tensors import map_tensors
 
 DEMO = Path(ttac.__file__).parent / "demo"
 NET, CALIBRATION = DEMO / "fashion_resnet_bn.onnx", DEMO / "fashion_calibration.npz"
@@ -107,7 +108,7 @@ def test_other_logits_change_to_the_portable_graphs(copy: Path) -> None:
 
 
 def _of_the_same_shape(folder: Path, name: str, others: list[str]) -> str:
-    arrays, _ = forms.map_tensors(folder / "weights.safetensors")
+    arrays, _ = map_tensors(folder / "weights.safetensors")
     alike = [other for other in others if arrays[other].shape == arrays[name].shape]
     return next(other for other in alike if not np.array_equal(arrays[other], arrays[name]))
 

@@ -11,8 +11,9 @@ import pytest
 
 import ttac
 from tests.conftest import Run
-from tests.support.whole_models import MODELS, compiled, samples
+from tests.support.whole_models import MODELS, compiled, refused, samples
 from ttac import methods
+from ttac.errors import UnsupportedError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SERIES = (4, 32)
@@ -70,8 +71,16 @@ def test_each_fault_changes_the_series_as_described(sensors: ModuleType) -> None
     )
 
 
+IMAGES_ONLY = "deyo"
+
+
+def test_a_method_for_images_refuses_series(tmp_path: Path) -> None:
+    said = refused(UnsupportedError, MODELS["signal"], output=tmp_path / "b.ttac", method=IMAGES_ONLY)
+    assert "only images can be augmented" in said and "[N, 4, 32]" in said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", [name for name in methods.names() if name != IMAGES_ONLY])
 def test_every_method_takes_series(method: str, tmp_path: Path) -> None:
     """Steps of full and of smaller batches, prediction, and a reset."""
     path = compiled(MODELS["signal"], tmp_path, method=method, batch=BATCH, calibration=samples(SERIES, 64, seed=5))

@@ -23,7 +23,7 @@ class Guard:
     """The graph `guard` with its state."""
 
     def __init__(self, usual: float, head: Head | None = None, **settings: Any) -> None:
-        head = head or Head("classes", ("N", CLASSES), 1, "logits")
+        head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
         context = Context(
             parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18
         )
@@ -68,7 +68,7 @@ def test_small_batches_are_averaged() -> None:
 
 
 def test_information_of_answers() -> None:
-    judge = Guard(usual=0.3, head=Head("binary", ("N", 2), 1, "logits"))
+    judge = Guard(usual=0.3, head=Head(kind="binary", shape=("N", 2), axis=1, values="logits"))
     scores = np.random.default_rng(0).standard_normal((WINDOW, 2)).astype(np.float32) * 3
     s = 1 / (1 + np.exp(-scores.astype(np.float64)))
     both = np.stack([1 - s, s], -1)
