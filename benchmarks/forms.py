@@ -72,7 +72,7 @@ def bundle_of(name: str, batch: int, folder: Path) -> Path:
 def actions_of(
     name: str, bundle: Path, threads: int, variants: Sequence[str]
 ) -> dict[str, Callable[[np.ndarray], object]]:
-    """Return what each turn runs: inference of the source first, then every step."""
+    """Return the runs of each turn: inference of the source first, then every step."""
     actions: dict[str, Callable[[np.ndarray], object]] = {"inference": inference(bundle / "infer.onnx", threads)}
     actions["portable"] = ttac.load(bundle, threads=threads, form="portable").step
     actions["blocked"] = ttac.load(bundle, threads=threads).step

@@ -1,4 +1,4 @@
-"""`inspect` refuses no valid file: it says what the file is, and a verdict on each method with the option for it."""
+"""`inspect` refuses no valid file: it describes the file, and gives a verdict on each method with the option for it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import ttac
 from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import batch, state_of
 from ttac.errors import RuntimeMissingError, VerificationError
-from ttac.runtime import hash_check
 from ttac.runtime.adapter import Adapter
 from ttac.runtime.tensors import leave_on_disk
 
@@ -169,7 +168,7 @@ def resident(path: Path) -> int:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux reports the resident pages of a file")
 def test_initial_values_of_buffers_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a reset reads them; in memory they would be a second copy of the state."""
-    monkeypatch.setattr(hash_check, "PRIVATE_BYTES", 0)
+    monkeypatch.setattr("ttac.runtime.hash_check.PRIVATE_BYTES", 0)
     for name, words in (
         ("deferred", [*DEFERRED, RETURN]),
         ("once", [*({"run": word["run"]} for word in DEFERRED), RETURN]),
