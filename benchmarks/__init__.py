@@ -14,7 +14,7 @@
 | `benchmarks.profile`               | milliseconds per operator                                              |
 | `benchmarks.result_picture`        | the picture of the README                                              |
 | `benchmarks.quantized_exports`     | 8-bit files of other quantizers                                        |
-| `benchmarks.real_files`            | files with real weights from packages: outcomes, and the reason of each refusal      |
+| `benchmarks.real_files`            | files with real weights from packages: the methods that compile        |
 | `benchmarks.replay`                | digests of twenty bundles, to prove that a refactoring changed nothing |
 | `peers`, `pytorch_peers`, `memory` | the methods in PyTorch, and their memory                               |
 | `networks`, `exporting`            | the networks of `ttac bench`, and their ONNX files                     |

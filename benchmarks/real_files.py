@@ -1,4 +1,4 @@
-"""ONNX files with real weights from packages that people install: the verdict of `inspect` on each, and the methods that compile.
+"""ONNX files with real weights from packages that people install: the verdict on each, and the methods that compile.
 
     python -m benchmarks.real_files [--folder FOLDER] [--write] [NAME...]
 

@@ -130,7 +130,7 @@ def _verdicts(path: str | Path, opened: Opened, choices: dict[str, Any]) -> list
 
 
 def _facts(proto: onnx.ModelProto, opened: Opened) -> dict[str, Any]:
-    """Return the facts of the file: opset, nodes, weights, inputs and outputs; of the normal form where there is one."""
+    """Return opset, nodes, weights, inputs and outputs of the file; of the normal form where there is one."""
     model, source = opened.model, opened.source
     opset = next((entry.version for entry in proto.opset_import if entry.domain == ""), 0)
     if model is None or source is None:
