@@ -106,8 +106,8 @@ def refuse_missing_rules(path: Sequence[ir.Node]) -> None:
         raise UnsupportedError(
             f"no gradient for {', '.join(f'`{kind}`' for kind in kinds)}",
             where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in missing),
-            hint="take a method that needs no gradient (`ttac inspect` lists those that fit); or adapt only norms behind "
-            "these nodes, if there are any: `--train SELECTOR` takes names or patterns",
+            hint="take a method that needs no gradient (`ttac inspect` lists those that fit), or adapt only norms "
+            "behind these nodes, if there are any: `--train SELECTOR` takes names or patterns",
         )
 
 
