@@ -29,8 +29,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 demo: $(READY)
 	$(BIN)/ttac demo
 
+# The slow tests run beside the others, in a second process; their output follows at the end.
 test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION)
-	TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)" $(BIN)/python -m pytest -q -p randomly
+	@mkdir -p build
+	@export TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)"; \
+	$(BIN)/python -m pytest -q -p randomly -m slow > build/slow-tests.log 2>&1 & slow=$$!; \
+	$(BIN)/python -m pytest -q -p randomly -m "not slow"; fast=$$?; \
+	wait $$slow; slow=$$?; cat build/slow-tests.log; exit $$((fast || slow))
 
 lint: $(READY)
 	$(BIN)/ruff check .
