@@ -1,6 +1,9 @@
-"""Options that several methods declare: statistics of adapted norms, optimizer, and blend with the source."""
+"""Options and variants that several methods declare: statistics of adapted norms, optimizer, guard, class options."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Facts, Option, Settings, Statistics
 
@@ -56,8 +59,24 @@ GUARD = (
 )
 """Options of the guard (`ttac.passes.step_graphs.guard`)."""
 
+PUBLISHED_LR = Option(
+    "lr", 0.0, "learning rate; 0 takes the official code's for the batch and the kind of norms", low=0.0
+)
+"""Learning rate of a method that `published_lr` settles."""
+
+EXCLUDE_LAST_STAGE = Option(
+    "exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"
+)
+"""Option of a method whose trained norms `ttac.passes.step_graphs.last_stage` chooses."""
+
 COME = Option("come", False, "keep the length of the scores and add an answer `uncertain`, against collapse (COME)")
 """Conservative entropy (Zhang et al., arXiv:2410.10894)."""
+
+CONSERVATIVE = "ttac.passes.differentiate.conservative:conservative"
+"""The loss of `come`."""
+
+LENGTHS = {"lengths": "ttac.passes.step_graphs.class_options:lengths"}
+"""The graph that `come` runs before each backward."""
 
 BALANCE = (
     Option("balance", False, "samples of classes that were rare so far weigh more (DELTA's DOT)"),
@@ -87,10 +106,22 @@ def published_lr(settings: Settings, facts: Facts) -> Settings:
     return {**settings, "lr": settings["lr"] or (2 * lr if facts.batch == 1 else lr)}
 
 
-def optimizer_options(optimizer: str, lr: float) -> tuple[Option, ...]:
-    """Return the options of a method that trains, with the default `optimizer` ("adam" or "sgd") and learning rate."""
+def come_variant(
+    graphs: Mapping[str, str], program: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], ...]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the variant `come` of a method with these `graphs`; `program` takes the word before each backward."""
+    return {
+        "come": {"loss": CONSERVATIVE, "graphs": {**graphs, **LENGTHS}, "program": program({"run": "lengths"})},
+    }
+
+
+def optimizer_options(optimizer: str, lr: float | None = None) -> tuple[Option, ...]:
+    """Return the options of a method that trains, with the default `optimizer` ("adam" or "sgd") and learning rate.
+
+    Without `lr`, the learning rate is `PUBLISHED_LR`.
+    """
     return (
-        Option("lr", lr, "learning rate", low=0.0),
+        PUBLISHED_LR if lr is None else Option("lr", lr, "learning rate", low=0.0),
         Option("optimizer", optimizer, "how gradients become steps", choices=("adam", "sgd")),
         Option("momentum", 0.9, "with `sgd`: momentum", low=0.0, high=1.0),
         Option("nesterov", False, "with `sgd`: Nesterov's momentum"),

@@ -23,13 +23,13 @@ from tests.support.adapted import (
 )
 from tests.support.tiny_bundles import read
 from ttac import methods
-from ttac.methods.sar.last_stage import last_stage
 from ttac.methods.sar.sharpness import reset_threshold
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.step_graphs.context import Context
+from ttac.passes.step_graphs.last_stage import last_stage
 from ttac.runtime.program.words import Run
 from ttac.spec import Facts
 

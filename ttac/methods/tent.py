@@ -6,21 +6,28 @@ before its update, as in the paper's code.  `balance=true` and `come=true` are p
 
 from __future__ import annotations
 
-from ttac.shared_options import BALANCE, COME, STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import (
+    BALANCE,
+    COME,
+    CONSERVATIVE,
+    LENGTHS,
+    STATISTICS,
+    chosen_statistics,
+    optimizer_options,
+)
 from ttac.spec import Method
 
 WEIGHED = {"weigh": "ttac.passes.step_graphs.class_options:weigh"}
-LENGTHS = {"lengths": "ttac.passes.step_graphs.class_options:lengths"}
 UPDATE = {"update": "ttac.passes.step_graphs.optimizers:update"}
 LEARN = ({"run": "backward"}, {"run": "update"}, {"return": "logits"})
 
-BALANCED = {
+WITH_BALANCE = {
     "loss": "weighted_entropy",
     "graphs": {**WEIGHED, **UPDATE},
     "program": ({"run": "forward"}, {"run": "weigh"}, *LEARN),
 }
-CONSERVATIVE = {
-    "loss": "ttac.passes.differentiate.conservative:conservative",
+WITH_COME = {
+    "loss": CONSERVATIVE,
     "graphs": {**WEIGHED, **LENGTHS, **UPDATE},
     "program": ({"run": "forward"}, {"run": "weigh"}, {"run": "lengths"}, *LEARN),
 }
@@ -37,6 +44,6 @@ METHOD = Method(
     options=(*optimizer_options("adam", 1e-3), *BALANCE, COME, *STATISTICS),
     graphs=UPDATE,
     program=({"run": "forward"}, *LEARN),
-    variants={"balance": BALANCED, "come": CONSERVATIVE},
+    variants={"balance": WITH_BALANCE, "come": WITH_COME},
     oracle="benchmarks/pytorch_peers.py:Tent",
 )

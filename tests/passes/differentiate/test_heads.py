@@ -28,7 +28,6 @@ from tests.support.head_cases import (
 from tests.support.tiny_bundles import ema, read
 from tests.support.whole_models import Arrays, compiled, normal, samples, state_of
 from ttac.errors import VerificationError
-from ttac.methods.sar.last_stage import last_stage
 from ttac.passes.differentiate.joint import differentiate_loss
 from ttac.passes.differentiate.losses import mean, total
 from ttac.passes.graph.builder import Builder
@@ -38,6 +37,7 @@ from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.plan.plan import plan_activations
+from ttac.passes.step_graphs.last_stage import last_stage
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.program.words import Run as RunWord
 from ttac.runtime.records import HeadSpec

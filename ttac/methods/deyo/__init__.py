@@ -7,7 +7,7 @@ other batches of shuffled images there; group and layer norms make no difference
 
 from __future__ import annotations
 
-from ttac.shared_options import optimizer_options, published_lr
+from ttac.shared_options import EXCLUDE_LAST_STAGE, optimizer_options, published_lr
 from ttac.spec import BATCH_STATISTICS, Method, Option
 
 METHOD = Method(
@@ -19,16 +19,15 @@ METHOD = Method(
     trains=True,
     loss="weighted_entropy",
     check="ttac.methods.deyo.shape:check",
-    choose_trained="ttac.methods.sar.last_stage:before_last_stage",
+    choose_trained="ttac.passes.step_graphs.last_stage:before_last_stage",
     options=(
-        Option("lr", 0.0, "learning rate; 0 takes the official code's for the batch and the kind of norms", low=0.0),
-        *optimizer_options("sgd", 0.0)[1:],
+        *optimizer_options("sgd"),
         Option("margin", 0.5, "a sample is learned from if its entropy is below this times ln(classes)", low=0.0),
         Option("strength", 0.4, "a sample weighs e to the power of this times ln(classes), less its entropy", low=0.0),
         Option("shape_margin", 0.2, "least fall of the likeliest class's probability in the shuffled image", low=-1.0),
         Option("patches", 4, "number of patches of an image along each side", low=2, high=16),
         Option("seed", 0, "start of the random numbers", low=0),
-        Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
+        EXCLUDE_LAST_STAGE,
     ),
     settle=published_lr,
     graphs={

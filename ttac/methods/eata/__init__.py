@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.shared_options import BALANCE, COME, STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import BALANCE, COME, STATISTICS, chosen_statistics, come_variant, optimizer_options
 from ttac.spec import Facts, Method, Option, Settings
 
 
@@ -67,12 +67,6 @@ METHOD = Method(
     constants="ttac.methods.eata.fisher:fisher_information",
     graphs=GRAPHS,
     program=program(),
-    variants={
-        "come": {
-            "loss": "ttac.passes.differentiate.conservative:conservative",
-            "graphs": {**GRAPHS, "lengths": "ttac.passes.step_graphs.class_options:lengths"},
-            "program": program({"run": "lengths"}),
-        }
-    },
+    variants=come_variant(GRAPHS, program),
     oracle="benchmarks/pytorch_peers.py:Eata",
 )

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ttac.shared_options import COME, GUARD, SOURCE_WEIGHT, published_lr
+from ttac.shared_options import (
+    COME,
+    EXCLUDE_LAST_STAGE,
+    GUARD,
+    PUBLISHED_LR,
+    SOURCE_WEIGHT,
+    come_variant,
+    published_lr,
+)
 from ttac.spec import BATCH_STATISTICS, Method, Option
 
 GRAPHS = {
@@ -46,7 +54,7 @@ METHOD = Method(
     trains=True,
     loss="weighted_entropy",
     options=(
-        Option("lr", 0.0, "learning rate; 0 takes the official code's for the batch and the kind of norms", low=0.0),
+        PUBLISHED_LR,
         Option("momentum", 0.9, "momentum of the descent", low=0.0, high=1.0),
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
         Option("margin", 0.4, "a sample is reliable if its entropy is below this times ln(classes)", low=0.0),
@@ -60,19 +68,13 @@ METHOD = Method(
         SOURCE_WEIGHT,
         *GUARD,
         COME,
-        Option("exclude_last_stage", True, "leave the norms of the last stage, and the last norm, untrained"),
+        EXCLUDE_LAST_STAGE,
     ),
     check="ttac.passes.step_graphs.class_options:check",
     settle=published_lr,
-    choose_trained="ttac.methods.sar.last_stage:before_last_stage",
+    choose_trained="ttac.passes.step_graphs.last_stage:before_last_stage",
     graphs=GRAPHS,
     program=program(),
-    variants={
-        "come": {
-            "loss": "ttac.passes.differentiate.conservative:conservative",
-            "graphs": {**GRAPHS, "lengths": "ttac.passes.step_graphs.class_options:lengths"},
-            "program": program({"run": "lengths"}),
-        }
-    },
+    variants=come_variant(GRAPHS, program),
     oracle="benchmarks/pytorch_peers.py:Sar",
 )
