@@ -13,9 +13,9 @@ from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.conservative import LENGTHS
 from ttac.passes.differentiate.losses import WEIGHTS, total
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
+from ttac.passes.step_graphs.probabilities import over_positions
 from ttac.passes.step_graphs.sample_weights import ones, read_entropies
 
 CLASSES = "classes.average"
@@ -61,9 +61,7 @@ def balanced(op: Builder, context: Context, scores: ir.Value) -> tuple[ir.Value,
     average = state_input(op.graph, CLASSES, initial)
     factor = op.Gather(op.Reciprocal(average), op.ArgMax(scores, axis=axis, keepdims=0), axis=0)
     factor = op.Div(op.Mul(factor, total(op, op.Add(op.Mul(factor, 0.0), 1.0))), total(op, factor))
-    mean = op.Softmax(scores, axis=axis)
-    for other in reversed([i for i in range(len(dims(scores))) if i != axis]):
-        mean = op.ReduceMean(mean, [other], keepdims=0)
+    mean = over_positions(op.ReduceMean, op.Softmax(scores, axis=axis), axis)
     decay = float(context.settings["balance_decay"])
     following = op.Add(op.Mul(average, decay), op.Mul(mean, 1 - decay))
     return factor, StateTensor(name=CLASSES, role="optimizer", initial=initial, value=average, next=following)

@@ -19,7 +19,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
-from ttac.passes.step_graphs.probabilities import probabilities
+from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
 GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
 TOTALS = ("guard.held", "guard.resets")
@@ -66,10 +66,7 @@ def drift_stats(model: ir.Model) -> dict[str, str]:
 
 def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bool = False) -> ir.Value:
     """The mean probabilities of all positions, [classes], or [2 * answers] with a binary head."""
-    p, axis = probabilities(op, scores, head, are_probabilities=are_probabilities)
-    for other in reversed([i for i in range(len(dims(p))) if i != axis]):
-        p = op.ReduceMean(p, [other], keepdims=0)
-    return p
+    return over_positions(op.ReduceMean, *probabilities(op, scores, head, are_probabilities=are_probabilities))
 
 
 def guard(context: Context, entropy: str, usual: float) -> MethodGraph:

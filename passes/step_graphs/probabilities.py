@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
 
 
 def probabilities(
@@ -25,3 +28,10 @@ def probabilities(
         return scores, axis
     powers = op.Exp(op.Sub(scores, op.ReduceMax(scores, [axis], keepdims=1)))
     return op.Div(powers, op.ReduceSum(powers, [axis], keepdims=1)), axis
+
+
+def over_positions(reduce: Callable[..., ir.Value], value: ir.Value, axis: int) -> ir.Value:
+    """`value` reduced over all axes but `axis`, from the last to the first, by `op.ReduceMean` or `op.ReduceSum`."""
+    for other in reversed([i for i in range(len(dims(value))) if i != axis]):
+        value = reduce(value, [other], keepdims=0)
+    return value

@@ -12,7 +12,7 @@ from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.class_options import balanced
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
-from ttac.passes.step_graphs.probabilities import probabilities
+from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 from ttac.passes.step_graphs.sample_weights import SELECTED, below, margin, read_entropies
 
 FLOAT = int(ir.DataType.FLOAT)
@@ -44,7 +44,7 @@ def weigh_reliable(context: Context) -> MethodGraph:
         factors, classes = balanced(op, context, scores)
         strength, counters = op.Mul(strength, factors), [classes]
     weights = op.Div(op.Mul(chosen, strength), some)
-    mean = op.Div(_summed(op, op.Mul(p, op.Unsqueeze(chosen, [axis])), axis), some)
+    mean = op.Div(over_positions(op.ReduceSum, op.Mul(p, op.Unsqueeze(chosen, [axis])), axis), some)
     blended = op.Add(op.Mul(average, 0.9), op.Mul(mean, 0.1))
     started = op.Greater(op.ReduceSum(average, keepdims=0), 0.0)
     following = op.Where(op.Greater(count, 0.0), op.Where(started, blended, mean), average)
@@ -63,13 +63,6 @@ def _similarity(op: Builder, p: ir.Value, axis: int, average: ir.Value) -> ir.Va
     beside = op.Reshape(average, [-1 if i == axis else 1 for i in range(len(dims(p)))])
     length = op.Mul(op.ReduceL2(p, [axis], keepdims=0), op.ReduceL2(average, keepdims=0))
     return op.Abs(op.Div(op.ReduceSum(op.Mul(p, beside), [axis], keepdims=0), op.Max(length, TINY)))
-
-
-def _summed(op: Builder, value: ir.Value, axis: int) -> ir.Value:
-    """The sum over all axes but `axis`, from the last to the first."""
-    for other in reversed([i for i in range(len(dims(value))) if i != axis]):
-        value = op.ReduceSum(value, [other], keepdims=0)
-    return value
 
 
 def _classes(p: ir.Value, axis: int) -> int:

@@ -9,8 +9,8 @@ from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import Loss, entropies, mean, total
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.shapes import dims
 from ttac.passes.step_graphs.context import Subject
+from ttac.passes.step_graphs.probabilities import over_positions
 
 FLOOR = 1e-5
 """Added to a probability before its logarithm, as in the official code."""
@@ -32,10 +32,7 @@ def information(op: Builder, scores: ir.Value, head: Head) -> Loss:
     axis = head.axis or 0
     p = op.Softmax(scores, axis=axis)
     certain = mean(op, op.ReduceSum(_surprise(op, p), [axis], keepdims=0), "")
-    marginal = p
-    for other in reversed([i for i in range(len(dims(p))) if i != axis]):
-        marginal = op.ReduceMean(marginal, [other], keepdims=0)
-    diversity = total(op, _surprise(op, marginal), "diversity")
+    diversity = total(op, _surprise(op, over_positions(op.ReduceMean, p, axis)), "diversity")
     scalar = op.Sub(certain, diversity, name="information")
     plain = mean(op, entropies(op, scores, head), "entropy")
     return Loss(scalar=scalar, stats={"entropy": plain, "diversity": diversity}, head=head)
