@@ -12,6 +12,8 @@ from ttac.passes.step_graphs.context import Subject
 
 LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
+SHORTEST = 1e-12
+"""Least length that a vector is divided by, as in torch.nn.functional.normalize."""
 
 
 def class_head(subject: Subject, purpose: str) -> Head:
@@ -52,6 +54,11 @@ def flat_features(op: Builder, node: ir.Node) -> ir.Value:
     x = node.inputs[0]
     assert x is not None
     return x if len(dims(x)) == 2 else op.Flatten(x, axis=1)
+
+
+def unit_rows(op: Builder, rows: ir.Value | None) -> ir.Value:
+    """Return each row of [N, features] with length 1."""
+    return op.Div(rows, op.Max(op.ReduceL2(rows, [1], keepdims=1), SHORTEST))
 
 
 def replace_output(subject: Subject, predictions: ir.Value) -> None:

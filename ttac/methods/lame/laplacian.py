@@ -16,7 +16,7 @@ from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output
+from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output, unit_rows
 
 ROOM = "refine"
 FLOOR = 1e-10
@@ -45,9 +45,7 @@ def assign(subject: Subject) -> tuple[StateTensor, ...]:
 
 def unit_features(op: Builder, scores: ir.Value) -> ir.Value:
     """The features that the last linear layer reads, [N, features], each sample's of length 1."""
-    features = flat_features(op, last_linear(scores, "compare samples by"))
-    length = op.ReduceL2(features, [1], keepdims=1)
-    return op.Div(features, op.Max(length, 1e-12))
+    return unit_rows(op, flat_features(op, last_linear(scores, "compare samples by")))
 
 
 def affinity(op: Builder, features: ir.Value, settings: Mapping[str, Any]) -> ir.Value:

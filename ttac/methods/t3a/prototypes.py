@@ -20,14 +20,12 @@ from ttac.passes.graph.execute import run
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output
+from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output, unit_rows
 
 ROOM = "refine"
 SUPPORTS, ENTROPIES = "supports", "supports.entropy"
 EMPTY = 1e4
 """Entropy in nats of a place without a support; real entropies are at most the logarithm of the number of classes."""
-SHORTEST = 1e-12
-"""Least length that a vector is divided by, as in torch.nn.functional.normalize."""
 
 
 def classify_by_prototypes(subject: Subject) -> list[StateTensor]:
@@ -114,10 +112,5 @@ def _prototypes(op: Builder, state: Sequence[StateTensor]) -> ir.Value:
     supports, least = (tensor.next for tensor in state)
     (classes, kept), width = state[1].initial.shape, state[0].initial.shape[1]
     there = op.Reshape(op.Cast(op.Less(least, EMPTY), to=int(ir.DataType.FLOAT)), [-1, 1])
-    unit = op.Mul(_unit(op, supports), there)
-    return _unit(op, op.ReduceSum(op.Reshape(unit, [classes, kept, width]), [1], keepdims=0))
-
-
-def _unit(op: Builder, rows: ir.Value | None) -> ir.Value:
-    """Each row with length 1."""
-    return op.Div(rows, op.Max(op.ReduceL2(rows, [1], keepdims=1), SHORTEST))
+    unit = op.Mul(unit_rows(op, supports), there)
+    return unit_rows(op, op.ReduceSum(op.Reshape(unit, [classes, kept, width]), [1], keepdims=0))
