@@ -244,7 +244,7 @@ class Adapter:
         if self._autosave is None or self._stats["steps"] % self._autosave[1]:
             return
         try:
-            write_state(self._autosave[0], self._state.arrays(), self._manifest.identity)
+            self.save(self._autosave[0])
         except UsageError as error:
             _warn("`%s`: the state is not saved: %s", self.path, error)
 
