@@ -23,7 +23,7 @@ endef
 export ENGINE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types bench fuzz soak docs clean
+.PHONY: demo test lint types bench kernels fuzz soak docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -51,6 +51,10 @@ types: $(READY)
 	set -ex; rm -rf build/lib build/bdist.* $(TYPES); \
 	$(PIP) install --no-deps --no-build-isolation --target $(TYPES) .; \
 	cd $(TYPES); ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p ttac
+
+# The native operators, compiled into kernels/ttac_kernels; needs a C++ compiler.
+kernels: $(READY)
+	$(PIP) install --no-deps --no-build-isolation --editable kernels
 
 # Mutated models for MINUTES, from SEED; bad cases are kept in build/fuzz.
 fuzz: $(READY)

@@ -1,0 +1,74 @@
+"""`python build_library.py`: compile src/*.cpp into ttac_kernels/libttac_kernels.so; `CXX` names the compiler."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "src"
+PACKAGE = HERE / "ttac_kernels"
+LIBRARY = PACKAGE / ("libttac_kernels.dylib" if sys.platform == "darwin" else "libttac_kernels.so")
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+LINK = (
+    ["-shared"]
+    if sys.platform == "darwin"
+    else ["-shared", "-static-libstdc++", "-static-libgcc", "-Wl,-s,--exclude-libs,ALL"]
+)
+X86_TABLES = {
+    "kAvx512": ("avx512", ["-march=x86-64-v4", "-mprefer-vector-width=512"]),
+    "kAvx2": ("avx2", ["-march=x86-64-v3"]),
+}
+"""Name of a table of inner loops -> the name of its instructions, and the compiler's options."""
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler; empty where there is none."""
+    named = os.environ.get("CXX")
+    if named:
+        return shlex.split(named)
+    found = next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+    return [found] if found else []
+
+
+def version() -> str:
+    """Return the version of the package, which the library reports too."""
+    names: dict[str, str] = {}
+    exec((PACKAGE / "version.py").read_text(), names)
+    return names["VERSION"]
+
+
+def build(output: Path = LIBRARY, extra: Sequence[str] = (), machine: str = "") -> Path:
+    """Compile and link the library for `machine`, the computer's own by default, with `extra` options; return its path.
+
+    Raises subprocess.CalledProcessError if the compiler fails.
+    """
+    command = compiler()
+    if not command:
+        raise SystemExit("error: no C++ compiler was found\nhint: install g++, or name one: CXX=/path/to/g++")
+    x86 = (machine or platform.machine()) in ("x86_64", "AMD64")
+    options = [*command, *COMMON, f'-DTTAC_KERNELS_VERSION="{version()}"', *extra]
+    with tempfile.TemporaryDirectory() as folder:
+        objects = {Path(folder) / f"{path.stem}.o": (path, []) for path in SOURCES.glob("*.cpp")}
+        del objects[Path(folder) / "tables.o"]
+        for table, (name, flags) in {"kBaseline": ("baseline", []), **(X86_TABLES if x86 else {})}.items():
+            defines = [f"-DTTAC_TABLE={table}", f'-DTTAC_INSTRUCTIONS="{name}"']
+            objects[Path(folder) / f"{table}.o"] = (SOURCES / "tables.cpp", [*flags, *defines])
+        calls = [[*options, *flags, "-c", str(path), "-o", str(made)] for made, (path, flags) in objects.items()]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda call: subprocess.run(call, check=True), calls))
+        subprocess.run([*command, *extra, *map(str, objects), *LINK, "-o", f"{output}.new"], check=True)
+    os.replace(f"{output}.new", output)
+    return output
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,21 @@
+// Kernels for the instructions of this processor, chosen once at run time.
+#pragma once
+#include "norm_table.h"
+
+namespace ttac {
+
+struct Instructions {
+  const char* name;
+  NormTable norm;
+};
+
+// The build compiles tables.cpp once for each of these.
+#if defined(__x86_64__)
+extern const Instructions kAvx512, kAvx2;
+#endif
+extern const Instructions kBaseline;
+
+// The fastest of them that the processor has; TTAC_KERNELS_INSTRUCTIONS names a slower one.
+const Instructions& instructions();
+
+}  // namespace ttac

@@ -1,0 +1,61 @@
+// The inner loops of the norms.  All of them run over a piece: a stretch of the memory of one block of channels in
+// one sample, in which float i belongs to channel i % block.
+#pragma once
+#include <cstdint>
+
+namespace ttac {
+
+constexpr int kMaxBlock = 16;
+
+enum Activation : int { kNone, kRelu, kClip, kSilu, kHardSwish, kGelu, kActivations };
+
+// Where the backward pass finds u, the input of the activation.
+enum Source : int {
+  kFromOutput,    // the sign of u is that of y (Relu, Clip)
+  kFromInput,     // u is computed again from x
+  kFromResidual,  // and from the residual
+  kGradient,      // du itself was stored before
+  kSources
+};
+
+// Moments of the channels of a block: count, mean, and sum of squared distances from the mean.
+struct Moments {
+  double count = 0;
+  double mean[kMaxBlock] = {};
+  double squares[kMaxBlock] = {};
+};
+
+// Sums of du, and of du times the distance of x from its mean.
+struct Sums {
+  double plain[kMaxBlock] = {};
+  double centred[kMaxBlock] = {};
+};
+
+// Coefficients of each lane of a vector of 16 floats, so that blocks of 1, 2, 4 and 8 channels repeat.
+struct Lanes {
+  float value[kMaxBlock];
+};
+
+struct NormPiece {
+  const float *x, *residual, *y, *dy;
+  float *out, *du;
+  int64_t length;
+  int block;
+  float low, high;
+  Lanes mean, slope, offset;  // u = (x - mean) * slope + offset + residual
+  Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear
+};
+
+struct NormTable {
+  // Moments of the piece, joined with those in `into`.
+  void (*moments)(const float* x, int64_t length, int block, Moments& into);
+  void (*join)(const Moments& part, Moments& into);
+  // out = activation(u); the second index says whether there is a residual.
+  void (*forward[kActivations][2])(const NormPiece&);
+  // du is stored where the piece has a place for it, and its sums are added to `into`.
+  void (*sums[kActivations][kSources])(const NormPiece&, Sums& into);
+  // out = dx; the last index says whether the statistics are constants, so that dx = slope * du.
+  void (*backward[kActivations][kSources][2])(const NormPiece&);
+};
+
+}  // namespace ttac

@@ -1,0 +1,28 @@
+#include "pieces.h"
+
+namespace ttac {
+
+Layout::Layout(const std::vector<int64_t>& shape, int block_) {
+  require(shape.size() >= 2, "input x: fewer than two axes");
+  samples = shape[0];
+  channels = shape[1];
+  require(channels % block_ == 0, "input x: its channels are no multiple of the block");
+  positions = 1;
+  for (size_t axis = 2; axis < shape.size(); ++axis) positions *= shape[axis];
+  blocks = channels / block_;
+  run = positions * block_;
+  pieces = std::max<int64_t>(1, (run + kPiece - 1) / kPiece);
+}
+
+Stretch Layout::stretch(int64_t channel_block, int64_t sample, int64_t piece) const {
+  const int64_t start = piece * kPiece;
+  return {(sample * blocks + channel_block) * run + start, std::min(kPiece, run - start)};
+}
+
+// Few large blocks are left to all threads together.
+bool Layout::fits_cache() const {
+  const int64_t size = run * samples;
+  return size <= kOwnCache / 16 || (size <= kOwnCache && blocks >= 8);
+}
+
+}  // namespace ttac

@@ -1,0 +1,96 @@
+// How the work on an activation is divided: blocks of channels, and pieces of them that fit a cache.
+//
+// The division depends on the shape alone, so that results do not depend on the number of threads.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "call.h"
+
+namespace ttac {
+
+// A part of the memory of one block of channels in one sample, in floats.
+struct Stretch {
+  int64_t offset, length;
+};
+
+// An activation [N, C, ...] whose memory is [N][C/block][...][block].
+struct Layout {
+  Layout(const std::vector<int64_t>& shape, int block_);
+  Stretch stretch(int64_t channel_block, int64_t sample, int64_t piece) const;
+  int64_t pieces_of_block() const { return samples * pieces; }
+  bool fits_cache() const;
+
+  int64_t samples, channels, positions, blocks;
+  int64_t run;     // floats of one block of channels in one sample
+  int64_t pieces;  // pieces of a run
+};
+
+constexpr int64_t kPiece = 1 << 16;      // floats of a piece: 256 KiB
+constexpr int64_t kOwnCache = 1 << 17;   // floats that stay in the cache of one core: 512 KiB
+constexpr int64_t kWave = 1 << 20;       // floats that stay in the cache of all cores: 4 MiB
+
+// Call `body(channel_block, stretch)` for each stretch of the blocks [first, last), in parallel.
+template <class Body>
+void each_stretch(const Call& call, const Layout& layout, int64_t first, int64_t last, Body body) {
+  const int64_t each = layout.pieces_of_block();
+  call.parallel(static_cast<size_t>((last - first) * each), [&](size_t index) {
+    const int64_t block = first + static_cast<int64_t>(index) / each, rest = static_cast<int64_t>(index) % each;
+    body(block, rest, layout.stretch(block, rest / layout.pieces, rest % layout.pieces));
+  });
+}
+
+// One block of channels per task: the second pass finds the block in the cache of its core.
+template <class Steps>
+void block_by_block(const Call& call, const Layout& layout, const Steps& steps) {
+  call.parallel(static_cast<size_t>(layout.blocks), [&](size_t index) {
+    const int64_t block = static_cast<int64_t>(index);
+    typename Steps::Partial found;
+    for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
+      steps.partial(block, layout.stretch(block, i / layout.pieces, i % layout.pieces), found);
+    }
+    steps.finish(block, found);
+    for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
+      steps.apply(block, layout.stretch(block, i / layout.pieces, i % layout.pieces));
+    }
+  });
+}
+
+// All threads reduce as many blocks as the shared cache holds, and then apply the result to the same blocks.
+template <class Steps>
+void wave_by_wave(const Call& call, const Layout& layout, const Steps& steps) {
+  const int64_t each = layout.pieces_of_block();
+  const int64_t width = std::max<int64_t>(1, kWave / std::max<int64_t>(1, layout.run * layout.samples));
+  for (int64_t first = 0; first < layout.blocks; first += width) {
+    const int64_t last = std::min(first + width, layout.blocks);
+    std::vector<typename Steps::Partial> parts(static_cast<size_t>((last - first) * each));
+    each_stretch(call, layout, first, last, [&](int64_t block, int64_t i, const Stretch& stretch) {
+      steps.partial(block, stretch, parts[static_cast<size_t>((block - first) * each + i)]);
+    });
+    for (int64_t block = first; block < last; ++block) {
+      typename Steps::Partial found;
+      for (int64_t i = 0; i < each; ++i) steps.join(parts[static_cast<size_t>((block - first) * each + i)], found);
+      steps.finish(block, found);
+    }
+    each_stretch(call, layout, first, last,
+                 [&](int64_t block, int64_t, const Stretch& stretch) { steps.apply(block, stretch); });
+  }
+}
+
+// `steps` has partial(block, stretch, into), join(part, into), finish(block, found) and apply(block, stretch).
+template <class Steps>
+void reduce_then_apply(const Call& call, const Layout& layout, const Steps& steps) {
+  if (layout.fits_cache()) {
+    block_by_block(call, layout, steps);
+  } else {
+    wave_by_wave(call, layout, steps);
+  }
+}
+
+template <class Steps>
+void apply_all(const Call& call, const Layout& layout, const Steps& steps) {
+  each_stretch(call, layout, 0, layout.blocks,
+               [&](int64_t block, int64_t, const Stretch& stretch) { steps.apply(block, stretch); });
+}
+
+}  // namespace ttac

@@ -1,0 +1,11 @@
+// The inner loops for one set of instructions.  The build compiles this file several times: TTAC_TABLE names the
+// result, TTAC_INSTRUCTIONS describes it.
+#include "dispatch.h"
+#include "norm_loops.h"
+
+namespace ttac {
+
+// A constant expression: no code of this file may run before the choice.
+constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table()};
+
+}  // namespace ttac
