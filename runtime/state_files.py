@@ -18,6 +18,8 @@ from ttac.runtime.tensors import LARGEST_HEADER, Tensors, check_tensors, first_n
 from ttac.runtime.whole_file import PREVIOUS, write_whole
 
 FORMAT = "ttac-state-2"
+FAMILY = b"ttac-state"
+"""Bytes in the header of every version of a state; a damaged state still has them, another kind of file does not."""
 BLANK = "0" * 64
 """Digits of the checksum while the checksum is computed."""
 
@@ -46,6 +48,8 @@ def read_state(path: str | Path, manifest: Manifest) -> Tensors:
     """
     where = f"`{path}`"
     data = _content(Path(path), manifest.state, where)
+    if len(data) > 8 and data[8] != ord("{") and FAMILY not in data[:LARGEST_HEADER].tobytes():
+        raise UsageError("the file is not a state", where=where, hint="`ttac run --save-state FILE` writes states")
     try:
         tensors, metadata = parse_tensors(data, where)
         if metadata.get("format") == FORMAT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
@@ -66,9 +67,7 @@ def parse(path: Path) -> onnx.ModelProto:
     with path.open("rb") as file:
         start = file.read(4)
     if start == b"PK\x03\x04":
-        raise UnsupportedError(
-            "a PyTorch checkpoint or zip, not ONNX", where=f"`{path}`", hint=f"export it: `{EXPORT}`"
-        )
+        raise UnsupportedError(f"{_archive_kind(path)}, not ONNX", where=f"`{path}`", hint=f"export it: `{EXPORT}`")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
@@ -79,6 +78,18 @@ def parse(path: Path) -> onnx.ModelProto:
     if not proto.graph.node or not proto.graph.output:
         raise UnsupportedError("the file holds no graph", where=f"`{path}`", hint=f"export it again: `{EXPORT}`")
     return proto
+
+
+def _archive_kind(path: Path) -> str:
+    """Return the kind of a zip file: arrays of NumPy, or a checkpoint of PyTorch."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        names = []
+    if names and all(name.endswith(".npy") for name in names):
+        return "arrays of NumPy (`.npz`)"
+    return "a PyTorch checkpoint or zip"
 
 
 def _refuse_versions(proto: onnx.ModelProto, path: Path) -> None:

@@ -17,6 +17,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.samples.archives import stated_arrays
+from ttac.samples.doubts import doubts
 from ttac.samples.images import FORMS, open_stream, preparation
 
 ROOM = "calibration"
@@ -45,11 +46,11 @@ def read(
 
     Raises UsageError for a source of another form, for samples of another shape or type, for NaN and infinity.
     """
-    shape = ["N", *sample]
+    how = preparation(["N", *sample], preprocessing, dtype)
     if isinstance(source, np.ndarray):
         samples, where = _array(source, sample, dtype), "the array"
     else:
-        stream = open_stream(Path(source), preparation(shape, preprocessing, dtype))
+        stream = open_stream(Path(source), how)
         samples, where = stream.read(0, stream.count), f"`{source}`"
         if not stream.prepared and preprocessing is None:
             say("calibration images were scaled to [0, 1]; `--pixels` states another scale")
@@ -59,6 +60,8 @@ def read(
             "calibration data contains NaN or infinity", where=f"sample {bad} of {where}", hint="remove it"
         )
     _doubt(samples, say)
+    for doubt in doubts(samples, how):
+        say(doubt.replace("the samples", "the calibration samples", 1))
     return samples
 
 

@@ -20,6 +20,7 @@ def folder(tmp_path: Path) -> Path:
     """A bundle, samples with labels, and samples that do not fit."""
     ema(tmp_path / "tiny.ttac")
     np.savez(tmp_path / "x.npz", x=SAMPLES, labels=np.arange(10) % 2, again=SAMPLES[:1])
+    np.savez(tmp_path / "named.npz", x=SAMPLES, labels=np.array(["no", "ok"] * 5))
     np.save(tmp_path / "wrong.npy", np.zeros((4, 5), np.float32))
     return tmp_path
 
@@ -35,7 +36,7 @@ def stepped(mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_stream_and_its_state(run: Run, folder: Path) -> None:
     seen = run("run", "tiny.ttac", "x.npz", "-o", "out.npz", "--save-state", "s.safetensors")
-    assert (seen.code, seen.err) == (0, "")
+    assert (seen.code, seen.err) == (0, "note: the samples are the array `x`; `--array` names another\n")
     told = {name.strip(): value.strip() for name, value in (line.split("  ", 1) for line in seen.out.splitlines())}
     assert list(told) == [
         "samples",
@@ -50,7 +51,7 @@ def test_a_stream_and_its_state(run: Run, folder: Path) -> None:
     expected, mean = stepped(np.array([0.5, 0, -0.5], np.float32))
     with np.load("out.npz") as arrays:
         np.testing.assert_allclose(arrays["logits"], expected, rtol=1e-5, atol=1e-6)
-    assert told["error"] == str(np.mean(expected.argmax(axis=1) != np.arange(10) % 2))
+    assert told["error"] == f"{100 * np.mean(expected.argmax(axis=1) != np.arange(10) % 2):.2f} %"
     further = json.loads(run("run", "tiny.ttac", "x.npz", "--state", "s.safetensors", "-o", "more.npz", "--json").out)
     assert further["samples"] == 10
     with np.load("more.npz") as arrays:
@@ -72,7 +73,9 @@ def test_without_adapting_the_state_stays(run: Run, folder: Path) -> None:
         ("tiny.ttac wrong.npy", "error: samples have shape [5], the model takes [3]\n  at `wrong.npy`\n"),
         ("tiny.ttac x.npz --array agan", "error: the archive has no array `agan`\n  at `x.npz`\n"),
         ("tiny.ttac x.npz --batch 5", "error: the bundle is planned for 4 samples a step\n  at `--batch 5`\n"),
-        ("tiny.ttac x.npz --state none", "error: there is no such state\n  at `none`\n"),
+        ("tiny.ttac x.npz --array x --state x.npz", "error: the file is not a state\n  at `x.npz`\n"),
+        ("tiny.ttac named.npz", "error: the labels are `<U2`, not class numbers\n  at `named.npz`\n"),
+        ("tiny.ttac x.npz --array x --state none", "error: there is no such state\n  at `none`\n"),
         ("tiny.ttac x.npz -o none/out.npz", "error: the folder does not exist\n  at `none/out.npz`\n"),
         ("tiny.ttac x.npz --save-state none/s", "error: the folder does not exist\n  at `none/s`\n"),
         ("x.npz x.npz", "error: the path is a file, not a bundle\n  at `x.npz`\n"),
@@ -94,7 +97,12 @@ def test_a_changed_file_is_refused(run: Run, folder: Path) -> None:
 def test_inspect_shows_a_bundle(run: Run, folder: Path) -> None:
     seen = run("inspect", "tiny.ttac")
     assert (seen.code, seen.err) == (0, "")
-    assert seen.out.splitlines()[:10] == [
+    assert seen.out.splitlines()[:15] == [
+        "`tiny` on `tiny.onnx`: no norm adapts",
+        "up to 4 samples a step: x float32 [N, 3] -> logits float32 [N, 2]",
+        "not executed by an engine yet",
+        "next: ttac run tiny.ttac SAMPLES.npz",
+        "",
         "bundle         tiny.ttac",
         "method         tiny",
         "target         cpu (opset 18)",

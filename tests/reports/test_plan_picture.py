@@ -101,7 +101,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_the_picture_on_the_command_line(run: Run, bundle: Path) -> None:
-    seen = run("inspect", str(bundle), "--svg", "plan.svg")
+    seen = run("inspect", str(bundle), "--plan", "--svg", "plan.svg")
     assert seen.code == 0 and "plan drawn: plan.svg" in seen.err and "2 small values" in seen.out
     assert ElementTree.parse(bundle.parent / "plan.svg").getroot().tag == f"{SVG}svg"
     assert json.loads(run("inspect", str(bundle), "--json").out)["report"]["plan"] == PLAN
@@ -109,7 +109,7 @@ def test_the_picture_on_the_command_line(run: Run, bundle: Path) -> None:
 
 def test_a_file_without_a_plan_is_refused(run: Run, bundle: Path) -> None:
     seen = run("inspect", str(bundle / "forward.onnx"), "--svg", "plan.svg")
-    assert (seen.code, seen.err.splitlines()[0]) == (2, "error: only a bundle has a plan to draw")
+    assert (seen.code, seen.err.splitlines()[0]) == (2, "error: only a bundle has a plan")
     tiny.ema(bundle.parent / "ema")
     seen = run("inspect", "ema", "--svg", "plan.svg")
     assert seen.code == 2 and "keeps nothing for a backward" in seen.err and not (bundle.parent / "plan.svg").exists()

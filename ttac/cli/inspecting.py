@@ -1,4 +1,4 @@
-"""`ttac inspect`: the norms and methods of a model, the plan of a bundle, or the differences of two graphs."""
+"""`ttac inspect`: the norms and methods of a model, a bundle with or without its plan, or two graphs compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ttac.cli.bundle_summary import contents, summary
+from ttac.cli.bundle_summary import contents, overview, summary, verdict
 from ttac.cli.common_options import CONTEXT, MODEL, PATH, as_json, compile_options, terminal, verbose
 from ttac.cli.report_text import render
 from ttac.cli.terminal import Terminal
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
 
-@click.command("inspect", context_settings=CONTEXT, short_help="Show a model's norms and methods, or a bundle's plan.")
+@click.command("inspect", context_settings=CONTEXT, short_help="Show a model's norms and methods, or a bundle.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("other", metavar="[OTHER]", type=PATH, required=False)
+@click.option("--plan", is_flag=True, help="Also show a bundle's memory plan, rooms and verified numbers.")
 @click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, one bar per layer.")
 @compile_options(*MODEL)
 @as_json
 @verbose
 @terminal
 def inspect(
-    terminal: Terminal, /, path: Path, other: Path | None, svg: Path | None, as_json: bool, **choices: Any
+    terminal: Terminal, /, path: Path, other: Path | None, plan: bool, svg: Path | None, as_json: bool, **choices: Any
 ) -> None:
-    """Show a model's norms, operators and fitting methods, or a bundle's plan and verified numbers.
+    """Show a model's norms, operators and fitting methods, or a bundle's method, cost and settings.
 
     With OTHER, show the nodes that only one of the two graphs has, by the room of the compile that made them. Give two
     files or folders from `ttac compile --dump`, or a model and a bundle.
@@ -40,12 +41,13 @@ def inspect(
         if not file.exists():
             hint = "give an `.onnx` file or a bundle"
             raise UsageError("there is no such model or bundle", where=f"`{file}`", hint=hint)
-    if svg is not None and (other is not None or not is_bundle(path)):
-        raise UsageError("only a bundle has a plan to draw", where="`--svg`", hint="give one bundle's folder")
+    for option, given in (("--svg", svg is not None), ("--plan", plan)):
+        if given and (other is not None or not is_bundle(path)):
+            raise UsageError("only a bundle has a plan", where=f"`{option}`", hint="give one bundle's folder")
     if other:
         report = _comparison(path, other, as_json)
     elif is_bundle(path):
-        report = _bundle(terminal, path, svg, as_json)
+        report = _bundle(terminal, path, svg, plan, as_json)
     else:
         report = _model(terminal, path, **choices)
     if as_json:
@@ -63,14 +65,19 @@ def _comparison(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
     return report
 
 
-def _bundle(terminal: Terminal, path: Path, svg: Path | None, as_json: bool) -> dict[str, Any]:
+def _bundle(terminal: Terminal, path: Path, svg: Path | None, plan: bool, as_json: bool) -> dict[str, Any]:
     from ttac.runtime.bundle import Bundle
 
     bundle = Bundle.read(path)
     if svg is not None:
         _draw(bundle, svg)
         terminal.say(f"plan drawn: {svg}")
-    return contents(bundle) if as_json else summary(bundle)
+    if as_json:
+        return contents(bundle)
+    for line in verdict(bundle):
+        terminal.data(line)
+    terminal.data("")
+    return summary(bundle) if plan else overview(bundle)
 
 
 def _draw(bundle: Bundle, svg: Path) -> None:

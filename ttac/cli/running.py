@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,22 +40,28 @@ if TYPE_CHECKING:
 def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None, as_json: bool, **choices: Any) -> None:
     """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report time, entropy and error.
 
-    The error needs an array `labels` in the `.npz`: labels [n], or [n, H, W] for a dense head. OUT.npz holds the array
-    `logits`, or for a model of several outputs each by its name.
+    The error needs an array `labels` in the `.npz` (labels [n], or [n, H, W] for a dense head) or a folder with one
+    sub-folder for each class. OUT.npz holds the array `logits`, or for a model of several outputs each by its name. For
+    a folder, the array `files` has the names.
     """
     check_folders(output, choices["save_state"])
-    outcome = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
+    outcome, names = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
     summary = outcome.summary()
     if output is not None:
         assert outcome.outputs is not None
         arrays = outcome.outputs
-        save_arrays(output, arrays if len(arrays) > 1 else {"logits": next(iter(arrays.values()))})
+        import numpy as np
+
+        files = {"files": np.array(names)} if names else {}
+        save_arrays(output, {**files, **(arrays if len(arrays) > 1 else {"logits": next(iter(arrays.values()))})})
         summary["output"] = str(output)
     if choices["save_state"]:
         summary["state"] = str(choices["save_state"])
     if as_json:
         terminal.json(summary)
     else:
+        if "error" in summary:
+            summary["error"] = f"{summary['error']:.2%}".replace("%", " %")
         terminal.facts({name.replace("_", " "): value for name, value in summary.items()})
 
 
@@ -72,15 +78,19 @@ class RunChoices:
     threads: int | None
 
 
-def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices: RunChoices) -> Outcome:
-    """Run the stream; the outcome holds the outputs if `keep`."""
+def _stream(
+    terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices: RunChoices
+) -> tuple[Outcome, tuple[str, ...]]:
+    """Run the stream; return the outcome, with outputs if `keep`, and the names of the files of a folder."""
     from ttac.runtime import load
     from ttac.runtime.bundle import read_manifest
+    from ttac.runtime.manifest import parse_manifest
     from ttac.samples.streaming import run_stream
 
     manifest = read_manifest(bundle)
     size = _size(manifest, choices.batch)
-    stream = _open(terminal, manifest, samples, choices.array)
+    head = parse_manifest(manifest).head
+    stream = _labelled(terminal, _open(terminal, manifest, samples, choices.array), manifest, head)
     adapter = load(bundle, threads=choices.threads)
     if choices.state is not None:
         adapter.restore(choices.state)
@@ -94,13 +104,13 @@ def _stream(terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices
             batch=size,
             smallest=int(manifest["batch"]["smallest"]),
             adapt=not choices.no_adapt,
-            head=_head(terminal, manifest, stream),
+            head=head,
             keep=keep,
             moved=lambda count: progress.advance(task, count),
         )
     if choices.save_state is not None:
         adapter.save(choices.save_state)
-    return outcome
+    return outcome, stream.names
 
 
 @contextmanager
@@ -125,22 +135,42 @@ def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
 
 
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
+    from ttac.samples.doubts import SEEN, doubts
     from ttac.samples.images import open_stream, preparation
 
     how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
     stream = open_stream(samples, how, array)
+    if stream.array and array is None:
+        terminal.say(f"note: the samples are the array `{stream.array}`; `--array` names another")
     if not stream.prepared and not how.known:
         terminal.say("note: the bundle does not say how pixels are prepared (`--pixels`); pixels are scaled to [0, 1]")
+    for doubt in doubts(stream.read(0, min(SEEN, stream.count)), how) if stream.prepared else ():
+        terminal.say(f"note: {doubt}")
     return stream
 
 
-def _head(terminal: Terminal, manifest: Mapping[str, Any], stream: Stream) -> HeadSpec | None:
-    from ttac.runtime.manifest import parse_manifest
-
-    head = parse_manifest(manifest).head
-    if head is None and stream.labels is not None:
+def _labelled(terminal: Terminal, stream: Stream, manifest: Mapping[str, Any], head: HeadSpec | None) -> Stream:
+    """Return the stream without labels where they cannot be compared with the predictions, and say why."""
+    if stream.labels is None:
+        return stream
+    if head is None:
         terminal.say("note: no error: the bundle does not say how its output is read; compile with `--head`")
-    return head
+        return stream
+    if not stream.classes:
+        return stream
+    count = _class_count(manifest, head)
+    if head.kind == "classes" and count == len(stream.classes):
+        return stream
+    said = f"{len(stream.classes)} sub-folders, the model {count or 'no'} classes"
+    terminal.say(f"note: no error: the folder has {said}; the folder needs one sub-folder for each class")
+    return replace(stream, labels=None)
+
+
+def _class_count(manifest: Mapping[str, Any], head: HeadSpec) -> int | None:
+    """Number of classes along the head's axis, None where the output leaves it open or has no such axis."""
+    shape = next((spec["shape"] for spec in manifest["outputs"] if spec["name"] == head.output), [])
+    size = shape[head.axis] if head.axis is not None and head.axis < len(shape) else None
+    return size if isinstance(size, int) else None
 
 
 def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:

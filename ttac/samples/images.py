@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ import numpy as np
 
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.samples.archives import open_archive
+from ttac.samples.image_folder import ImageFolder
 from ttac.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 CHANNELS = (1, 3, 4)
 """Numbers of channels that an image can have: grey, RGB, and RGB with one more channel."""
 FORMS = "give an `.npz` (its first array), an `.npy` or a folder of images"
@@ -78,15 +78,27 @@ class Preparation:
         return ready if self.layout == "NCHW" else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Samples in order: `read(start, stop)` returns float32 [stop - start, *sample]."""
+    """Samples in order.
+
+    Attributes:
+        count: number of samples.
+        read: function of start and stop that returns float32 [stop - start, *sample].
+        labels: [count, ...], or None.
+        prepared: False when the samples are bytes, which this module prepares.
+        names: files of the samples, relative to their folder; none for an array.
+        classes: sub-folders that give the labels, by class number; none for labels from an array.
+        array: name of the samples among several arrays of an `.npz`, otherwise empty.
+    """
 
     count: int
     read: Callable[[int, int], np.ndarray]
     labels: np.ndarray | None = None
     prepared: bool = True
-    """False when the samples are bytes, which this module prepares."""
+    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    array: str = ""
 
     def batches(self, size: int, smallest: int = 1) -> Iterator[np.ndarray]:
         """Yield batches of `size` samples; the last ones are smaller when the samples run out, none below `smallest`.
@@ -156,8 +168,8 @@ def open_stream(path: Path, how: Preparation, array: str | None = None) -> Strea
         return _open_folder(path, how)
     if not path.exists():
         raise UsageError("there is no such input", where=f"`{path}`", hint=FORMS)
-    samples, labels = _read_arrays(path, array)
-    return stream_of(samples, how, labels=labels, where=f"`{path}`")
+    samples, labels, name = _read_arrays(path, array)
+    return replace(stream_of(samples, how, labels=labels, where=f"`{path}`"), array=name)
 
 
 def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None = None, where: str = "") -> Stream:
@@ -170,22 +182,36 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
             where=where,
             hint="give labels for each sample, or remove the array `labels`",
         )
+    if labels is not None and labels.dtype.kind not in "biuf":
+        raise UsageError(
+            f"the labels are `{labels.dtype}`, not class numbers",
+            where=where,
+            hint="give whole numbers from 0: `np.unique(labels, return_inverse=True)[1]` numbers the names in order",
+        )
     if array.dtype == np.uint8 and (how.takes_floats or array.shape[1:] != how.sample):
         ready = channels_first(array, how, where)
-        return Stream(len(array), lambda start, stop: how.prepare(ready[start:stop]), labels, prepared=False)
+        return Stream(
+            count=len(array), read=lambda start, stop: how.prepare(ready[start:stop]), labels=labels, prepared=False
+        )
     ready = prepared_floats(array, how, where)
-    return Stream(len(array), lambda start, stop: np.ascontiguousarray(ready[start:stop], how.dtype), labels)
+    return Stream(
+        count=len(array),
+        read=lambda start, stop: np.ascontiguousarray(ready[start:stop], how.dtype),
+        labels=labels,
+    )
 
 
-def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the samples of an `.npy` or `.npz` file, and the array `labels` of an `.npz`."""
+def _read_arrays(path: Path, wanted: str | None) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """Return the samples of an `.npy` or `.npz` file, the array `labels` of an `.npz`, and the samples' name there."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
+            return np.load(path, mmap_mode="r", allow_pickle=False), None, ""
         if path.suffix == ".npz":
             with open_archive(path) as arrays:
-                name = _choose([name for name in arrays.files if name != "labels"], wanted, path)
-                return arrays[name], arrays["labels"] if "labels" in arrays.files else None
+                names = [name for name in arrays.files if name != "labels"]
+                name = _choose(names, wanted, path)
+                labels = arrays["labels"] if "labels" in arrays.files else None
+                return arrays[name], labels, name if len(names) > 1 else ""
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read the arrays: {error}", where=f"`{path}`", hint=FORMS) from error
     raise UsageError(f"`{path.suffix or path.name}` is no form of input", where=f"`{path}`", hint=FORMS)
@@ -239,20 +265,43 @@ def _misfit(array: np.ndarray, how: Preparation, where: str) -> UsageError:
     return UsageError(
         f"samples have shape {list(array.shape[1:])}, the model takes {list(how.sample)}",
         where=where,
-        hint="resize or transpose them, or give the folder of images, which ttac resizes itself",
+        hint=_way_to_fit(array.shape[1:], how),
     )
 
 
-def _open_folder(folder: Path, how: Preparation) -> Stream:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise UsageError("the folder holds no image", where=f"`{folder}`", hint="known forms: " + ", ".join(SUFFIXES))
-    size = how.size
+def _way_to_fit(shape: tuple[int, ...], how: Preparation) -> str:
+    """Return the hint for samples of another shape: another order of axes, another number of channels, another size."""
+    if len(how.sample) == 3:
+        channels, height, width = how.size
+        if len(shape) == 3 and sorted(shape) == sorted(how.sample) and shape != how.sample:
+            first = shape == (channels, height, width)
+            order, name = ((0, 2, 3, 1), "first (NCHW)") if first else ((0, 3, 1, 2), "last (NHWC)")
+            if first or shape == (height, width, channels):
+                return f"the samples have their channels {name}; `x.transpose{order}` gives the model's order"
+        if channels == 3 and shape in ((height, width), (1, height, width)):
+            grey = "x[:, None]" if len(shape) == 2 else "x"
+            return f"the samples are grey, the model takes colour: `np.repeat({grey}, 3, axis=1)`"
+        if channels == 1 and shape in ((3, height, width), (height, width, 3)):
+            return "the samples have colour, the model takes grey: average the channels"
+    return "resize or transpose them, or give the folder of images, which ttac resizes itself"
+
+
+def _open_folder(path: Path, how: Preparation) -> Stream:
+    folder = ImageFolder(path)
+    files, size = folder.files, how.size
 
     def read(start: int, stop: int) -> np.ndarray:
         return how.prepare(np.stack([read_image(file, size) for file in files[start:stop]]))
 
-    return Stream(len(files), read, prepared=False)
+    labels, classes = folder.labels(), tuple(folder.classes)
+    return Stream(
+        count=len(files),
+        read=read,
+        labels=labels,
+        prepared=False,
+        names=tuple(folder.names),
+        classes=classes,
+    )
 
 
 def read_image(file: Path, size: tuple[int, int, int]) -> np.ndarray:

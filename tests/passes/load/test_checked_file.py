@@ -49,6 +49,13 @@ def test_files_that_are_no_model(tmp_path: Path, content: bytes, message: str) -
     refusal(UnsupportedError, lambda: load(path), message, str(path))
 
 
+def test_arrays_named_onnx_are_called_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        np.savez(file, x=np.zeros(3))
+    refusal(UnsupportedError, lambda: load(path), "arrays of NumPy (`.npz`), not ONNX", str(path))
+
+
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
 def test_a_model_cut_short_is_refused(tmp_path: Path, kept: float) -> None:
     whole = source().SerializeToString()

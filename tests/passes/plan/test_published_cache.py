@@ -138,5 +138,5 @@ def test_it_stands_in_the_report_and_in_inspect(run: Run, tmp_path: Path) -> Non
     # A convolution on [3, 8, 8], a norm on [4, 8, 8] or so, and a classifier on its channels.
     assert told["batch"] == 6 and told["largest_input_bytes"] == told["norm_inputs_bytes"] > 0
     assert told["all_inputs_bytes"] > told["norm_inputs_bytes"]
-    seen = run("inspect", str(bundle))
+    seen = run("inspect", str(bundle), "--plan")
     assert seen.code == 0 and "published cache\n" in seen.out and "  largest input" in seen.out
