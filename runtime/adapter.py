@@ -84,7 +84,7 @@ class Adapter:
         state, place = self._manifest.state, f"`{self.path}`"
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
         self._form = self._load(self._choice.spec)
-        self._reference: LoadedForm | None = None
+        self._reference = None if self._choice.confirmed else self._load(None)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
         self._rejected_in_a_row = 0
@@ -263,9 +263,8 @@ class Adapter:
 
         The compared step leaves no trace.  Each call compares until a step changes a parameter.
         """
-        if self._choice.confirmed or not inputs:
+        if self._reference is None or not inputs:
             return
-        self._reference = self._reference or self._load(None)
         expected, key = self._outcome(inputs, self._reference), self._choice.key
         try:
             reason = disagreement(self._outcome(inputs, self._form), expected)

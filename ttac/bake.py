@@ -7,8 +7,8 @@ The base is the source graph `infer.onnx` of the bundle, in which the parameters
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime.bundle import open_bundle
 from ttac.runtime.engine import engine, open_session
 from ttac.runtime.records import Manifest
+from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import read_state
+from ttac.staging import staged_folder
 
 GRAPH = "infer.onnx"
 SINGLE_FILE = 1_900_000_000
@@ -33,7 +36,7 @@ DAMAGED = (ir.serde.SerdeError, google.protobuf.message.DecodeError)
 """Errors of the libraries that read ONNX files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BakedModel:
     """A written model.
 
@@ -42,29 +45,47 @@ class BakedModel:
         replaced: role -> number of tensors from the state.
         source_statistics: batch norms that adapt with the statistics of test data, which no state tracks.
         probe: shape of the logits of the batch that verified the model.
+        comparison: the model beside the source; None without samples, or where no head says how outputs are read.
     """
 
     path: Path
     replaced: Mapping[str, int]
     source_statistics: tuple[str, ...]
     probe: tuple[int, ...]
+    comparison: Comparison | None = None
 
 
-def bake(bundle: Path, state: Path, output: Path) -> BakedModel:
+def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *, force: bool = False) -> BakedModel:
     """Write the model of `bundle` with the tensors of `state` to `output`, and check and run the model once.
+
+    Args:
+        samples: samples on which the model is compared with the source before it is written, with or without labels.
+        force: write the model also if it is much worse than the source.
 
     Raises the errors of `open_bundle` and `read_state`, and:
         UnsupportedError: an ordinary model has no place for a tensor of the state.
-        VerificationError: the baked model is not valid ONNX, or its outputs are not finite.
+        VerificationError: the baked model is not valid ONNX, its outputs are not finite, or it is much worse.
     """
-    manifest = open_bundle(bundle).manifest
+    manifest, model = read_unreplaced(bundle, lambda: (open_bundle(bundle).manifest, _source(bundle / GRAPH)))
     learned = _learned(manifest, state)
-    model = _source(bundle / GRAPH)
-    _place(model, learned)
-    untracked = _source_statistics(manifest.raw, learned)
-    probe = _write(model, output, manifest.raw)
-    roles = {role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED}
-    return BakedModel(output, roles, untracked, probe)
+    referee = Referee.of(manifest, samples) if samples else None
+    with _staged(output) as folder:
+        source = _save(model, folder / "source", output.name) if referee else None
+        _place(model, learned)
+        partial = _save(model, folder / "baked", output.name)
+        probe = _verified(partial, manifest.raw)
+        comparison = referee.compare(source, partial) if referee and source else None
+        if comparison and not force:
+            comparison.refuse()
+        for file in sorted(partial.parent.iterdir(), key=lambda file: file.name == output.name):
+            shutil.move(file, output.resolve().parent / file.name)
+    return BakedModel(
+        path=output,
+        replaced={role: sum(tensor.role == role for tensor in learned.values()) for role in LEARNED},
+        source_statistics=_source_statistics(manifest.raw, learned),
+        probe=probe,
+        comparison=comparison,
+    )
 
 
 def _source(path: Path) -> ir.Model:
@@ -120,23 +141,31 @@ def _source_statistics(manifest: Mapping[str, Any], learned: Mapping[str, Adapte
     return tuple(site["name"] for site in sites if f"{site['name']}.mean" not in learned)
 
 
-def _write(model: ir.Model, output: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """Save the model in the folder of `output`, check and run the file, and move it; return the shape of the logits."""
-    if not output.resolve().parent.is_dir():
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A new folder beside `output`; raises UsageError if there is none, or nothing can be written there."""
+    parent = output.resolve().parent
+    if not parent.is_dir():
         raise UsageError("the folder does not exist", where=f"`{output}`", hint=f"`mkdir -p {output.parent}`")
+    try:
+        with staged_folder(parent) as folder:
+            yield folder
+    except OSError as error:
+        problem, hint = f"cannot write the model: {error.strerror or error}", "free space there, or choose another `-o`"
+        raise UsageError(problem, where=f"`{error.filename or output}`", hint=hint) from error
+
+
+def _save(model: ir.Model, folder: Path, name: str) -> Path:
+    """Save the model in the new `folder`, with its weights beside it if they are large; return the file."""
+    folder.mkdir()
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=f".{output.name}-") as folder:
-        partial = Path(folder) / output.name
-        try:
-            ir.save(model, partial, external_data=f"{output.name}.data" if size > SINGLE_FILE else None)
-        except (ir.serde.SerdeError, ValueError) as error:
-            hint = "copy the bundle again, or compile it again"
-            problem = "the source graph of the bundle cannot be written"
-            raise VerificationError(problem, where=f"`{GRAPH}`", hint=hint) from error
-        probe = _verified(partial, manifest)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == output.name):
-            shutil.move(file, output.resolve().parent / file.name)
-    return probe
+    try:
+        ir.save(model, folder / name, external_data=f"{name}.data" if size > SINGLE_FILE else None)
+    except (ir.serde.SerdeError, ValueError) as error:
+        hint = "copy the bundle again, or compile it again"
+        problem = "the source graph of the bundle cannot be written"
+        raise VerificationError(problem, where=f"`{GRAPH}`", hint=hint) from error
+    return folder / name
 
 
 def _self_contained(model: ir.Model) -> ir.Model:

@@ -1,4 +1,4 @@
-"""The folder in which a bundle is written, verified and measured before it moves to its place."""
+"""The folder in which a bundle or a model is written and verified before it moves to its place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def staging(options: CompileOptions) -> Iterator[Path]:
         try:
             for folder in reversed(missing):
                 folder.mkdir()
-            staged = stack.enter_context(_locked_folder(None if options.dry_run else parent)) / "bundle"
+            staged = stack.enter_context(staged_folder(None if options.dry_run else parent)) / "bundle"
             staged.mkdir()
             yield staged
         except (OSError, SafetensorError) as error:
@@ -44,10 +44,10 @@ def staging(options: CompileOptions) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked_folder(parent: Path | None) -> Iterator[Path]:
-    """A new folder in `parent` (None: for temporary files) that no other compile deletes before this one ends.
+def staged_folder(parent: Path | None) -> Iterator[Path]:
+    """A new folder in `parent` (None: for temporary files) that no other writer deletes before this one ends.
 
-    Folders of killed compiles in `parent` disappear.
+    Folders of killed writers in `parent` disappear.
     """
     with ExitStack() as stack:
         with nullcontext() if parent is None else locked(parent):

@@ -28,6 +28,10 @@ REACH = 3.0
 """Farthest distance of a batch mean from its running average that counts, in deviations of the source."""
 FARTHEST = 10.0
 """Farthest distance of a batch mean from the source mean that counts, in deviations of the source."""
+TRACKED = 0.01
+"""Least weight of the newest batch in the statistics for `bake`: they cover the last hundred batches, roughly."""
+TRACKED_BATCHES = "statistics.batches"
+"""State that counts the batches in the statistics for `bake`."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,7 @@ def adapt_norms(
             if site.kind == "batch" and rewrite:
                 tracked += rewrite(rewriter, site)
     if rewriter.observed and not tracked:
-        momentum = settings.get("statistics_momentum", 0.1)
-        tracked = track(op, rewriter.observed, rewriter.size, momentum)
+        tracked = track(op, rewriter.observed, rewriter.size)
     return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked))
 
 
@@ -216,21 +219,32 @@ def _between(op: Builder, value: ir.Value, middle: np.ndarray, reach: np.ndarray
     return op.Max(op.Min(value, middle + reach), middle - reach)
 
 
-def track(
-    op: Builder, observed: Sequence[tuple[NormSite, Moments]], size: ir.Value, momentum: float
-) -> list[StateTensor]:
-    """Follow the batch statistics as BatchNorm in training mode would, for `bake`: the step itself does not read them.
+def track(op: Builder, observed: Sequence[tuple[NormSite, Moments]], size: ir.Value) -> list[StateTensor]:
+    """Average the batch statistics for `bake`; the step itself does not read them.
 
-    Means, and unbiased variances, of all sites are averaged as one vector: a hundred tiny nodes become seven.
+    The source statistics count as one batch, and the newest of t batches has the weight 1 / (t + 1), at least
+    `TRACKED`.  No batch counts with a mean or a deviation farther than `FARTHEST` deviations of the source.  Means, and
+    unbiased variances, of all sites are averaged as one vector: a hundred tiny nodes become eleven.
     """
+    sites = [site for site, _ in observed]
+    deviation = np.concatenate([np.sqrt(site.parameters["var"] + site.eps) for site in sites]).astype(np.float32)
+    centre_now = np.concatenate([site.parameters["mean"] for site in sites])
+    zero = np.zeros((), np.float32)
+    before = state_input(op.graph, TRACKED_BATCHES, zero)
     with op.at("statistics"):
+        batches = op.Add(before, 1.0)
+        weight = op.Max(op.Div(1.0, op.Add(batches, 1.0)), TRACKED)
         means = [op.Add(m.mean, m.shift) if m.shift.any() else m.mean for _, m in observed]
-        count = op.Mul(size, np.concatenate([np.full(s.channels, float(s.spatial), np.float32) for s, _ in observed]))
+        count = op.Mul(size, np.concatenate([np.full(s.channels, float(s.spatial), np.float32) for s in sites]))
         unbiased = op.Div(count, op.Max(op.Sub(count, 1.0), 1.0))
         variances = op.Mul(_joined(op, [m.var for _, m in observed]), unbiased)
+        means_near = _between(op, _joined(op, means), centre_now, FARTHEST * deviation)
+        variances_near = op.Min(variances, (FARTHEST * deviation) ** 2)
+        batches.name = f"{TRACKED_BATCHES}.next"
         return [
-            *_average(op, "mean", [site for site, _ in observed], _joined(op, means), momentum),
-            *_average(op, "var", [site for site, _ in observed], variances, momentum),
+            *_average(op, "mean", sites, means_near, weight),
+            *_average(op, "var", sites, variances_near, weight),
+            StateTensor(name=TRACKED_BATCHES, role="counter", initial=zero, value=before, next=batches),
         ]
 
 
@@ -239,12 +253,12 @@ def _joined(op: Builder, values: Sequence[ir.Value]) -> ir.Value:
 
 
 def _average(
-    op: Builder, role: str, sites: Sequence[NormSite], observed: ir.Value, momentum: float
+    op: Builder, role: str, sites: Sequence[NormSite], observed: ir.Value, weight: ir.Value
 ) -> list[StateTensor]:
     initials = [site.parameters[role] for site in sites]
     inputs = [state_input(op.graph, f"{site.name}.{role}", i) for site, i in zip(sites, initials, strict=True)]
     running = _joined(op, inputs)
-    average = op.Add(running, op.Mul(op.Sub(observed, running), momentum))
+    average = op.Add(running, op.Mul(op.Sub(observed, running), weight))
     split: Any = op.Split(average, [site.channels for site in sites], axis=0, outputs=len(sites))
     parts = split if isinstance(split, tuple) else (split,)
     state = []

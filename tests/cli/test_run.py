@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,22 @@ def test_a_stream_and_its_state(run: Run, folder: Path) -> None:
     assert further["samples"] == 10
     with np.load("more.npz") as arrays:
         np.testing.assert_allclose(arrays["logits"], stepped(mean)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bundle_replaced_before_the_load_counts_alone(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planned batch comes from the loaded bundle, not from an earlier read of the folder."""
+    original = Adapter.__init__
+
+    def replaced(self: Adapter, *arguments: Any, **more: Any) -> None:
+        manifest = json.loads((folder / "tiny.ttac" / "manifest.json").read_text())
+        manifest["batch"]["planned"] = 2
+        (folder / "tiny.ttac" / "manifest.json").write_text(json.dumps(manifest))
+        original(self, *arguments, **more)
+
+    monkeypatch.setattr(Adapter, "__init__", replaced)
+    assert "is planned for 2 samples a step" in run("run", "tiny.ttac", "x.npz", "--batch", str(PLANNED)).err
 
 
 def test_without_adapting_the_state_stays(run: Run, folder: Path) -> None:

@@ -94,10 +94,10 @@ def save(folder: Path, file: Path, tensors: dict[str, np.ndarray]) -> Path:
     return file
 
 
-def refusal(*arguments: Path) -> TtacError:
+def refusal(bundle: Path, state: Path, out: Path, samples: Path | None = None) -> TtacError:
     with pytest.raises(TtacError) as caught:
-        bake(*arguments)
-    assert not arguments[-1].exists() and not list(arguments[-1].parent.glob(".*"))
+        bake(bundle, state, out, samples)
+    assert not out.exists() and not list(out.parent.glob(".*"))
     return caught.value
 
 
@@ -120,7 +120,10 @@ def test_the_command_prints_the_path(bundle: Path, tmp_path: Path, capsys: pytes
     assert main(["bake", str(bundle), "--state", str(state), "-o", out]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{out}\n"
-    assert captured.err == "baked 2 parameter tensors, 2 statistic tensors; one sample gives [1, 5]\n"
+    assert captured.err == (
+        "baked 2 parameter tensors, 2 statistic tensors; one sample gives [1, 5]\n"
+        "note: the model is not compared with the source (`--samples`)\n"
+    )
 
 
 def test_norms_without_tracked_statistics_are_reported(bundle: Path, tmp_path: Path) -> None:
@@ -147,3 +150,51 @@ def test_a_tensor_without_a_place_is_refused(bundle: Path, tmp_path: Path) -> No
 def test_the_folder_must_exist(bundle: Path, tmp_path: Path) -> None:
     state = save(bundle, tmp_path / "s.safetensors", adapted())
     assert refusal(bundle, state, tmp_path / "none" / "out.onnx").problem == "the folder does not exist"
+
+
+@pytest.fixture
+def images(bundle: Path, tmp_path: Path) -> Path:
+    """Samples with the classes that the source predicts, so that it makes no error."""
+    x = np.random.default_rng(5).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    logits = expected({}, x, tmp_path / "source")
+    np.savez(tmp_path / "x.npz", images=x, labels=logits.argmax(1))
+    return tmp_path / "x.npz"
+
+
+def spoiled(scale: float) -> dict[str, np.ndarray]:
+    """Tensors of the source with a scale that makes predictions differ, or all alike."""
+    source = {name: weights()[name] for name in STATE}
+    return {**source, "bn.scale": np.full(CHANNELS, scale, np.float32)}
+
+
+def test_a_model_that_errs_more_is_refused_unless_forced(bundle: Path, images: Path, tmp_path: Path) -> None:
+    state, out = save(bundle, tmp_path / "s.safetensors", spoiled(-1.0)), tmp_path / "out.onnx"
+    error = refusal(bundle, state, out, images)
+    assert "on 40 samples, the source errs on 0.0%, the baked model on " in error.problem
+    done = bake(bundle, state, out, images, force=True)
+    assert out.exists() and done.comparison is not None and (done.comparison.baked.error or 0) > 0.02
+
+
+def test_a_model_as_good_as_the_source_is_written(
+    bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, out = save(bundle, tmp_path / "s.safetensors", spoiled(1.0)), tmp_path / "out.onnx"
+    command = ["bake", str(bundle), "--state", str(state), "-o", str(out), "--samples", str(images)]
+    assert main(command) == 0
+    assert "on 40 samples, the source errs on 0.0%, the baked model on 0.0%\n" in capsys.readouterr().err
+
+
+def test_a_collapsed_model_is_refused_without_labels(bundle: Path, images: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(images)["images"])
+    state, out = save(bundle, tmp_path / "s.safetensors", spoiled(0.0)), tmp_path / "out.onnx"
+    error = refusal(bundle, state, out, tmp_path / "x.npy")
+    assert "on 40 samples without labels, the source has" in error.problem
+    assert "the baked model 0.000" in error.problem
+
+
+def test_leftovers_of_a_killed_bake_disappear(bundle: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / ".ttac-abcd1234"
+    (left / "baked").mkdir(parents=True)
+    state = save(bundle, tmp_path / "s.safetensors", spoiled(1.0))
+    bake(bundle, state, tmp_path / "out" / "out.onnx")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["out.onnx"]

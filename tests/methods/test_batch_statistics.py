@@ -129,20 +129,23 @@ def test_bn_follows_a_running_average(two_norms: tuple[Path, Arrays], tmp_path: 
         np.testing.assert_allclose(state[f"{name}.var"], var, rtol=1e-5)
 
 
-def test_bn_keeps_what_a_norm_in_training_would(two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:
-    """The state tracks mean and unbiased variance with momentum 0.1, for `bake`; no step reads them."""
+def test_bn_averages_statistics_for_bake(two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:
+    """The state averages bounded means and unbiased variances, the source being the first batch; no step reads them."""
     path, w = two_norms
     adapter = ttac.load(compiled(path, tmp_path, method="bn", batch=6))
     running = {name: stored(w, name) for name in EPS}
-    for seed, size in enumerate([6, 3]):
-        unbiased = size * 20 / (size * 20 - 1)
+    for batches, size in enumerate([6, 3, 6], 1):
+        unbiased, weight = size * 20 / (size * 20 - 1), 1 / (batches + 1)
 
-        def tracked(name: str, batch: Moments, unbiased: float = unbiased) -> Moments:
-            mean, var = running[name]
-            running[name] = 0.9 * mean + 0.1 * batch[0], 0.9 * var + 0.1 * batch[1] * unbiased
+        def tracked(name: str, batch: Moments, unbiased: float = unbiased, weight: float = weight) -> Moments:
+            (centre, variance), (mean, var) = stored(w, name), running[name]
+            deviation = np.sqrt(variance + EPS[name])
+            near = np.clip(batch[0], centre - 10 * deviation, centre + 10 * deviation)
+            small = np.minimum(batch[1] * unbiased, 100 * deviation**2)
+            running[name] = mean + weight * (near - mean), var + weight * (small - var)
             return batch
 
-        x = shifted(size, seed)
+        x = shifted(size, batches)
         restated(w, x, tracked)
         adapter.step(x)
     state = state_of(adapter)

@@ -152,6 +152,12 @@ def test_a_confirmed_form_is_remembered(copy: Path, monkeypatch: pytest.MonkeyPa
     assert ttac.load(copy).stats["form_reason"] == "it was asked again"
 
 
+def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:
+    adapter = ttac.load(copy)
+    shutil.rmtree(copy)
+    assert np.isfinite(adapter.step(batches()[0])).all()
+
+
 def test_a_refused_form_is_remembered_with_its_reason(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "disagreement", lambda *_: "its logits differ")
     ttac.load(copy).step(batches()[0])

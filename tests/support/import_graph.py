@@ -43,7 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("ttac.reports",),
     (PIECES,),
     ("ttac.pipeline",),
-    ("ttac.bake",),
+    ("ttac.bake", "ttac.bake_comparison"),
     ("ttac.evaluation",),
     ("ttac.demo",),
     ("ttac.cli", "ttac.__main__"),

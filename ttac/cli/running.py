@@ -83,15 +83,14 @@ def _stream(
 ) -> tuple[Outcome, tuple[str, ...]]:
     """Run the stream; return the outcome, with outputs if `keep`, and the names of the files of a folder."""
     from ttac.runtime import load
-    from ttac.runtime.bundle import read_manifest
     from ttac.runtime.manifest import parse_manifest
     from ttac.samples.streaming import run_stream
 
-    manifest = read_manifest(bundle)
+    adapter = load(bundle, threads=choices.threads)
+    manifest = adapter.bundle.manifest
     size = _size(manifest, choices.batch)
     head = parse_manifest(manifest).head
     stream = _labelled(terminal, _open(terminal, manifest, samples, choices.array), manifest, head)
-    adapter = load(bundle, threads=choices.threads)
     if choices.state is not None:
         adapter.restore(choices.state)
     if choices.save_state is not None and choices.save_every is not None:

@@ -18,15 +18,28 @@ CLASSES = HeadSpec(kind="classes", axis=1, values="logits")
 
 def entropies(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     """Return the entropy of each prediction in nats, float64, with the shape of the outputs without the class axis."""
+    return _entropy(*_logits(outputs, head))
+
+
+def probabilities(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
+    """Return the probabilities of each prediction, float64, along the last axis; a binary answer has two."""
+    values, axis = _logits(outputs, head)
+    values = np.moveaxis(values, axis, -1)
+    powers = np.exp(values - values.max(axis=-1, keepdims=True))
+    share: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
+    return share
+
+
+def _logits(outputs: np.ndarray, head: HeadSpec) -> tuple[np.ndarray, int]:
+    """Return logarithms of the probabilities, up to a constant, and their axis; a binary answer has two, on axis -1."""
     values = scores(outputs, head).astype(np.float64)
     if is_binary(values.shape, head):
-        sides = np.stack([values, np.zeros_like(values)], -1) if head.values == "logits" else np.log(_sided(values))
-        return _entropy(sides, -1)
+        return np.stack([values, np.zeros_like(values)], -1) if head.values == "logits" else np.log(_sided(values)), -1
     if head.values == "probabilities":
         with np.errstate(divide="ignore"):
             values = np.log(values)
     assert head.axis is not None
-    return _entropy(values, head.axis)
+    return values, head.axis
 
 
 def scores(outputs: np.ndarray, head: HeadSpec) -> np.ndarray:
