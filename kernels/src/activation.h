@@ -1,7 +1,7 @@
 // Activations and their derivatives on vectors.  Part of tables.cpp.
 #pragma once
 #include "norm_table.h"
-#include "vector.h"
+#include "smooth.h"
 
 namespace ttac {
 namespace {
@@ -26,6 +26,37 @@ struct Clip {
     return select(above > high, high, above);
   }
   INLINE Vec gradient(Vec dy, Vec u, Vec low, Vec high) { return select((u > low) & (u < high), dy, Vec{}); }
+};
+
+// u * logistic(u)
+struct Silu {
+  static constexpr Activation kind = kSilu;
+  INLINE Vec value(Vec u, Vec, Vec) { return u * logistic(u); }
+  INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
+    const Vec s = logistic(u);
+    return dy * (s + u * s * (1.0f - s));
+  }
+};
+
+// u * h with h = min(max(u/6 + 1/2, 0), 1)
+struct HardSwish {
+  static constexpr Activation kind = kHardSwish;
+  INLINE Vec gate(Vec u) { return Clip::value(u * (1.0f / 6.0f) + 0.5f, Vec{}, all(1.0f)); }
+  INLINE Vec value(Vec u, Vec, Vec) { return u * gate(u); }
+  INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
+    const Mask inside = (u > all(-3.0f)) & (u < all(3.0f));
+    return dy * (gate(u) + select(inside, u * (1.0f / 6.0f), Vec{}));
+  }
+};
+
+// u times the normal distribution at u
+struct Gelu {
+  static constexpr Activation kind = kGelu;
+  INLINE Vec value(Vec u, Vec, Vec) { return u * normal(u).distribution; }
+  INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
+    const Normal at = normal(u);
+    return dy * (at.distribution + u * at.density);
+  }
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ constexpr const char* kNames[] = {"none", "relu", "clip", "silu", "hardswish", "
 
 Activation activation_of(const std::string& name) {
   for (int kind = 0; kind < kActivations; ++kind) {
-    if (name == kNames[kind] && instructions().norm.forward[kind][0] != nullptr) return static_cast<Activation>(kind);
+    if (name == kNames[kind]) return static_cast<Activation>(kind);
   }
   throw std::runtime_error("attribute act: there is no activation " + name);
 }
@@ -50,6 +50,9 @@ struct Norm {
   Layout layout;
   Tensor x, residual, y, dy, scale, bias, mean, variance, out, du, dscale, dbias;
 
+  // A smooth activation costs more than a place for du, and dx has the same place.
+  const Tensor& spare_du() const { return settings.act >= kSilu ? out : du; }
+
   float deviation(int64_t channel) const {
     return std::sqrt(static_cast<float>(static_cast<double>(variance.data[channel]) + settings.epsilon));
   }
@@ -75,7 +78,7 @@ struct Norm {
     piece.y = at(y, stretch.offset);
     piece.dy = at(dy, stretch.offset);
     piece.out = at(out, stretch.offset);
-    piece.du = at(du, stretch.offset);
+    piece.du = at(du ? du : spare_du(), stretch.offset);
     piece.length = stretch.length;
   }
 };
@@ -192,7 +195,7 @@ struct BackwardSteps {
       piece.constant.value[lane] = -slope * norm.dbias.data[channel] / count;
       piece.linear.value[lane] = -slope * norm.dscale.data[channel] / (count * norm.deviation(channel));
     }
-    const Source again = norm.du ? kGradient : source;
+    const Source again = piece.du != nullptr ? kGradient : source;
     instructions().norm.backward[norm.settings.act][again][norm.settings.given](piece);
   }
 };

@@ -138,6 +138,9 @@ constexpr NormTable norm_table() {
   put_activation<NoActivation>(table);
   put_activation<Relu>(table);
   put_activation<Clip>(table);
+  put_activation<Silu>(table);
+  put_activation<HardSwish>(table);
+  put_activation<Gelu>(table);
   return table;
 }
 

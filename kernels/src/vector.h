@@ -3,6 +3,7 @@
 // This file is part of tables.cpp, which is compiled once for each set of instructions.  Everything here must have
 // internal linkage: the linker keeps one copy of an external inline function, perhaps the one with AVX-512 in it.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #define INLINE static inline __attribute__((always_inline))
@@ -30,17 +31,17 @@ struct Whole {
 struct Part {
   int count;
   Vec read(const float* from) const {
-    Vec value{};
-    for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
-    return value;
+    alignas(64) float held[kLanes] = {};
+    __builtin_memcpy(held, from, sizeof(float) * static_cast<size_t>(count));
+    return load(held);
   }
   void write(float* to, Vec value) const {
-    for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+    __builtin_memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
   }
   // Zero where the run has ended.
   Vec keep(Vec value) const {
-    for (int lane = count; lane < kLanes; ++lane) value[lane] = 0;
-    return value;
+    const Mask lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return select(lane < count, value, Vec{});
   }
 };
 
