@@ -23,7 +23,7 @@ def main() -> None:
     step = variant_step(variant, network, method, int(threads), {})
     samples = random_samples(int(batch), (3, NETWORKS[network][1], NETWORKS[network][1]))
     # torch.compile compiles for one batch: the warm-up must have the batch of the measured steps.
-    print(json.dumps(step_memory(step, samples, bare, smallest=int(batch) if "compile" in variant else 1)))
+    print(json.dumps(step_memory(step, samples, bare, few=samples if "compile" in variant else samples[:1])))
 
 
 if __name__ == "__main__":

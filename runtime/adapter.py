@@ -17,7 +17,7 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
-from ttac.runtime.finite_samples import FiniteSamples
+from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.form_cache import remember
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
@@ -121,8 +121,9 @@ class Adapter:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the first input."""
-        return tuple(int(size) for size in self._manifest.inputs[0].shape[1:])
+        """Shape of one sample of the first input that has an axis of samples."""
+        spec = next(spec for spec in self.inputs if spec.batch_axis is not None)
+        return tuple(size for size in spec.shape if isinstance(size, int))
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Adapter:
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict and adapt: inputs [n, ...] -> outputs [n, ...], n from the smallest to the planned batch.
 
-        A model with one output gives an array. A model with several outputs gives a dict, name to array.
+        A model with one input takes an array, with several a dict, name to array; outputs are given likewise.
 
         A sample with NaN or infinite values gets a row of NaN in the output, of 0 where the output has integers.  The
         step learns from the other samples; it only predicts if fewer than the smallest batch are left.
@@ -161,13 +162,13 @@ class Adapter:
             self._state.refuse_torn()
             self._opened.files.check_unchanged()
             inputs = check_inputs(x, self._manifest)
-            batch = FiniteSamples.of(inputs, self.smallest_batch)
+            batch = FiniteSamples.of(inputs, self.inputs, self.smallest_batch)
             self._confirm(batch.inputs)
             start = time.perf_counter()
             outputs, step = self._predict(batch, "step" if batch.learns else "predict")
             adapted = step is None or self._state.commit(step.pending, step.deferred)
             reset = self._reset_if_stuck(adapted)
-            samples = len(next(iter(inputs.values())))
+            samples = sample_count(inputs, self.inputs)
             self._stats = {
                 **self._stats,
                 "steps": self._stats["steps"] + 1,
@@ -186,7 +187,7 @@ class Adapter:
         with self._turn():
             self._state.refuse_torn()
             self._opened.files.check_unchanged()
-            batch = FiniteSamples.of(check_inputs(x, self._manifest), self.smallest_batch)
+            batch = FiniteSamples.of(check_inputs(x, self._manifest), self.inputs, self.smallest_batch)
             self._confirm(batch.inputs)
             return self._predict(batch, "predict")[0]
 
@@ -306,7 +307,7 @@ class Adapter:
         tensors = step.perform(form.programs[program])
         assert tensors is not None, "parse_program checked that every path returns"
         arrays = [self._device.array(tensor).copy() for tensor in tensors]
-        samples = len(next(iter(inputs.values())))
+        samples = sample_count(inputs, self.inputs)
         for spec, array in zip(self.outputs, arrays, strict=True):
             check_output(array, spec, samples, f"`{self.path}`")
         step.values = {}

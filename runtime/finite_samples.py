@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttac.runtime.records import BATCH_AXIS, TensorSpec
-from ttac.runtime.tensors import is_finite
+from ttac.runtime.tensors import along, is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,26 @@ class FiniteSamples:
     learns: bool = True
 
     @classmethod
-    def of(cls, inputs: Mapping[str, np.ndarray], smallest: int) -> FiniteSamples:
-        """The finite samples of `inputs`; fewer than `smallest` are filled up with the last one, and do not learn."""
+    def of(cls, inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], smallest: int) -> FiniteSamples:
+        """The finite samples of `inputs`; fewer than `smallest` are filled up with the last one, and do not learn.
+
+        An input without an axis of samples belongs to every sample.
+        """
+        axes = {spec.name: spec.batch_axis for spec in specs}
+        count = sample_count(inputs, specs)
         if all(map(is_finite, inputs.values())):
             return cls(inputs=inputs)
-        rows = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in inputs.values() if a.dtype.kind == "f"]
-        finite: np.ndarray = np.logical_and.reduce(rows)
+        finite = np.logical_and.reduce([_finite_rows(array, axes[name], count) for name, array in inputs.items()])
         (chosen,) = np.nonzero(finite)
         learns = len(chosen) >= smallest
         if not len(chosen):
             return cls(inputs={}, finite=finite, learns=False)
         chosen = np.concatenate([chosen, np.full(max(0, smallest - len(chosen)), chosen[-1])])
-        return cls(inputs={name: array[chosen] for name, array in inputs.items()}, finite=finite, learns=learns)
+        kept = {
+            name: array if (axis := axes[name]) is None else array[along(axis, chosen)]
+            for name, array in inputs.items()
+        }
+        return cls(inputs=kept, finite=finite, learns=learns)
 
     @property
     def dropped(self) -> int:
@@ -69,6 +77,20 @@ class FiniteSamples:
         rows = np.moveaxis(_blank(tuple(shape), array.dtype), axis, 0)
         rows[self.finite] = np.moveaxis(array, axis, 0)[: int(self.finite.sum())]
         return np.ascontiguousarray(np.moveaxis(rows, 0, axis))
+
+
+def sample_count(inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> int:
+    """Return the number of samples in `inputs`: the size along the axis of the samples of any input that has one."""
+    axes = ((inputs[spec.name].shape, spec.batch_axis) for spec in specs)
+    return next(int(shape[axis]) for shape, axis in axes if axis is not None)
+
+
+def _finite_rows(array: np.ndarray, axis: int | None, count: int) -> np.ndarray:
+    """Whether the values of each of `count` samples are finite, bool [count]."""
+    if axis is None or array.dtype.kind != "f":
+        return np.full(count, is_finite(array))
+    rows: np.ndarray = np.isfinite(np.moveaxis(array, axis, 0)).reshape(count, -1).all(axis=1)
+    return rows
 
 
 def _blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ttac.errors import UsageError
-from ttac.runtime.records import Manifest, TensorSpec
+from ttac.runtime.records import BATCH_AXIS, Manifest, TensorSpec
 
 
 def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -> dict[str, np.ndarray]:
@@ -17,41 +17,73 @@ def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -
     An array is the value of the only input.  float16 and float64 become float32.  Integers do not become floats,
     because a model of floats was trained on normalised values.  Raises UsageError for any other mismatch.
     """
-    arrays = x if isinstance(x, Mapping) else {manifest.inputs[0].name: x}
-    names = [spec.name for spec in manifest.inputs]
-    if set(arrays) != set(names):
-        listed = ", ".join(f"`{name}`" for name in names)
-        passed = ", ".join(f"`{name}`" for name in arrays) or "none"
-        raise UsageError(
-            f"the model takes the inputs {listed}; got {passed}", where="the input", hint="pass a dict, name to array"
-        )
+    arrays = _named(x, manifest)
     inputs = {spec.name: _checked(arrays[spec.name], spec, manifest) for spec in manifest.inputs}
-    counts = {name: len(array) for name, array in inputs.items()}
+    axes = {spec.name: spec.batch_axis for spec in manifest.inputs}
+    counts = {name: array.shape[axis] for name, array in inputs.items() if (axis := axes[name]) is not None}
     if len(set(counts.values())) > 1:
+        listed = ", ".join(f"`{name}` {list(inputs[name].shape)} holds {count}" for name, count in counts.items())
         raise UsageError(
-            f"the inputs differ in their number of samples: {counts}", where="the input", hint="pass one batch"
+            f"the inputs differ in their number of samples: {listed}",
+            where="the input",
+            hint="pass the same samples to each input",
         )
     return inputs
+
+
+def _named(x: Any, manifest: Manifest) -> Mapping[str, Any]:
+    """The arrays by the names of the model's inputs; raises UsageError for a missing or an unknown name."""
+    names = [spec.name for spec in manifest.inputs]
+    alone = not isinstance(x, Mapping)
+    if alone and len(names) == 1:
+        return {names[0]: x}
+    passed = [] if alone else [str(name) for name in x]
+    if set(passed) == set(names):
+        return x  # type: ignore[no-any-return]
+    listed, got = (", ".join(f"`{name}`" for name in each) for each in (names, passed))
+    raise UsageError(
+        f"the model takes the inputs {listed}; got {'a single array' if alone else got or 'none'}",
+        where="the input",
+        hint="pass a dict, name to array",
+    )
 
 
 def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
     array = value if isinstance(value, np.ndarray) else _converted(value, spec)
     array = _cast(array, spec)
-    expected = str([f"{manifest.smallest} to {manifest.planned}", *spec.shape[1:]]).replace("'", "")
-    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
-        hint = "resize the samples, or recompile with `--shape` where the model leaves its sizes open"
-        if array.ndim != len(spec.shape):
-            hint = "pass a batch: the samples lie along the first axis"
-        if array.shape == spec.shape[1:]:
-            hint = "one sample needs a batch axis too: `x[None]`"
-        _refuse(spec, f"has shape {list(array.shape)}; the model takes {expected}", hint)
-    if len(array) < manifest.smallest:
-        hint = "collect more samples first" if len(array) else "pass at least one sample"
-        _refuse(spec, f"has {len(array)} samples; the bundle takes {manifest.smallest} to {manifest.planned}", hint)
-    if len(array) > manifest.planned:
-        hint = f"pass at most {manifest.planned} at a time, or recompile with `--batch {len(array)}`"
-        _refuse(spec, f"has {len(array)} samples; the bundle is planned for {manifest.planned}", hint)
+    axis = spec.batch_axis
+    if not _fits(array, spec):
+        counts = f"{manifest.smallest} to {manifest.planned}"
+        expected = str([counts if size == BATCH_AXIS else size for size in spec.shape]).replace("'", "")
+        _refuse(spec, f"has shape {list(array.shape)}; the model takes {expected}", _way_out(array, spec))
+    if axis is None:
+        return array
+    count = array.shape[axis]
+    if count < manifest.smallest:
+        hint = "collect more samples first" if count else "pass at least one sample"
+        _refuse(spec, f"has {count} samples; the bundle takes {manifest.smallest} to {manifest.planned}", hint)
+    if count > manifest.planned:
+        hint = f"pass at most {manifest.planned} at a time, or recompile with `--batch {count}`"
+        _refuse(spec, f"has {count} samples; the bundle is planned for {manifest.planned}", hint)
     return array
+
+
+def _fits(array: np.ndarray, spec: TensorSpec) -> bool:
+    """Whether every size but the number of samples is that of the model."""
+    sizes = zip(array.shape, spec.shape, strict=False)
+    return array.ndim == len(spec.shape) and all(declared in (BATCH_AXIS, size) for size, declared in sizes)
+
+
+def _way_out(array: np.ndarray, spec: TensorSpec) -> str:
+    """The hint for an array of a wrong shape."""
+    axis = spec.batch_axis
+    if axis is not None and array.shape == tuple(size for size in spec.shape if size != BATCH_AXIS):
+        return f"one sample needs a batch axis too: `{'x[None]' if not axis else f'np.expand_dims(x, {axis})'}`"
+    if array.ndim == len(spec.shape):
+        return "resize the samples, or recompile with `--shape` where the model leaves its sizes open"
+    if axis is None:
+        return "pass one array for the whole batch"
+    return f"pass a batch: the samples lie along {'the first axis' if not axis else f'axis {axis}'}"
 
 
 def _converted(value: object, spec: TensorSpec) -> np.ndarray:

@@ -53,7 +53,7 @@ class LoadedForm:
         return World(
             device=self._device,
             graphs=self.graphs,
-            inputs=frozenset(spec.name for spec in self._manifest.inputs),
+            inputs={spec.name: spec.batch_axis for spec in self._manifest.inputs},
             state=state.tensors,
             initial=state.initial,
             weights=self.weights,

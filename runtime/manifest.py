@@ -181,11 +181,11 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
     inputs = _tensors(value, "inputs")
     if not inputs:
         refuse("inputs", "is empty")
+    if all(spec.batch_axis is None for spec in inputs):
+        refuse("inputs", f"has no shape with `{BATCH_AXIS}`")
     for number, spec in enumerate(inputs):
-        if spec.shape[:1] != (BATCH_AXIS,):
-            refuse(f"inputs[{number}].shape", f"does not begin with `{BATCH_AXIS}`")
-        for axis, size in enumerate(spec.shape[1:], start=1):
-            if isinstance(size, str):
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) and size != BATCH_AXIS:
                 refuse(f"inputs[{number}].shape[{axis}]", f"is {size!r}")
     return inputs
 

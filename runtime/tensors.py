@@ -39,6 +39,11 @@ LARGEST_HEADER = 100_000_000
 Tensors = dict[str, np.ndarray]
 
 
+def along(axis: int, index: Any) -> tuple[Any, ...]:
+    """Return the key that takes `index` along `axis` of an array, and all of the axes before."""
+    return (*(slice(None),) * axis, index)
+
+
 def map_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors of the file as read-only views of the mapped file, and its metadata.
 

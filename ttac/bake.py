@@ -22,7 +22,7 @@ from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime.bundle import open_bundle
 from ttac.runtime.engine import engine, open_session
-from ttac.runtime.records import Manifest
+from ttac.runtime.records import BATCH_AXIS, Manifest
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import read_state
 from ttac.staging import staged_folder
@@ -185,7 +185,9 @@ def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
     engine()
     random = np.random.default_rng(0)
     feed = {
-        entry["name"]: random.random([1, *entry["shape"][1:]], np.float32).astype(entry["dtype"])
+        entry["name"]: random.random([1 if size == BATCH_AXIS else size for size in entry["shape"]], np.float32).astype(
+            entry["dtype"]
+        )
         for entry in manifest["inputs"]
     }
     try:

@@ -11,8 +11,9 @@ import numpy as np
 
 from ttac.errors import VerificationError
 from ttac.runtime.engine import open_session
-from ttac.runtime.records import HeadSpec, Manifest
+from ttac.runtime.records import BATCH_AXIS, HeadSpec, Manifest
 from ttac.samples.images import Stream, open_stream, preparation
+from ttac.samples.named_arrays import named_stream
 from ttac.samples.predictions import Tally, fit_labels, probabilities
 
 WORSE = 0.02
@@ -96,9 +97,11 @@ class Referee:
 
         Raises UsageError for samples that cannot be read or do not fit.
         """
-        spec = manifest.inputs[0]
-        how = preparation(manifest.raw["inputs"][0]["shape"], manifest.raw["preprocessing"], spec.dtype)
-        stream = open_stream(samples, how)
+        entry, *others = manifest.raw["inputs"]
+        if others or entry["shape"][0] != BATCH_AXIS:
+            stream = named_stream(samples, manifest.raw["inputs"])
+        else:
+            stream = open_stream(samples, preparation(entry["shape"], manifest.raw["preprocessing"], entry["dtype"]))
         return None if manifest.head is None else cls(stream=stream, head=manifest.head, manifest=manifest)
 
     def compare(self, source: Path, baked: Path) -> Comparison:
@@ -109,11 +112,11 @@ class Referee:
         figures, start = Figures(tally=Tally(head=self.head)), 0
         session, name = open_session(model), self.head.output or self.manifest.outputs[0].name
         for x in self.stream.batches(self.manifest.planned):
-            (outputs,) = session.run([name], {self.manifest.inputs[0].name: x})
+            (outputs,) = session.run([name], x if isinstance(x, dict) else {self.manifest.inputs[0].name: x})
             if not np.isfinite(outputs).all():
                 raise VerificationError("the outputs are not finite", where=f"`{model.name}`", hint="check the samples")
             labels = self.stream.labels
-            here = None if labels is None else labels[start : start + len(x)]
+            here = None if labels is None else labels[start : start + len(outputs)]
             figures.add(outputs, None if here is None else fit_labels(here, outputs.shape, self.head))
-            start += len(x)
+            start += len(outputs)
         return figures

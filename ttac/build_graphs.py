@@ -12,6 +12,7 @@ from ttac.compile_state import CompileState
 from ttac.method_facts import method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.load.model_file import INPUTS
 from ttac.passes.lower.fed_weights import make_fed_weights
 from ttac.passes.lower.gradient_dependencies import add_gradient_dependencies
 from ttac.passes.lower.lower import lower
@@ -76,7 +77,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
     options, joint, infer = state.options, state.joint, state.infer
     assert joint is not None and infer is not None
     halves = cut(state, joint, choice.plan)
-    graphs = {"infer": in_file_order(infer, state.outputs), "forward": halves.forward}
+    graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
     steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
     if halves.backward is not None:
         graphs |= backward_stages(state, joint, halves.backward, halves.residuals)
@@ -110,11 +111,13 @@ def cut(state: CompileState, joint: Joint, plan: Plan) -> GraphHalves:
     return partition(joint.model, [*outputs, *tracked], joint.gradients, plan)
 
 
-def in_file_order(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
-    """Return a copy of `model` whose outputs are those of the file, in the order of the file."""
+def in_file_order(model: ir.Model, state: CompileState) -> ir.Model:
+    """Return a copy of `model` whose inputs and outputs are those of the file, in the order of the file."""
     copy = model.clone()
     named = {str(value.name): value for value in copy.graph.outputs}
-    copy.graph.outputs[:] = [named[name] for name in outputs]
+    copy.graph.outputs[:] = [named[name] for name in state.outputs]
+    order = list(state.source.meta[INPUTS])
+    copy.graph.inputs[:] = sorted(copy.graph.inputs, key=lambda value: order.index(str(value.name)))
     return copy
 
 

@@ -45,6 +45,12 @@ class BundleContent:
     forms: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def inputs(self) -> list[ir.Value]:
+        """The model's inputs, of which methods distort the first."""
+        named = {str(value.name): value for value in self.graphs["infer"].graph.inputs}
+        return [named[name] for name in self.state.inputs]
+
+    @property
     def logits(self) -> str:
         """Name of the value that the loss and the head read."""
         return str(self.joint.logits.name)

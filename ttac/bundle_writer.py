@@ -56,7 +56,7 @@ def manifest(
         "target": _target_entry(content),
         "source": {"file": printable(options.path.name), "sha256": digest_of(options.path)},
         "files": files,
-        "inputs": [_tensor_entry(infer.inputs[0])],
+        "inputs": [_tensor_entry(value) for value in infer.inputs],
         "outputs": [_tensor_entry(value) for value in infer.outputs],
         "head": _head_entry(content),
         "batch": {"planned": options.batch, "smallest": smallest_batch(content)},
@@ -123,9 +123,11 @@ def _target_entry(content: BundleContent) -> dict[str, Any]:
 
 def _preprocessing(content: BundleContent) -> dict[str, Any] | None:
     pixels = content.state.options.pixels
-    return (
-        preparation(_tensor_entry(content.graphs["infer"].graph.inputs[0])["shape"], pixels).stated if pixels else None
-    )
+    if not pixels:
+        return None
+    x = content.inputs[0]
+    stated = preparation(_tensor_entry(x)["shape"], pixels).stated
+    return {"input": str(x.name), **stated} if len(content.inputs) > 1 else stated
 
 
 def _head_entry(content: BundleContent) -> dict[str, Any] | None:

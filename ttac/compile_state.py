@@ -29,6 +29,7 @@ class CompileState:
         source: the model as loaded.
         model: the result of the last room that rewrote the model; its first output is the one that a loss reads.
         outputs: names of the model's outputs, in the order of the file.
+        inputs: names of the model's inputs, of which methods distort the first.
         single: whether the file works for one sample at a time only.
         samples: calibration samples.
         head: the reading of the output, None where it is unclear and the method needs none.
@@ -45,6 +46,7 @@ class CompileState:
     source: ir.Model
     model: ir.Model
     outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     single: bool = False
     samples: Samples = field(default_factory=Samples)
     head: Head | None = None

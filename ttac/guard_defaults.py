@@ -46,7 +46,7 @@ def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]
 
 def usual_information(state: CompileState) -> float:
     """The mean information of batches of the calibration data, as the adapted source model predicts; 0 if unknown."""
-    samples, head, options = state.samples.array, state.head, state.options
+    samples, head, options = state.samples.known, state.head, state.options
     if not is_on(options.settings) or samples is None or head is None:
         return 0.0
     copy = state.model.clone()
@@ -57,12 +57,11 @@ def usual_information(state: CompileState) -> float:
     names = [str(value.name) for value in copy.graph.outputs]
     initial = {tensor.name: tensor.initial for tensor in state.adaptation.state}
     size = min(options.batch, len(samples))
-    batches = [samples[i : i + size] for i in range(0, min(len(samples), SAMPLES) - size + 1, size)]
+    batches = [samples.part(i, i + size) for i in range(0, min(len(samples), SAMPLES) - size + 1, size)]
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {GUARD: lower(copy, options.target)})
         run = Executable(Path(folder) / f"{GUARD}.onnx")
-        x = str(state.model.graph.inputs[0].name)
-        rows = [[run({**initial, x: batch})[name] for name in names] for batch in batches]
+        rows = [[run({**initial, **batch})[name] for name in names] for batch in batches]
     answers = head.outputs if head.binary else 1
     return _averaged([(row[0], float(row[1])) for row in rows], min(1.0, size / WINDOW), answers)
 

@@ -18,7 +18,8 @@ from ttac.method_facts import outputs_of
 from ttac.options import CompileOptions
 from ttac.passes.differentiate.heads import decide_head, reads_text
 from ttac.passes.load.checked_file import checked
-from ttac.passes.load.model_file import load
+from ttac.passes.load.input_axes import axes_of
+from ttac.passes.load.model_file import INPUTS, load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_sites import NormSite, find_norms
@@ -86,12 +87,14 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
     shape = choices.get("shape")
     try:
         names = {"input": choices.get("input"), "output": choices.get("logits"), "hold": choices.get("hold")}
+        names["batch_axis"] = choices.get("batch_axis")
         source = load(path, **names, say=say)
     except UnsupportedError as error:
         return Opened(fault=error)
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)
     fault: UnsupportedError | None = None
-    for guess in [(), *_guesses(source.graph.inputs[0], shape)]:
+    x = source.graph.inputs[0]
+    for guess in [(), *_guesses(x, axes_of(source)[str(x.name)] or 0, shape)]:
         model, refusal = _normal_form(lifted, guess or shape, say)
         if model is not None:
             return Opened(source=source, model=model, grids=grids, guess=guess)
@@ -106,9 +109,9 @@ def _normal_form(model: ir.Model, shape: Any, say: Say) -> tuple[ir.Model | None
         return None, error
 
 
-def _guesses(x: ir.Value, shape: Any) -> list[tuple[int, ...]]:
-    """Shapes of a sample to try where the input `x` leaves sizes open."""
-    stated = [size if isinstance(size, int) else None for size in (x.shape or ())][1:]
+def _guesses(x: ir.Value, axis: int, shape: Any) -> list[tuple[int, ...]]:
+    """Shapes of a sample to try where the input `x`, with samples along `axis`, leaves sizes open."""
+    stated = [size if isinstance(size, int) else None for place, size in enumerate(x.shape or ()) if place != axis]
     if shape is not None or not stated or None not in stated:
         return []
     return [tuple(size or guess for size in stated) for guess in GUESSES]
@@ -143,14 +146,15 @@ def _facts(proto: onnx.ModelProto, opened: Opened) -> dict[str, Any]:
             "outputs": [_stated(value) for value in proto.graph.output],
         }
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    names = outputs_of(source, model)
+    names, order = outputs_of(source, model), list(source.meta[INPUTS])
     outputs = [_described(value) for name in names for value in model.graph.outputs if value.name == name]
+    inputs = [_described(value) for value in sorted(model.graph.inputs, key=lambda x: order.index(str(x.name)))]
     rounded = f"{opened.grids} values are rounded, the layers between them run in 8 bits"
     return {
         "opset": source.opset_imports.get("", 0),
         "nodes": len(model.graph),
         "weights_bytes": sum(tensor.nbytes for tensor in tensors),
-        "input": _described(model.graph.inputs[0]),
+        **({"input": inputs[0]} if len(inputs) == 1 else {"inputs": inputs}),
         **({"output": outputs[0]} if len(outputs) == 1 else {"outputs": outputs}),
         **({"eight_bit": rounded} if opened.grids else {}),
     }

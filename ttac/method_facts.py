@@ -16,6 +16,7 @@ from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head, decide_head, reads_text
 from ttac.passes.graph.execute import run
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.load.model_file import OUTPUTS
@@ -37,7 +38,7 @@ def outputs_of(source: ir.Model, model: ir.Model) -> tuple[str, ...]:
 
 
 def head_of(
-    options: CompileOptions, model: ir.Model, outputs: Sequence[str], samples: np.ndarray | None = None
+    options: CompileOptions, model: ir.Model, outputs: Sequence[str], samples: SampleSet | None = None
 ) -> Head | None:
     """The reading of the normal form's first output; None if it is unclear and the method needs none.
 
@@ -56,14 +57,14 @@ def head_of(
         if needed:
             raise
         return None
-    if head.kind != "ctc" or samples is None or len(model.graph.inputs) > 1:
+    if head.kind != "ctc" or samples is None:
         return head
-    return replace(head, ignored=blank_of(model, head, samples[:READ_SAMPLES]))
+    return replace(head, ignored=blank_of(model, head, samples.first(READ_SAMPLES)))
 
 
-def blank_of(model: ir.Model, head: Head, samples: np.ndarray) -> int:
+def blank_of(model: ir.Model, head: Head, samples: SampleSet) -> int:
     """The first or the last class, whichever more frames of the samples have."""
-    (values,) = run(model, {str(model.graph.inputs[0].name): samples}, [str(model.graph.outputs[0].name)]).values()
+    (values,) = run(model, samples.arrays, [str(model.graph.outputs[0].name)]).values()
     classes, last = values.argmax(axis=head.axis), head.classes - 1
     return last if int((classes == last).sum()) > int((classes == 0).sum()) else 0
 
@@ -96,7 +97,7 @@ def subject_of(state: CompileState, say: Callable[[str], None]) -> Subject:
         settings=state.options.settings,
         batch=state.options.batch,
         target=state.options.target,
-        samples=state.samples.array,
+        samples=state.samples.known,
         adaptation=state.adaptation,
         say=say,
     )

@@ -58,8 +58,20 @@ def size_in_bytes(value: Any, where: str) -> int:
     return parse_size(str(value), where)
 
 
-def sample_shape(value: Any, where: str) -> tuple[int, ...]:
-    """Parser of the shape of one sample: `3x224x224`, or a sequence of whole numbers."""
+def sample_shape(value: Any, where: str) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Parser of the shape of one sample: `3x224x224`, or a sequence of whole numbers.
+
+    Shapes of several inputs are a mapping by their names, or a text such as `image=3x224x224,mask=16`.
+    """
+    if isinstance(value, str) and "=" in value:
+        parts = [part.strip().rpartition("=") for part in value.split(",")]
+        value = {name: sizes for name, _, sizes in parts}
+    if isinstance(value, Mapping):
+        return {str(name): _sizes(each, where) for name, each in value.items()}
+    return _sizes(value, where)
+
+
+def _sizes(value: Any, where: str) -> tuple[int, ...]:
     parts = value.lower().split("x") if isinstance(value, str) else [str(part) for part in value]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
@@ -89,8 +101,8 @@ def truth(value: Any, where: str) -> bool:
 
 
 def sample_source(value: Any, where: str) -> Any:
-    """Parser of calibration samples: an array, or the path of a file or folder."""
-    return value if hasattr(value, "dtype") else path_of(value, where)
+    """Parser of calibration samples: an array, arrays by the names of inputs, or the path of a file or folder."""
+    return value if hasattr(value, "dtype") or isinstance(value, Mapping) else path_of(value, where)
 
 
 def name_table(value: Any, where: str) -> dict[str, Any]:
@@ -136,7 +148,7 @@ class CompileOptions:
         output: folder of the bundle; `MODEL-METHOD-TARGET.ttac` in the working directory by default.
         batch: samples of one step that the bundle is planned for; the target's number by default.
         calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
-            images; None without samples.
+            images; for several inputs, arrays by their names, also in an `.npz`; None without samples.
         norms: "auto" inserts norms only into a file without any, "insert" after every Conv with a bias, "keep" never.
         train: the sites to adapt: "norms" for all, "all" for all norms and all other weights, or comma-separated
             selectors (`ttac.passes.norms.selectors`).
@@ -146,10 +158,11 @@ class CompileOptions:
         settings: value of every hyperparameter of the method (`ttac methods NAME`).
         dump: folder that gets the graph after each room; None writes none.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
-        input: name of the graph's input, for a graph with several.
+        input: name of the input that methods distort, for a graph with several.
         logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
         hold: name -> value of inputs that keep one value: a number, an array, or the path of an `.npy` file.
-        shape: of one sample, for a file that leaves it open.
+        batch_axis: name of an input -> its axis with the samples, or "none"; the file's names of sizes decide the rest.
+        shape: of one sample, for a file that leaves it open; for several inputs, by their names.
         head: reading of the output: "classes", "binary", "dense", "detection" or "ctc"; "auto" reads it from the
             shape and the last operators.
         axis: axis of the classes in the output, where the file does not tell it.
@@ -164,7 +177,7 @@ class CompileOptions:
     batch: int = field(
         metadata=_rule(whole_number(), "N", "Samples per step to plan for.  [default: the target's number]")
     )
-    calibration: Path | np.ndarray | None = field(
+    calibration: Path | np.ndarray | Mapping[str, np.ndarray] | None = field(
         metadata=_rule(sample_source, "PATH", "Unlabelled source samples: .npz, .npy or a folder of images.")
     )
     norms: str = field(
@@ -186,12 +199,15 @@ class CompileOptions:
     axis: int | None = field(
         metadata=_rule(whole_number(), "AXIS", "Axis of the classes in the output, counted from 0.")
     )
-    input: str | None = field(metadata=_rule(name_text, "NAME", "The graph input that takes samples."))
+    input: str | None = field(metadata=_rule(name_text, "NAME", "The input that methods distort; all are taken."))
     logits: str | None = field(
         metadata=_rule(name_text, "NAME", "The output that the loss reads; all outputs are returned.")
     )
-    shape: tuple[int, ...] | None = field(
-        metadata=_rule(sample_shape, "CxHxW", "Shape of one sample, where the file leaves it open.")
+    batch_axis: Mapping[str, Any] = field(
+        metadata=_rule(name_table, "KEY=VALUE", "Axis of an input with the samples, or `none`; several times.", {})
+    )
+    shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None = field(
+        metadata=_rule(sample_shape, "CxHxW", "Shape of one sample, where the file leaves it open; or NAME=CxHxW,...")
     )
     pixels: Mapping[str, Any] | None = field(
         metadata=_rule(

@@ -85,7 +85,7 @@ def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
     word that only move state.
     """
     rows = {"rows": int(content.state.options.settings[word["rows"]])} if "rows" in word else {}
-    x = str(content.graphs["infer"].graph.inputs[0].name)
+    x = content.state.inputs[0]
     reads = any(value.name == x for value in content.graphs[graph].graph.inputs)
     reads_view = {"feed": {x: word["on"]}} if "on" in word and reads else {}
     deferred = {"deferred": True} if graph != word["run"] and _only_moves(content, graph) else {}

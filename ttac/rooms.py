@@ -34,7 +34,14 @@ def load_model(options: CompileOptions, log: RoomLog) -> CompileState:
     Raises UsageError and UnsupportedError for a file that is no model, for an 8-bit file whose weights are to be
     trained, and for 8-bit layers in a form without meaning.
     """
-    source = load(options.path, input=options.input, output=options.logits, hold=options.hold, say=log.note)
+    source = load(
+        options.path,
+        input=options.input,
+        output=options.logits,
+        hold=options.hold,
+        batch_axis=options.batch_axis,
+        say=log.note,
+    )
     log.load(source)
     state = CompileState(options=options, source=source, model=source)
     if not is_quantized(source):
@@ -53,7 +60,7 @@ def load_model(options: CompileOptions, log: RoomLog) -> CompileState:
 
 def read_samples(state: CompileState, log: RoomLog) -> CompileState:
     """Read the calibration samples."""
-    return replace(state, samples=samples_of(state.options, state.model.graph.inputs[0], log.note))
+    return replace(state, samples=samples_of(state.options, state.model, log.note))
 
 
 def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
@@ -70,12 +77,14 @@ def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
             hint="leave it out",
         )
     log.normalise(model)
-    return replace(state, model=model, outputs=outputs_of(state.source, model), single=bool(model.meta[SINGLE]))
+    inputs = tuple(str(value.name) for value in model.graph.inputs)
+    outputs, single = outputs_of(state.source, model), bool(model.meta[SINGLE])
+    return replace(state, model=model, inputs=inputs, outputs=outputs, single=single)
 
 
 def read_head(state: CompileState, log: RoomLog) -> CompileState:
     """Decide how the output is read that the loss learns from."""
-    head = head_of(state.options, state.model, state.outputs, state.samples.array)
+    head = head_of(state.options, state.model, state.outputs, state.samples.known)
     log.head(head)
     return replace(state, head=head)
 
@@ -102,7 +111,7 @@ def quantize_layers(state: CompileState, log: RoomLog) -> CompileState:
     int8 = quantize(
         model,
         bind_sites(state.sites, model),
-        state.samples.array,
+        state.samples.known,
         options.target,
         options.settings,
         grids_of(model),

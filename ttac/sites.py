@@ -30,13 +30,13 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
     """
     if not options.method.adapts:
         return []
-    decision = decide(find_norms(model), options.norms, has_calibration=samples.array is not None)
+    decision = decide(find_norms(model), options.norms, has_calibration=samples.known is not None)
     say(decision.because)
     sites = list(decision.sites)
     if decision.inserted:
-        assert samples.array is not None
+        assert samples.known is not None
         values = [candidate.value for candidate in decision.inserted]
-        statistics = calibration.statistics(model, samples.array, values, options.batch)
+        statistics = calibration.statistics(model, samples.known, values, options.batch)
         sites += insert_norms(model, decision.inserted, statistics)
     if not options.method.trains:
         sites = with_statistics(sites, options.method)
@@ -56,19 +56,19 @@ def selected(model: ir.Model, sites: Sequence[NormSite], selector: str, samples:
     """
     if not wants_ranking(selector):
         return selected_sites(sites, selector, lambda sites: [])
-    if samples.array is None:
+    if samples.known is None:
         raise UnsupportedError(
             "`auto` chooses the norms that drift most on disturbed source samples, and there are none",
             where=f"`--train {selector}`",
             hint="give unlabelled source samples, `--calibration PATH`, or choose yourself: `--train first:30%`",
         )
-    if samples.array.dtype.kind != "f":
+    if samples.known.main.dtype.kind != "f":
         raise UnsupportedError(
-            f"`auto` disturbs the samples, and the model takes `{samples.array.dtype}`",
+            f"`auto` disturbs the samples, and the model takes `{samples.known.main.dtype}`",
             where=f"`--train {selector}`",
             hint="choose yourself: `--train first:30%`",
         )
-    distances = drifts(model, sites, samples.array)
+    distances = drifts(model, sites, samples.known)
     ranked = [replace(site, drift=drift) for site, drift in zip(sites, distances, strict=True)]
     chosen = selected_sites(ranked, selector, lambda sites: distances)
     fraction = sum(s.channels * s.spatial for s in chosen) / max(1, sum(s.channels * s.spatial for s in sites))

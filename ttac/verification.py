@@ -66,12 +66,12 @@ def verify(content: BundleContent, folder: Path) -> Differences:
 
 def verification_feeds(content: BundleContent) -> dict[str, np.ndarray]:
     """The inputs of all graphs by name: initial state, fed weights, inputs of the loss, and a few samples."""
-    x = content.graphs["infer"].graph.inputs[0]
     count = max([2, *(-(-ELEMENTS // site.spatial) for site in content.state.sites)])
     count = 1 if content.state.single else count
     initial = {tensor.name: tensor.initial for tensor in content.tensors}
+    samples = content.state.samples.few(count, content.inputs)
     of_loss = loss_feeds(content.joint, even_weights(content.joint, count))
-    return {**initial, **content.fed_weights, **of_loss, str(x.name): content.state.samples.few(count, x)}
+    return {**initial, **content.fed_weights, **of_loss, **samples.arrays}
 
 
 def adaptation_off(content: BundleContent) -> tuple[ir.Model, Arrays]:
@@ -86,7 +86,7 @@ def adaptation_off(content: BundleContent) -> tuple[ir.Model, Arrays]:
 def rounding_error(content: BundleContent) -> float:
     """Distance that 8 bits move the logits of calibration samples, or of random samples without calibration."""
     infer, samples = content.graphs["infer"], content.state.samples
-    data = samples.few(SAMPLES, infer.graph.inputs[0]) if samples.array is None else samples.array[:SAMPLES]
+    data = samples.few(SAMPLES, content.inputs) if samples.known is None else samples.known.first(SAMPLES)
     axes = batch_axes(infer)
     return quantization_error(content.state.source, infer, data, content.output, axes[content.output])
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from ttac.passes.adapt.centre import centre, constant
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, ROOM_KEY
+from ttac.passes.graph.sample_set import sample_axis
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.settings import AT
@@ -148,7 +149,8 @@ def batch_size(op: Builder, graph: ir.Graph) -> ir.Value:
     """The number of samples of this step, as a float scalar, computed at the head of the graph."""
     first = next(iter(graph), None)
     with op.at("batch", before=first):
-        count = op.Cast(op.Shape(graph.inputs[0], start=0, end=1), to=int(ir.DataType.FLOAT))
+        axis = sample_axis(graph.inputs[0]) or 0
+        count = op.Cast(op.Shape(graph.inputs[0], start=axis, end=axis + 1), to=int(ir.DataType.FLOAT))
         return op.Squeeze(count, [0], name=BATCH_SIZE)
 
 

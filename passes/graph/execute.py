@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.shapes import is_batch
 from ttac.runtime.engine import open_session
 
@@ -69,48 +70,19 @@ def batch_axes(model: ir.Model) -> dict[str, int]:
     return axes
 
 
-def random_input(x: ir.Value, shape: Sequence[int]) -> np.ndarray:
-    """Return random values for the graph input `x`: standard normal floats, or numbers that its readers accept.
-
-    Integers are from 0 to 255 for bytes, below the number of rows that a Gather reads, else 0 or 1.
-    """
-    dtype, random = (x.dtype or ir.DataType.FLOAT).numpy(), np.random.default_rng(0)
-    if dtype.kind == "f":
-        return random.standard_normal(shape).astype(dtype)
-    high = 256 if dtype == np.uint8 else 2
-    rows = [_rows_read(node, x) for node in _readers(x)]
-    return random.integers(0, min((count for count in rows if count), default=high), shape).astype(dtype)
-
-
-def _readers(x: ir.Value) -> list[ir.Node]:
-    """The nodes that read `x`, also behind Casts, once for each use."""
-    casts = [use.node.outputs[0] for use in x.uses() if use.node.op_type == "Cast"]
-    return [use.node for value in (x, *casts) for use in value.uses()]
-
-
-def _rows_read(node: ir.Node, x: ir.Value) -> int:
-    """The number of rows of the table from which `node` reads by index, 0 for another operator."""
-    table = node.inputs[0]
-    if node.op_type != "Gather" or table is x or table is None or table.shape is None:
-        return 0
-    size = table.shape[node.attributes.get_int("axis", 0)]
-    return size if isinstance(size, int) else 0
-
-
-def rows(run: Executable, x: str, samples: np.ndarray, batch: int, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Return the outputs in `axes` for each of the samples [n, ...], computed `batch` at a time, by name.
+def rows(run: Executable, samples: SampleSet, batch: int, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the outputs in `axes` for each of the samples, computed `batch` at a time, by name.
 
     A model whose file fixes the batch accepts no other batch. Copies of the first sample fill the last batch.
 
     Args:
-        x: name of the input.
         axes: name of the output -> the axis with the samples.
     """
-    short = -len(samples) % batch
-    padded = np.concatenate([samples, samples[:1].repeat(short, 0)])
-    parts = [run({x: padded[i : i + batch]}, list(axes)) for i in range(0, len(padded), batch)]
+    count = len(samples)
+    padded = samples.filled(-count % batch)
+    parts = [run(feeds, list(axes)) for feeds in padded.batches(batch)]
     whole = {name: np.concatenate([part[name] for part in parts], axis) for name, axis in axes.items()}
     return {
-        name: np.take(array, range(array.shape[axes[name]] * len(samples) // len(padded)), axes[name])
+        name: np.take(array, range(array.shape[axes[name]] * count // len(padded)), axes[name])
         for name, array in whole.items()
     }

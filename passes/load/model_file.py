@@ -21,6 +21,7 @@ from ttac.passes.graph.layer_names import name_layers, name_nodes
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.held_inputs import hold_inputs
+from ttac.passes.load.input_axes import AXES, sample_axes
 from ttac.passes.load.training_mode import inference_form
 from ttac.passes.load.weights_apart import in_memory, with_weights, without_weights
 
@@ -35,8 +36,8 @@ READABLE_IR = 10
 REFERENCE = "ttac.reference"
 """Key of `model.meta`: the model before its opset conversion, with which every later room must agree."""
 
-OUTPUTS = "ttac.outputs"
-"""Key of `model.meta`: the names of the outputs in the order of the file."""
+INPUTS, OUTPUTS = "ttac.inputs", "ttac.outputs"
+"""Keys of `model.meta`: the names of the inputs and of the outputs in the order of the file."""
 
 
 DTYPES = ("float", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
@@ -59,15 +60,17 @@ def load(
     input: str | None = None,
     output: str | None = None,
     hold: Mapping[str, Any] | None = None,
+    batch_axis: Mapping[str, Any] | None = None,
     say: Say = quiet,
 ) -> ir.Model:
-    """Return the model of `path`, with one input, in opset 18 to 21; the first output is the one to learn from.
+    """Return the model of `path` in opset 18 to 21; methods distort the first input and learn from the first output.
 
     Args:
         path: an `.onnx` file, with its external data in the same folder.
-        input: name of the input, where the file has several.
+        input: name of the input that methods distort, where the file has several; None for the likeliest input.
         output: name of the output to learn from, where the file has several; None for the likeliest output.
         hold: values of inputs that become constants, by name (`hold_inputs`).
+        batch_axis: name of an input -> its axis with the samples (`sample_axes`).
         say: receives one line for each change.
 
     Raises UsageError for a path or a name that does not exist. Raises UnsupportedError for every other fault: damaged,
@@ -76,8 +79,9 @@ def load(
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
     hold_inputs(model, hold or {})
-    order = tuple(str(value.name) for value in model.graph.outputs)
+    inputs, outputs = (tuple(str(v.name) for v in values) for values in (model.graph.inputs, model.graph.outputs))
     choose(model, input=input, output=output, say=say)
+    axes = sample_axes(model.graph.inputs, batch_axis or {})
     _refuse_operators(model)
     fold_casts(model)
     _refuse_types(model)
@@ -88,7 +92,7 @@ def load(
     model = convert(model, path, say)
     reference = model.clone() if reference.opset_imports[""] > NEWEST else reference
     reference.ir_version = model.ir_version
-    model.meta[REFERENCE], model.meta[OUTPUTS] = reference, order
+    model.meta.update({REFERENCE: reference, OUTPUTS: outputs, INPUTS: inputs, AXES: axes})
     return model
 
 
@@ -113,7 +117,7 @@ def _inlined(model: ir.Model, path: Path) -> ir.Model:
 
 
 def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say = quiet) -> None:
-    """Put the output to learn from first and drop outputs with foreign operators, in place; one input must be left."""
+    """Put the output to learn from and the likeliest input first; drop outputs with foreign operators, in place."""
     outputs = list(model.graph.outputs)
     if output is not None or len(outputs) > 1:
         first = likeliest(outputs) if output is None else _named(outputs, output, "output", "--logits")
@@ -124,47 +128,48 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
 
 
 def _drop_outputs(model: ir.Model, say: Say) -> None:
-    """Drop each further output that needs a foreign operator, or an input that the first output does not need."""
-    inputs_of_first = inputs_before(model.graph.outputs[0])
+    """Drop each further output that needs a foreign operator."""
     for value in list(model.graph.outputs[1:]):
         foreign = [f"node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if n.domain]
-        more = sorted(f"input `{x.name}`" for x in inputs_before(value) - inputs_of_first)
-        if foreign or more:
-            say(f"output `{value.name}` dropped: it needs {(foreign or more)[0]}")
+        if foreign:
+            say(f"output `{value.name}` dropped: it needs {foreign[0]}")
             model.graph.outputs.remove(value)
 
 
 def choose_input(model: ir.Model, input: str | None, say: Say = quiet) -> None:
-    """Drop unused inputs, in place; one input must be left."""
+    """Drop unused inputs, and put the `input`, or the likeliest input, first; in place."""
     inputs = list(model.graph.inputs)
     if input is not None:
         _named(inputs, input, "input", "--input")
     used = [value for value in inputs if value.uses() or value.is_graph_output()]
-    needed = [value for value in used if value.name != input]
-    if not used or (needed and len(used) > 1):
-        count = "no input" if not used else f"{len(used)} inputs"
+    reached = inputs_before(model.graph.outputs[0])
+    before = [value for value in used if value in reached]
+    output = model.graph.outputs[0].name
+    if not before:
+        hint = "choose another output with `--logits NAME`, or export the model again"
+        raise UnsupportedError(f"the output `{output}` depends on no input", where=_listed(inputs), hint=hint)
+    main = next((value for value in before if value.name == input), None)
+    if main is None and input is not None:
+        names = ", ".join(f"`{value.name}`" for value in before)
         raise UnsupportedError(
-            f"the output `{model.graph.outputs[0].name}` depends on {count}, ttac adapts models with one",
-            where=_listed(used or inputs),
-            hint=f"say which one takes the samples, and hold the others at a value: `{_held(used or inputs, input)}`",
-        )
-    if needed and input is not None:
-        raise UnsupportedError(
-            f"the output `{model.graph.outputs[0].name}` does not depend on input `{input}`",
+            f"the output `{output}` does not depend on input `{input}`",
             where=_listed(used),
-            hint=f"leave out `--input`: there is one input it depends on, `{used[0].name}`"
-            if len(used) == 1
-            else f"say which one takes the samples: `{_held(used, None)}`",
+            hint=f"leave out `--input`, or name an input that it depends on: {names}",
         )
     for dropped in [value for value in inputs if value not in used]:
         say(f"input `{dropped.name}` dropped: nothing uses it")
-    model.graph.inputs[:] = used
+    first = main or likeliest_input(before)
+    model.graph.inputs[:] = [first, *(value for value in used if value is not first)]
 
 
-def _held(inputs: Sequence[ir.Value], main: str | None) -> str:
-    """The options that leave one of the inputs: the named one, else the input of most axes."""
-    chosen = main or str(max(inputs, key=lambda value: len(value.shape or ())).name)
-    return " ".join(f"--hold {value.name}=VALUE" for value in inputs if value.name != chosen)
+def likeliest_input(inputs: Sequence[ir.Value]) -> ir.Value:
+    """Return the input that takes the samples: the floats of most axes, else the numbers of most axes."""
+    floats = [value for value in inputs if value.dtype in (None, ir.DataType.FLOAT, *HALF)]
+    return max([value for value in floats if len(value.shape or ()) > 1] or inputs, key=_rank)
+
+
+def _rank(value: ir.Value) -> int:
+    return len(value.shape or ())
 
 
 def likeliest(outputs: Sequence[ir.Value]) -> ir.Value:
@@ -225,18 +230,19 @@ def fold_casts(model: ir.Model) -> None:
 
 
 def _refuse_types(model: ir.Model) -> None:
-    """Refuse a model without float32 weights, an input of numbers and a float32 output to learn from."""
+    """Refuse a model without float32 weights, inputs of numbers and a float32 output to learn from."""
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
     narrow = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
     narrow = [v for v in narrow if v.const_value is not None and v.const_value.size > 16]
     if narrow:
         kind = HALF[narrow[0].const_value.dtype]  # type: ignore[union-attr]
         raise UnsupportedError(f"weights in {kind}, ttac adapts float32 models", where=_listed(narrow[:4]), hint=hint)
-    x, y = model.graph.inputs[0], model.graph.outputs[0]
-    if x.dtype is None or x.dtype.name.lower() not in DTYPES:
-        kind = x.dtype.name.lower() if x.dtype else "not a tensor"
-        hint = "export a model whose input is a tensor of numbers"
-        raise UnsupportedError(f"the input `{x.name}` is {kind}, not numbers", where=_listed([x]), hint=hint)
+    for x in model.graph.inputs:
+        if x.dtype is None or x.dtype.name.lower() not in DTYPES:
+            kind = x.dtype.name.lower() if x.dtype else "not a tensor"
+            hint = "export a model whose input is a tensor of numbers"
+            raise UnsupportedError(f"the input `{x.name}` is {kind}, not numbers", where=_listed([x]), hint=hint)
+    y = model.graph.outputs[0]
     if y.dtype in (None, ir.DataType.FLOAT):
         return
     maker = y.producer()

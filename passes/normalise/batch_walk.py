@@ -6,7 +6,7 @@ N. The walk also computes small contents (the target of a Reshape), so that shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,16 +108,23 @@ def ints(shape: Iterable[object]) -> tuple[int, ...]:
 class Walk:
     """State of one walk: the facts known so far about each value."""
 
-    def __init__(self, model: ir.Model, traced: int | None, imagined: tuple[int, int] = IMAGINED) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        traced: int | None,
+        imagined: tuple[int, int] = IMAGINED,
+        axes: Mapping[str, int | None] | None = None,
+    ) -> None:
         self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[ir.Node] = []
         self.rewritten: list[str] = []
         self._facts: dict[ir.Value, ValueFacts] = {}  # by object, not by id: Python reuses the id of a folded value
-        x = model.graph.inputs[0]
-        assert x.shape is not None
-        sample = ints(x.shape[1:])
-        self._learn(x, ValueFacts(x.dtype, ((imagined[0], *sample), (imagined[1], *sample))))
+        for x in model.graph.inputs:
+            assert x.shape is not None
+            axis = _sample_axis(model, x) if axes is None else axes[str(x.name)]
+            first, second = ([many if i == axis else size for i, size in enumerate(x.shape)] for many in imagined)
+            self._learn(x, ValueFacts(x.dtype, (ints(first), ints(second))))
 
     def of(self, value: ir.Value) -> ValueFacts:
         """Return the facts about `value`; those of an initializer come from its tensor."""
@@ -269,6 +276,13 @@ class Walk:
         value = node.inputs[position] if position < len(node.inputs) else None
         data = self.contents(value)
         return data[0] if data is not None and np.array_equal(*data) else None
+
+
+def _sample_axis(model: ir.Model, x: ir.Value) -> int | None:
+    """The axis of size N of the input; the first axis of the first input, if it is a number."""
+    assert x.shape is not None
+    symbols = [axis for axis, size in enumerate(x.shape) if not isinstance(size, int)]
+    return symbols[0] if symbols else (0 if x is model.graph.inputs[0] else None)
 
 
 def is_fixed(error: UnsupportedError) -> bool:

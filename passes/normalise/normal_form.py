@@ -1,6 +1,6 @@
 """Bring a loaded model into the one form that all later rooms expect.
 
-The result has one float32 input [N, ints...], in opset 18 to 21. Its first output begins with the batch N. Every value
+The result is in opset 18 to 21. Its first input has an axis of size N, its first output begins with N. Every value
 has a dtype and a shape, whose only symbol is the batch N. It has no Constant, Identity or Dropout nodes. `fuse_norms`
 has rewritten its norms. Every node has a unique name and layer.
 """
@@ -13,15 +13,17 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ttac.errors import UnsupportedError, UsageError
+from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.shapes import BATCH, dims
+from ttac.passes.load.input_axes import AXES, Axes, axes_of
 from ttac.passes.load.model_file import REFERENCE, Say, quiet
 from ttac.passes.normalise.batch_walk import HINT, ROOM, fixed_batch, is_fixed
+from ttac.passes.normalise.bound_inputs import Shape, bind, forget_shapes
 from ttac.passes.normalise.folded_affines import fuse_affines
 from ttac.passes.normalise.fuse_norms import fuse_norms
 from ttac.passes.normalise.operand_shapes import refuse_wrong_operands
@@ -41,7 +43,7 @@ Simplifier = Callable[[ir.Model, Say], ir.Model]
 def normalise(
     model: ir.Model,
     *,
-    shape: Sequence[int] | None = None,
+    shape: Shape | None = None,
     say: Say = quiet,
     simplifier: Simplifier | None = simplify,
     single: bool = False,
@@ -52,7 +54,7 @@ def normalise(
 
     Args:
         model: from `load`; it stays unchanged.
-        shape: of one sample, (3, 224, 224), where the file leaves a dimension open.
+        shape: of one sample, (3, 224, 224), where the file leaves a dimension open; for several inputs, by their names.
         say: receives one line for each change.
         simplifier: None leaves out the simplification.
         single: the model is to run on one sample at a time; then the file may fix the batch at 1, and the result has
@@ -113,31 +115,31 @@ def restricted(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     named = {str(value.name): value for value in copy.graph.outputs}
     copy.graph.outputs[:] = [named[name] for name in outputs]
     common.RemoveUnusedNodesPass()(copy)
-    copy.meta[REFERENCE] = model.meta.get(REFERENCE) or model.clone()
+    copy.meta.update({REFERENCE: model.meta.get(REFERENCE) or model.clone(), AXES: axes_of(model)})
     return copy
 
 
 def _normalised(
     model: ir.Model,
     *,
-    shape: Sequence[int] | None,
+    shape: Shape | None,
     say: Say,
     simplifier: Simplifier | None,
     single: bool = False,
 ) -> ir.Model:
-    reference = model.meta.get(REFERENCE) or model.clone()
+    reference, axes = model.meta.get(REFERENCE) or model.clone(), axes_of(model)
     model = model.clone()
-    traced = bind(model, shape)
+    traced = bind(model, shape, axes)
     resolve_casts(model)
     tidy(model)
     if simplifier and _control_flow(model):
         model = simplifier(model, say)
         tidy(model)
     _refuse_control_flow(model)
-    model, rewritten, traced = (type_for_one(model), [], 1) if single else _freed(model, traced)
+    model, rewritten, traced = (type_for_one(model, axes), [], 1) if single else _freed(model, traced, axes)
     tidy(model)
     if simplifier and worthwhile(model):
-        model = _simplified(model, simplifier, say, single)
+        model = _simplified(model, simplifier, say, axes if single else None)
     _refuse_batchless(model, traced)
     refuse_wrong_operands(model)
     join_operators(model)
@@ -152,62 +154,16 @@ def _normalised(
     return model
 
 
-def _simplified(model: ir.Model, simplifier: Simplifier, say: Say, single: bool) -> ir.Model:
+def _simplified(model: ir.Model, simplifier: Simplifier, say: Say, single: Axes | None) -> ir.Model:
+    """Simplify; `single` has the axes of the inputs if the model takes one sample at a time."""
     fuse_affines(model)
-    _forget_shapes(model)
+    forget_shapes(model)
     model = simplifier(model, say)
     tidy(model)
-    if single:
-        return type_for_one(model)
+    if single is not None:
+        return type_for_one(model, single)
     free_batch(model, None)
     return model
-
-
-def bind(model: ir.Model, shape: Sequence[int] | None) -> int | None:
-    """Bind every dimension of the input but the batch, in place, and forget the shapes that other tools inferred.
-
-    Returns the batch that the file was exported with, None where it is open.
-    """
-    x = model.graph.inputs[0]
-    stated: list[int | str] | None = None
-    if x.shape is not None:
-        stated = [d if isinstance(d, int) and d > 0 else str(getattr(d, "value", None) or "?") for d in x.shape]
-    if stated is not None and len(stated) < 2:
-        raise UnsupportedError(
-            f"the input `{x.name}` has shape {x.shape}, without an axis after the batch",
-            hint="export a model that takes [N, ...], one row or image for each sample",
-        )
-    sample = _sample(str(x.name), None if stated is None else stated[1:], shape)
-    _forget_shapes(model)
-    batch = stated[0] if stated else BATCH
-    x.shape = ir.Shape([batch if isinstance(batch, int) else BATCH, *sample])
-    return batch if isinstance(batch, int) else None
-
-
-def _sample(name: str, stated: list[int | str] | None, shape: Sequence[int] | None) -> list[int]:
-    if shape is not None:
-        sizes = [int(size) for size in shape]
-        if stated is not None and (
-            len(stated) != len(sizes) or any(isinstance(a, int) and a != b for a, b in zip(stated, sizes, strict=True))
-        ):
-            raise UsageError(
-                f"samples of shape {sizes} do not fit the input `{name}`, which takes {_text(stated)}",
-                hint=f"`--shape {'x'.join(str(size) for size in stated)}`" if stated else "",
-            )
-        return sizes
-    if stated is None or any(isinstance(size, str) for size in stated):
-        example = "x".join(str(size if isinstance(size, int) else 224) for size in stated or (3, 224, 224))
-        unbound = [f"`{size}`" for size in stated or [] if isinstance(size, str)]
-        raise UnsupportedError(
-            f"the size of {', '.join(unbound) or 'a sample'} is open; only the batch may be",
-            where=f"input `{name}` {_text(stated) if stated is not None else ''}".rstrip(),
-            hint=f"state the shape of a sample: `--shape {example}`; a compile also reads it from `--calibration`",
-        )
-    return [int(size) for size in stated]
-
-
-def _text(stated: Sequence[int | str]) -> str:
-    return "[N, " + ", ".join(str(size) for size in stated) + "]"
 
 
 def resolve_casts(model: ir.Model) -> None:
@@ -226,12 +182,7 @@ def resolve_casts(model: ir.Model) -> None:
             cast = ir.node("Cast", [x], {"to": int(like.dtype)}, name=node.name)
             cast.outputs[0].name = node.outputs[0].name
             ir.convenience.replace_nodes_and_values(model.graph, node, [node], [cast], node.outputs, cast.outputs)
-    _forget_shapes(model)
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    for value in [v for node in model.graph for v in node.outputs if not v.is_graph_output()]:
-        value.shape = None
+    forget_shapes(model)
 
 
 def tidy(model: ir.Model) -> None:
@@ -292,21 +243,21 @@ def _refuse_control_flow(model: ir.Model) -> None:
         )
 
 
-def _freed(model: ir.Model, traced: int | None) -> tuple[ir.Model, list[str], int | None]:
+def _freed(model: ir.Model, traced: int | None, axes: Axes) -> tuple[ir.Model, list[str], int | None]:
     """Return the model with a free batch, the names of the rewritten nodes, and the batch of the trace.
 
     A file that declares a free batch may still contain numbers, from a trace with one sample.
     """
     if traced is not None:
-        return model, free_batch(model, traced), traced
+        return model, free_batch(model, traced, axes), traced
     attempt = model.clone()
     try:
-        free_batch(attempt, None)
+        free_batch(attempt, None, axes)
         _refuse_batchless(attempt, None)
         return attempt, [], None
     except UnsupportedError as error:
         try:
-            return model, free_batch(model, 1), 1
+            return model, free_batch(model, 1, axes), 1
         except UnsupportedError:
             raise error from None
 

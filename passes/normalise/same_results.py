@@ -11,9 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.passes.graph.execute import Executable, batch_axes, random_input, rows
+from ttac.passes.graph.execute import Executable, batch_axes, rows
 from ttac.passes.graph.graph_files import write_graphs
-from ttac.passes.normalise.batch_walk import fixed_batch, ints
+from ttac.passes.graph.sample_set import random_samples
+from ttac.passes.graph.shapes import dims
+from ttac.passes.normalise.batch_walk import fixed_batch
 
 LARGEST_BATCH = 1 << 26
 """Values of the batch on which the normal form is compared with the source: 256 MiB as float32."""
@@ -25,19 +27,17 @@ def refuse_difference(
     reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str], *, most: int = 3
 ) -> None:
     """Run the model as loaded, on the batch it was exported with, and the result on 1 to `most` samples."""
-    x = model.graph.inputs[0]
-    assert x.shape is not None
-    sample = ints(x.shape[1:])
     count = 3 if traced is None else max(3, traced)
-    _refuse_large(x, (count, *sample))
-    samples = random_input(x, (count, *sample))
+    x = model.graph.inputs[0]
+    _refuse_large(x, count)
+    samples = random_samples(model.graph.inputs, count)
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"reference": reference, "normal": model})
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
-        axes, name = batch_axes(model), str(x.name)
-        expected = rows(before, name, samples, traced or 3, axes)
+        axes = batch_axes(model)
+        expected = rows(before, samples, traced or 3, axes)
         for size in range(1, most + 1):
-            results = rows(after, name, samples[:size], size, axes)
+            results = rows(after, samples.first(size), size, axes)
             for output, result in results.items():
                 first = np.take(expected[output], range(result.shape[axes[output]]), axes[output])
                 worst = _distance(result, first)
@@ -45,11 +45,12 @@ def refuse_difference(
                     raise _differs(size, worst, traced, rewritten)
 
 
-def _refuse_large(x: ir.Value, batch: Sequence[int]) -> None:
-    """Raise UnsupportedError for a batch that is too large to execute."""
-    if math.prod(batch) > LARGEST_BATCH:
+def _refuse_large(x: ir.Value, count: int) -> None:
+    """Raise UnsupportedError for `count` samples that are too large to execute."""
+    sample = [size for size in dims(x) if isinstance(size, int)]
+    if count * math.prod(sample) > LARGEST_BATCH:
         raise UnsupportedError(
-            f"{batch[0]} samples of shape {list(batch[1:])} are {math.prod(batch):,} values, too many to execute",
+            f"{count} samples of shape {sample} are {count * math.prod(sample):,} values, too many to execute",
             where=f"input `{x.name}`",
             hint="state the size that the device uses: `--shape 3x224x224`",
         )

@@ -5,7 +5,7 @@ A Reshape contains it in its target shape, a Concat in the rows of a class token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,17 @@ BROADCASTS = frozenset(
 """Operators that broadcast their operands."""
 
 
-def free_batch(model: ir.Model, traced: int | None) -> list[str]:
+def free_batch(model: ir.Model, traced: int | None, axes: Mapping[str, int | None] | None = None) -> list[str]:
     """Type every value of `model` in place, with a symbolic batch; return the names of the rewritten nodes.
 
     Args:
-        model: with one input, whose shape but the batch is bound.
+        model: with inputs whose shapes but the batch are bound.
         traced: the batch that the file was traced with; None where the file declares the batch free.
+        axes: the axis of each input with the samples; without it, the axis of size N.
 
     Raises UnsupportedError at the node that fixes the batch, or with the names of values of unknown shape.
     """
-    walk = Walk(model, traced)
+    walk = Walk(model, traced, axes=axes)
     for node in list(model.graph):
         walk.visit(node)
     _refuse_unknown(model, walk.unknown)

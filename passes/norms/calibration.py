@@ -16,6 +16,7 @@ from ttac.errors import UsageError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.samples.archives import stated_arrays
 from ttac.samples.doubts import doubts
 from ttac.samples.images import FORMS, open_stream, preparation
@@ -54,15 +55,20 @@ def read(
         samples, where = stream.read(0, stream.count), f"`{source}`"
         if not stream.prepared and preprocessing is None:
             say("calibration images were scaled to [0, 1]; `--pixels` states another scale")
-    if not np.isfinite(samples).all():
-        bad = int(np.argmax(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1)))
-        raise UsageError(
-            "calibration data contains NaN or infinity", where=f"sample {bad} of {where}", hint="remove it"
-        )
-    _doubt(samples, say)
+    refuse_infinite(samples, where)
+    say_doubts(samples, say)
     for doubt in doubts(samples, how):
         say(doubt.replace("the samples", "the calibration samples", 1))
     return samples
+
+
+def refuse_infinite(samples: np.ndarray, where: str) -> None:
+    """Raise UsageError for NaN or infinity; `where` is the place of the samples."""
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        bad = int(np.argmax(~np.isfinite(samples).reshape(samples.shape[0] if samples.ndim else 1, -1).all(axis=1)))
+        raise UsageError(
+            "calibration data contains NaN or infinity", where=f"sample {bad} of {where}", hint="remove it"
+        )
 
 
 def sample_shape(source: str | Path | np.ndarray) -> tuple[int, ...] | None:
@@ -99,7 +105,8 @@ def _array(source: np.ndarray, sample: Sequence[int], dtype: str) -> np.ndarray:
     return np.ascontiguousarray(source, dtype)
 
 
-def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:
+def say_doubts(samples: np.ndarray, say: Callable[[str], None]) -> None:
+    """Say that samples [n, ...] are constant or few."""
     flat = samples.reshape(len(samples), -1)
     constant = int(np.sum(flat.min(axis=1) == flat.max(axis=1)))
     if constant:
@@ -108,7 +115,9 @@ def _doubt(samples: np.ndarray, say: Callable[[str], None]) -> None:
         say(f"{len(samples)} calibration samples are few; a few hundred give reliable statistics")
 
 
-def statistics(model: ir.Model, samples: np.ndarray, values: Sequence[ir.Value], batch: int = 8) -> dict[str, Moments]:
+def statistics(
+    model: ir.Model, samples: np.ndarray | SampleSet, values: Sequence[ir.Value], batch: int = 8
+) -> dict[str, Moments]:
     """Return, by value name, channel mean and biased variance over all samples, float32 [C] each.
 
     The pass over `samples` takes `batch` at a time. The graph itself reduces every value to means and variances of
@@ -116,23 +125,24 @@ def statistics(model: ir.Model, samples: np.ndarray, values: Sequence[ir.Value],
 
     Args:
         model: a normalised model.
-        samples: float32 [n, ...], as the model's input has them.
+        samples: for all inputs, or float32 [n, ...] for the only input.
         values: values of `model`, each [N, C, ...].
         batch: samples run together.
     """
     observed = observer(model, [str(value.name) for value in values])
-    name = str(model.graph.inputs[0].name)
+    samples = SampleSet.of(model, samples)
     totals: dict[str, Moments] = {}
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"observer": observed})
         run = Executable(Path(folder) / "observer.onnx")
-        for start in range(0, len(samples), batch):
-            part = samples[start : start + batch]
-            moments = run({name: part})
+        for start, part in zip(range(0, len(samples), batch), samples.batches(batch), strict=True):
+            moments = run(part)
             for value in values:
                 key = str(value.name)
                 here = (moments[f"{key}.mean"].astype(np.float64), moments[f"{key}.var"].astype(np.float64))
-                totals[key] = here if start == 0 else combine(totals[key], start, here, len(part))
+                totals[key] = (
+                    here if start == 0 else combine(totals[key], start, here, min(batch, len(samples) - start))
+                )
     return {key: (mean.astype(np.float32), var.astype(np.float32)) for key, (mean, var) in totals.items()}
 
 

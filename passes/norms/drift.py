@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.norms.calibration import Moments, statistics
 from ttac.passes.norms.norm_sites import NormSite
 
@@ -22,7 +23,7 @@ EPSILON = 1e-5
 """Added to the variance, so that a constant channel has a finite drift."""
 
 
-def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> list[float]:
+def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray | SampleSet) -> list[float]:
     """Return the drift of every site: a mean over disturbances and channels, 0 for an input that does not move.
 
     A channel's drift is the squared Wasserstein distance of two normal distributions, in units of the variance on
@@ -30,12 +31,12 @@ def drifts(model: ir.Model, sites: Sequence[NormSite], samples: np.ndarray) -> l
     those under a disturbance. The first term alone is the squared Mahalanobis distance of the means.
 
     Args:
-        samples: calibration data, float32 [n, ...]; the first 64 are used.
+        samples: calibration data, float32 [n, ...], or for all inputs; the first 64 are used.
     """
     values = list(dict.fromkeys(site.x for site in sites))
-    few = samples[:DRIFT_SAMPLES]
+    few = SampleSet.of(model, samples).first(DRIFT_SAMPLES)
     source = statistics(model, few, values)
-    disturbed = [statistics(model, version, values) for version in disturbances(few)]
+    disturbed = [statistics(model, few.with_main(version), values) for version in disturbances(few.main)]
     names = [str(site.x.name) for site in sites]
     return [float(np.mean([_distance(source[name], moments[name]) for moments in disturbed])) for name in names]
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
 from ttac.passes.quantize.grids import GridAssignment, assign_grids
@@ -54,7 +55,7 @@ class Int8Modules:
 def quantize(
     model: ir.Model,
     sites: Sequence[NormSite],
-    samples: np.ndarray | None,
+    samples: np.ndarray | SampleSet | None,
     target: Target,
     settings: Mapping[str, Any],
     known: Mapping[str, Range] | None = None,
@@ -65,7 +66,7 @@ def quantize(
 
     Args:
         sites: norms that adapt; no other batch norm stays behind a layer.
-        samples: calibration data, float32 [n, ...].
+        samples: calibration data for all inputs, or float32 [n, ...] for the only input.
         settings: `calibration` ("minmax", "percentile", "entropy") and `percentile`.
         known: ranges by value name that do not come from the data, but from a file that is already 8-bit.
         trains: whether gradients pass through the graph.
@@ -74,7 +75,8 @@ def quantize(
     UsageError if the data does not determine ranges.
     """
     _refuse_target(model, target)
-    data = _usable(samples) if samples is not None or not known else None
+    given = None if samples is None else SampleSet.of(model, samples)
+    data = _usable(given) if given is not None or not known else None
     known = _moved(known or {}, fold_norms(model, {site.node for site in sites}))
     for site in sites:
         if standardise(model, site):
@@ -147,10 +149,10 @@ def _without_data(where: str) -> UnsupportedError:
     )
 
 
-def _usable(samples: np.ndarray | None) -> np.ndarray:
+def _usable(samples: SampleSet | None) -> SampleSet:
     if samples is None:
         raise _without_data("`--quantize int8`")
-    flat = samples.reshape(len(samples), -1)
+    flat = samples.main.reshape(len(samples), -1)
     if (flat.min(axis=1) == flat.max(axis=1)).all():
         which = "the only sample holds" if len(flat) == 1 else f"all {len(flat)} samples hold"
         raise UsageError(

@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.rewire import replace
+from ttac.passes.load.input_axes import AXES, axes_of
 from ttac.passes.load.model_file import REFERENCE
 from ttac.passes.normalise.normal_form import tidy
 from ttac.passes.quantize.fold import STEPS, channel_axis, layer_before, rescale
@@ -80,7 +81,7 @@ def lift(model: ir.Model) -> tuple[ir.Model, int]:
     _narrow_to_clips(lifted, grids)
     _restore_tails(lifted, grids)
     lifted.metadata_props[GRIDS] = json.dumps(grids)
-    lifted.meta[REFERENCE] = lifted.clone()
+    lifted.meta.update({REFERENCE: lifted.clone(), AXES: axes_of(model)})
     return lifted, len(grids)
 
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ttac.errors import RuntimeMissingError, UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.runtime.engine import engine
 
 SAMPLES_AT_ONCE = 8
@@ -25,12 +26,14 @@ Range = tuple[float, float]
 """Lowest and highest value."""
 
 
-def ranges(model: ir.Model, samples: np.ndarray, method: str, percentile: float = 99.99) -> dict[str, Range]:
+def ranges(
+    model: ir.Model, samples: np.ndarray | SampleSet, method: str, percentile: float = 99.99
+) -> dict[str, Range]:
     """Return lowest and highest value by the name of each activation of `model`.
 
     Args:
         model: a normalised float model; it stays unchanged.
-        samples: float32 [n, ...], as the model's input has them.
+        samples: for all inputs, or float32 [n, ...] for the only input.
         method: "minmax", "percentile" (leaves out 100 - `percentile` percent of the values, half on each side) or
             "entropy" (the clipping that changes the distribution least).
 
@@ -38,7 +41,6 @@ def ranges(model: ir.Model, samples: np.ndarray, method: str, percentile: float 
     finite.
     """
     calibrate = _calibrators()
-    name = str(model.graph.inputs[0].name)
     options = {"symmetric": False, **({"percentile": percentile} if method == "percentile" else {})}
     kinds = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder, redirect_stdout(io.StringIO()):
@@ -49,8 +51,8 @@ def ranges(model: ir.Model, samples: np.ndarray, method: str, percentile: float 
             calibrate_method=calibrate.CalibrationMethod[kinds[method]],
             extra_options=options,
         )
-        for start in range(0, len(samples), SAMPLES_AT_ONCE):
-            calibrator.collect_data(_reader(calibrate, name, samples[start : start + SAMPLES_AT_ONCE]))
+        for feeds in SampleSet.of(model, samples).batches(SAMPLES_AT_ONCE):
+            calibrator.collect_data(_reader(calibrate, feeds))
         statistics = calibrator.compute_data()
     ends = {str(key): tuple(np.asarray(end).item() for end in data.range_value) for key, data in statistics.items()}
     _refuse_infinite(ends)
@@ -67,12 +69,12 @@ def _refuse_infinite(ends: Mapping[str, tuple[float, ...]]) -> None:
         )
 
 
-def _reader(calibrate: Any, name: str, samples: np.ndarray) -> Any:
+def _reader(calibrate: Any, feeds: dict[str, np.ndarray]) -> Any:
     class Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
         """Reader that returns all samples in one call."""
 
         def __init__(self) -> None:
-            self.feeds = iter([{name: samples}])
+            self.feeds = iter([feeds])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
@@ -28,7 +29,7 @@ class Subject:
         sites: the norms to adapt, in graph order.
         settings: every option of the method with its value.
         batch: the most samples of a step.
-        samples: calibration samples [n, ...] float32, None without `--calibration`.
+        samples: calibration samples, None without `--calibration`.
         adaptation: the rewritten norms and their state; empty for `check` and `choose_trained`.
         say: takes one line for the user.
     """
@@ -39,7 +40,7 @@ class Subject:
     settings: Mapping[str, Any]
     batch: int
     target: Target
-    samples: np.ndarray | None = None
+    samples: SampleSet | None = None
     adaptation: Adaptation = field(default_factory=Adaptation)
     say: Callable[[str], None] = lambda line: None
 

@@ -19,6 +19,8 @@ import onnx_ir as ir
 from ttac.errors import VerificationError
 from ttac.passes.graph.execute import Executable, rows, run
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.sample_set import SampleSet
+from ttac.passes.load.input_axes import axes_of
 from ttac.passes.verify.derivative import BOUND
 
 LOGITS, HALVES, OPTIMISED = 1e-4, 1e-5, 5e-2
@@ -121,30 +123,30 @@ def logits_off(source: ir.Model, off: ir.Model, feeds: Mapping[str, np.ndarray],
     `axes` has the names of the compared outputs, and the axis of each with the samples.  The loaded model runs on as
     many samples at a time as its file asks for.
     """
-    expected, actual = (
-        source_outputs(source, feeds[str(source.graph.inputs[0].name)], axes),
-        run(off, feeds, list(axes)),
-    )
+    inputs = axes_of(source)
+    samples = SampleSet({name: feeds[name] for name in inputs}, inputs)
+    expected, actual = source_outputs(source, samples, axes), run(off, feeds, list(axes))
     return max((relative_outputs(actual[name], expected[name]) for name in axes), default=0.0)
 
 
-def source_outputs(source: ir.Model, samples: np.ndarray, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
+def source_outputs(source: ir.Model, samples: SampleSet, axes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """The outputs in `axes` of the model as it was loaded, for samples of any number."""
-    stated = source.graph.inputs[0].shape[0] if source.graph.inputs[0].shape else None
+    x = source.graph.inputs[0]
+    stated = x.shape[axes_of(source)[str(x.name)] or 0] if x.shape else None
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"source": source})
         plain = Executable(Path(folder) / "source.onnx")
         batch = stated if isinstance(stated, int) and stated > 0 else len(samples)
-        return rows(plain, str(source.graph.inputs[0].name), samples, batch, axes)
+        return rows(plain, samples, batch, axes)
 
 
-def quantization_error(source: ir.Model, quantized: ir.Model, samples: np.ndarray, logits: str, axis: int) -> float:
-    """Root mean square of the change of the logits, over their standard deviation on `samples` [n, ...].
+def quantization_error(source: ir.Model, quantized: ir.Model, samples: SampleSet, logits: str, axis: int) -> float:
+    """Root mean square of the change of the logits, over their standard deviation on the `samples`.
 
     `axis` is that of the samples in the logits.
     """
     expected = source_outputs(source, samples, {logits: axis})[logits].astype(np.float64)
-    actual = run(quantized, {str(quantized.graph.inputs[0].name): samples}, [logits])[logits]
+    actual = run(quantized, samples.arrays, [logits])[logits]
     spread = max(float(expected.std()), 1e-12)
     return float(np.sqrt(np.mean((actual - expected) ** 2))) / spread
 

@@ -9,6 +9,7 @@ from ttac.errors import VerificationError
 from ttac.runtime.json_values import HINT
 from ttac.runtime.program.words import Repeat, Reset, Run, When, Word
 from ttac.runtime.program.world import Graph, Tensor, World
+from ttac.runtime.tensors import along
 
 
 @dataclass
@@ -97,10 +98,11 @@ class Step:
 
     def _rows(self, name: str, word: Run) -> Tensor:
         tensor = self.find(word.feed.get(name, name))
-        if not word.rows or name not in self.world.inputs:
+        axis = self.world.inputs.get(name)
+        if not word.rows or axis is None:
             return tensor
         device = self.world.device
-        return device.tensor(device.array(tensor)[: word.rows])
+        return device.tensor(device.array(tensor)[along(axis, slice(word.rows))])
 
     def _is_positive(self, name: str) -> bool:
         return self._scalar(self.find(name)) > 0

@@ -45,11 +45,14 @@ class Device(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Everything a program may name; `state` is the committed state, which a step never changes."""
+    """Everything a program may name; `state` is the committed state, which a step never changes.
+
+    `inputs` has the axis of each user input with the samples, None for an input that all samples share.
+    """
 
     device: Device
     graphs: Mapping[str, Graph]
-    inputs: frozenset[str]
+    inputs: Mapping[str, int | None]
     state: Mapping[str, Tensor]
     initial: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]

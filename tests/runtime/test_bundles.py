@@ -233,7 +233,7 @@ def test_another_format(bundle: Path, version: int, hint: str) -> None:
         ("files/forward.onnx", "f" * 63, "`files['forward.onnx']` is not a SHA-256"),
         ("files/manifest.json", "f" * 64, "lists `manifest.json` itself"),
         ("inputs", [], "`inputs` is empty"),
-        ("inputs/0/shape", [4, 3], "`inputs[0].shape` does not begin with `N`"),
+        ("inputs/0/shape", [4, 3], "`inputs` has no shape with `N`"),
         ("inputs/0/shape", ["N", "M"], "`inputs[0].shape[1]` is 'M'"),
         ("inputs/0/shape", "N3", "`inputs[0].shape` is not a list"),
         ("inputs/0/dtype", "bfloat16", "`inputs[0].dtype` is 'bfloat16'"),

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None, as_json: bool, **choices: Any) -> None:
     """Stream INPUT (.npz, .npy or a folder of images) through BUNDLE and report time, entropy and error.
 
+    A model of several inputs takes an `.npz` with an array by the name of each input.
+
     The error needs an array `labels` in the `.npz` (labels [n], or [n, H, W] for a dense head) or a folder with one
     sub-folder for each class. OUT.npz holds the array `logits`, or for a model of several outputs each by its name. For
     a folder, the array `files` has the names.
@@ -136,8 +138,12 @@ def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
     from ttac.samples.doubts import SEEN, doubts
     from ttac.samples.images import open_stream, preparation
+    from ttac.samples.named_arrays import named_stream
 
-    how = preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
+    entry, *others = manifest["inputs"]
+    if others or entry["shape"][0] != "N":
+        return named_stream(samples, manifest["inputs"])
+    how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
     stream = open_stream(samples, how, array)
     if stream.array and array is None:
         terminal.say(f"note: the samples are the array `{stream.array}`; `--array` names another")

@@ -32,6 +32,7 @@ from ttac.methods import DEFAULT
 from ttac.reports.measure import measure, random_samples
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle, is_bundle
+from ttac.samples.named_arrays import only_input
 
 BATCH = 8
 """Default number of samples of a step for models without a bundle."""
@@ -159,6 +160,7 @@ class Group:
         self.bench.say(f"timing {self.title}")
         adapters = {subject.bundle: load(subject.bundle, threads=self.threads) for subject in self.subjects}
         first = self.subjects[0]
+        only_input(adapters[first.bundle].bundle.manifest["inputs"])
         shape = adapters[first.bundle].input_shape
         x = self.bench.samples(first, shape)
         source = partial(inference(self.source, self.threads), x)

@@ -21,6 +21,7 @@ from ttac.evaluation.protocols import Batch, Order, Shift, schedule
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import COUNTED
 from ttac.samples.images import Preparation, preparation
+from ttac.samples.named_arrays import only_input
 
 if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
@@ -137,7 +138,8 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     adapter.reset()
     manifest = adapter.bundle.manifest
     read = reader(manifest)
-    how = preparation(["N", *adapter.input_shape], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
+    entry = only_input(manifest["inputs"])
+    how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
     labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)
     course = Course()

@@ -18,6 +18,7 @@ from ttac.evaluation.sweep import perform
 from ttac.evaluation.watch import Watch
 from ttac.runtime.bundle import read_manifest
 from ttac.samples.images import Preparation, preparation
+from ttac.samples.named_arrays import only_input
 
 CHUNK = 256
 """Number of samples that one piece of work corrupts."""
@@ -131,4 +132,5 @@ def corrupt_piece(piece: Piece) -> np.ndarray:
 def preparation_of(bundle: Path) -> Preparation:
     """Return the rule by which bytes become the input of the bundle's model."""
     manifest = read_manifest(bundle)
-    return preparation(manifest["inputs"][0]["shape"], manifest["preprocessing"], manifest["inputs"][0]["dtype"])
+    entry = only_input(manifest["inputs"])
+    return preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])

@@ -39,7 +39,7 @@ def main() -> None:
     warm_engine()
     bare = kilobytes("VmRSS")
     samples = random_samples(int(batch), [int(size) for size in shape.split("x")])
-    print(json.dumps(step_memory(inference(Path(path), int(threads)), samples, bare)))
+    print(json.dumps(step_memory(inference(Path(path), int(threads)), samples, bare, few=samples[:1])))
 
 
 if __name__ == "__main__":

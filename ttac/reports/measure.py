@@ -18,6 +18,7 @@ import numpy as np
 
 from ttac.child_process import run_module
 from ttac.errors import RuntimeMissingError
+from ttac.runtime.records import BATCH_AXIS, TensorSpec
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 STEPS, WARM_UP = 10, 2
@@ -72,23 +73,24 @@ def kilobytes(field: str) -> int:
 
 
 def step_memory(
-    step: Callable[[np.ndarray], object],
-    samples: np.ndarray,
+    step: Callable[[Any], object],
+    samples: Any,
     bare: int,
     *,
-    smallest: int = 1,
+    few: Any = None,
     steps: int = STEPS,
     reset: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Return `peak` and `loaded` of this process in bytes, and the median `seconds` of a step on `samples`.
 
     Args:
+        samples: the argument of a step.
         bare: VmRSS in KiB of the interpreter with the engine imported, before a model was loaded.
-        smallest: number of samples of a warm-up step.
+        few: the argument of a warm-up step, with fewer samples; None for `samples`.
         reset: called after the warm-up.
     """
     for _ in range(WARM_UP):
-        step(samples[:smallest])
+        step(samples if few is None else few)
     reset()
     gc.collect()
     CLEAR.write_text("5")
@@ -107,10 +109,21 @@ def random_samples(batch: int, shape: Sequence[int], dtype: str = "float32") -> 
 
     Floats are standard normal.  Integers are 0 or 1, which every table of a model has.
     """
+    return random_array((batch, *shape), dtype)
+
+
+def random_array(shape: Sequence[int], dtype: str) -> np.ndarray:
+    """Return such random numbers of `shape`."""
     random = np.random.default_rng(0)
     if np.dtype(dtype).kind != "f":
-        return random.integers(0, 2, (batch, *shape)).astype(dtype)
-    return random.standard_normal((batch, *shape), dtype=np.float32)
+        return random.integers(0, 2, shape).astype(dtype)
+    return random.standard_normal(shape, dtype=np.float32)
+
+
+def random_feeds(inputs: Sequence[TensorSpec], count: int) -> dict[str, np.ndarray]:
+    """Return random numbers for `count` samples by the names of the inputs, as `random_samples`."""
+    shapes = {spec.name: [count if size == BATCH_AXIS else int(size) for size in spec.shape] for spec in inputs}
+    return {spec.name: random_array(shapes[spec.name], spec.dtype) for spec in inputs}
 
 
 def main() -> None:
@@ -121,11 +134,11 @@ def main() -> None:
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
     adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
-    samples = random_samples(adapter.batch, [int(size) for size in adapter.input_shape], adapter.inputs[0].dtype)
+    samples, few = (random_feeds(adapter.inputs, count) for count in (adapter.batch, adapter.smallest_batch))
     if file:
-        samples = np.load(file, allow_pickle=False)[: adapter.batch]
-    smallest, reset = adapter.smallest_batch, adapter.reset
-    report = step_memory(adapter.step, samples, bare, smallest=smallest, steps=steps, reset=reset)
+        array = np.load(file, allow_pickle=False)[: adapter.batch]
+        samples, few = ({adapter.inputs[0].name: array[:count]} for count in (len(array), adapter.smallest_batch))
+    report = step_memory(adapter.step, samples, bare, few=few, steps=steps, reset=adapter.reset)
     print(json.dumps({**report, "steps": steps, "batch": adapter.batch}))
 
 

@@ -84,7 +84,8 @@ class Stream:
 
     Attributes:
         count: number of samples.
-        read: function of start and stop that returns float32 [stop - start, *sample].
+        read: function of start and stop that returns float32 [stop - start, *sample], or arrays by
+            the names of several inputs.
         labels: [count, ...], or None.
         prepared: False when the samples are bytes, which this module prepares.
         names: files of the samples, relative to their folder; none for an array.
@@ -93,14 +94,14 @@ class Stream:
     """
 
     count: int
-    read: Callable[[int, int], np.ndarray]
+    read: Callable[[int, int], Any]
     labels: np.ndarray | None = None
     prepared: bool = True
     names: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     array: str = ""
 
-    def batches(self, size: int, smallest: int = 1) -> Iterator[np.ndarray]:
+    def batches(self, size: int, smallest: int = 1) -> Iterator[Any]:
         """Yield batches of `size` samples; the last ones are smaller when the samples run out, none below `smallest`.
 
         Raises UsageError when the samples cannot be divided into such batches.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ttac.runtime.records import HeadSpec, TensorSpec
-from ttac.samples.images import Stream
+from ttac.samples.images import Stream, division
 from ttac.samples.predictions import CLASSES, Tally, fit_labels
 
 
@@ -28,10 +28,10 @@ class Stepper(Protocol):
     def stats(self) -> Mapping[str, Any]:
         """Counters and scalars since the bundle was loaded or reset."""
 
-    def step(self, x: np.ndarray) -> Any:
+    def step(self, x: Any) -> Any:
         """Predict and adapt: an array, or a dict (name to array) for several outputs."""
 
-    def predict(self, x: np.ndarray) -> Any:
+    def predict(self, x: Any) -> Any:
         """Predict with the adapted state."""
 
 
@@ -93,15 +93,15 @@ def run_stream(
     reading = _Reading.of(head, axes) if head is not None else None
     parts: list[dict[str, np.ndarray]] = []
     seconds, done = 0.0, 0
-    for x in stream.batches(batch, smallest):
+    for x, count in zip(stream.batches(batch, smallest), division(stream.count, batch, smallest), strict=True):
         start = time.perf_counter()
         outputs = named(adapter.step(x) if adapt else adapter.predict(x), adapter.outputs)
         seconds += time.perf_counter() - start
         if reading is not None:
             reading.add(outputs, stream, done)
         parts += [outputs] if keep else []
-        done += len(x)
-        moved(len(x))
+        done += count
+        moved(count)
     return Outcome(
         outputs=_joined(parts, axes) if keep else None,
         samples=done,

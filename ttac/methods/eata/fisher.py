@@ -47,8 +47,7 @@ def fisher_information(subject: Subject) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"fisher": lower(copy, subject.target)})
         run = Executable(Path(folder) / "fisher.onnx")
-        batches = np.array_split(samples, range(batch, len(samples), batch))
-        information = _averaged(run, str(subject.model.graph.inputs[0].name), state, names, batches)
+        information = _averaged(run, state, names, list(samples.batches(batch)))
     subject.say(f"{len(information)} tensors held to the source by their Fisher information")
     return information
 
@@ -66,12 +65,15 @@ def pseudo_label(op: Builder, scores: ir.Value, head: Head) -> Loss:
 
 
 def _averaged(
-    run: Executable, x: str, state: Mapping[str, np.ndarray], names: Mapping[str, str], batches: Sequence[np.ndarray]
+    run: Executable,
+    state: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+    batches: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
     """The mean over the batches of the squared gradients, by parameter."""
     totals: dict[str, np.ndarray] = {}
     for part in batches:
-        outputs = run({**state, x: part})
+        outputs = run({**state, **part})
         for parameter, gradient in names.items():
             totals[parameter] = totals.get(parameter, 0.0) + outputs[gradient].astype(np.float64) ** 2
     return {parameter: (total / len(batches)).astype(np.float32) for parameter, total in totals.items()}

@@ -20,7 +20,7 @@ def check(subject: Subject) -> None:
     pixel_range(settings, image_sizes(x)[1])
     subject.say(f"pixels are taken to go from {settings['black']} to {settings['white']} (`black`, `white`)")
     if subject.samples is not None:
-        refuse_values_outside(subject.samples, settings)
+        refuse_values_outside(subject.samples.main, settings)
 
 
 def pixel_range(settings: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
