@@ -5,6 +5,7 @@ It needs numpy, safetensors and onnxruntime only, and imports each at its first 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
     from ttac.runtime.bundle import Bundle
     from ttac.runtime.engine import EngineSettings, warm_engine
+    from ttac.runtime.providers import Provider
     from ttac.runtime.session import InferenceSession
 
 __all__ = ["Adapter", "Bundle", "EngineSettings", "InferenceSession", "load", "warm_engine"]
@@ -27,12 +29,37 @@ _PLACES = {
 
 
 def load(
-    path: str | Path, threads: int | None = None, settings: EngineSettings | None = None, form: str = "auto"
+    path: str | Path,
+    threads: int | None = None,
+    settings: EngineSettings | None = None,
+    form: str = "auto",
+    providers: Sequence[Provider] | None = None,
 ) -> Adapter:
-    """Return the adapter for the bundle in folder `path`; arguments and errors are those of `Adapter`."""
+    """Return the adapter for the bundle in folder `path`.
+
+    Args:
+        path, threads, settings, form: as for `Adapter`.
+        providers: execution providers, best first: short names (`"cuda"`), the engine's names, or pairs of a name and
+            the provider's options.  The CPU runs the nodes that none of them takes.  With another provider than the
+            CPU the portable graphs run.
+
+    Raises the errors of `Adapter`, UsageError for an unknown provider, and RuntimeMissingError for a provider that the
+    engine lacks.
+    """
     from ttac.runtime.adapter import Adapter
 
-    return Adapter(path, threads, settings, form)
+    return Adapter(path, threads, with_providers(settings, providers), form)
+
+
+def with_providers(settings: EngineSettings | None, providers: Sequence[Provider] | None) -> EngineSettings | None:
+    """Return the settings with `providers` checked against the engine; None for the defaults."""
+    if providers is None:
+        return settings
+    from dataclasses import replace
+
+    from ttac.runtime.engine import EngineSettings, chosen
+
+    return replace(settings or EngineSettings(), providers=tuple(chosen(providers)))
 
 
 def __getattr__(name: str) -> Any:

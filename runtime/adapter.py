@@ -19,13 +19,14 @@ from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.form_cache import remember
-from ttac.runtime.form_table import FormSpec
+from ttac.runtime.form_table import PORTABLE, FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
 from ttac.runtime.inputs import check_inputs
 from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
+from ttac.runtime.providers import only_cpu
 from ttac.runtime.records import WEIGHTS, TensorSpec
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
@@ -78,7 +79,8 @@ class Adapter:
         self._device = EngineDevice()
         self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
         self.threads = self._settings.threads
-        self._choice = choose_form(self.path, self._manifest, form)
+        on_cpu = only_cpu(self._settings.providers)
+        self._choice = choose_form(self.path, self._manifest, form if on_cpu else PORTABLE)
         updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
         deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}
         state, place = self._manifest.state, f"`{self.path}`"

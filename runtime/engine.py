@@ -23,6 +23,7 @@ import numpy as np
 
 from ttac.errors import RuntimeMissingError, TtacError, UnsupportedError
 from ttac.runtime.program.world import Tensor
+from ttac.runtime.providers import CPU, Provider, chosen_providers, device_of, only_cpu
 
 OLDEST = (1, 18)
 DENIED = {
@@ -53,6 +54,10 @@ less."""
 COPIED_BYTES = 1 << 16
 """Most bytes of a run's output that is copied out of the arena."""
 
+REFUSED_BY_ENGINE = "`ttac doctor` lists the opsets that this engine accepts; recompile with a `--target` that fits it"
+REFUSED_BY_PROVIDER = "run the bundle with `--providers cpu`, or update the provider"
+"""Hints for a graph that a session does not take."""
+
 _shared_arena = threading.Lock()
 _arena_made = False
 
@@ -74,6 +79,8 @@ class EngineSettings:
         optimization: "basic", "extended" or "all" (also hardware layouts: faster, but it breaks the file order);
             the entry of a graph in the manifest has priority.
         prepacking: keep a second copy of the weights in the kernels' layout.
+        providers: execution providers, best first; the CPU runs the nodes that none of them takes.
+        profile: folder for the engine's profiles, `<graph>@<time>.json`, written when the sessions end; empty for none.
     """
 
     threads: int = 0
@@ -84,6 +91,13 @@ class EngineSettings:
     file_order: bool = True
     optimization: str = "all"
     prepacking: bool = True
+    providers: tuple[Provider, ...] = (CPU,)
+    profile: str = ""
+
+    @property
+    def device(self) -> str:
+        """The engine's name of the memory that holds state, weights and residuals."""
+        return device_of(self.providers)
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,11 @@ class Session:
         self.path = path
         if settings.shared_arena:
             _make_shared_arena()
-        self.native = _open(path, _options(settings))
+        options = _options(settings)
+        if settings.profile:
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(settings.profile) / f"{path.stem}@")
+        self.native = _open(path, options, chosen(settings.providers))
+        self._device = settings.device
         self.inputs = {value.name: _port(value) for value in self.native.get_inputs()}
         self.outputs = {value.name: _port(value) for value in self.native.get_outputs()}
         self._whole, self._partial = _run_options(partial=False), _run_options(partial=True)
@@ -112,6 +130,8 @@ class Session:
         """The named outputs for `feed`; raises RuntimeMissingError if the engine fails."""
         options = self._whole if len(outputs) == len(self.outputs) else self._partial
         try:
+            if self._device != "cpu":
+                return self._run_bound(feed, outputs, options)
             tensors = self.native.run_with_ort_values(list(outputs), dict(feed), options)
             return [_released(tensor) for tensor in tensors]
         except Exception as error:
@@ -120,6 +140,17 @@ class Session:
                 where=f"`{self.path.name}`",
                 hint="run `ttac doctor`; if memory is short, compile with a smaller `--batch`",
             ) from error
+
+    def _run_bound(self, feed: Mapping[str, Tensor], outputs: Sequence[str], options: Any) -> list[Tensor]:
+        """The named outputs in the memory of the device, which `run_with_ort_values` would copy to the host."""
+        binding = self.native.io_binding()
+        for name, tensor in feed.items():
+            binding.bind_ortvalue_input(name, tensor)
+        for name in outputs:
+            binding.bind_output(name, self._device)
+        self.native.run_with_iobinding(binding, options)
+        tensors: list[Tensor] = binding.get_outputs()
+        return tensors
 
 
 def _released(tensor: Tensor) -> Tensor:
@@ -136,7 +167,20 @@ def _released(tensor: Tensor) -> Tensor:
 
 
 class EngineDevice:
-    """Conversion between arrays and tensors without copies: both share the memory."""
+    """Conversion between arrays and tensors, on the CPU without copies: both share the memory.
+
+    Args:
+        place: the engine's name of the memory in which `resident` puts tensors.
+    """
+
+    def __init__(self, place: str = "cpu") -> None:
+        self._place = place
+
+    def resident(self, array: np.ndarray) -> Tensor:
+        """`array` as a tensor that many runs read: in the memory of the device."""
+        if self._place == "cpu":
+            return self.tensor(array)
+        return engine().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._place, 0)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """`array` as a tensor; the array must stay unchanged while the tensor is used."""
@@ -189,6 +233,12 @@ def _import_without_training() -> Any:
             sys.modules.pop(training, None)
 
 
+def chosen(providers: Sequence[Provider]) -> list[Provider]:
+    """Return the providers under the engine's names; raises the errors of `chosen_providers`."""
+    module = engine()
+    return chosen_providers(providers, module.get_available_providers(), str(module.__version__))
+
+
 def problem_with(version: str, machine: str) -> str:
     """Return the reason against this engine version on a machine such as `aarch64`; empty if there is none."""
     release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
@@ -237,20 +287,18 @@ def _run_options(*, partial: bool) -> Any:
     return options
 
 
-def _open(path: Path, options: Any) -> Any:
+def _open(path: Path, options: Any, providers: Sequence[Provider] = (CPU,)) -> Any:
     """The engine's session; the lines that the engine prints before it raises are suppressed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return engine().InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=FAULTY
-            )
+            return engine().InferenceSession(str(path), options, providers=list(providers), disabled_optimizers=FAULTY)
     except TtacError:
         raise
     except Exception as error:
         raise RuntimeMissingError(
             f"onnxruntime {engine().__version__} does not load the graph: {_first_line(error)}",
             where=f"`{path}`",
-            hint="`ttac doctor` lists the opsets that this engine accepts; recompile with a `--target` that fits it",
+            hint=REFUSED_BY_ENGINE if only_cpu(providers) else REFUSED_BY_PROVIDER,
         ) from error
 
 

@@ -37,12 +37,12 @@ class LoadedForm:
         spec: FormSpec | None = None,
     ) -> None:
         self._folder, self._manifest, self._files = folder, opened.manifest, opened.files
-        self._device = EngineDevice()
+        self._device = EngineDevice(settings.device)
         self.graphs = self._sessions(settings, spec)
         self.weights = self._mapped_weights()
         if spec is not None:
             made = form_weights(self._stored(), spec, folder)
-            self.weights |= {name: self._device.tensor(array) for name, array in made.items()}
+            self.weights |= {name: self._device.resident(array) for name, array in made.items()}
         world = self.world(state)
         self.programs: Mapping[str, tuple[Word, ...]] = {
             name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
@@ -64,7 +64,7 @@ class LoadedForm:
         if WEIGHTS not in self._manifest.files:
             return {}
         needed = {name for graph in self.graphs.values() for name in graph.inputs}
-        return {name: self._device.tensor(array) for name, array in self._stored().items() if name in needed}
+        return {name: self._device.resident(array) for name, array in self._stored().items() if name in needed}
 
     def _stored(self) -> Tensors:
         """The weights file as arrays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,24 +12,24 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import TtacError, UsageError
-from ttac.runtime.adapter import Adapter
-from ttac.runtime.engine import engine, open_session
+from ttac.runtime import load
+from ttac.runtime.engine import chosen, engine, open_session
 from ttac.runtime.io_binding import IOBinding
+from ttac.runtime.providers import CPU, Provider, divided, provider_name
 from ttac.runtime.records import TensorSpec
 
 TYPES = {"float32": "float", "float64": "double"}
 """numpy's dtype names -> ONNX Runtime's names, where they differ."""
 
-PROVIDER = "CPUExecutionProvider"
 SOURCE = "infer.onnx"
 """The graph of the source model, which keeps the metadata of the file."""
 REFUSED = {
     "end_profiling": "the engine's profiler is not on",
     "get_profiling_start_time_ns": "the engine's profiler is not on",
-    "get_tuning_results": "the CPU has no tuning results",
-    "set_tuning_results": "the CPU has no tuning results",
+    "get_tuning_results": "its sessions are tuned together",
+    "set_tuning_results": "its sessions are tuned together",
     "run_with_ortvaluevector": "it takes a vector of the training engine",
-    "set_ep_dynamic_options": "the CPU has no such options",
+    "set_ep_dynamic_options": "its sessions have one set of options",
 }
 """Call of the engine's session that a bundle cannot do -> reason."""
 WAY_OUT = "use `run`, or onnxruntime on the model of `ttac bake`"
@@ -65,13 +66,13 @@ class InferenceSession:
     Args:
         path_or_bytes: the bundle's folder.
         sess_options: only its `intra_op_num_threads` counts; the bundle decides the other session options.
-        providers: must include the CPU provider, on which bundles run.
-        provider_options: not used.
+        providers: as in `ttac.load`; None means the CPU.  A provider that the engine lacks is left out, with a warning.
+        provider_options: options of each provider, in the order of `providers`.
         adapt: whether `run` adapts; the attribute may be changed at any time.
         threads: as in `ttac.load`.
         form: as in `ttac.load`.
 
-    Raises the errors of `ttac.load`, and UsageError for providers without the CPU.
+    Raises the errors of `ttac.load`.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class InferenceSession:
         threads: int | None = None,
         form: str = "auto",
     ) -> None:
-        _refuse_without_cpu(providers)
         if threads is None and sess_options is not None:
             threads = sess_options.intra_op_num_threads or None
-        self.adapter = Adapter(path_or_bytes, threads=threads, form=form)
+        self._providers = _present(providers, provider_options)
+        self.adapter = load(path_or_bytes, threads=threads, form=form, providers=self._providers)
         self.adapt = adapt
 
     def run(
@@ -141,22 +142,28 @@ class InferenceSession:
         return options
 
     def get_providers(self) -> list[str]:
-        """Name of the provider that runs the bundle."""
-        return [PROVIDER]
+        """Names of the providers that run the bundle, best first."""
+        return [provider_name(provider) for provider in self._providers]
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
-        """The options of each provider: none."""
-        return {PROVIDER: {}}
+        """The options of each provider."""
+        return {
+            provider_name(provider): {} if isinstance(provider, str) else dict(provider[1])
+            for provider in self._providers
+        }
 
     def set_providers(self, providers: Sequence[Any] | None = None, provider_options: Any = None) -> None:
-        """Do nothing if the CPU is among the providers; raises UsageError otherwise."""
-        _refuse_without_cpu(providers)
+        """Do nothing for the providers of this session; raises UsageError for others."""
+        wanted = [provider_name(provider) for provider in _present(providers, provider_options)]
+        if wanted != self.get_providers():
+            problem = f"the session has the providers {', '.join(self.get_providers())}"
+            raise UsageError(problem, where="`set_providers`", hint="make a new session with `providers=`")
 
     def enable_fallback(self) -> None:
-        """Do nothing: a bundle has one provider."""
+        """Do nothing: the CPU runs the nodes that no other provider takes."""
 
     def disable_fallback(self) -> None:
-        """Do nothing: a bundle has one provider."""
+        """Do nothing: the CPU runs the nodes that no other provider takes."""
 
     def io_binding(self) -> IOBinding:
         """A new binding of arrays to inputs and outputs, for `run_with_iobinding`."""
@@ -200,14 +207,19 @@ class InferenceSession:
         raise UsageError(f"a bundle has no `{name}`: {REFUSED[name]}", where=f"`InferenceSession.{name}`", hint=WAY_OUT)
 
 
-def _refuse_without_cpu(providers: Sequence[Any] | None) -> None:
-    names = [provider if isinstance(provider, str) else provider[0] for provider in providers or [PROVIDER]]
-    if PROVIDER not in names:
-        raise UsageError(
-            f"bundles run on the CPU, and `providers` has only {', '.join(names)}",
-            where="`providers=`",
-            hint=f"add `{PROVIDER}`",
-        )
+def _present(providers: Sequence[Any] | None, options: Sequence[Mapping[str, Any]] | None) -> list[Provider]:
+    """The providers that the engine has, each with its options.
+
+    As onnxruntime does, a session leaves out a provider that the engine lacks, with a warning.  Raises UsageError for
+    an unknown name, RuntimeMissingError if none is left.
+    """
+    wanted = list(providers or [CPU])
+    if options is not None:
+        wanted = [(name, dict(more)) if more else name for name, more in zip(wanted, options, strict=True)]
+    present, missing = divided(wanted, engine().get_available_providers())
+    if present and missing:
+        logging.getLogger("ttac").warning("the engine has no %s; other providers run", ", ".join(missing))
+    return chosen(present or wanted)
 
 
 def _described(spec: TensorSpec) -> NodeArg:

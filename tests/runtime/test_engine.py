@@ -62,7 +62,7 @@ def test_the_session_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes the inputs `x`; got `image`"):
         session.run(None, {"image": batch()})
     assert session.adapter.stats["steps"] == 0
-    with pytest.raises(UsageError, match="bundles run on the CPU"):
+    with pytest.raises(RuntimeMissingError, match="has no `CUDAExecutionProvider`"):
         ttac.InferenceSession(folder, providers=["CUDAExecutionProvider"])
 
 

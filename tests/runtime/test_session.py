@@ -51,8 +51,8 @@ def test_descriptions(session: ttac.InferenceSession) -> None:
     assert session.get_provider_options() == {"CPUExecutionProvider": {}}
     assert session.get_session_options().intra_op_num_threads == session.adapter.threads
     session.set_providers(["CPUExecutionProvider"])
-    with pytest.raises(UsageError, match="bundles run on the CPU"):
-        session.set_providers(["CUDAExecutionProvider"])
+    with pytest.raises(UsageError, match="the session has the providers CPUExecutionProvider"):
+        session.set_providers([("CPUExecutionProvider", {}), "CPUExecutionProvider"])
 
 
 def test_bound_arrays(session: ttac.InferenceSession) -> None:

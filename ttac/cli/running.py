@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 @click.option("--array", metavar="NAME", help="The array of an `.npz` to stream.  [default: its first]")
 @click.option("--batch", metavar="N", callback=count(), help="Samples per step.  [default: the planned batch]")
 @click.option("--threads", metavar="N", callback=count(low=0), help="Engine threads; 0: the engine's choice.")
+@click.option(
+    "--providers",
+    metavar="P,...",
+    help="Execution providers of the engine, best first, as `cuda,cpu`.  [default: cpu]",
+)
 @as_json
 @verbose
 @terminal
@@ -78,6 +83,7 @@ class RunChoices:
     array: str | None
     batch: int | None
     threads: int | None
+    providers: str | None
 
 
 def _stream(
@@ -86,9 +92,11 @@ def _stream(
     """Run the stream; return the outcome, with outputs if `keep`, and the names of the files of a folder."""
     from ttac.runtime import load
     from ttac.runtime.manifest import parse_manifest
+    from ttac.runtime.providers import parse_providers
     from ttac.samples.streaming import run_stream
 
-    adapter = load(bundle, threads=choices.threads)
+    providers = None if choices.providers is None else parse_providers(choices.providers)
+    adapter = load(bundle, threads=choices.threads, providers=providers)
     manifest = adapter.bundle.manifest
     size = _size(manifest, choices.batch)
     head = parse_manifest(manifest).head

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from ttac import targets
 from ttac.child_process import run_code
+from ttac.runtime.providers import CPU
 from ttac.samples.archives import physical_memory
 from ttac.sizes import format_size
 from ttac.spec import Target
@@ -26,7 +27,7 @@ else:
 
 Verdict = Literal["ok", "info", "warn", "fail"]
 
-ENGINES = ("onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime-gpu")
+ENGINES = ("onnxruntime", "onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime-gpu", "onnxruntime-openvino")
 RUN, COMPILE = "run", "compile"
 PARTS = {"numpy": RUN, "safetensors": RUN, "onnx": COMPILE, "onnx-ir": COMPILE, "onnxsim": COMPILE, "networkx": COMPILE}
 """Packages that ttac needs, and the task that needs each."""
@@ -159,6 +160,7 @@ def _engine() -> Iterator[Check]:
             hint="pip install --force-reinstall " + next(iter(found)),
         )
     else:
+        yield from _providers()
         yield from _layout()
     if len(found) > 1:
         note = "they overwrite each other's files; keep one"
@@ -169,6 +171,13 @@ def _engine() -> Iterator[Check]:
             note=note,
             hint="pip uninstall " + " ".join(list(found)[1:]),
         )
+
+
+def _providers() -> Iterator[Check]:
+    """The execution providers of the engine."""
+    names = run_code("import onnxruntime; print(*onnxruntime.get_available_providers())").stdout.split()
+    note = "`ttac run --providers` takes them" if names != [CPU] else "bundles run on the CPU"
+    yield Check(part="providers", verdict="info", found=", ".join(names) or "none", note=note)
 
 
 def _layout() -> Iterator[Check]:
