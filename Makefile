@@ -10,6 +10,7 @@ STOCK_VERSION := 1.23.2
 # The stock engine for Python 3.14, for which 1.23.2 has no wheels.
 STOCK_VERSION_314 := 1.31.1
 TYPES := build/types
+JAVASCRIPT := consumers/js
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
 CANDIDATES := python3 python3.12 python3.11 python3.10 python3.13 python3.14
@@ -30,7 +31,7 @@ demo: $(READY)
 	$(BIN)/ttac demo
 
 # The slow tests run beside the others, in a second process; their output follows at the end.
-test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION)
+test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION) $(JAVASCRIPT)/node_modules/.ready
 	@mkdir -p build
 	@export TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)"; \
 	$(BIN)/python -m pytest -q -p randomly -m slow > build/slow-tests.log 2>&1 & slow=$$!; \
@@ -72,7 +73,7 @@ docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build $(VENV) $(JAVASCRIPT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml
 	@python="$(PYTHON)"; \
@@ -89,6 +90,13 @@ $(READY): pyproject.toml
 $(VENV)/.ready-docs: $(READY)
 	$(PIP) install --editable '.[docs]'
 	@touch $@
+
+# The engines and the compiler for the tests in JavaScript, which skip without them.
+$(JAVASCRIPT)/node_modules/.ready: $(JAVASCRIPT)/package-lock.json
+	@mkdir -p $(@D); \
+	if ! command -v npm >/dev/null; then echo "make test: no npm, so the tests in JavaScript are skipped" >&2; exit; fi; \
+	npm ci --no-progress --prefix $(JAVASCRIPT) && touch $@ || \
+	  echo "make test: npm ci failed, so the tests in JavaScript are skipped" >&2
 
 $(STOCK)/.ready-$(STOCK_VERSION): $(READY)
 	rm -rf $(STOCK)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -52,7 +53,7 @@ def test_a_wrong_number_fails(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "tensors").mkdir()
     (tmp_path / "bundles").symlink_to(kit / "bundles")
     tensors = load_file(kit / case["tensors"])
-    tensors["1/state/level"] = tensors["1/state/level"] + 1e-4
+    tensors["1/state/level"] += np.float32(1e-4)
     save_file(tensors, tmp_path / case["tensors"])
     (tmp_path / "kit.json").write_text(json.dumps({"tolerance": 1e-5, "cases": [case], "refused": []}))
     with pytest.raises(AssertionError, match="case rows, call 1 differs"):

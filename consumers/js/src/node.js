@@ -1,0 +1,38 @@
+// Bundles and state files on disk, for Node.js.
+
+import { lstat, readFile, realpath, rename, writeFile } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+
+import { damaged, usage } from "./errors.js";
+
+/** The bundle in a folder; the engine maps the weights from there. */
+export function folder(path) {
+  return {
+    where: path,
+    path: (name) => join(path, name),
+    async read(name) {
+      const file = join(path, name);
+      const status = await lstat(file).catch(() => null);
+      if (name === "manifest.json" && !status) usage("the folder is not a bundle: it has no `manifest.json`", `\`${path}\``, "compile one");
+      if (!status) damaged("a file of the bundle is missing", `\`${file}\``);
+      if (status.isSymbolicLink() && name === "manifest.json") damaged("the manifest is a symbolic link", `\`${file}\``);
+      const target = await realpath(file).catch(() => "");
+      if (dirname(target) !== (await realpath(path))) damaged(`\`${name}\` leads out of the bundle's folder`, `\`${path}\``);
+      return new Uint8Array(await readFile(target));
+    },
+  };
+}
+
+/** Write the adapter's state to `path`, whole or not at all. */
+export async function saveState(adapter, path) {
+  const bytes = await adapter.save();
+  const temporary = `${resolve(path)}.${process.pid}.tmp`;
+  await writeFile(temporary, bytes, { flush: true });
+  await rename(temporary, path);
+}
+
+/** Restore the adapter's state from `path`. */
+export async function restoreState(adapter, path) {
+  const bytes = await readFile(path).catch(() => usage("there is no such state", `\`${path}\``, "`saveState` writes one"));
+  await adapter.restore(new Uint8Array(bytes), `\`${path}\``);
+}

@@ -1,0 +1,86 @@
+// Samples with NaN or infinite values: a step runs without them, and their rows of the output are NaN, or 0 in integers.
+
+import { DTYPES, count, isFinite } from "./dtypes.js";
+import { usage } from "./errors.js";
+
+/** Check the user's inputs, name -> tensor; return them as a map. */
+export function checkInputs(given, manifest) {
+  const inputs = manifest.inputs.map((spec) => [spec.name, checked(given[spec.name], spec, manifest)]);
+  const odd = Object.keys(given).find((name) => !manifest.inputs.some((spec) => spec.name === name));
+  if (odd !== undefined) usage(`the model has no input \`${odd}\``, "the input", "pass an object, name to tensor");
+  if (new Set(inputs.map(([, tensor]) => tensor.dims[0])).size > 1) {
+    usage("the inputs differ in their number of samples", "the input", "pass one batch");
+  }
+  return new Map(inputs);
+}
+
+function checked(tensor, { name, dtype, shape }, { smallest, planned }) {
+  const where = `input \`${name}\``;
+  if (!tensor?.dims || !tensor.data) usage("the input is no tensor", where, "pass a `Tensor` of the engine for each input");
+  if (tensor.type !== DTYPES.get(dtype).type) {
+    usage(`the input has dtype ${tensor.type}; the model takes ${dtype}`, where, "scale and normalise the values as in training");
+  }
+  const [samples, ...sizes] = tensor.dims;
+  if (tensor.dims.length !== shape.length || sizes.join() !== shape.slice(1).join()) {
+    usage(`the input has shape [${tensor.dims}]; the model takes [${shape}]`, where, "the samples lie along the first axis");
+  }
+  if (samples < smallest || samples > planned) {
+    usage(`the input has ${samples} samples; the bundle takes ${smallest} to ${planned}`, where, "pass a batch of that size");
+  }
+  return tensor;
+}
+
+/** `{ inputs, finite, learns }`: the batch for the graphs (null without a finite sample), and which samples are finite. */
+export function finiteSamples(inputs, smallest) {
+  const tensors = [...inputs.values()];
+  if (tensors.every((tensor) => isFinite(tensor.type, tensor.data))) return { inputs, finite: null, learns: true };
+  const samples = tensors[0].dims[0];
+  const finite = Array.from({ length: samples }, (_, row) => tensors.every((tensor) => isFinite(tensor.type, rowOf(tensor, row))));
+  const chosen = [...finite.keys()].filter((row) => finite[row]);
+  const learns = chosen.length >= smallest;
+  if (!chosen.length) return { inputs: null, finite, learns: false };
+  while (chosen.length < smallest) chosen.push(chosen.at(-1));
+  const picked = [...inputs].map(([name, tensor]) => [name, pick(tensor, chosen)]);
+  return { inputs: new Map(picked), finite, learns };
+}
+
+function rowOf(tensor, row) {
+  const size = tensor.data.length / tensor.dims[0];
+  return tensor.data.subarray(row * size, (row + 1) * size);
+}
+
+function pick(tensor, rows) {
+  const size = tensor.data.length / tensor.dims[0];
+  const data = new tensor.data.constructor(rows.length * size);
+  rows.forEach((row, at) => data.set(rowOf(tensor, row), at * size));
+  return new tensor.constructor(tensor.type, data, [rows.length, ...tensor.dims.slice(1)]);
+}
+
+/** The output with a row for each sample of the user; an output without a samples axis stays unchanged. */
+export function spread(tensor, { dtype, shape }, finite, axis = shape.indexOf("N")) {
+  if (axis < 0) return tensor;
+  const dims = tensor.dims.map((size, at) => (at === axis ? finite.length : size));
+  const whole = blank(dtype, dims, tensor.constructor);
+  const [outer, inner, given] = [count(dims.slice(0, axis)), count(dims.slice(axis + 1)), tensor.dims[axis]];
+  const rows = [...finite.keys()].filter((row) => finite[row]);
+  for (let block = 0; block < outer; block += 1) {
+    rows.forEach((row, at) => {
+      const from = (block * given + at) * inner;
+      whole.data.set(tensor.data.subarray(from, from + inner), (block * finite.length + row) * inner);
+    });
+  }
+  return whole;
+}
+
+/** An output without a finite sample; a size that only a run decides is 1. */
+export function blankOutput({ dtype, shape }, samples, Tensor) {
+  const dims = shape.map((size) => (size === "N" ? samples : typeof size === "string" ? 1 : size));
+  return blank(dtype, dims, Tensor);
+}
+
+function blank(dtype, dims, Tensor) {
+  const { type, array } = DTYPES.get(dtype);
+  const data = new array(count(dims));
+  if (dtype.startsWith("float")) data.fill(array === Uint16Array ? 0x7e00 : NaN);
+  return new Tensor(type, data, dims);
+}
