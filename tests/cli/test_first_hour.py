@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.conftest import Run
 from tests.support.source_models import saved, source
 from tests.support.tiny_bundles import ema, read
 from ttac.cli.terminal import finite
+from ttac.reports.progress import ROOMS, room_after
 from ttac.runtime import load
 from ttac.runtime.hash_check import digest_of
 
@@ -79,3 +81,23 @@ def test_bake_keeps_the_source_model_and_the_bundle(run: Run, tmp_path: Path) ->
 def test_the_learning_rate_is_lr(run: Run) -> None:
     seen = run("compile", "x.onnx", "--set", "learning_rate=0.1")
     assert seen.code == 2 and "hint: did you mean `lr`?" in seen.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(run: Run, shell: str) -> None:
+    seen = run("completion", shell)
+    assert seen.code == 0 and "_TTAC_COMPLETE" in seen.out
+
+
+def test_bash_completes_an_option_of_a_lazy_command(tmp_path: Path) -> None:
+    words = {"_TTAC_COMPLETE": "bash_complete", "COMP_WORDS": "ttac eval --proto", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", "import sys; from ttac.cli import main; sys.exit(main())"]
+    done = subprocess.run(command, env={**os.environ, **words}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["plain,--protocol"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_the_room_at_work_is_named(run: Run, tmp_path: Path) -> None:
+    seen = run("compile", str(saved(source(), tmp_path)), "--method", "tent", "--batch", "2")
+    rooms = [room for room in map(room_after, seen.err.splitlines()) if room]
+    assert rooms == [room for room in ROOMS[1:] if room in rooms] and {"norms", "plan", "verify"} <= set(rooms)

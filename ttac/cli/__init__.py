@@ -98,6 +98,7 @@ for command in (
     listing.methods_command,
     listing.targets_command,
     diagnosing.doctor_command,
+    listing.completion,
     demonstrating.demo,
 ):
     commands.add_command(command)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from ttac import methods, settings, targets
 from ttac.cli.common_options import CONTEXT, as_json, terminal, verbose
@@ -100,3 +101,22 @@ def _method(method: Method) -> dict[str, Any]:
     options = [{**asdict(option), "choices": list(option.choices)} for option in method.options]
     named = {"name": method.name, "title": method.title, "paper": method.paper, "needs": method.needs}
     return {**named, "trains": method.trains, "loss": getattr(method.loss, "__name__", method.loss), "options": options}
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("completion", context_settings=CONTEXT, short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(SHELLS))
+@verbose
+@terminal
+@click.pass_context
+def completion(ctx: click.Context, terminal: Terminal, shell: str) -> None:
+    """Print the script that completes commands and options of ttac in SHELL.
+
+    For bash: `ttac completion bash >> ~/.bashrc`; for zsh likewise with `~/.zshrc`; for fish into
+    `~/.config/fish/completions/ttac.fish`.
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows the three shells"
+    terminal.data(kind(ctx.find_root().command, {}, "ttac", "_TTAC_COMPLETE").source())

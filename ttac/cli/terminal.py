@@ -7,11 +7,20 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -77,6 +86,17 @@ class Terminal:
         text, times = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
         columns = (text, BarColumn(), MofNCompleteColumn(), *times)
         return Progress(*columns, console=self.talk, transient=True, disable=not self.talk.is_terminal)
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Show `name` and the elapsed seconds on stderr; yields a function that changes the name.
+
+        Nothing is shown where stderr is no terminal.
+        """
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.talk, transient=True, disable=not self.talk.is_terminal) as progress:
+            task = progress.add_task(name)
+            yield lambda text: progress.update(task, description=text)
 
     def error(self, error: TtacError, cause: BaseException | None = None) -> None:
         """Print an error with its place and its hint; with `-v`, print the traceback of `cause` before."""

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from ttac.passes.quantize.modules import Int8Modules
 
 
+ROOMS = ("load", "normalise", "head", "norms", "adapt", "autodiff", "plan", "lower", "verify", "measure")
+"""Rooms that write a line in every compile, in their order."""
+
+
+def room_after(line: str) -> str:
+    """Return the room that works after `line` was written; empty for a note and after the last room."""
+    done = line.split(" ", 1)[0]
+    return ROOMS[ROOMS.index(done) + 1] if done in ROOMS[:-1] else ""
+
+
 class RoomLog:
     """The lines of the rooms; every room has a method, which takes the room's result and writes its line."""
 
