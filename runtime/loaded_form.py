@@ -13,7 +13,7 @@ from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import form_weights
 from ttac.runtime.loaded_graph import LoadedGraph
 from ttac.runtime.program.bind import bind
-from ttac.runtime.program.words import Word, graphs_of
+from ttac.runtime.program.words import Run, Word, all_words, graphs_of
 from ttac.runtime.program.world import Tensor, World
 from ttac.runtime.records import WEIGHTS
 from ttac.runtime.tensors import Tensors, parse_tensors
@@ -63,7 +63,9 @@ class LoadedForm:
         """The weights that are graph inputs; all sessions read the same mapped memory."""
         if WEIGHTS not in self._manifest.files:
             return {}
+        words = [word for program in self._manifest.programs.values() for word in all_words(program)]
         needed = {name for graph in self.graphs.values() for name in graph.inputs}
+        needed |= {name for word in words if isinstance(word, Run) for name in word.feed.values()}
         return {name: self._device.resident(array) for name, array in self._stored().items() if name in needed}
 
     def _stored(self) -> Tensors:

@@ -22,6 +22,7 @@ from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime.bundle import open_bundle
 from ttac.runtime.engine import engine, open_session
+from ttac.runtime.program.words import Run, all_words
 from ttac.runtime.records import BATCH_AXIS, Manifest
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import read_state
@@ -109,10 +110,13 @@ class AdaptedTensor:
 
 
 def _learned(manifest: Manifest, state: Path) -> dict[str, AdaptedTensor]:
-    """Return the parameters and statistics in the state file, by name."""
+    """Return the parameters and statistics that `predict` reads from the state file, by name."""
     arrays = read_state(state, manifest)
-    entries = manifest.raw["state"]["tensors"]
-    return {e["name"]: AdaptedTensor(e["role"], arrays[e["name"]]) for e in entries if e["role"] in LEARNED}
+    runs = [word for word in all_words(manifest.programs["predict"]) if isinstance(word, Run)]
+    chosen = {name: value for run in runs for name, value in run.feed.items()}
+    entries = {entry["name"]: entry["role"] for entry in manifest.raw["state"]["tensors"]}
+    learned = [name for name, role in entries.items() if role in LEARNED]
+    return {name: AdaptedTensor(entries[name], arrays[chosen.get(name, name)]) for name in learned}
 
 
 def _place(model: ir.Model, learned: Mapping[str, AdaptedTensor]) -> None:

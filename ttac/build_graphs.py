@@ -23,6 +23,7 @@ from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.context import MethodGraph
+from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
 
 STAGES = 6
@@ -87,6 +88,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
             lower(model, options.target)
     adapting = [model for name, model in graphs.items() if name != "infer"]
     fed_weights = make_fed_weights(adapting, observed=halves.backward is None)
+    fed_weights |= source_set(options.method.program, joint.parameters)
     log.lower(graphs)
     return BundleContent(
         state=state,

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ttac.bundle_content import BundleContent
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.guard import GUARD, LEARN, RESET, TOTALS
+from ttac.spec import SOURCE_SET
 
 Word = Mapping[str, Any]
 
 
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
-    predict: list[Word] = [{"run": "forward", "only": content.outputs}, {"return": content.outputs}]
+    chosen = _feed(content, {"set": content.state.options.method.predicts}, "forward")
+    predict: list[Word] = [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
     step = spelled(content, content.state.options.method.program)
     return {"step": with_guard(content, step) if GUARD in content.graphs else step, "predict": predict}
 
@@ -41,8 +46,19 @@ def unguarded(content: BundleContent) -> dict[str, list[Word]]:
 
 def runs_again(words: Sequence[Word]) -> bool:
     """Whether a graph runs a second time in one step, without the outputs that the first run gave."""
+    return any(word.get("again") for word in flat(words))
+
+
+def source_set(words: Sequence[Word], tensors: Sequence[StateTensor]) -> dict[str, np.ndarray]:
+    """The compiled values of the trained `tensors` as weights `source.<parameter>`; empty if no run reads them."""
+    read = any(word.get("set") == SOURCE_SET for word in flat(words))
+    return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in tensors} if read else {}
+
+
+def flat(words: Sequence[Word]) -> list[Word]:
+    """The words and the words inside them."""
     inner = [word[key] for word in words for key in ("then", "otherwise", "do") if key in word]
-    return any(word.get("again") for word in words) or any(runs_again(branch) for branch in inner)
+    return [*words, *(word for branch in inner for word in flat(branch))]
 
 
 def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
@@ -54,12 +70,16 @@ def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         elif "when" in word:
             branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
             words_of_bundle.append({"when": word["when"], **branches})
+        elif "repeat" in word:
+            words_of_bundle.append({"repeat": _count(content, word["repeat"]), "do": spelled(content, word["do"])})
         elif "reset" in word and word["reset"] != "all":
             others = [tensor for tensor in content.tensors if not tensor.name.startswith(f"{GUARD}.")]
             names = [tensor.name for tensor in others if tensor.role in word["reset"]]
             words_of_bundle.append({"reset": names})
-        elif word == {"return": "logits"}:
-            words_of_bundle.append({"return": content.outputs})
+        elif isinstance(word.get("return"), str):
+            predicted = content.output if word["return"] == "logits" else word["return"]
+            named = [predicted if name == content.output else name for name in content.outputs]
+            words_of_bundle.append({"return": named})
         else:
             words_of_bundle.append(word)
     return words_of_bundle
@@ -80,16 +100,29 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
 def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
     """The conditions of a run: `rows`, `feed` and `deferred`.
 
-    `{"rows": k}` runs on the first k samples; the word names the setting with k.  `{"feed": {input: value}}` reads the
-    value in place of the model's input, if the graph reads that input.  `{"deferred": True}` marks further graphs of a
-    word that only move state.
+    `{"rows": k}` runs on the first k samples; the word names the setting with k.  `{"deferred": True}` marks further
+    graphs of a word that only move state.
     """
-    rows = {"rows": int(content.state.options.settings[word["rows"]])} if "rows" in word else {}
-    x = content.state.inputs[0]
-    reads = any(value.name == x for value in content.graphs[graph].graph.inputs)
-    reads_view = {"feed": {x: word["on"]}} if "on" in word and reads else {}
+    rows = {"rows": _count(content, word["rows"])} if "rows" in word else {}
     deferred = {"deferred": True} if graph != word["run"] and _only_moves(content, graph) else {}
-    return {**rows, **reads_view, **deferred}
+    return {**rows, **_feed(content, word, graph), **deferred}
+
+
+def _count(content: BundleContent, count: int | str) -> int:
+    """The count, or the setting of that name."""
+    return int(content.state.options.settings[count]) if isinstance(count, str) else count
+
+
+def _feed(content: BundleContent, word: Word, graph: str) -> Word:
+    """`{"feed": {input: value}}` of a run: a view in place of the model's input, a set in place of the parameters."""
+    read = {str(value.name) for value in content.graphs[graph].graph.inputs}
+    feed = dict(word.get("feed", {}))
+    if "on" in word:
+        feed[content.state.inputs[0]] = word["on"]
+    if word.get("set"):
+        feed |= {tensor.name: f"{word['set']}.{tensor.name}" for tensor in content.joint.parameters}
+    feed = {name: value for name, value in feed.items() if name in read}
+    return {"feed": feed} if feed else {}
 
 
 def _only_moves(content: BundleContent, graph: str) -> bool:
@@ -98,4 +131,13 @@ def _only_moves(content: BundleContent, graph: str) -> bool:
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:
-    return [inner for word in words for inner in (_taken(word["then"]) if "when" in word else [word])]
+    """The words with every branch `then` taken, and every repetition done at most twice."""
+    taken: list[Word] = []
+    for word in words:
+        if "when" in word:
+            taken += _taken(word["then"])
+        elif "repeat" in word:
+            taken.append({"repeat": min(word["repeat"], 2), "do": _taken(word["do"])})
+        else:
+            taken.append(word)
+    return taken

@@ -7,6 +7,8 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
+SOURCE_SET = "source"
+"""The set of the compiled parameters, which never change; further sets are state `<set>.<parameter>`."""
 HEADS = ("classes", "binary", "dense", "detection", "ctc")
 """Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
 
@@ -124,11 +126,13 @@ class Method:
         keep: the part of each layer's cached input that is kept; None keeps all of it.
         graphs: name -> reference to `(context) -> MethodGraph`, for all graphs of the program in addition to `forward`
             and `backward`.
-        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and four conveniences:
-            `{"return": "logits"}` under any name that the model gives the logits; `{"run": "forward", "again": True}`
-            without logits, reports and tracked state, which stay those of the first run; "rows", which may name an
-            option; "on", a value that the run reads in place of the model's input; `{"reset": roles}` for all state of
-            a role.
+        program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and these conveniences:
+            `{"return": "logits"}` under any name that the model gives the logits, and `{"return": value}` for all
+            outputs with a value in place of the logits; `{"run": "forward", "again": True}` without logits, reports and
+            tracked state, which stay those of the first run; "rows" and "repeat", which may name an option; "on", a
+            value that the run reads in place of the model's input; "set", the parameters of a run: `{"set": NAME}`
+            reads `NAME.<parameter>` for each trained parameter; `{"reset": roles}` for all state of a role.
+        predicts: the set of parameters that `predict` and `bake` take; empty for the trained parameters.
         variants: yes-or-no option -> fields of this class that are different where the option is on.
         oracle: the restatement that the method's tests compare with, as `file` or `file:name`.
     """
@@ -151,6 +155,7 @@ class Method:
     keep: KeepPolicy | None = None
     graphs: Mapping[str, Reference] = field(default_factory=dict)
     program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
+    predicts: str = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     oracle: str = ""
 

@@ -54,6 +54,9 @@ class Anchor:
         return op.Mul(op.Sub(flat, source), np.concatenate(each).astype(np.float32))
 
 
+AfterStep = Callable[[Builder, ir.Value, Sequence[StateTensor]], tuple[ir.Value, list[StateTensor]]]
+"""`(op, flat, members) -> (flat, state)`: the final vector of the members after their step, and further moved state."""
+
 Step = Callable[[Builder, FlatParameters, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
 
 
@@ -61,10 +64,20 @@ Update = tuple[ir.Model, list[StateTensor]]
 """A graph, and all state it moves, initial values included."""
 
 
-def update(context: Context, gradients: Sequence[str] | None = None, anchor: Anchor | None = None) -> MethodGraph:
-    """One step of the optimizer that the settings name, with the backward's gradients or others of their shapes."""
+def update(
+    context: Context,
+    gradients: Sequence[str] | None = None,
+    anchor: Anchor | None = None,
+    after: AfterStep | None = None,
+) -> MethodGraph:
+    """One step of the optimizer that the settings name, with the backward's gradients or others of their shapes.
+
+    `after` changes each vector of parameters once more.
+    """
     names = context.gradients if gradients is None else gradients
-    (model, moved), *large = update_graphs(context.parameters, names, context.settings, context.opset, anchor=anchor)
+    (model, moved), *large = update_graphs(
+        context.parameters, names, context.settings, context.opset, anchor=anchor, after=after
+    )
     stats = drift_stats(model)
     return MethodGraph(
         model, tuple(moved), stats, more=tuple(MethodGraph(other, tuple(state)) for other, state in large)
@@ -78,6 +91,7 @@ def update_graphs(
     opset: int,
     *,
     anchor: Anchor | None = None,
+    after: AfterStep | None = None,
 ) -> list[Update]:
     """One optimizer step as graphs that run in turn: all small parameters, then large ones, the largest alone.
 
@@ -91,7 +105,9 @@ def update_graphs(
     else:
         parts = [part for part in [*parts, *_batches(large)] if part]
     return [
-        update_graph([p for p, _ in part], [g for _, g in part], settings, opset, anchor=anchor, first=number == 0)
+        update_graph(
+            [p for p, _ in part], [g for _, g in part], settings, opset, anchor=anchor, first=number == 0, after=after
+        )
         for number, part in enumerate(parts)
     ]
 
@@ -115,6 +131,7 @@ def update_graph(
     *,
     anchor: Anchor | None = None,
     first: bool = True,
+    after: AfterStep | None = None,
 ) -> Update:
     """The graph of one optimizer step, and all state it moves, initial values included.
 
@@ -125,13 +142,14 @@ def update_graph(
         settings: "optimizer" ("adam" or "sgd") and its options: lr, beta1, beta2, eps; momentum, nesterov;
             weight_decay.
         first: whether the graph counts Adam's steps; else it reads the number as `adam.step.next` from another graph.
+        after: a further change of each vector of parameters after its step.
     """
     op = new_graph("update", opset)
     values = [state_input(op.graph, p.name, p.initial) for p in parameters]
     grads = [state_input(op.graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
+    after = after or (lambda op, flat, members: (flat, []))
     counter = _counter(op, settings, first=first)
-    moved_parameters: list[StateTensor] = []
-    state: list[StateTensor] = []
+    moved_parameters, state = list[StateTensor](), list[StateTensor]()
     for group, suffix in groups(parameters):
         members = [parameters[i] for i in group]
         with op.at("update"):
@@ -140,12 +158,11 @@ def update_graph(
             of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
             following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)
             following = bounded(op, ensembled(op, following, members, settings), members, settings)
+            following, further = after(op, following, members)
             moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
-        state += memory
-    if first and counter:
-        state.append(counter)
-    return _with_outputs(op, [*moved_parameters, *state])
+        state += [*memory, *further]
+    return _with_outputs(op, [*moved_parameters, *state, *([counter] if first and counter else [])])
 
 
 def ensembled(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:

@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 
+COLUMNS = 4096
+"""Numbers in a row of a table that `Numbers.many` computes from one constant."""
 MODULI, MULTIPLIERS = (2147483563, 2147483399), (40014, 40692)
 
 
@@ -36,6 +38,17 @@ class Numbers:
         """Numbers 1 to `count`, in (0, 1], as float32 [count]."""
         first, second = self._states()
         return self._joined(*(self._times(s, range(1, count + 1), i) for i, s in enumerate((first, second))))
+
+    def many(self, after: int, count: int) -> ir.Value:
+        """The `count` numbers after the first `after`, in (0, 1], as float32 [count]; `after` may be negative."""
+        columns = min(count, COLUMNS)
+        rows = -(-count // columns)
+        parts = []
+        for i, state in enumerate(self._states()):
+            first = self._times(state, [after + row * columns for row in range(rows)], i, [rows, 1])
+            parts.append(self._times(first, range(1, columns + 1), i))
+        flat = self.op.Reshape(self._joined(*parts), [-1])
+        return self.op.Slice(flat, [0], [count], [0]) if rows * columns > count else flat
 
     def normal(self, after: int, samples: ir.Value, limit: int, sizes: Sequence[int]) -> ir.Value:
         """Standard normal numbers [n, *sizes] by Box and Muller, from the numbers after the first `after`.

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.consistency_case import pictures
 from ttac.errors import UsageError
-from ttac.methods.surgeon.pixel_range import pixel_range, refuse_values_outside
+from ttac.passes.step_graphs.pixel_range import pixel_range, refuse_values_outside
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "delta": {
         "lr": 0.05, "balance": True, "balance_decay": 0.8, "margin": 0.5, "redundancy": 1.0, "fisher": 0.0,
     },
+    "cotta": {
+        "lr": 0.05, "optimizer": "sgd", "confidence": 0.6, "restored": 0.1, "teacher_decay": 0.9, "seed": 3,
+        "black": "-3", "white": "3", "guard": "off",
+    },
+    "cotta-all": {
+        "lr": 0.02, "optimizer": "sgd", "confidence": 0.0, "restored": 0.05, "teacher_decay": 0.8, "seed": 4,
+        "black": "-3", "white": "3", "guard": "off",
+    },
+    "cotta-imagenet": {
+        "lr": 0.05, "optimizer": "sgd", "nesterov": True, "symmetric": True, "confidence": 0.1, "restored": 0.001,
+        "black": "-3", "white": "3", "guard": "off",
+    },
     "deyo": {"lr": 0.02, "margin": 0.8, "shape_margin": 0.05, "exclude_last_stage": False, "seed": 3},
 }  # fmt: skip
 """Settings of each run in ttac."""
-METHODS = {"neo-newest": "neo", "tent-come": "tent", "eata-come": "eata", "delta": "eata"}
+METHODS = {
+    "neo-newest": "neo", "tent-come": "tent", "eata-come": "eata", "delta": "eata", "cotta-all": "cotta",
+    "cotta-imagenet": "cotta",
+}  # fmt: skip
 """Methods of the runs with other names."""
 
 
@@ -43,13 +58,18 @@ def trajectory(run: str, kind: str, folder: Path, **choices: Any) -> Arrays:
     method, settings = METHODS.get(run, run), SETTINGS[run]
     bundle = compiled(model(kind), folder, method=method, batch=BATCH, norms="keep", settings=settings, **choices)
     adapter = ttac.load(bundle, threads=1)
-    logits = np.stack([adapter.step(x) for x in inputs(seed_of(kind))["x"]])
+    logits, unsure = [], []
+    for x in inputs(seed_of(kind))["x"]:
+        logits.append(adapter.step(x))
+        unsure.append(adapter.stats.get("unsure", 0.0))
     assert adapter.stats["rejected"] == 0
-    return {"logits": logits, **state_of(adapter)}
+    return {"logits": np.stack(logits), "unsure": np.array(unsure), **state_of(adapter)}
 
 
 def worst(run: str, kind: str, folder: Path, **choices: Any) -> float:
     """Return the largest difference of ttac's run from the published code: logits, and state with golden numbers."""
     found, expected = trajectory(run, kind, folder, **choices), official(run, kind)
+    decisions = expected.pop("unsure", None)
     names = {name: name.removeprefix("after/").replace(".weight", ".scale") for name in expected}
+    assert decisions is None or decisions.tolist() == found["unsure"].tolist()
     return max(float(np.abs(found[names[name]] - value).max()) for name, value in expected.items())

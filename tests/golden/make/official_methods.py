@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from benchmarks.pytorch_peers import entropy, norm_parameters
+from tests.golden.make import official_cotta
 from tests.golden.make.adapted_nets import build
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
 from tests.support.consistency_case import numbers
@@ -42,8 +43,9 @@ COMMITS = {
     "COME": "BlueWhaleLab/COME 409a19b",
     "DELTA": "bwbwzhao/DELTA e3c5df5",
     "DeYO": "Jhyun17/DeYO 3d7d289",
+    "cotta": official_cotta.COMMIT,
 }
-UNUSED = ("domainbed.networks", "domainbed.lib.misc", "torchvision", "einops", "matplotlib", "wandb")
+UNUSED = ("domainbed.networks", "domainbed.lib.misc", "einops", "matplotlib", "wandb")
 """Modules that the published files import and these runs never call."""
 
 Arrays = dict[str, np.ndarray]
@@ -265,6 +267,7 @@ def runs(checkouts: Path) -> dict[str, Run]:
         "eata-come": come(checkouts, "eata"),
         "delta": delta(checkouts),
         "deyo": deyo(checkouts),
+        **{run: official_cotta.cotta(checkouts, run) for run in ("cotta", "cotta-all", "cotta-imagenet")},
     }
 
 

@@ -27,6 +27,8 @@ METHOD = Method(
         ),
         Option("symmetric", False, "with `knn`: the affinity of two samples is the mean of both directions"),
         Option("weight", 1.0, "weight of the other samples' labels against the model's prediction", low=0.0),
-        Option("iterations", 100, "iterations of the fixed-point equation, three small operators each", low=1, high=200),
+        Option(
+            "iterations", 100, "iterations of the fixed-point equation, three small operators each", low=1, high=200
+        ),
     ),
 )

@@ -37,7 +37,7 @@ SPARSITY = (
 
 CONSISTENT: Mapping[str, Any] = {
     "loss": "ttac.methods.surgeon.consistency:consistent_entropy",
-    "check": "ttac.methods.surgeon.pixel_range:check",
+    "check": "ttac.methods.surgeon.consistency:check",
     "graphs": {
         "probe": "ttac.methods.surgeon.consistency:probe",
         "importance": "ttac.methods.surgeon.importance:importance",

@@ -12,16 +12,29 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from ttac.methods.surgeon.pixel_range import pixel_range
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import SAMPLES, WEIGHTS, Loss, mean, surprises, total, weighted_entropy
 from ttac.passes.graph.builder import Builder
 from ttac.passes.step_graphs import augmentation, optimizers
-from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read, read_gradients
+from ttac.passes.step_graphs.context import (
+    Context,
+    MethodGraph,
+    Subject,
+    finished,
+    new_graph,
+    read,
+    read_gradients,
+)
+from ttac.passes.step_graphs.pixel_range import check_images, pixel_range
 from ttac.passes.step_graphs.sample_weights import ones
 
 OTHER, AS_TARGET, AS_PREDICTION = "other.scores", "consistency.as_target", "consistency.as_prediction"
 KEPT, SUM, CONSISTENCY = "kept", "sum", "consistency"
+
+
+def check(subject: Subject) -> None:
+    """Raise UnsupportedError unless the model reads images, UsageError for samples outside the range of pixels."""
+    check_images(subject, where="`--set cr=true`", hint="leave `cr` out")
 
 
 def consistent_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:

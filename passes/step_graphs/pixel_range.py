@@ -1,4 +1,4 @@
-"""The range of pixels that a distortion keeps to, and the models and samples that it refuses."""
+"""The range of pixels that a distortion keeps to, and the samples that it refuses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from ttac.passes.step_graphs.augmentation import STRAY, image_sizes, refuse_othe
 from ttac.passes.step_graphs.context import Subject
 
 
-def check(subject: Subject) -> None:
-    """Raise UnsupportedError unless the model reads images, UsageError if a sample lies outside the range of pixels."""
+def check_images(subject: Subject, *, where: str, hint: str) -> None:
+    """Raise UnsupportedError unless the model reads images, UsageError if a sample lies outside the range of pixels.
+
+    `where` names the setting that asks for images, and `hint` the way out.
+    """
     x = subject.model.graph.inputs[0]
-    refuse_other_than_images(x, subject.head, where="`--set cr=true`", hint="leave `cr` out")
+    refuse_other_than_images(x, subject.head, where=where, hint=hint)
     settings = subject.settings
     pixel_range(settings, image_sizes(x)[1])
     subject.say(f"pixels are taken to go from {settings['black']} to {settings['white']} (`black`, `white`)")
@@ -31,7 +34,9 @@ def pixel_range(settings: Mapping[str, Any], channels: int) -> tuple[np.ndarray,
     black, white = (_per_channel(str(settings[name]), channels, name) for name in ("black", "white"))
     if not (white > black).all():
         raise UsageError(
-            "white is not above black", where=f"`--set black={settings['black']} --set white={settings['white']}`"
+            "white is not above black",
+            where=f"`--set black={settings['black']} --set white={settings['white']}`",
+            hint="give the larger value to `white`, also for a model that reads inverted images",
         )
     return black, white
 
