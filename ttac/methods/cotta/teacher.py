@@ -72,7 +72,7 @@ def plain_view(context: Context) -> MethodGraph:
 
 
 def no_view(context: Context) -> MethodGraph:
-    """Zeros, the begin of the mean over views."""
+    """Zeros, from which the mean over views starts."""
     op = new_graph("no_view", context.opset)
     return finished(op, {TARGET: op.Mul(read(op, context.logits, context.head.shape), 0.0)})
 
