@@ -20,6 +20,9 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 BLOCKED_DOMAINS = ("com.microsoft.nchwc",)
 """Further operator domains of the graphs of a form: the engine's blocked layout."""
 
+KERNEL_DOMAIN = "ttac.kernels"
+"""Operator domain of the library `ttac-kernels`, for the graphs of a form that names it."""
+
 LARGEST_ELEMENTS = 1 << 28
 """Most elements of a tensor that a graph makes from a constant shape: 1 GiB of float32."""
 

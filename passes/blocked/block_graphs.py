@@ -11,10 +11,14 @@ import onnx_ir.passes.common as common
 from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_squares
 from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
 from ttac.passes.blocked.fuse import fuse
+from ttac.passes.blocked.kernels import block_kernel
 from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import dims
+from ttac.passes.kernels.linked_graphs import VERSION
+from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.lower.lower import name_nodes
+from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ELEMENTWISE = frozenset(
     "Relu Add Mul Sub Div Neg HardSigmoid Sigmoid Cast Greater Less And Not Or Clip Min Max Sign Abs Sqrt Exp Tanh "
@@ -33,19 +37,30 @@ class BlockedGraphs:
 
 
 def block_graphs(
-    graphs: Mapping[str, ir.Model], block: int, fed: Collection[str], outside: Collection[str]
+    graphs: Mapping[str, ir.Model],
+    block: int,
+    fed_weights: Collection[str],
+    outside: Collection[str],
+    *,
+    kernels: bool = False,
 ) -> BlockedGraphs:
     """Copies of `graphs`, in the order in which they run, in the blocked layout of `block` channels.
 
     Args:
-        fed: names of graph inputs that are constant weights.
+        fed_weights: names of graph inputs that are constant weights.
         outside: names of outputs that anybody but a later one of `graphs` reads; they stay plain.
+        kernels: whether the graphs use the operator library.
     """
     crossing: set[str] = set()
     recipes: dict[str, Recipe] = {}
     made: dict[str, ir.Model] = {}
+    if kernels:
+        graphs = with_kernels(graphs, outside)
     for name, model in graphs.items():
-        made[name], found = _block(model.clone(), block, frozenset(fed), crossing, frozenset(outside))
+        copy = model.clone()
+        op = LayoutBuilder(copy.graph, ROOM, copy.opset_imports[""])
+        at = Layouts(op=op, block=block, fed_weights=frozenset(fed_weights), kernels=kernels)
+        made[name], found = _block(at, copy, crossing, frozenset(outside)), at.recipes
         recipes |= found
     return BlockedGraphs(block, made, recipes)
 
@@ -57,12 +72,9 @@ def is_worthwhile(made: BlockedGraphs) -> bool:
     return len(convolutions) > sum(node.op_type.startswith("Reorder") for node in nodes)
 
 
-def _block(
-    model: ir.Model, block: int, fed: frozenset[str], crossing: set[str], outside: frozenset[str]
-) -> tuple[ir.Model, dict[str, Recipe]]:
+def _block(at: Layouts, model: ir.Model, crossing: set[str], outside: frozenset[str]) -> ir.Model:
     """`model` rewritten in place; `crossing` names the values that come in blocked, and gets those that go out so."""
     graph = model.graph
-    at = Layouts(op=LayoutBuilder(graph, ROOM, model.opset_imports[""]), block=block, fed=fed)
     for value in graph.inputs:
         if value.name in crossing:
             at.of[value] = value
@@ -77,13 +89,15 @@ def _block(
     fuse(at.op)
     name_nodes(model)
     model.opset_imports[DOMAIN] = 1
-    return model, at.recipes
+    if any(node.domain == KERNEL_DOMAIN for node in graph):
+        model.opset_imports[KERNEL_DOMAIN] = VERSION
+    return model
 
 
 def _rewritten(at: Layouts, node: ir.Node) -> bool:
     rule = RULES.get(node.op_type)
     if node.domain:
-        return False
+        return node.domain == KERNEL_DOMAIN and block_kernel(at, node)
     if rule is not None:
         return rule(at, node)
     return node.op_type in ELEMENTWISE and _block_elementwise(at, node)
@@ -192,5 +206,5 @@ def _hand_over(at: Layouts, graph: ir.Graph, crossing: set[str], outside: frozen
 def _take_inputs(at: Layouts, graph: ir.Graph) -> None:
     graph.inputs.extend(at.inputs.values())
     for value in list(graph.inputs):
-        if not value.uses() and str(value.name) in at.fed:
+        if not value.uses() and str(value.name) in at.fed_weights:
             graph.inputs.remove(value)

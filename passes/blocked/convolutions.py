@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from ttac.passes.blocked.kernels import interleave_by_kernel
 from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of, known_dims
 from ttac.passes.graph.shapes import dims
 
@@ -62,7 +63,8 @@ def block_transposed(at: Layouts, node: ir.Node) -> bool:
     phases = phases_of(at, node, g, w)
     if phases is None:
         return False
-    at.replace(node.outputs[0], interleave(at, phases, node.outputs[0]))
+    join = interleave_by_kernel if at.kernels else interleave
+    at.replace(node.outputs[0], join(at, phases, node.outputs[0]))
     return True
 
 

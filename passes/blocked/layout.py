@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.graph_files import is_outside
-from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.shapes import dims
 from ttac.runtime.reorder import reordered
 
@@ -39,17 +38,6 @@ class LayoutBuilder(Builder):
         value.type, value.shape = old.type, old.shape
         self.place(made, node.op_type.lower())
         return value
-
-    def place(self, node: ir.Node, suffix: str) -> None:
-        """Name the node and its outputs after the layer, and insert it where nodes go now."""
-        for value in node.outputs:
-            value.name = self._fresh(".".join(part for part in (self.layer, suffix) if part))
-        node.name = node.outputs[0].name
-        node.metadata_props.update({ROOM_KEY: self.room, **({LAYER: self.layer} if self.layer else {})})
-        if self._before is None:
-            self.graph.append(node)
-        else:
-            self.graph.insert_before(self._before, node)
 
 
 def rename(old: ir.Value, new: ir.Value) -> None:
@@ -81,7 +69,8 @@ class Layouts:
     """The state of one rewriting.
 
     Attributes:
-        fed: names of the graph inputs that are constant weights.
+        fed_weights: names of the graph inputs that are constant weights.
+        kernels: whether the graphs use the operator library.
         of: plain value -> its blocked form, as far as that exists.
         only: values that exist in blocked form only, because their nodes were replaced.
         recipes: graph input -> how the runtime makes it.
@@ -89,7 +78,8 @@ class Layouts:
 
     op: LayoutBuilder
     block: int
-    fed: frozenset[str]
+    fed_weights: frozenset[str]
+    kernels: bool = False
     of: dict[ir.Value, ir.Value] = field(default_factory=dict)
     only: set[ir.Value] = field(default_factory=set)
     recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -154,7 +144,7 @@ class Layouts:
 
     def is_weight(self, value: ir.Value | None) -> bool:
         """Whether `value` never changes, and so can be reordered once."""
-        return value is not None and (value.const_value is not None or str(value.name) in self.fed)
+        return value is not None and (value.const_value is not None or str(value.name) in self.fed_weights)
 
 
 def _named(recipe: Recipe) -> str:

@@ -95,7 +95,18 @@ class Builder:
         for position, (value, (dtype, shape)) in enumerate(zip(node.outputs, types, strict=True)):
             value.type, value.shape = ir.TensorType(dtype) if dtype is not None else None, shape
             value.name = self._fresh(self._suffixed(name, op_type, position))
-        node.name = node.outputs[0].name
+        self._insert(node)
+        return node.outputs[0] if len(node.outputs) == 1 else tuple(node.outputs)
+
+    def place(self, node: ir.Node, suffix: str) -> None:
+        """Name the node and its outputs after the layer, and insert the node; an output named "" is absent."""
+        for value in node.outputs:
+            if value.name != "":
+                value.name = self._fresh(".".join(part for part in (self.layer, suffix) if part))
+        self._insert(node)
+
+    def _insert(self, node: ir.Node) -> None:
+        node.name = next(value.name for value in node.outputs if value.name)
         node.metadata_props[ROOM_KEY] = self.room
         if self.layer:
             node.metadata_props[LAYER] = self.layer
@@ -103,7 +114,6 @@ class Builder:
             self.graph.append(node)
         else:
             self.graph.insert_before(self._before, node)
-        return node.outputs[0] if len(node.outputs) == 1 else tuple(node.outputs)
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """Return the initializer with the contents of `array`; equal contents share one initializer."""

@@ -8,7 +8,12 @@ import onnx_ir as ir
 
 from ttac.passes.blocked.layout import DOMAIN
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.windows import Window, window_of
+from ttac.passes.lower.lower import name_nodes
+from ttac.passes.operators import pool_gradients  # noqa: F401
+from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 
 def spelled_out(model: ir.Model, block: int) -> ir.Model:
@@ -16,16 +21,20 @@ def spelled_out(model: ir.Model, block: int) -> ir.Model:
     model = model.clone()
     op = Builder(model.graph, "reference", model.opset_imports[""])
     for node in list(model.graph):
-        if node.domain == DOMAIN:
+        if node.domain in (DOMAIN, KERNEL_DOMAIN):
             with op.at("", before=node):
                 made = SPELLINGS[node.op_type](op, node, block)
-            old = node.outputs[0]
-            name, old.name = old.name, f"{old.name}.internal"
-            made.shape, made.type = old.shape, old.type
-            old.replace_all_uses_with(made, replace_graph_outputs=True)
-            made.name = name
+            for old, new in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False):
+                if old.name != "":
+                    name, old.name = old.name, f"{old.name}.internal"
+                    new.shape, new.type = old.shape, old.type
+                    old.replace_all_uses_with(new, replace_graph_outputs=True)
+                    new.name = name
             model.graph.remove(node, safe=True)
     model.opset_imports.pop(DOMAIN, None)
+    model.opset_imports.pop(KERNEL_DOMAIN, None)
+    expand_all(model)
+    name_nodes(model)
     return model
 
 
@@ -33,14 +42,18 @@ def blocked(op: Builder, x: ir.Value, shape: Sequence[int | str], block: int) ->
     """[N, C, H, W] -> the same in blocks, under the same shape."""
     channels, height, width = (int(size) for size in shape[1:])
     turned = op.Transpose(op.Reshape(x, [-1, channels // block, block, height, width]), perm=[0, 1, 3, 4, 2])
-    return op.Reshape(turned, [-1, channels, height, width])
+    made = op.Reshape(turned, [-1, channels, height, width])
+    made.shape = ir.Shape(list(shape))
+    return made
 
 
 def plain(op: Builder, x: ir.Value, shape: Sequence[int | str], block: int) -> ir.Value:
     """The inverse of `blocked`."""
     channels, height, width = (int(size) for size in shape[1:])
     turned = op.Transpose(op.Reshape(x, [-1, channels // block, height, width, block]), perm=[0, 1, 4, 2, 3])
-    return op.Reshape(turned, [-1, channels, height, width])
+    made = op.Reshape(turned, [-1, channels, height, width])
+    made.shape = ir.Shape(list(shape))
+    return made
 
 
 def _kernel(op: Builder, w: ir.Value, block: int, inputs_too: bool) -> ir.Value:
@@ -88,7 +101,111 @@ def _reorder(op: Builder, node: ir.Node, block: int) -> ir.Value:
     return (blocked if node.op_type == "ReorderInput" else plain)(op, x, dims(x), block)
 
 
-SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value]] = {
+def _norm_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    x, scale, bias, residual = (*node.inputs, None)[:4]
+    made = plain(op, x, dims(x), _block_of(node))
+    mean = op.ReduceMean(made, [0, 2, 3], keepdims=1)
+    centred = op.Sub(made, mean)
+    variance = op.ReduceMean(op.Mul(centred, centred), [0, 2, 3], keepdims=1)
+    u = _affine(op, node, op.Div(centred, op.Sqrt(op.Add(variance, _epsilon(node)))), scale, bias)
+    if residual is not None:
+        u = op.Add(u, plain(op, residual, dims(x), _block_of(node)))
+    act = node.attributes.get_string("act")
+    low, high = (node.attributes.get_float(name, 0.0) for name in ("low", "high"))
+    y = op.Relu(u) if act == "relu" else op.Clip(u, low, high) if act == "clip" else op.Identity(u)
+    y, mask = (blocked(op, value, dims(x), _block_of(node)) for value in (y, _mask(op, node, u)))
+    return y, op.Squeeze(mean, [0, 2, 3]), op.Squeeze(variance, [0, 2, 3]), op.Cast(mask, to=int(ir.DataType.BOOL))
+
+
+def _block_of(node: ir.Node) -> int:
+    return node.attributes.get_int("block")
+
+
+def _epsilon(node: ir.Node) -> float:
+    return node.attributes.get_float("epsilon")
+
+
+def _affine(
+    op: Builder, node: ir.Node, x: ir.Value, scale: ir.Value | None, offset: ir.Value | None = None
+) -> ir.Value:
+    scaled = op.Mul(x, op.Unsqueeze(scale, [0, 2, 3]))
+    return scaled if offset is None else op.Add(scaled, op.Unsqueeze(offset, [0, 2, 3]))
+
+
+def _mask(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
+    """Where the activation of u has the derivative 1, as float32."""
+    single = int(ir.DataType.FLOAT)
+    if node.attributes.get_string("act") == "clip":
+        low, high = (node.attributes.get_float(name) for name in ("low", "high"))
+        return op.Cast(op.And(op.Greater(u, low), op.Less(u, high)), to=single)
+    return op.Cast(op.Greater(u, 0.0), to=single)
+
+
+def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    dy, x, scale, bias, mean, variance, mask = (*node.inputs, None)[:7]
+    shape, block = dims(x), _block_of(node)
+    dy, x = plain(op, dy, shape, block), plain(op, x, shape, block)
+    r = op.Reciprocal(op.Sqrt(op.Add(variance, _epsilon(node))))
+    xhat = op.Mul(op.Sub(x, op.Unsqueeze(mean, [0, 2, 3])), op.Unsqueeze(r, [0, 2, 3]))
+    du = dy
+    if mask is not None:
+        du = op.Mul(dy, plain(op, op.Cast(mask, to=int(ir.DataType.FLOAT)), shape, block))
+    elif node.attributes.get_string("act") != "none":
+        du = op.Mul(dy, _mask(op, node, _affine(op, node, xhat, scale, bias)))
+    dbias = op.ReduceSum(du, [0, 2, 3], keepdims=0)
+    dscale = op.ReduceSum(op.Mul(du, xhat), [0, 2, 3], keepdims=0)
+    count = op.Cast(op.Div(op.Size(x), op.Size(scale)), to=int(ir.DataType.FLOAT))
+    along = _affine(op, node, xhat, op.Div(dscale, count), op.Div(dbias, count))
+    dx = _affine(op, node, op.Sub(du, along), op.Mul(scale, r))
+    return blocked(op, dx, shape, block), dscale, dbias, blocked(op, du, shape, block)
+
+
+def _window(node: ir.Node) -> dict[str, list[int]]:
+    return {name: list(node.attributes.get_ints(name)) for name in ("kernel_shape", "strides", "pads")}
+
+
+def _pool_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    (x,) = node.inputs
+    made, block = plain(op, x, dims(x), _block_of(node)), _block_of(node)
+    y = op.MaxPool(made, **_window(node))
+    taps = op.MaxPoolTaps(made, y, **window_of_pool(node, dims(x), dims(node.outputs[0])).attributes())
+    number = blocked(op, op.Cast(taps, to=int(ir.DataType.FLOAT)), dims(node.outputs[0]), block)
+    return blocked(op, y, dims(node.outputs[0]), block), op.Cast(number, to=int(ir.DataType.UINT8))
+
+
+def window_of_pool(node: ir.Node, ins: Sequence[int | str], outs: Sequence[int | str]) -> Window:
+    sizes = [[int(size) for size in shape[2:]] for shape in (ins, outs)]
+    return window_of(node, node.attributes.get_ints("kernel_shape"), *sizes)
+
+
+def _pool_backward(op: Builder, node: ir.Node, _: int) -> ir.Value:
+    dy, taps = node.inputs
+    block, shape = _block_of(node), dims(node.outputs[0])
+    window = window_of_pool(node, shape, dims(dy))
+    number = plain(op, op.Cast(taps, to=int(ir.DataType.FLOAT)), dims(taps), block)
+    dx = op.MaxPoolScatter(
+        plain(op, dy, dims(dy), block), op.Cast(number, to=int(ir.DataType.UINT8)), **window.attributes()
+    )
+    return blocked(op, dx, shape, block)
+
+
+def _interleave(op: Builder, node: ir.Node, _: int) -> ir.Value:
+    phases, block = [*node.inputs, None, None, None][:4], _block_of(node)
+    some = next(phase for phase in phases if phase is not None)
+    batch, channels, height, width = dims(some)
+    maps = [plain(op, phase if phase is not None else op.Mul(some, 0.0), dims(some), block) for phase in phases]
+    joined = op.Concat(*[op.Unsqueeze(phase, [2]) for phase in maps], axis=2)
+    split = op.Reshape(joined, [-1, channels, 2, 2, height, width])
+    made = op.Reshape(op.Transpose(split, perm=[0, 1, 4, 2, 5, 3]), [-1, channels, 2 * height, 2 * width])
+    return blocked(op, made, dims(node.outputs[0]), block)
+
+
+SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value, ...]]] = {
+    "NormForward": _norm_forward,
+    "NormBackward": _norm_backward,
+    "MaxPoolForward": _pool_forward,
+    "MaxPoolBackward": _pool_backward,
+    "Interleave": _interleave,
     "Conv": _conv,
     "MaxPool": _pool,
     "AveragePool": _pool,

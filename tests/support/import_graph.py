@@ -34,6 +34,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("ttac.passes.plan",),
     ("ttac.passes.partition",),
     ("ttac.passes.lower",),
+    ("ttac.passes.kernels",),
     ("ttac.passes.blocked",),
     ("ttac.passes.step_graphs",),
     ("ttac.passes.verify",),

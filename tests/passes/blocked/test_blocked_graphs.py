@@ -44,20 +44,21 @@ def executed(graphs: dict[str, ir.Model], values: Arrays) -> Arrays:
     return found
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("name", NETS)
-def test_the_same_numbers_in_blocks(name: str, tmp_path: Path) -> None:
+def test_the_same_numbers_in_blocks(name: str, kernels: bool, tmp_path: Path) -> None:
     folder = compiled(MODELS[name], tmp_path, batch=8, method="tent")
     weights, x = load_file(folder / "weights.safetensors"), read(folder)["inputs"][0]
     values = {**weights, **load_file(folder / "state.safetensors"), x["name"]: samples(x["shape"][1:])}
     portable = executed(step_graphs(folder), values)
     for block in (4, 8):
-        made = block_graphs(step_graphs(folder), block, set(weights), names_outside(folder))
-        kernels = {
+        made = block_graphs(step_graphs(folder), block, set(weights), names_outside(folder), kernels=kernels)
+        reordered_weights = {
             name: reordered(_array(recipe.value, weights), block, recipe.order, recipe.taps, recipe.groups)
             for name, recipe in made.recipes.items()
         }
         graphs = {name: spelled_out(model, block) for name, model in made.graphs.items()}
-        found = executed(graphs, {**values, **kernels})
+        found = executed(graphs, {**values, **reordered_weights})
         for output in names_outside(folder) & set(portable):
             scale = max(1e-3, float(np.abs(portable[output]).max()))
             np.testing.assert_allclose(found[output], portable[output], rtol=0, atol=2e-3 * scale, err_msg=output)

@@ -1,0 +1,50 @@
+"""Nodes of the operator library in the blocked layout: they take their block as an attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ttac.passes.blocked.layout import Layouts, known_dims, rename
+from ttac.passes.graph.shapes import dims
+from ttac.runtime.graph_check import KERNEL_DOMAIN
+
+
+def block_kernel(at: Layouts, node: ir.Node) -> bool:
+    """The same node on blocked maps; vectors stay."""
+    maps = [value for value in node.inputs if is_map(value)]
+    results = [value for value in node.outputs if is_map(value)]
+    if not any(at.has(value) for value in maps) or not all(at.can(value) for value in maps):
+        return False
+    if not all(at.fits(value) for value in [*maps, *results]):
+        return False
+    inputs = [at.blocked(value) if is_map(value) else value for value in node.inputs]
+    attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
+    made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
+    for old, new in zip(node.outputs, made.outputs, strict=True):
+        new.type, new.shape, new.name = old.type, old.shape, "" if old.name == "" else None
+    at.op.place(made, node.op_type.lower())
+    for old, new in zip(node.outputs, made.outputs, strict=True):
+        if is_map(old):
+            at.replace(old, new)
+        elif old.name != "":
+            rename(old, new)
+    return True
+
+
+def is_map(value: ir.Value | None) -> bool:
+    """Whether `value` is [N, C, H, W]."""
+    return value is not None and len(known_dims(value)) == 4
+
+
+def interleave_by_kernel(at: Layouts, phases: Sequence[Sequence[ir.Value | None]], like: ir.Value) -> ir.Value:
+    """The map whose even and odd rows and columns are the `phases`, all blocked; absent phases are zero."""
+    inputs = [phase for line in phases for phase in line]
+    while inputs[-1] is None:
+        inputs.pop()
+    sizes = [int(size) for size in dims(like)[2:]]
+    node = ir.node("Interleave", inputs, {"block": at.block, "sizes": sizes}, domain=KERNEL_DOMAIN)
+    node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
+    at.op.place(node, "interleave")
+    return node.outputs[0]

@@ -1,0 +1,190 @@
+"""The graphs of a step as one network: an input of a graph is the output of the same name of an earlier graph."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.match import made_by
+from ttac.passes.graph.shapes import dims
+from ttac.passes.partition.partition import drop_unread_inputs
+from ttac.runtime.graph_check import KERNEL_DOMAIN
+
+ROOM = "kernels"
+VERSION = 1
+"""Version of the operator set: a library with another number is refused."""
+
+MOST_COMPARED = 1 << 14
+"""Most elements of two constants whose bytes are compared."""
+
+Type = tuple[ir.DataType, Sequence[int | str]]
+
+
+class LinkedGraphs:
+    """Graphs in the order in which they run; changes are made in place."""
+
+    def __init__(self, models: Mapping[str, ir.Model]) -> None:
+        self.models = dict(models)
+        self._order = {id(model.graph): i for i, model in enumerate(self.models.values())}
+        self._moved: dict[ir.Graph, ir.Value] = {}
+        self._made = {str(v.name): v for model in self.models.values() for v in model.graph.outputs}
+
+    def nodes(self, *op_types: str) -> Iterator[ir.Node]:
+        """Standard nodes of these operators, in the order in which they run."""
+        for model in self.models.values():
+            yield from [node for node in model.graph if node.op_type in op_types and not node.domain]
+
+    def source(self, value: ir.Value | None) -> ir.Value | None:
+        """The value that `value` is a copy of: behind links between graphs, and behind gradient dependencies."""
+        while value is not None:
+            if value.is_graph_input() and self._is_linked(value):
+                value = self._made[str(value.name)]
+            elif _waits(value):
+                value = value.producer().inputs[0]  # type: ignore[union-attr]
+            else:
+                break
+        return value
+
+    def _is_linked(self, value: ir.Value) -> bool:
+        made = self._made.get(str(value.name))
+        return made is not None and self.place(made) < self.place(value)
+
+    def place(self, value: ir.Value) -> int:
+        """Position of the graph that has `value`."""
+        return self._order[id(value.graph)]
+
+    def key(self, value: ir.Value | None) -> object:
+        """Equal for values that are the same: a computed value, an input of the step, or the bytes of a constant."""
+        source = self.source(value)
+        if source is None:
+            return None
+        if source.is_graph_input():
+            return "input", source.name
+        held = source.const_value
+        small = held is not None and held.size <= MOST_COMPARED
+        return ("constant", held.numpy().shape, held.numpy().tobytes()) if small and held is not None else source
+
+    def made_by(self, value: ir.Value | None, *op_types: str) -> ir.Node | None:
+        """The standard node that makes `value`, in whatever graph, if its operator is one of `op_types`."""
+        node = made_by(self.source(value), *op_types)
+        return node if node is not None and not node.domain else None
+
+    def readers(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes that read `value`, in its graph and in later ones, behind gradient dependencies."""
+        found: list[ir.Node] = []
+        copies = [value]
+        if value.is_graph_output():
+            later = [g for m in self.models.values() for g in [m.graph] if self._order[id(g)] > self.place(value)]
+            copies += [v for graph in later for v in graph.inputs if v.name == value.name]
+        for copy in copies:
+            for node in dict.fromkeys(use.node for use in copy.uses()):
+                waits = node.op_type == "Reshape" and _waits(node.outputs[0]) and node.inputs[0] is copy
+                found += self.readers(node.outputs[0]) if waits else [node]
+        return found
+
+    def insert(
+        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], types: Sequence[Type | None], **more: Any
+    ) -> list[ir.Value]:
+        """Insert one node of the library in front of `before`, and return its outputs; those without a type are absent."""
+        graph = before.graph
+        assert graph is not None
+        local = [self.read(graph, value) if value is not None else None for value in inputs]
+        node = ir.node(op_type, _trimmed(local), {"block": 1, **more}, domain=KERNEL_DOMAIN, num_outputs=len(types))
+        for value, type_ in zip(node.outputs, types, strict=True):
+            if type_ is None:
+                value.name = ""
+            else:
+                value.type, value.shape = ir.TensorType(type_[0]), ir.Shape(list(type_[1]))
+        with Builder(graph, ROOM).at(before.metadata_props.get(LAYER, ""), before=before) as op:
+            op.place(node, op_type.lower())
+        return list(node.outputs)
+
+    def read(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        """`value` for a node of `graph`: itself, or the input of `graph` that an earlier graph or the caller fills."""
+        value = self.source(value) or value
+        if value.graph is graph:
+            return value
+        for port in graph.inputs:
+            if port.name == value.name:
+                return port
+        if value.producer() is not None and not value.is_graph_output():
+            self._give_out(value)
+        port = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        graph.inputs.append(port)
+        return port
+
+    def _give_out(self, value: ir.Value) -> None:
+        """Make `value` an output, under a name that no graph uses."""
+        node = value.producer()
+        assert node is not None and node.graph is not None
+        taken = {str(v.name) for m in self.models.values() for n in m.graph for v in n.outputs if v is not value}
+        while value.name in taken | set(self._made):
+            value.name = f"{value.name}.kept"
+        self._made[str(value.name)] = value
+        node.graph.outputs.append(value)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let all readers of `old`, in its graph and in later ones, read `new` of the same or an earlier graph."""
+        here, there, name = old.graph, new.graph, str(old.name)
+        assert here is not None and there is not None
+        if here is there:
+            old.name, new.name = f"{name}.replaced", name
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        elif old.is_graph_output():
+            here.outputs.remove(old)
+            old.name, new.name = f"{name}.replaced", name
+            there.outputs.append(new)
+            self._moved[here] = new
+        if new.is_graph_output():
+            self._made[name] = new
+        if here is not there:
+            old.replace_all_uses_with(self.read(here, new))
+
+    def tidy(self, outside: Collection[str]) -> None:
+        """Drop nodes and ports that neither `outside` nor a later graph reads; bring the nodes into an order that runs."""
+        read = set(outside)
+        for model in reversed(self.models.values()):
+            graph = model.graph
+            graph.outputs[:] = [value for value in graph.outputs if value.name in read]
+            common.RemoveUnusedNodesPass()(model)
+            drop_unread_inputs(graph)
+            if not len(graph):
+                self._refill(graph)
+            graph.sort()
+            if any(node.domain == KERNEL_DOMAIN for node in graph):
+                model.opset_imports[KERNEL_DOMAIN] = VERSION
+            read |= {str(value.name) for value in graph.inputs}
+
+
+    def _refill(self, graph: ir.Graph) -> None:
+        """Let a graph that lost all nodes pass on one of its former outputs: engines refuse an empty graph."""
+        value = self._moved[graph]
+        name = str(value.name)
+        value.name = f"{name}.early"
+        self._made[str(value.name)] = value
+        port = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        graph.inputs.append(port)
+        passed = Builder(graph, ROOM).Identity(port)
+        passed.name = name
+        graph.outputs.append(passed)
+
+
+def _waits(value: ir.Value) -> bool:
+    """Whether `value` is a Reshape of a value to its own shape, which only makes it wait."""
+    node = made_by(value, "Reshape")
+    if node is None or node.inputs[0] is None:
+        return False
+    shape = made_by(node.inputs[1], "Min")
+    return shape is not None and made_by(shape.inputs[0], "Size") is not None and dims(node.inputs[0]) == dims(value)
+
+
+def _trimmed(values: list[ir.Value | None]) -> list[ir.Value | None]:
+    """The values without absent ones at the end."""
+    while values and values[-1] is None:
+        values = values[:-1]
+    return values

@@ -1,0 +1,267 @@
+"""The gradient of a norm with the statistics of the batch: one node for the mask, the sums and the input gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.passes.graph.match import array_of
+from ttac.passes.graph.shapes import dims
+from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, mask_of, reduced
+from ttac.passes.kernels.terms import VECTORS, Terms
+
+STEEP = 1e30
+"""Least slope of a HardSigmoid that serves as the mask of a Relu."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """The sums of one gradient of a norm, as values of the plain graphs, and the first node that reads du."""
+
+    norm: Norm
+    du: ir.Value
+    dbias: ir.Value
+    dscale: ir.Value
+    readers: Sequence[ir.Node]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """The product du = dy * mask.
+
+    Attributes:
+        mask: kept by the forward; None if the kernel computes it from the norm's input.
+        bias: of the norm, where the kernel computes the mask.
+    """
+
+    node: ir.Node
+    dy: ir.Value
+    mask: ir.Value | None
+    bias: ir.Value | None
+    scale: ir.Value | None
+    activation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """All parts of the gradient of one norm.
+
+    Attributes:
+        dx: None where nobody needs it.
+        scale: of the norm, in a graph that has `dx`.
+        known: the nodes that read du for this norm.
+    """
+
+    sums: Sums
+    mask: Mask | None
+    dx: ir.Value | None
+    scale: ir.Value | None
+    known: Sequence[ir.Node]
+
+
+def fuse_backward(graphs: LinkedGraphs, norms: Sequence[Norm]) -> None:
+    """Replace the gradient of every norm that has the expected shape.
+
+    All gradients are found before the first one is replaced, because two norms may share du and dbias.
+    """
+    by_mean: dict[object, Norm] = {norm.mean: norm for norm in norms}
+    sums = [found for node in graphs.nodes("Sub") if (found := _sums(graphs, node, by_mean)) is not None]
+    gradients = [_gradient(graphs, found) for found in sums]
+    made = [pair for gradient in gradients for pair in _insert(graphs, gradient)]
+    replaced: set[ir.Value] = set()
+    for old, new in made:
+        if old not in replaced:
+            graphs.replace(old, new)
+            replaced.add(old)
+
+
+def _sums(graphs: LinkedGraphs, node: ir.Node, by_mean: Mapping[object, Norm]) -> Sums | None:
+    """dscale = (dot - mean*dbias)*r, with the difference `node`, dot = sum du*x and dbias = sum du."""
+    product = graphs.made_by(node.inputs[1], "Mul")
+    if product is None:
+        return None
+    norm, dbias = next(
+        ((by_mean[graphs.source(a)], graphs.source(b)) for a, b in _both(product) if graphs.source(a) in by_mean),
+        (None, None),
+    )
+    du = _summed(graphs, dbias)
+    if norm is None or dbias is None or du is None:
+        return None
+    dot = graphs.made_by(_summed(graphs, node.inputs[0]), "Mul")
+    pairs = [(graphs.source(a), graphs.source(b)) for a, b in _both(dot)] if dot is not None else []
+    if (du, graphs.source(norm.x)) not in pairs:
+        return None
+    expected = Expected(graphs, norm)
+    scaled = [reader for reader in graphs.readers(node.outputs[0]) if reader.op_type == "Mul"]
+    dscale = next((r.outputs[0] for r in scaled if any(expected.is_r(v) for v in r.inputs)), None)
+    if dscale is None or dot is None:
+        return None
+    return Sums(norm=norm, du=du, dbias=dbias, dscale=dscale, readers=[dot, _first_sum(graphs, dbias)])
+
+
+def _both(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
+    a, b = node.inputs
+    return [(a, b), (b, a)]
+
+
+def _first_sum(graphs: LinkedGraphs, total: ir.Value) -> ir.Node:
+    outer = graphs.made_by(total, "ReduceSum")
+    inner = graphs.made_by(outer.inputs[0], "ReduceSum") if outer is not None else None
+    assert inner is not None
+    return inner
+
+
+def _summed(graphs: LinkedGraphs, total: ir.Value | None) -> ir.Value | None:
+    """x [N, C, H, W], where `total` [C] is the sum of its maps over all samples."""
+    found = reduced(graphs.source(total), "ReduceSum", "ReduceSum")
+    if found is None or found[1:] != (MAPS, SAMPLES):
+        return None
+    return graphs.source(found[0])
+
+
+class Expected:
+    """The formulas of `rules/channels.py` for one norm."""
+
+    def __init__(self, graphs: LinkedGraphs, norm: Norm) -> None:
+        self._graphs, self._norm = graphs, norm
+        self._terms = Terms(VECTORS)
+        names = {"mean": norm.mean, "variance": norm.variance}
+        self._atoms: dict[ir.Value, int] = {value: self._terms.term(name) for name, value in names.items()}
+        term, epsilon = self._terms.term, self._terms.scalar(float(np.float32(norm.epsilon)))
+        self._r = term("Reciprocal", term("Sqrt", term("Add", term("variance"), epsilon)))
+
+    def is_r(self, value: ir.Value | None) -> bool:
+        """Whether `value` is 1/sqrt(variance + epsilon)."""
+        return self._terms.of(self._graphs, value, self._atoms) == self._r
+
+    def input_gradient(self, sums: Sums, affine: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+        """dx and scale, where `affine` is the part du*scale*r of dx; None if the other part is not as expected."""
+        slope = self._graphs.made_by(affine.inputs[1], "Mul")
+        scale = next((b for a, b in _both(slope) if self.is_r(a)), None) if slope is not None else None
+        if scale is None or not _is_affine(affine):
+            return None
+        for node in self._graphs.readers(affine.outputs[0]):
+            other = next((b for a, b in _both(node) if self._graphs.source(a) is affine.outputs[0]), None) if node.op_type == "Add" else None
+            rest = self._graphs.made_by(other, "BatchNormalization")
+            if rest is not None and self._is_rest(sums, rest, scale):
+                return node.outputs[0], scale
+        return None
+
+    def _is_rest(self, sums: Sums, rest: ir.Node, scale: ir.Value) -> bool:
+        """Whether `rest` is the part of dx through the statistics: x*factor + offset."""
+        if not _is_affine(rest) or self._graphs.source(rest.inputs[0]) is not self._graphs.source(self._norm.x):
+            return False
+        t = self._terms.term
+        atoms = {**self._atoms, sums.dbias: t("dbias"), sums.dscale: t("dscale")}
+        spatial = float(np.prod([float(size) for size in dims(self._norm.x)[2:]]))
+        count = t("batch", dims(self._norm.x)[0])
+        count = t("Mul", count, self._terms.scalar(spatial))
+        slope = t("Mul", self._terms.of(self._graphs, scale, atoms), self._r)
+        half, two = self._terms.scalar(-0.5), self._terms.scalar(2.0)
+        dvar = t("Mul", t("Mul", t("Mul", slope, self._r), t("dscale")), half)
+        factor = t("Div", t("Mul", dvar, two), count)
+        shift = t("Div", t("Neg", t("Mul", slope, t("dbias"))), count)
+        offset = t("Add", t("Neg", t("Mul", factor, t("mean"))), shift)
+        found = [self._terms.of(self._graphs, value, atoms) for value in rest.inputs[1:3]]
+        return found == [factor, offset]
+
+
+def _is_affine(node: ir.Node) -> bool:
+    """Whether a BatchNormalization is x*scale + offset: mean 0, variance 1, epsilon 0."""
+    if node.op_type != "BatchNormalization" or node.attributes.get_float("epsilon", 1e-5):
+        return False
+    mean, variance = array_of(node.inputs[3]), array_of(node.inputs[4])
+    return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+
+def _gradient(graphs: LinkedGraphs, sums: Sums) -> Gradient:
+    expected, known, found = Expected(graphs, sums.norm), list(sums.readers), None
+    for reader in graphs.readers(sums.du):
+        if reader.op_type == "BatchNormalization" and (part := expected.input_gradient(sums, reader)) is not None:
+            found = part
+            known.append(reader)
+    dx, scale = found or (None, None)
+    return Gradient(sums=sums, mask=_mask(graphs, sums), dx=dx, scale=scale, known=known)
+
+
+def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir.Value]]:
+    """Insert the node; return the values that it replaces, with its own."""
+    sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
+    place = mask.node if mask is not None else min(sums.readers, key=lambda node: graphs.place(node.outputs[0]))
+    assert place.graph is not None
+    computed = mask is not None and mask.mask is None
+    scale = _local(graphs, place.graph, mask.scale if mask is not None else None, gradient.scale, norm.scale)
+    bias = _local(graphs, place.graph, mask.bias) if mask is not None and computed else None
+    if scale is None or (computed and bias is None):
+        return []
+    others = [reader for reader in graphs.readers(sums.du) if reader not in gradient.known]
+    wants_du = mask is not None and (bool(others) or sums.du.is_graph_output())
+    shape = dims(norm.x)
+    whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
+    types = [whole if gradient.dx is not None else None, vector, vector, *([whole] if wants_du else [])]
+    dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
+    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept]
+    attributes = mask.activation if mask is not None else {"act": "none"}
+    made = graphs.insert(place, "NormBackward", inputs, types, epsilon=norm.epsilon, **attributes)
+    old = [gradient.dx, sums.dscale, sums.dbias, sums.du]
+    return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
+
+
+def _local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -> ir.Value | None:
+    """The first candidate that `graph` has or can read as an input."""
+    for value in candidates:
+        if value is not None and (value.graph is graph or graphs.source(value).is_graph_input()):  # type: ignore[union-attr]
+            return value
+    return None
+
+
+def _mask(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
+    """The product that makes du, where its factor is the derivative of an activation of this norm alone."""
+    node = graphs.made_by(sums.du, "Mul")
+    for dy, factor in _both(node) if node is not None else []:
+        if dy is None or node is None:
+            continue
+        cast = graphs.made_by(factor, "Cast")
+        if cast is not None and sums.norm.mask is not None and graphs.source(cast.inputs[0]) is sums.norm.mask:
+            kept = sums.norm.mask
+            return Mask(node=node, dy=dy, mask=kept, bias=None, scale=None, activation=sums.norm.activation)
+        found = _computed_mask(graphs, sums.norm, factor)
+        if found is not None:
+            norm, attributes = found
+            scale, bias = norm.inputs[1:3]
+            return Mask(node=node, dy=dy, mask=None, bias=bias, scale=scale, activation=attributes)
+    return None
+
+
+def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) -> tuple[ir.Node, dict[str, Any]] | None:
+    """The norm computed again, and its activation, where `factor` is the mask of the activation's derivative."""
+    steep = graphs.made_by(factor, "HardSigmoid")
+    if steep is not None:
+        again = graphs.made_by(steep.inputs[0], "BatchNormalization")
+        fits = steep.attributes.get_float("alpha", 0.2) > STEEP and steep.attributes.get_float("beta", 0.5) == 0
+        return (again, {"act": "relu"}) if fits and again is not None and _is_again(graphs, again, norm) else None
+    cast = graphs.made_by(factor, "Cast")
+    both = graphs.made_by(cast.inputs[0], "And") if cast is not None else None
+    bounds = [graphs.made_by(value, "Greater", "Less") for value in both.inputs] if both is not None else []
+    if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+        return None
+    again = graphs.made_by(bounds[0].inputs[0], "BatchNormalization")
+    limits = {node.op_type: array_of(node.inputs[1]) for node in bounds if node is not None}
+    if again is None or not _is_again(graphs, again, norm) or any(a is None or a.size != 1 for a in limits.values()):
+        return None
+    if set(limits) != {"Greater", "Less"}:
+        return None
+    attributes = {"act": "clip", "low": float(limits["Greater"]), "high": float(limits["Less"])}  # type: ignore[arg-type]
+    return (again, attributes) if mask_of(list(bounds), bounds[0].inputs[0], attributes) is not None else None  # type: ignore[arg-type]
+
+
+def _is_again(graphs: LinkedGraphs, node: ir.Node, norm: Norm) -> bool:
+    """Whether `node` is the norm computed again."""
+    x, scale, bias, mean, variance = [graphs.key(value) for value in node.inputs]
+    same = [graphs.key(value) for value in (norm.x, norm.scale, norm.bias, norm.mean, norm.variance)]
+    return [x, mean, variance] == [same[0], same[3], same[4]] and node.attributes.get_float("epsilon", 1e-5) == norm.epsilon

@@ -1,0 +1,26 @@
+"""Rewrite the graphs of a step so that they use the nodes of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import onnx_ir as ir
+
+from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.norm_backward import fuse_backward
+from ttac.passes.kernels.norm_forward import fuse_forward
+from ttac.passes.kernels.pools import fuse_pools
+
+
+def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Mapping[str, ir.Model]:
+    """Copies of `models`, in the order in which they run, with nodes of the library where the library has one.
+
+    Args:
+        outside: names of outputs that anybody but a later one of `models` reads.
+    """
+    graphs = LinkedGraphs({name: model.clone() for name, model in models.items()})
+    norms = fuse_forward(graphs)
+    fuse_backward(graphs, norms)
+    fuse_pools(graphs)
+    graphs.tidy(outside)
+    return graphs.models
