@@ -50,9 +50,10 @@ class Adapter:
         path: the bundle's folder; the hash of every file is verified.
         threads: threads inside an operator; None means the target's count, 0 the engine's choice.
         settings: session settings for experiments; its `threads` counts if `threads` is None.
-        form: "portable" for graphs of standard operators, "blocked" for graphs in the engine's internal layout, "auto"
-            for blocked graphs where the engine runs them.  The first step is compared with the portable graphs: logits
-            and new state.  If it differs, the adapter changes to the portable graphs, and `stats` gives the reason.
+        form: "portable" for graphs of standard operators, "blocked" for graphs in the engine's internal layout,
+            "kernels" for blocked graphs with nodes of `ttac-kernels`, "auto" for the fastest of these that runs here.
+            The first step is compared with the portable graphs: logits and new state.  If it differs, the adapter
+            changes to the portable graphs, and `stats` gives the reason.
             With "auto", the folder remembers the result for this engine and processor in `form-cache.json`.
 
     Raises:
@@ -262,7 +263,7 @@ class Adapter:
         return True
 
     def _confirm(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Compare a step of a blocked form with the portable graphs; change to them if the steps differ.
+        """Compare a step of another form with the portable graphs; change to them if the steps differ.
 
         The compared step leaves no trace.  Each call compares until a step changes a parameter.
         """
@@ -277,10 +278,10 @@ class Adapter:
             return
         if reason:
             self._form = self._reference
-        self._choice = Choice(None if reason else self._choice.spec, reason)
+        self._choice = Choice(None if reason else self._choice.spec, reason or self._choice.reason)
         self._reference = None
-        if key and (problem := remember(self.path, key, self._choice.name, reason)):
-            _warn("`%s`: each process compares the blocked graphs again: %s", self.path, problem)
+        if key and (problem := remember(self.path, key, self._choice.name, self._choice.reason)):
+            _warn("`%s`: each process compares the forms of the graphs again: %s", self.path, problem)
 
     def _outcome(self, inputs: Mapping[str, np.ndarray], form: LoadedForm) -> Outcome:
         """A step that is not committed."""

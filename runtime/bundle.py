@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError, VerificationError
-from ttac.runtime.graph_check import BLOCKED_DOMAINS, check_graph
+from ttac.runtime.graph_check import check_graph
 from ttac.runtime.hash_check import BundleFiles, digest_of, inside
 from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
@@ -89,9 +89,9 @@ def open_bundle(folder: str | Path) -> OpenBundle:
     manifest = _read_manifest(folder)
     files = BundleFiles(folder, manifest.files)
     size = len(files.content(WEIGHTS)) if WEIGHTS in manifest.files else 0
-    blocked = [file for form in manifest.forms for file in (form.probe, *form.graphs.values())]
-    portable = [graph.file for graph in manifest.graphs.values()]
-    for file, domains in (*((file, ()) for file in portable), *((file, BLOCKED_DOMAINS) for file in blocked)):
+    portable: list[tuple[str, tuple[str, ...]]] = [(graph.file, ()) for graph in manifest.graphs.values()]
+    others = [(file, form.domains) for form in manifest.forms for file in (form.probe, *form.graphs.values())]
+    for file, domains in (*portable, *others):
         path = folder / file
         for place in check_graph(files.content(file).tobytes(), f"`{path}`", domains):
             if place.location != WEIGHTS or place.offset + place.length > size:

@@ -81,6 +81,7 @@ class EngineSettings:
         prepacking: keep a second copy of the weights in the kernels' layout.
         providers: execution providers, best first; the CPU runs the nodes that none of them takes.
         profile: folder for the engine's profiles, `<graph>@<time>.json`, written when the sessions end; empty for none.
+        library: shared library of further operators, None for none.
     """
 
     threads: int = 0
@@ -91,6 +92,7 @@ class EngineSettings:
     file_order: bool = True
     optimization: str = "all"
     prepacking: bool = True
+    library: Path | None = None
     providers: tuple[Provider, ...] = (CPU,)
     profile: str = ""
 
@@ -118,6 +120,7 @@ class Session:
         if settings.shared_arena:
             _make_shared_arena()
         options = _options(settings)
+        _register(options, settings.library)
         if settings.profile:
             options.enable_profiling, options.profile_file_prefix = True, str(Path(settings.profile) / f"{path.stem}@")
         self.native = _open(path, options, chosen(settings.providers))
@@ -247,11 +250,11 @@ def problem_with(version: str, machine: str) -> str:
     return DENIED.get((version, machine.lower()), "")
 
 
-def open_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any:
+def open_session(path: Path, threads: int = 0, *, optimised: bool = True, library: Path | None = None) -> Any:
     """Return the engine's own session on `path`: default settings, but quiet, and with threads that sleep when idle.
 
-    With `optimised=False` the engine executes the unchanged graph.  Raises RuntimeMissingError if the engine is missing
-    or refuses the file.
+    With `optimised=False` the engine executes the unchanged graph.  `library` is a shared library of further operators.
+    Raises RuntimeMissingError if the engine is missing, or refuses the file or the library.
     """
     options = engine().SessionOptions()
     if not optimised:
@@ -259,6 +262,7 @@ def open_session(path: Path, threads: int = 0, *, optimised: bool = True) -> Any
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    _register(options, library)
     return _open(path, options)
 
 
@@ -277,6 +281,20 @@ def _options(settings: EngineSettings) -> Any:
     options.add_session_config_entry("session.use_env_allocators", str(int(settings.shared_arena)))
     options.add_session_config_entry("session.disable_prepacking", str(int(not settings.prepacking)))
     return options
+
+
+def _register(options: Any, library: Path | None) -> None:
+    """Let the sessions of `options` take operators from `library`; raises RuntimeMissingError if the engine cannot."""
+    if library is None:
+        return
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise RuntimeMissingError(
+            f"onnxruntime {engine().__version__} does not load the operator library: {_first_line(error)}",
+            where=f"`{library}`",
+            hint='`pip install --force-reinstall ttac-kernels`, or load the bundle with `form="blocked"`',
+        ) from error
 
 
 def _run_options(*, partial: bool) -> Any:

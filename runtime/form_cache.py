@@ -1,7 +1,7 @@
 """The form that an earlier step confirmed on this machine: remembered in the bundle's folder, or in memory.
 
-The key holds the manifest, the engine's version and the processor, because a form that fits one of them may not fit
-another.  A damaged file, or a file with another key, counts as no file.
+The key holds the manifest, the engine's version, the operator library and the processor, because a form that fits one
+of them may not fit another.  A damaged file, or a file with another key, counts as no file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FACTS = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU impleme
 _memory: dict[tuple[Path, str], tuple[str, str]] = {}
 
 
-def cache_key(raw: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over the manifest `raw`, the engine's version and the processor."""
-    facts = [raw, str(engine().__version__), platform.system(), platform.machine(), _processor()]
+def cache_key(raw: Mapping[str, Any], library: str = "") -> str:
+    """Return the SHA-256 over the manifest `raw`, the engine's version, the processor and the identity of `library`."""
+    facts = [raw, str(engine().__version__), library, platform.system(), platform.machine(), _processor()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

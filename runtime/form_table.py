@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ttac.runtime.graph_check import BLOCKED_DOMAINS, KERNEL_DOMAIN
 from ttac.runtime.json_values import a_count, a_file, a_list, a_name, an_object, check_distinct, refuse
 from ttac.runtime.reorder import ORDERS
 
@@ -31,6 +32,7 @@ class FormSpec:
         name: unique in the manifest.
         block: channels of a block in the engine's layout.
         probe: file of the graph that tells whether an engine runs this form.
+        kernels: version of the operators that the graphs take from `ttac-kernels`; 0 for none.
         graphs: graph -> file; a graph that is absent here has one spelling for all forms.
         weights: graph input -> its weight.
     """
@@ -40,6 +42,12 @@ class FormSpec:
     probe: str
     graphs: Mapping[str, str]
     weights: Mapping[str, WeightSpec]
+    kernels: int = 0
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Operator domains of the graphs beyond those of portable graphs."""
+        return (*BLOCKED_DOMAINS, *([KERNEL_DOMAIN] if self.kernels else []))
 
 
 def parse_forms(value: Any, files: Mapping[str, str], graphs: Mapping[str, Any]) -> tuple[FormSpec, ...]:
@@ -50,7 +58,7 @@ def parse_forms(value: Any, files: Mapping[str, str], graphs: Mapping[str, Any])
 
 
 def _form(value: Any, where: str, files: Mapping[str, str], graphs: Mapping[str, Any]) -> FormSpec:
-    entry = an_object(value, where, only=("name", "block", "probe", "graphs", "weights"))
+    entry = an_object(value, where, only=("name", "block", "probe", "graphs", "weights"), also=("kernels",))
     spelled = an_object(entry["graphs"], f"{where}.graphs")
     for name in spelled:
         if name not in graphs:
@@ -63,6 +71,7 @@ def _form(value: Any, where: str, files: Mapping[str, str], graphs: Mapping[str,
         probe=_graph_file(entry["probe"], f"{where}.probe", files),
         graphs={name: _graph_file(file, f"{where}.graphs[{name!r}]", files) for name, file in spelled.items()},
         weights={name: _weight(entry, f"{where}.weights[{name!r}]") for name, entry in weights.items()},
+        kernels=a_count(entry.get("kernels", 0), f"{where}.kernels", low=0),
     )
 
 

@@ -20,11 +20,12 @@ from ttac.runtime.form_cache import cache_key, recall
 from ttac.runtime.form_table import PORTABLE, FormSpec
 from ttac.runtime.hash_check import digest_of, inside
 from ttac.runtime.json_values import HINT
+from ttac.runtime.kernel_library import KernelLibrary, kernel_library
 from ttac.runtime.records import Manifest
 from ttac.runtime.reorder import reordered
 from ttac.runtime.tensors import leave_on_disk
 
-FORMS = ("auto", PORTABLE, "blocked")
+FORMS = ("auto", PORTABLE, "blocked", "kernels")
 PROBED = 1e-4
 """Largest relative difference between internal and standard operators in a probe."""
 AGREED = 1e-4
@@ -40,7 +41,7 @@ class Choice:
     """The form to load, None for the portable graphs.
 
     Attributes:
-        reason: why the portable graphs run.
+        reason: why the portable graphs run, or blocked graphs without kernels in a bundle that has both.
         confirmed: whether a step was compared with the portable graphs.
         key: under which the form is remembered when a step has confirmed it; empty for a form that a caller named.
     """
@@ -65,43 +66,73 @@ def choose_form(folder: Path, manifest: Manifest, form: str) -> Choice:
     """Return the form of the bundle that this engine runs.
 
     Args:
-        form: "portable", "blocked", or "auto" for a blocked form where one fits and the portable form elsewhere.
+        form: "portable", "blocked", "kernels" for blocked graphs with nodes of `ttac-kernels`, or "auto" for the first
+            of kernels, blocked and portable that fits.
 
     Raises:
         UsageError: `form` is another word.
-        RuntimeMissingError: `form` is "blocked", and none fits.
+        RuntimeMissingError: `form` is "blocked" or "kernels", and none fits.
     """
     if form not in FORMS:
         hint = "use " + ", ".join(f'"{name}"' for name in FORMS)
         raise UsageError(f"there is no form {form!r}", where="`form=`", hint=hint)
     if form == PORTABLE:
         return Choice(None)
-    key = cache_key(manifest.raw) if manifest.forms and form == "auto" else ""
+    key = cache_key(manifest.raw, _library_identity(manifest.forms)) if manifest.forms and form == "auto" else ""
     if (remembered := recall(folder, key) if key else None) is not None:
         name, reason = remembered
         spec = next((spec for spec in manifest.forms if spec.name == name), None)
         return Choice(spec, reason)
-    reason = "" if manifest.forms else "the bundle has no blocked graphs"
-    for spec in manifest.forms:
-        reason = probe_failure(inside(folder, spec.probe))
+    forms = [spec for spec in manifest.forms if form == "auto" or bool(spec.kernels) == (form == "kernels")]
+    spec, reason = _first_that_runs(folder, forms)
+    if spec is not None:
+        return Choice(spec, reason, confirmed=False, key=key)
+    if form == "auto":
+        return Choice(None, reason)
+    reason = reason or f"the bundle has no graphs of the form {form}"
+    raise RuntimeMissingError(
+        f"no {form} form runs here: {reason}", where=f"`{folder}`", hint='load it with form="auto"'
+    )
+
+
+def _first_that_runs(folder: Path, forms: Sequence[FormSpec]) -> tuple[FormSpec | None, str]:
+    """The first form that this engine runs, and the reason against the form with kernels of the same block.
+
+    Without a form, the reason is that against the last one.
+    """
+    reasons: dict[tuple[bool, int], str] = {}
+    for spec in forms:
+        reason = form_failure(folder, spec)
         if not reason:
-            return Choice(spec, confirmed=False, key=key)
-    if form == "blocked":
-        hint = 'load it with form="auto"'
-        raise RuntimeMissingError(f"no blocked form runs here: {reason}", where=f"`{folder}`", hint=hint)
-    return Choice(None, reason if manifest.forms else "")
+            return spec, reasons.get((True, spec.block), "")
+        reasons[bool(spec.kernels), spec.block] = f"{spec.name}: {reason}"
+    return None, list(reasons.values())[-1] if reasons else ""
 
 
-def probe_failure(path: Path) -> str:
-    """Return the reason why this engine does not run the form of the probe at `path`; empty if it does."""
-    return _probe_failure(path, digest_of(path))
+def _library_identity(forms: Sequence[FormSpec]) -> str:
+    return next((kernel_library(spec.kernels).identity for spec in forms if spec.kernels), "")
+
+
+def form_failure(folder: Path, spec: FormSpec) -> str:
+    """Return the reason why this engine does not run the form in the bundle `folder`; empty if it does."""
+    return probe_failure(inside(folder, spec.probe), spec.kernels)
+
+
+def probe_failure(path: Path, kernels: int = 0) -> str:
+    """Return the reason why this engine does not run the form of the probe at `path`; empty if it does.
+
+    Args:
+        kernels: version of the operators of `ttac-kernels` in the probe; 0 for none.
+    """
+    library = kernel_library(kernels) if kernels else KernelLibrary(None)
+    return library.reason or _probe_failure(path, digest_of(path), library)
 
 
 @cache
-def _probe_failure(path: Path, digest: str) -> str:
+def _probe_failure(path: Path, digest: str, library: KernelLibrary) -> str:
     """`digest` tells two contents of one path apart."""
     try:
-        session = open_session(path, threads=1, optimised=False)
+        session = open_session(path, threads=1, optimised=False, library=library.path)
         random = np.random.default_rng(0)
         feed = {port.name: random.standard_normal(port.shape, dtype=np.float32) for port in session.get_inputs()}
         internal, standard = session.run(None, feed)

@@ -11,9 +11,10 @@ from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.forms import form_weights
+from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.loaded_graph import LoadedGraph
 from ttac.runtime.program.bind import bind
-from ttac.runtime.program.words import Run, Word, all_words, graphs_of
+from ttac.runtime.program.words import Run, Word, all_words, graphs_of, map_runs
 from ttac.runtime.program.world import Tensor, World
 from ttac.runtime.records import WEIGHTS
 from ttac.runtime.tensors import Tensors, parse_tensors
@@ -43,10 +44,24 @@ class LoadedForm:
         if spec is not None:
             made = form_weights(self._stored(), spec, folder)
             self.weights |= {name: self._device.resident(array) for name, array in made.items()}
+        programs = self._manifest.programs if spec is None else self._respelled()
         world = self.world(state)
         self.programs: Mapping[str, tuple[Word, ...]] = {
-            name: bind(words, world, f"programs.{name}") for name, words in self._manifest.programs.items()
+            name: bind(words, world, f"programs.{name}") for name, words in programs.items()
         }
+
+    def _respelled(self) -> Mapping[str, tuple[Word, ...]]:
+        """The programs, where a second run of a graph gives the residuals that this form's graph has."""
+        returned = {output.name for output in self._manifest.outputs}
+
+        def run(word: Run) -> Run:
+            if word.only is None or returned.issuperset(word.only):
+                return word
+            graph = self.graphs[word.graph]
+            first = {*returned, *graph.state, *graph.stats}
+            return replace(word, only=tuple(name for name in graph.outputs if name not in first))
+
+        return {name: map_runs(words, run) for name, words in self._manifest.programs.items()}
 
     def world(self, state: State) -> World:
         """Everything that a program may name, with the committed `state`."""
@@ -76,6 +91,8 @@ class LoadedForm:
         needed = {name for words in self._manifest.programs.values() for name in graphs_of(words)}
         # A single graph has no partner for a shared arena, and the arena would keep 17 to 47 MB of loading memory.
         settings = replace(settings, shared_arena=settings.shared_arena and len(needed) > 1)
+        if form is not None and form.kernels:
+            settings = replace(settings, library=kernel_library(form.kernels).path)
         files = form.graphs if form else {}
         paths = {name: files.get(name, spec.file) for name, spec in self._manifest.graphs.items() if name in needed}
         graphs = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
 from ttac.passes.verify.compare import relative
 from ttac.runtime.form_table import parse_forms
-from ttac.runtime.forms import form_weights, probe_failure
+from ttac.runtime.forms import form_failure, form_weights, probe_failure
+from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.tensors import map_tensors
 
 LOGITS, GRADIENTS = 1e-4, 0.1
@@ -31,18 +33,20 @@ Entry = dict[str, Any]
 def write_forms(
     content: BundleContent, folder: Path, feeds: Mapping[str, np.ndarray], note: Callable[[str], None]
 ) -> list[Entry]:
-    """Write the blocked graphs of a bundle into `folder`, and return their entries in the manifest.
+    """Write blocked graphs with and without kernels into `folder`, and return their entries in the manifest.
 
-    No entry where the layout gains nothing, and none for a form that this engine runs with other numbers.
+    No entry where the layout or the kernels gain nothing, and none for a form that this engine runs with other numbers.
+    A form that this machine cannot run is written without a comparison.
     """
     if content.state.int8.modules:
         return []
     names = ["forward", *content.stages("backward")]
     graphs = {name: content.graphs[name] for name in names if name in content.graphs}
     entries: list[Entry] = []
-    for block in BLOCKS:
-        made = block_graphs(graphs, block, content.fed_weights, _read_elsewhere(content, set(graphs)))
-        if not is_worthwhile(made):
+    outside = _read_elsewhere(content, set(graphs))
+    for kernels, block in product((True, False), BLOCKS):
+        made = block_graphs(graphs, block, content.fed_weights, outside, kernels=kernels)
+        if not is_worthwhile(made) or bool(made.kernels) != kernels:
             continue
         entry = _write(content, made, folder)
         if problem := _disagreement(content, entry, folder, feeds):
@@ -55,7 +59,7 @@ def write_forms(
 
 def run_here(entries: Sequence[Mapping[str, Any]], folder: Path) -> bool:
     """Return whether the engine of this machine runs one of the forms."""
-    return any(not probe_failure(folder / entry["probe"]) for entry in entries)
+    return any(not probe_failure(folder / entry["probe"], entry.get("kernels", 0)) for entry in entries)
 
 
 def remove_forms(entries: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -78,15 +82,16 @@ def _read_elsewhere(content: BundleContent, blocked: set[str]) -> set[str]:
 
 
 def _write(content: BundleContent, made: BlockedGraphs, folder: Path) -> Entry:
-    name = f"blocked-{made.block}"
+    name = f"{'kernels' if made.kernels else 'blocked'}-{made.block}"
     forward = content.graphs["forward"]
     files = {graph: f"{graph}.{name}" for graph in made.graphs}
-    small = probe(made.block, forward.opset_imports[""], forward.ir_version)
+    small = probe(made.block, forward.opset_imports[""], forward.ir_version, kernels=bool(made.kernels))
     write_more_graphs(folder, {f"probe.{name}": small, **{files[key]: model for key, model in made.graphs.items()}})
     stored = map_tensors(folder / WEIGHTS)[0]
     return {
         "name": name,
         "block": made.block,
+        **({"kernels": made.kernels} if made.kernels else {}),
         "probe": f"probe.{name}.onnx",
         "graphs": {graph: f"{file}.onnx" for graph, file in files.items()},
         "weights": {input: _described(recipe, stored) for input, recipe in sorted(made.recipes.items())},
@@ -114,12 +119,12 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
     """How the form's numbers differ from the portable ones; empty if they agree, or this engine cannot run it."""
     files = dict.fromkeys([entry["probe"], *entry["graphs"].values()], "")
     (spec,) = parse_forms([entry], files, entry["graphs"])
-    if probe_failure(folder / spec.probe):
+    if form_failure(folder, spec):
         return ""
+    library = kernel_library(spec.kernels).path if spec.kernels else None
     portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], feeds)
-    found = _executed(
-        folder, list(spec.graphs.values()), {**feeds, **form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)}
-    )
+    weights = form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)
+    found = _executed(folder, list(spec.graphs.values()), {**feeds, **weights}, library)
     outputs = {content.logits, *content.outputs} & set(portable)
     logits = max(relative(found[name], portable[name]) for name in outputs)
     parameters = [tensor.name for tensor in content.tensors if f"{tensor.name}.grad" in portable]
@@ -134,8 +139,10 @@ def _length(arrays: Sequence[np.ndarray]) -> float:
     return math.hypot(*(float(np.linalg.norm(array)) for array in arrays))
 
 
-def _executed(folder: Path, files: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _executed(
+    folder: Path, files: Sequence[str], feeds: Mapping[str, np.ndarray], library: Path | None = None
+) -> dict[str, np.ndarray]:
     values = dict(feeds)
     for file in files:
-        values |= Executable(folder / file)(values)
+        values |= Executable(folder / file, library=library)(values)
     return values

@@ -49,14 +49,26 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         refusal = over_budget(content, memory)
         if refusal is not None:
             return refusal
-        if run_here(content.forms, folder):
-            memory["measured_blocked"] = measure(folder, steps=3, threads=threads, form="blocked") or {}
-            if over_budget(content, {**memory, "measured": memory["measured_blocked"]}) is not None:
-                remove_forms(content.forms, folder)
-                content = replace(content, forms=())
-                log.note("the blocked graphs are left out: they need more than the budget")
+        for form in ("kernels", "blocked"):
+            content = _within_budget(content, folder, memory, form, log)
         seal(content, folder, differences, memory, log.lines, programs(content))
         return Finished(Bundle.dry(folder) if options.dry_run else place(folder, options.output))
+
+
+def _within_budget(
+    content: BundleContent, folder: Path, memory: dict[str, Any], form: str, log: RoomLog
+) -> BundleContent:
+    """The content without the blocked graphs or those with kernels, if a step of them needs more than the budget."""
+    entries = [entry for entry in content.forms if bool(entry.get("kernels")) == (form == "kernels")]
+    if not run_here(entries, folder):
+        return content
+    threads = content.state.options.target.threads or None
+    memory[f"measured_{form}"] = measure(folder, steps=3, threads=threads, form=form) or {}
+    if over_budget(content, {**memory, "measured": memory[f"measured_{form}"]}) is None:
+        return content
+    remove_forms(entries, folder)
+    log.note(f"the graphs of the form {form} are left out: they need more than the budget")
+    return replace(content, forms=[entry for entry in content.forms if entry not in entries])
 
 
 def seal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,9 +29,14 @@ ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class BlockedGraphs:
-    """The graphs of one block size, and the recipe of each weight that they take as an input."""
+    """The graphs of one block size, and the recipe of each weight that they take as an input.
+
+    Attributes:
+        kernels: version of the operators of `ttac-kernels` in the graphs; 0 for none.
+    """
 
     block: int
+    kernels: int
     graphs: Mapping[str, ir.Model]
     recipes: Mapping[str, Recipe]
 
@@ -62,7 +67,11 @@ def block_graphs(
         at = Layouts(op=op, block=block, fed_weights=frozenset(fed_weights), kernels=kernels)
         made[name], found = _block(at, copy, crossing, frozenset(outside)), at.recipes
         recipes |= found
-    return BlockedGraphs(block, made, recipes)
+    return BlockedGraphs(block, VERSION if _has_kernels(made.values()) else 0, made, recipes)
+
+
+def _has_kernels(models: Iterable[ir.Model]) -> bool:
+    return any(node.domain == KERNEL_DOMAIN for model in models for node in model.graph)
 
 
 def is_worthwhile(made: BlockedGraphs) -> bool:
@@ -89,7 +98,7 @@ def _block(at: Layouts, model: ir.Model, crossing: set[str], outside: frozenset[
     fuse(at.op)
     name_nodes(model)
     model.opset_imports[DOMAIN] = 1
-    if any(node.domain == KERNEL_DOMAIN for node in graph):
+    if _has_kernels([model]):
         model.opset_imports[KERNEL_DOMAIN] = VERSION
     return model
 

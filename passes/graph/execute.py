@@ -32,12 +32,12 @@ def run(
 class Executable:
     """A graph file loaded once; a call takes feeds, of which it uses the graph's inputs, and returns outputs by name.
 
-    With `optimised=False` the engine executes the file unchanged. Raises RuntimeMissingError if the engine refuses
-    the file.
+    With `optimised=False` the engine executes the file unchanged. `library` is a shared library of further operators.
+    Raises RuntimeMissingError if the engine refuses the file.
     """
 
-    def __init__(self, path: Path, *, optimised: bool = True) -> None:
-        self._session = open_session(path, optimised=optimised)
+    def __init__(self, path: Path, *, optimised: bool = True, library: Path | None = None) -> None:
+        self._session = open_session(path, optimised=optimised, library=library)
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

@@ -2,7 +2,7 @@
 
 | in | out | ensures |
 |---|---|---|
-| lowered graphs of a step, in the order in which they run | the same graphs with nodes of `ttac.kernels` | the ports that others read |
+| lowered graphs of a step, in their order | graphs with nodes of `ttac.kernels` | the same results for other readers |
 
 The graphs stay in the plain layout; the room `blocked` gives the nodes their block.
 """

@@ -88,9 +88,14 @@ class LinkedGraphs:
         return found
 
     def insert(
-        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], types: Sequence[Type | None], **more: Any
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        types: Sequence[Type | None],
+        **more: Any,
     ) -> list[ir.Value]:
-        """Insert one node of the library in front of `before`, and return its outputs; those without a type are absent."""
+        """Insert one node of the library in front of `before`; return its outputs. An output without a type is absent."""
         graph = before.graph
         assert graph is not None
         local = [self.read(graph, value) if value is not None else None for value in inputs]
@@ -146,7 +151,7 @@ class LinkedGraphs:
             old.replace_all_uses_with(self.read(here, new))
 
     def tidy(self, outside: Collection[str]) -> None:
-        """Drop nodes and ports that neither `outside` nor a later graph reads; bring the nodes into an order that runs."""
+        """Drop nodes and ports that neither `outside` nor a later graph reads, and sort the nodes."""
         read = set(outside)
         for model in reversed(self.models.values()):
             graph = model.graph
@@ -159,7 +164,6 @@ class LinkedGraphs:
             if any(node.domain == KERNEL_DOMAIN for node in graph):
                 model.opset_imports[KERNEL_DOMAIN] = VERSION
             read |= {str(value.name) for value in graph.inputs}
-
 
     def _refill(self, graph: ir.Graph) -> None:
         """Let a graph that lost all nodes pass on one of its former outputs: engines refuse an empty graph."""

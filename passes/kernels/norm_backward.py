@@ -146,7 +146,11 @@ class Expected:
         if scale is None or not _is_affine(affine):
             return None
         for node in self._graphs.readers(affine.outputs[0]):
-            other = next((b for a, b in _both(node) if self._graphs.source(a) is affine.outputs[0]), None) if node.op_type == "Add" else None
+            other = (
+                next((b for a, b in _both(node) if self._graphs.source(a) is affine.outputs[0]), None)
+                if node.op_type == "Add"
+                else None
+            )
             rest = self._graphs.made_by(other, "BatchNormalization")
             if rest is not None and self._is_rest(sums, rest, scale):
                 return node.outputs[0], scale
@@ -262,6 +266,7 @@ def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) ->
 
 def _is_again(graphs: LinkedGraphs, node: ir.Node, norm: Norm) -> bool:
     """Whether `node` is the norm computed again."""
-    x, scale, bias, mean, variance = [graphs.key(value) for value in node.inputs]
     same = [graphs.key(value) for value in (norm.x, norm.scale, norm.bias, norm.mean, norm.variance)]
-    return [x, mean, variance] == [same[0], same[3], same[4]] and node.attributes.get_float("epsilon", 1e-5) == norm.epsilon
+    return [graphs.key(value) for value in node.inputs] == same and node.attributes.get_float(
+        "epsilon", 1e-5
+    ) == norm.epsilon

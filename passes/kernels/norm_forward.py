@@ -52,7 +52,12 @@ def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
 def has_batch_statistics(node: ir.Node) -> bool:
     """Whether mean and variance are those of the node's input [N, C, H, W], in the expansion of `Moments`."""
     x, mean, variance = node.inputs[0], node.inputs[3], node.inputs[4]
-    if len(dims(x)) != 4 or x is None or x.dtype != ir.DataType.FLOAT or not all(isinstance(s, int) for s in dims(x)[1:]):
+    if (
+        len(dims(x)) != 4
+        or x is None
+        or x.dtype != ir.DataType.FLOAT
+        or not all(isinstance(s, int) for s in dims(x)[1:])
+    ):
         return False
     if reduced(mean, "ReduceMean", "ReduceMean") != (x, MAPS, SAMPLES):
         return False
@@ -116,7 +121,11 @@ def _residual_sum(y: ir.Value) -> ir.Node | None:
     node = only_reader(y, "Add")
     if node is None or node.inputs[0] is node.inputs[1]:
         return None
-    return node if all(value is not None and value.shape is not None and dims(value) == dims(y) for value in node.inputs) else None
+    return (
+        node
+        if all(value is not None and value.shape is not None and dims(value) == dims(y) for value in node.inputs)
+        else None
+    )
 
 
 def _activation(u: ir.Value) -> Activation | None:

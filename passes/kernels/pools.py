@@ -72,7 +72,9 @@ def _taps(graphs: LinkedGraphs, x: ir.Value, y: ir.Value, window: Window) -> ir.
     return next((n.outputs[0] for n in casts if terms.of(graphs, n.outputs[0], atoms) == wanted), None)  # type: ignore[arg-type]
 
 
-def _scattered(graphs: LinkedGraphs, scatter: ir.Node, taps: ir.Value, window: Window) -> tuple[ir.Value, ir.Value] | None:
+def _scattered(
+    graphs: LinkedGraphs, scatter: ir.Node, taps: ir.Value, window: Window
+) -> tuple[ir.Value, ir.Value] | None:
     """dy and dx, where `scatter` is in the expansion of `MaxPoolScatter(dy, taps)`."""
     flat = graphs.made_by(scatter.inputs[2], "Reshape")
     ends = [reader.outputs[0] for reader in graphs.readers(scatter.outputs[0]) if reader.op_type == "Reshape"]

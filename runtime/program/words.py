@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 
@@ -72,6 +72,20 @@ def all_words(words: Sequence[Word]) -> Iterator[Word]:
             yield from all_words((*word.then, *word.otherwise))
         elif isinstance(word, Repeat):
             yield from all_words(word.do)
+
+
+def map_runs(words: Sequence[Word], change: Callable[[Run], Run]) -> tuple[Word, ...]:
+    """The words with `change` applied to every run, also inside other words."""
+    changed: list[Word] = []
+    for word in words:
+        if isinstance(word, Run):
+            word = change(word)
+        elif isinstance(word, When):
+            word = replace(word, then=map_runs(word.then, change), otherwise=map_runs(word.otherwise, change))
+        elif isinstance(word, Repeat):
+            word = replace(word, do=map_runs(word.do, change))
+        changed.append(word)
+    return tuple(changed)
 
 
 def count_words(words: Sequence[Word]) -> int:

@@ -81,9 +81,9 @@ def test_a_saved_state_fits_both_forms(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_refuses_gets_portable_graphs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "probe_failure", lambda path: "no such layout")
+    monkeypatch.setattr(forms, "probe_failure", lambda *_: "no such layout")
     adapter = ttac.load(copy)
-    assert (adapter.stats["form"], adapter.stats["form_reason"]) == ("portable", "no such layout")
+    assert (adapter.stats["form"], adapter.stats["form_reason"]) == ("portable", "blocked-8: no such layout")
     with pytest.raises(RuntimeMissingError, match="no such layout"):
         ttac.load(copy, form="blocked")
 
@@ -143,13 +143,13 @@ def test_a_confirmed_form_is_remembered(copy: Path, monkeypatch: pytest.MonkeyPa
     first = ttac.load(copy)
     first.step(batches()[0])
     monkeypatch.setattr(form_cache, "_memory", {})
-    monkeypatch.setattr(forms, "probe_failure", lambda path: "it was asked again")
+    monkeypatch.setattr(forms, "probe_failure", lambda *_: "it was asked again")
     second = ttac.load(copy)
     assert second.stats["form"] == first.stats["form"] != "portable"
     second.step(batches()[0])
     assert second._reference is None
     monkeypatch.setattr(form_cache, "_processor", lambda: ["another processor"])
-    assert ttac.load(copy).stats["form_reason"] == "it was asked again"
+    assert "it was asked again" in ttac.load(copy).stats["form_reason"]
 
 
 def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:

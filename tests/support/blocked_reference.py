@@ -192,7 +192,7 @@ def _pool_backward(op: Builder, node: ir.Node, _: int) -> ir.Value:
 def _interleave(op: Builder, node: ir.Node, _: int) -> ir.Value:
     phases, block = [*node.inputs, None, None, None][:4], _block_of(node)
     some = next(phase for phase in phases if phase is not None)
-    batch, channels, height, width = dims(some)
+    channels, height, width = (int(size) for size in dims(some)[1:])
     maps = [plain(op, phase if phase is not None else op.Mul(some, 0.0), dims(some), block) for phase in phases]
     joined = op.Concat(*[op.Unsqueeze(phase, [2]) for phase in maps], axis=2)
     split = op.Reshape(joined, [-1, channels, 2, 2, height, width])

@@ -109,12 +109,14 @@ def import_failure() -> str:
     return last if done.returncode else ""
 
 
-def engine_block() -> tuple[int, str] | None:
+def engine_block(*, kernels: bool = False) -> tuple[int, str] | None:
     """Return the channels of a block in the engine's layout, or 0 and the reason; None if no probe can be made or run.
+
+    With `kernels`, the probe also has operators of `ttac-kernels`.
 
     The probe runs in a child process because internal operators may crash an engine.
     """
-    code = "from ttac.passes.blocked.probe import engine_block; print(*engine_block())"
+    code = "from ttac.passes.blocked.probe import engine_block; print(*engine_block(kernels=" + f"{kernels}))"
     done = run_code(code, seconds=120)
     block, _, reason = done.stdout.strip().partition(" ")
     return None if done.returncode else (int(block), reason)
@@ -184,10 +186,16 @@ def _layout() -> Iterator[Check]:
     if (layout := engine_block()) is None:
         return
     block, reason = layout
-    if block:
-        yield Check(part="graphs", verdict="info", found=f"blocked-{block}", note="the engine runs blocked graphs")
-    else:
+    if not block:
         yield Check(part="graphs", verdict="info", found="portable", note=reason)
+        return
+    with_kernels, reason = engine_block(kernels=True) or (0, "the probe of ttac-kernels ends its process")
+    if with_kernels:
+        note = "the engine runs blocked graphs with ttac-kernels"
+        yield Check(part="graphs", verdict="info", found=f"kernels-{with_kernels}", note=note)
+    else:
+        note = f"the engine runs blocked graphs, without kernels: {reason}"
+        yield Check(part="graphs", verdict="info", found=f"blocked-{block}", note=note)
 
 
 def _packages() -> Iterator[Check]:
