@@ -86,7 +86,7 @@ class Adapter:
         deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}
         state, place = self._manifest.state, f"`{self.path}`"
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
-        self._form = self._load(self._choice.spec)
+        self._form = self._load_chosen()
         self._reference = None if self._choice.confirmed else self._load(None)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
@@ -297,6 +297,16 @@ class Adapter:
         if len(arrays) == 1:
             return arrays[0], step
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
+
+    def _load_chosen(self) -> LoadedForm:
+        """The chosen form; the portable one if the engine refuses a graph of a form that no caller asked for."""
+        try:
+            return self._load(self._choice.spec)
+        except RuntimeMissingError as error:
+            if not self._choice.key:
+                raise
+            self._choice = Choice(None, f"{self._choice.name}: {error.problem}")
+            return self._load(None)
 
     def _load(self, spec: FormSpec | None) -> LoadedForm:
         return LoadedForm(self.path, self._opened, self._settings, self._state, spec)

@@ -233,8 +233,9 @@ function programsOf(value, graphs, state, outputs) {
 function checkForms(value, files, graphs) {
   const names = aList(value, "forms").map((form, number) => {
     const where = `forms[${number}]`;
-    const entry = anObject(form, where, { only: ["name", "block", "probe", "graphs", "weights"] });
+    const entry = anObject(form, where, { only: ["name", "block", "probe", "graphs", "weights"], also: ["kernels"] });
     aCount(entry.block, `${where}.block`, 1);
+    aCount(entry.kernels ?? ZERO, `${where}.kernels`, 0);
     graphFile(entry.probe, `${where}.probe`, files);
     for (const [name, file] of Object.entries(anObject(entry.graphs, `${where}.graphs`))) {
       if (!graphs.has(name)) refuse(`${where}.graphs`, `has \`${name}\`, which \`graphs\` lacks`);
