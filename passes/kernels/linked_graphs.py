@@ -95,7 +95,7 @@ class LinkedGraphs:
         types: Sequence[Type | None],
         **more: Any,
     ) -> list[ir.Value]:
-        """Insert one node of the library in front of `before`; return its outputs, absent where they have no type."""
+        """Insert one node of the library in front of `before`; an output without a type is absent."""
         graph = before.graph
         assert graph is not None
         local = [self.read(graph, value) if value is not None else None for value in inputs]
