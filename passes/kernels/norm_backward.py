@@ -130,10 +130,10 @@ class Expected:
     def __init__(self, graphs: LinkedGraphs, norm: Norm) -> None:
         self._graphs, self._norm = graphs, norm
         self._terms = Terms(VECTORS)
-        names = {"mean": norm.mean, "variance": norm.variance}
+        names = {"mean": norm.mean, "var": norm.variance}
         self._atoms: dict[ir.Value, int] = {value: self._terms.term(name) for name, value in names.items()}
         term, epsilon = self._terms.term, self._terms.scalar(float(np.float32(norm.epsilon)))
-        self._r = term("Reciprocal", term("Sqrt", term("Add", term("variance"), epsilon)))
+        self._r = term("Reciprocal", term("Sqrt", term("Add", term("var"), epsilon)))
 
     def is_r(self, value: ir.Value | None) -> bool:
         """Whether `value` is 1/sqrt(variance + epsilon)."""
