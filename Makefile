@@ -11,6 +11,7 @@ STOCK_VERSION := 1.23.2
 STOCK_VERSION_314 := 1.31.1
 TYPES := build/types
 JAVASCRIPT := consumers/js
+KERNELS := $(VENV)/.ready-kernels
 
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
 CANDIDATES := python3 python3.12 python3.11 python3.10 python3.13 python3.14
@@ -23,15 +24,16 @@ print("ort-training" if wheels and sys.version_info < (3, 13) else "ort")
 endef
 export ENGINE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL_KERNELS = $(PIP) install --no-deps --no-build-isolation --editable kernels
 
 .PHONY: demo test lint types bench kernels fuzz soak docs clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+demo: $(READY) $(KERNELS)
 	$(BIN)/ttac demo
 
 # The slow tests run beside the others, in a second process; their output follows at the end.
-test: $(READY) $(STOCK)/.ready-$(STOCK_VERSION) $(JAVASCRIPT)/node_modules/.ready
+test: $(READY) $(KERNELS) $(STOCK)/.ready-$(STOCK_VERSION) $(JAVASCRIPT)/node_modules/.ready
 	@mkdir -p build
 	@export TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)"; \
 	$(BIN)/python -m pytest -q -p randomly -m slow > build/slow-tests.log 2>&1 & slow=$$!; \
@@ -51,11 +53,13 @@ types: $(READY)
 	fi; \
 	set -ex; rm -rf build/lib build/bdist.* $(TYPES); \
 	$(PIP) install --no-deps --no-build-isolation --target $(TYPES) .; \
-	cd $(TYPES); ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p ttac
+	cd $(TYPES); ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p ttac; \
+	cd ../..; $(BIN)/python -m mypy kernels/ttac_kernels kernels/build_library.py
 
 # The native operators, compiled into kernels/ttac_kernels; needs a C++ compiler.
 kernels: $(READY)
-	$(PIP) install --no-deps --no-build-isolation --editable kernels
+	$(INSTALL_KERNELS)
+	@touch $(KERNELS)
 
 # Mutated models for MINUTES, from SEED; bad cases are kept in build/fuzz.
 fuzz: $(READY)
@@ -85,6 +89,15 @@ $(READY): pyproject.toml
 	echo "error: no Python 3.10 to 3.14 with the venv module was found" >&2; \
 	echo "hint: install one, and name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 5
 	$(PIP) install --editable ".[dev,view,$$($(BIN)/python -c "$$ENGINE")]"
+	@touch $@
+
+# Without a compiler the demo and the tests run on the engine's own operators.
+$(KERNELS): $(READY) $(wildcard kernels/src/* kernels/*.* kernels/ttac_kernels/*.py)
+	@if ! $(BIN)/python kernels/build_library.py --find-compiler; then \
+	  echo "ttac-kernels: not built, because there is no C++ compiler" >&2; \
+	elif ! $(INSTALL_KERNELS); then \
+	  echo "ttac-kernels: not built, because its installation fails" >&2; \
+	fi
 	@touch $@
 
 $(VENV)/.ready-docs: $(READY)

@@ -1,7 +1,11 @@
-"""`python build_library.py`: compile src/*.cpp into ttac_kernels/libttac_kernels.so; `CXX` names the compiler."""
+"""`python build_library.py`: compile src/*.cpp into the shared library of ttac_kernels; `CXX` names the compiler.
+
+`--find-compiler` only says by the exit status whether there is one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -57,8 +61,9 @@ def build(output: Path = LIBRARY, extra: Sequence[str] = (), machine: str = "") 
     x86 = (machine or platform.machine()) in ("x86_64", "AMD64")
     options = [*command, *COMMON, f'-DTTAC_KERNELS_VERSION="{version()}"', *extra]
     with tempfile.TemporaryDirectory() as folder:
-        objects = {Path(folder) / f"{path.stem}.o": (path, []) for path in SOURCES.glob("*.cpp")}
-        del objects[Path(folder) / "tables.o"]
+        objects: dict[Path, tuple[Path, list[str]]] = {
+            Path(folder) / f"{path.stem}.o": (path, []) for path in SOURCES.glob("*.cpp") if path.stem != "tables"
+        }
         for table, (name, flags) in {"kBaseline": ("baseline", []), **(X86_TABLES if x86 else {})}.items():
             defines = [f"-DTTAC_TABLE={table}", f'-DTTAC_INSTRUCTIONS="{name}"']
             objects[Path(folder) / f"{table}.o"] = (SOURCES / "tables.cpp", [*flags, *defines])
@@ -66,9 +71,13 @@ def build(output: Path = LIBRARY, extra: Sequence[str] = (), machine: str = "") 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda call: subprocess.run(call, check=True), calls))
         subprocess.run([*command, *extra, *map(str, objects), *LINK, "-o", f"{output}.new"], check=True)
+    digest = hashlib.sha256(Path(f"{output}.new").read_bytes()).hexdigest()
     os.replace(f"{output}.new", output)
+    output.with_name("library.sha256").write_text(f"{digest}\n", encoding="ascii")
     return output
 
 
 if __name__ == "__main__":
+    if "--find-compiler" in sys.argv:
+        sys.exit(not compiler())
     print(build())

@@ -9,14 +9,14 @@ namespace {
 struct NoActivation {
   static constexpr Activation kind = kNone;
   INLINE Vec value(Vec u, Vec, Vec) { return u; }
-  INLINE Vec gradient(Vec dy, Vec, Vec, Vec) { return dy; }
 };
 
 // NaN stays NaN, as in the engine's own Relu and Clip.
 struct Relu {
   static constexpr Activation kind = kRelu;
   INLINE Vec value(Vec u, Vec, Vec) { return select(u < Vec{}, Vec{}, u); }
-  INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) { return select(u > Vec{}, dy, Vec{}); }
+  INLINE Mask mask(Vec u, Vec, Vec) { return u > Vec{}; }
+  INLINE Vec gradient(Vec dy, Vec u, Vec low, Vec high) { return select(mask(u, low, high), dy, Vec{}); }
 };
 
 struct Clip {
@@ -25,7 +25,8 @@ struct Clip {
     const Vec above = select(u < low, low, u);
     return select(above > high, high, above);
   }
-  INLINE Vec gradient(Vec dy, Vec u, Vec low, Vec high) { return select((u > low) & (u < high), dy, Vec{}); }
+  INLINE Mask mask(Vec u, Vec low, Vec high) { return (u > low) & (u < high); }
+  INLINE Vec gradient(Vec dy, Vec u, Vec low, Vec high) { return select(mask(u, low, high), dy, Vec{}); }
 };
 
 // u * logistic(u)

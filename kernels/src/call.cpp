@@ -2,12 +2,6 @@
 
 namespace ttac {
 
-int64_t Tensor::elements() const {
-  int64_t count = 1;
-  for (int64_t size : shape) count *= size;
-  return count;
-}
-
 void require(bool condition, const char* message) {
   if (!condition) throw std::runtime_error(message);
 }
@@ -67,7 +61,7 @@ Tensor Call::input(size_t index) const {
   if (status == nullptr) status = Dimensions::of(api_)(info, found.shape.data(), rank);
   ReleaseShape::of(api_)(info);
   check(status, "find the shape of an input");
-  check(MutableData::of(api_)(const_cast<Value*>(value), reinterpret_cast<void**>(&found.data)), "read an input");
+  check(MutableData::of(api_)(const_cast<Value*>(value), &found.data), "read an input");
   return found;
 }
 
@@ -81,7 +75,7 @@ Tensor Call::output(size_t index, const std::vector<int64_t>& shape) const {
     check(OutputOf::of(api_)(context_, index, shape.data(), shape.size(), &value), "allocate an output");
   }
   if (value == nullptr) return made;
-  check(MutableData::of(api_)(value, reinterpret_cast<void**>(&made.data)), "write an output");
+  check(MutableData::of(api_)(value, &made.data), "write an output");
   return made;
 }
 

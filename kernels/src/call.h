@@ -9,13 +9,14 @@
 
 namespace ttac {
 
-// A tensor of float32; `data` is null where an optional tensor is absent.
+// A tensor; `data` is null where an optional tensor is absent.  The engine has checked the type of the elements.
 struct Tensor {
-  float* data = nullptr;
+  void* data = nullptr;
   std::vector<int64_t> shape;
 
   explicit operator bool() const { return data != nullptr; }
-  int64_t elements() const;
+  float* floats(int64_t offset = 0) const { return data ? static_cast<float*>(data) + offset : nullptr; }
+  uint8_t* bytes(int64_t offset = 0) const { return data ? static_cast<uint8_t*>(data) + offset : nullptr; }
 };
 
 // The attributes of a node, read once when the engine makes the kernel.

@@ -20,20 +20,31 @@ void join(const Moments& part, Moments& into) {
   into.count = count;
 }
 
-// Moments in two passes: the sum of squares about the tile's own mean loses nothing to a large mean.
+struct TwoSums {
+  Vec plain, other;
+  void operator+=(const TwoSums& more) {
+    plain += more.plain;
+    other += more.other;
+  }
+};
+
+// Moments in two passes: the sum of squares about the tile's own mean loses nothing to a large mean.  The sum of the
+// distances themselves is the rounding error of that mean, and corrects both moments.
 void moments_of_tile(const float* x, int64_t length, int block, Moments& into) {
   const float count = static_cast<float>(length / block);
   const Vec mean = fold(total<Vec, 4>(length, [&](int64_t i, auto at, Vec& sum) { sum += at.read(x + i); }), block) / count;
-  Vec squares = total<Vec, 4>(length, [&](int64_t i, auto at, Vec& sum) {
+  const TwoSums found = total<TwoSums, 4>(length, [&](int64_t i, auto at, TwoSums& sums) {
     const Vec apart = at.keep(at.read(x + i) - mean);
-    sum += apart * apart;
+    sums.plain += apart;
+    sums.other += apart * apart;
   });
-  squares = fold(squares, block);
+  const Vec rest = fold(found.plain, block), squares = fold(found.other, block);
   Moments part;
   part.count = count;
   for (int c = 0; c < kMaxBlock; ++c) {
-    part.mean[c] = mean[c];
-    part.squares[c] = squares[c];
+    const double correction = rest[c] / count;
+    part.mean[c] = mean[c] + correction;
+    part.squares[c] = squares[c] - rest[c] * correction;
   }
   join(part, into);
 }
@@ -44,7 +55,7 @@ void moments(const float* x, int64_t length, int block, Moments& into) {
   }
 }
 
-template <class Act, bool residual>
+template <class Act, bool residual, bool masked>
 void forward(const NormPiece& p) {
   const Vec mean = load(p.mean.value), slope = load(p.slope.value), offset = load(p.offset.value);
   const Vec low = all(p.low), high = all(p.high);
@@ -52,95 +63,117 @@ void forward(const NormPiece& p) {
     Vec u = (at.read(p.x + i) - mean) * slope + offset;
     if (residual) u += at.read(p.residual + i);
     at.write(p.out + i, Act::value(u, low, high));
+    if constexpr (masked) at.write(p.mask + i, as_bytes(Act::mask(u, low, high)));
   });
 }
 
-// du at place i of the piece; `apart` is x minus its mean there.
-template <class Act, Source source, class Access>
-INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec apart) {
-  if (source == kGradient) return at.read(p.du + i);
-  const Vec dy = at.read(p.dy + i);
-  if (Act::kind == kNone) return dy;
-  Vec u;
-  if (source == kFromOutput) {
-    u = at.read(p.y + i);
-  } else {
-    u = apart * load(p.slope.value) + load(p.offset.value);
-    if (source == kFromResidual) u += at.read(p.residual + i);
-  }
-  return Act::gradient(dy, u, all(p.low), all(p.high));
-}
-
-struct TwoSums {
-  Vec plain, centred;
-  void operator+=(const TwoSums& other) {
-    plain += other.plain;
-    centred += other.centred;
+// The rules for du at place i of a piece; `apart` is x minus its mean there.
+struct Stored {
+  template <class Access>
+  INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec) {
+    return at.read(static_cast<const float*>(p.du) + i);
   }
 };
 
-template <class Act, Source source>
+struct Direct {
+  template <class Access>
+  INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec) {
+    return at.read(p.dy + i);
+  }
+};
+
+struct Masked {
+  template <class Access>
+  INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec) {
+    return select(truth(at.read(static_cast<const uint8_t*>(p.mask) + i)), at.read(p.dy + i), Vec{});
+  }
+};
+
+template <class Act, bool residual>
+struct Recomputed {
+  template <class Access>
+  INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec apart) {
+    Vec u = apart * load(p.slope.value) + load(p.offset.value);
+    if (residual) u += at.read(p.residual + i);
+    return Act::gradient(at.read(p.dy + i), u, all(p.low), all(p.high));
+  }
+};
+
+template <class Gradient>
 void sums_of_tile(const NormPiece& p, int64_t start, int64_t length, Sums& into) {
   const Vec mean = load(p.mean.value);
   const TwoSums found = total<TwoSums, 2>(length, [&](int64_t k, auto at, TwoSums& sums) {
     const int64_t i = start + k;
-    const Vec apart = at.keep(at.read(p.x + i) - mean), du = gradient<Act, source>(p, i, at, apart);
+    const Vec apart = at.keep(at.read(p.x + i) - mean), du = Gradient::gradient(p, i, at, apart);
     if (p.du != nullptr) at.write(p.du + i, du);
     sums.plain += at.keep(du);
-    sums.centred += at.keep(du) * apart;
+    sums.other += at.keep(du) * apart;
   });
-  const Vec sums = fold(found.plain, p.block), products = fold(found.centred, p.block);
+  const Vec sums = fold(found.plain, p.block), products = fold(found.other, p.block);
   for (int c = 0; c < kMaxBlock; ++c) {
     into.plain[c] += sums[c];
     into.centred[c] += products[c];
   }
 }
 
-template <class Act, Source source>
+template <class Gradient>
 void sums(const NormPiece& p, Sums& into) {
   for (int64_t i = 0; i < p.length; i += kTile) {
-    sums_of_tile<Act, source>(p, i, p.length - i < kTile ? p.length - i : kTile, into);
+    sums_of_tile<Gradient>(p, i, p.length - i < kTile ? p.length - i : kTile, into);
   }
 }
 
-template <class Act, Source source, bool constants>
+template <class Gradient, bool constants>
 void backward(const NormPiece& p) {
   const Vec mean = load(p.mean.value), slope = load(p.slope.value);
   const Vec constant = load(p.constant.value), linear = load(p.linear.value);
   sweep(p.length, [&](int64_t i, auto at) {
     const Vec apart = at.read(p.x + i) - mean;
-    const Vec du = gradient<Act, source>(p, i, at, apart);
+    const Vec du = Gradient::gradient(p, i, at, apart);
     at.write(p.out + i, constants ? slope * du : slope * du + constant + apart * linear);
   });
 }
 
-template <class Act, Source source>
-constexpr void put_source(NormTable& table) {
-  table.sums[Act::kind][source] = sums<Act, source>;
-  table.backward[Act::kind][source][0] = backward<Act, source, false>;
-  table.backward[Act::kind][source][1] = backward<Act, source, true>;
+template <class Gradient>
+constexpr void put_rule(NormTable& table, int rule) {
+  table.sums[rule] = sums<Gradient>;
+  table.backward[rule][0] = backward<Gradient, false>;
+  table.backward[rule][1] = backward<Gradient, true>;
+}
+
+template <class Act>
+constexpr void put_forward(NormTable& table) {
+  table.forward[Act::kind][0][0] = forward<Act, false, false>;
+  table.forward[Act::kind][1][0] = forward<Act, true, false>;
 }
 
 template <class Act>
 constexpr void put_activation(NormTable& table) {
-  table.forward[Act::kind][0] = forward<Act, false>;
-  table.forward[Act::kind][1] = forward<Act, true>;
-  put_source<Act, kFromOutput>(table);
-  put_source<Act, kFromInput>(table);
-  put_source<Act, kFromResidual>(table);
-  put_source<Act, kGradient>(table);
+  put_forward<Act>(table);
+  put_rule<Recomputed<Act, false>>(table, recomputed(Act::kind, false));
+  put_rule<Recomputed<Act, true>>(table, recomputed(Act::kind, true));
+}
+
+template <class Act>
+constexpr void put_masked(NormTable& table) {
+  put_activation<Act>(table);
+  table.forward[Act::kind][0][1] = forward<Act, false, true>;
+  table.forward[Act::kind][1][1] = forward<Act, true, true>;
 }
 
 constexpr NormTable norm_table() {
   NormTable table{};
   table.moments = moments;
   table.join = join;
-  put_activation<NoActivation>(table);
-  put_activation<Relu>(table);
-  put_activation<Clip>(table);
+  put_forward<NoActivation>(table);
+  put_masked<Relu>(table);
+  put_masked<Clip>(table);
   put_activation<Silu>(table);
   put_activation<HardSwish>(table);
   put_activation<Gelu>(table);
+  put_rule<Stored>(table, kStored);
+  put_rule<Direct>(table, kDirect);
+  put_rule<Masked>(table, kMasked);
   return table;
 }
 

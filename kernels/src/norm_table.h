@@ -9,14 +9,16 @@ constexpr int kMaxBlock = 16;
 
 enum Activation : int { kNone, kRelu, kClip, kSilu, kHardSwish, kGelu, kActivations };
 
-// Where the backward pass finds u, the input of the activation.
-enum Source : int {
-  kFromOutput,    // the sign of u is that of y (Relu, Clip)
-  kFromInput,     // u is computed again from x
-  kFromResidual,  // and from the residual
-  kGradient,      // du itself was stored before
-  kSources
+// How the backward pass finds du.
+enum Rule : int {
+  kStored,      // du was written before
+  kDirect,      // there is no activation: du = dy
+  kMasked,      // du = dy where the mask is true
+  kRecomputed,  // u is computed again from x; one rule for each activation, without and with the residual
+  kRules = kRecomputed + 2 * (kActivations - 1)
 };
+
+constexpr int recomputed(Activation act, bool residual) { return kRecomputed + 2 * (act - 1) + (residual ? 1 : 0); }
 
 // Moments of the channels of a block: count, mean, and sum of squared distances from the mean.
 struct Moments {
@@ -37,8 +39,9 @@ struct Lanes {
 };
 
 struct NormPiece {
-  const float *x, *residual, *y, *dy;
+  const float *x, *residual, *dy;
   float *out, *du;
+  uint8_t* mask;
   int64_t length;
   int block;
   float low, high;
@@ -50,12 +53,13 @@ struct NormTable {
   // Moments of the piece, joined with those in `into`.
   void (*moments)(const float* x, int64_t length, int block, Moments& into);
   void (*join)(const Moments& part, Moments& into);
-  // out = activation(u); the second index says whether there is a residual.
-  void (*forward[kActivations][2])(const NormPiece&);
+  // out = activation(u), and mask = its derivative is not zero; the indices say whether there are a residual and a
+  // mask.  Only Relu and Clip have masks.
+  void (*forward[kActivations][2][2])(const NormPiece&);
   // du is stored where the piece has a place for it, and its sums are added to `into`.
-  void (*sums[kActivations][kSources])(const NormPiece&, Sums& into);
+  void (*sums[kRules])(const NormPiece&, Sums& into);
   // out = dx; the last index says whether the statistics are constants, so that dx = slope * du.
-  void (*backward[kActivations][kSources][2])(const NormPiece&);
+  void (*backward[kRules][2])(const NormPiece&);
 };
 
 }  // namespace ttac

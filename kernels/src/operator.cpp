@@ -1,6 +1,7 @@
 #include "operator.h"
 
 #include <exception>
+#include <utility>
 
 namespace ttac {
 namespace {
@@ -34,25 +35,17 @@ Status* compute(void* kernel, KernelContext* context) {
 
 }  // namespace
 
-Operator::Operator(const char* name_, size_t inputs_, size_t required_inputs_, size_t outputs_,
-                   size_t required_outputs_, std::unique_ptr<Kernel> (*make_)(const Attributes&))
-    : op_name(name_),
-      inputs(inputs_),
-      required_inputs(required_inputs_),
-      outputs(outputs_),
-      required_outputs(required_outputs_),
-      make(make_) {
+Operator::Operator(const char* name_, std::vector<Port> inputs_, std::vector<Port> outputs_,
+                   std::unique_ptr<Kernel> (*make_)(const Attributes&))
+    : op_name(name_), inputs(std::move(inputs_)), outputs(std::move(outputs_)), make(make_) {
   name = [](const CustomOp* op) { return self(op).op_name; };
   provider = [](const CustomOp*) -> const char* { return nullptr; };
-  input_type = output_type = [](const CustomOp*, size_t) { return kFloat32; };
-  input_count = [](const CustomOp* op) { return self(op).inputs; };
-  output_count = [](const CustomOp* op) { return self(op).outputs; };
-  input_characteristic = [](const CustomOp* op, size_t index) {
-    return index < self(op).required_inputs ? kRequired : kOptional;
-  };
-  output_characteristic = [](const CustomOp* op, size_t index) {
-    return index < self(op).required_outputs ? kRequired : kOptional;
-  };
+  input_count = [](const CustomOp* op) { return self(op).inputs.size(); };
+  output_count = [](const CustomOp* op) { return self(op).outputs.size(); };
+  input_type = [](const CustomOp* op, size_t index) { return self(op).inputs[index].type; };
+  output_type = [](const CustomOp* op, size_t index) { return self(op).outputs[index].type; };
+  input_characteristic = [](const CustomOp* op, size_t index) { return self(op).inputs[index].characteristic; };
+  output_characteristic = [](const CustomOp* op, size_t index) { return self(op).outputs[index].characteristic; };
   input_memory = [](const CustomOp*, size_t) { return 0; };
   first_version = last_version = [](const CustomOp*) { return 1; };
   create = ttac::create;

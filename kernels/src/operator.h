@@ -13,13 +13,21 @@ class Kernel {
   virtual void run(const Call& call) const = 0;
 };
 
-// The name, the ports and the maker of an operator.  All tensors are float32; ports beyond the required ones may be
-// absent.
+// An input or an output.
+struct Port {
+  ElementType type;
+  Characteristic characteristic;
+};
+
+constexpr Port kTensor{kFloat32, kRequired}, kMaybeTensor{kFloat32, kOptional};
+constexpr Port kMaybeMask{kBool, kOptional}, kBytes{kUint8, kRequired}, kMaybeBytes{kUint8, kOptional};
+
+// The name, the ports and the maker of an operator.
 struct Operator : CustomOp {
-  Operator(const char* op_name, size_t inputs, size_t required_inputs, size_t outputs, size_t required_outputs,
+  Operator(const char* op_name, std::vector<Port> inputs, std::vector<Port> outputs,
            std::unique_ptr<Kernel> (*make)(const Attributes&));
   const char* op_name;
-  size_t inputs, required_inputs, outputs, required_outputs;
+  std::vector<Port> inputs, outputs;
   std::unique_ptr<Kernel> (*make)(const Attributes&);
 };
 

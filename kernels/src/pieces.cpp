@@ -2,6 +2,12 @@
 
 namespace ttac {
 
+int block_of(const Attributes& attributes) {
+  const int64_t block = attributes.integer("block", 1);
+  require(block == 1 || block == 2 || block == 4 || block == 8 || block == 16, "attribute block: not 1, 2, 4, 8 or 16");
+  return static_cast<int>(block);
+}
+
 Layout::Layout(const std::vector<int64_t>& shape, int block_) {
   require(shape.size() >= 2, "input x: fewer than two axes");
   samples = shape[0];

@@ -26,6 +26,9 @@ struct Layout {
   int64_t pieces;  // pieces of a run
 };
 
+// The attribute `block`: channels that lie side by side in memory.
+int block_of(const Attributes& attributes);
+
 constexpr int64_t kPiece = 1 << 16;      // floats of a piece: 256 KiB
 constexpr int64_t kOwnCache = 1 << 17;   // floats that stay in the cache of one core: 512 KiB
 constexpr int64_t kWave = 1 << 20;       // floats that stay in the cache of all cores: 4 MiB

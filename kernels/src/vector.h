@@ -14,17 +14,23 @@ namespace {
 constexpr int kLanes = 16;
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
 typedef float Loose __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 INLINE Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 INLINE void store(float* to, Vec value) { *reinterpret_cast<Loose*>(to) = value; }
 INLINE Vec all(float value) { return value - Vec{}; }
+INLINE Mask truth(Bytes bytes) { return __builtin_convertvector(bytes, Mask) != 0; }
+INLINE Bytes as_bytes(Mask mask) { return __builtin_convertvector(mask & 1, Bytes); }
 INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
 
 // Access to sixteen floats, and to the fewer floats at the end of a run.
 struct Whole {
   INLINE Vec read(const float* from) { return load(from); }
   INLINE void write(float* to, Vec value) { store(to, value); }
+  INLINE Bytes read(const uint8_t* from) { return *reinterpret_cast<const LooseBytes*>(from); }
+  INLINE void write(uint8_t* to, Bytes value) { *reinterpret_cast<LooseBytes*>(to) = value; }
   INLINE Vec keep(Vec value) { return value; }
 };
 
@@ -38,6 +44,12 @@ struct Part {
   void write(float* to, Vec value) const {
     __builtin_memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
   }
+  Bytes read(const uint8_t* from) const {
+    Bytes value{};
+    __builtin_memcpy(&value, from, static_cast<size_t>(count));
+    return value;
+  }
+  void write(uint8_t* to, Bytes value) const { __builtin_memcpy(to, &value, static_cast<size_t>(count)); }
   // Zero where the run has ended.
   Vec keep(Vec value) const {
     const Mask lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

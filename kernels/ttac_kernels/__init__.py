@@ -7,9 +7,20 @@ from pathlib import Path
 
 from ttac_kernels.version import VERSION as __version__
 
-__all__ = ["__version__", "library_path"]
+__all__ = ["DOMAIN_VERSION", "__version__", "library_digest", "library_path"]
+
+DOMAIN_VERSION = 1
+"""Number of the operators' meaning; a graph runs only on a library with its number."""
 
 
 def library_path() -> Path:
     """Return the path of the shared library, for `SessionOptions.register_custom_ops_library`."""
     return Path(__file__).with_name("libttac_kernels.dylib" if sys.platform == "darwin" else "libttac_kernels.so")
+
+
+def library_digest() -> str:
+    """Return the SHA-256 that the library had after its build, in hexadecimal digits.
+
+    Raises FileNotFoundError if the library was not built.
+    """
+    return Path(__file__).with_name("library.sha256").read_text(encoding="ascii").strip()

@@ -1,0 +1,51 @@
+"""`python -m benchmarks.kernel_fuzz --shapes 10000`: native operators on random shapes, compared with NumPy in float64.
+
+The cases have odd sizes, maps of one pixel, single samples, NaN, infinities and denormals.  `--only 137` runs one case
+again.  The exit status is 1 if a case fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from tests.support.kernel_norm_case import check_norm, norm_case
+
+CHECKS: dict[str, Callable[[int], None]] = {"norm": lambda seed: check_norm(norm_case(seed))}
+"""Name of the operators -> the check of one seed."""
+
+
+def main() -> int:
+    """Run the cases, and print one line for each group of operators."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_fuzz", description=__doc__)
+    parser.add_argument("--shapes", type=int, default=1000, help="random cases of each group of operators")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first case")
+    parser.add_argument("--only", type=int, help="number of a single case")
+    parser.add_argument("--operators", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    options = parser.parse_args()
+    seeds = range(options.seed, options.seed + options.shapes) if options.only is None else [options.only]
+    return int(any([failures(name, seeds) for name in options.operators]))
+
+
+def failures(name: str, seeds: range | list[int]) -> int:
+    """Return the number of failed cases; the first five are printed."""
+    start = time.perf_counter()
+    found = [problem for problem in (problem_of(name, seed) for seed in seeds) if problem]
+    print(*found[:5], sep="\n", end="\n" if found else "")
+    print(f"{name}: {len(seeds)} cases, {len(found)} failures, {time.perf_counter() - start:.0f} s", flush=True)
+    return len(found)
+
+
+def problem_of(name: str, seed: int) -> str:
+    """Return a sentence on the failure of a case; empty if the case passes."""
+    try:
+        CHECKS[name](seed)
+    except AssertionError as error:
+        return f"{name} case {seed}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+// Parts that NormForward and NormBackward share.
+#pragma once
+#include "dispatch.h"
+#include "operator.h"
+#include "pieces.h"
+
+namespace ttac {
+
+// The attributes of both operators.
+struct NormSettings {
+  explicit NormSettings(const Attributes& from);
+  int block;
+  float epsilon;
+  Activation act;
+  float low, high;
+  bool given;  // the statistics are constants
+};
+
+// The tensors of one call.  `out` is y or dx; absent tensors stay empty.
+struct NormTensors {
+  NormTensors(const NormSettings& settings_, const Tensor& x_)
+      : settings(settings_), layout(x_.shape, settings_.block), x(x_) {}
+  // Square root of the variance plus epsilon.
+  float deviation(int64_t channel) const;
+  // Everything that the pieces of one block of channels have in common.
+  NormPiece common(int64_t block) const;
+  // `common` with the places of the tensors.
+  NormPiece piece(int64_t block, const Stretch& stretch) const;
+  // The tensor has one number for each channel.
+  void require_channels(const Tensor& tensor, const char* message) const;
+  // The tensor is absent, or has the shape of x.
+  void require_like_x(const Tensor& tensor, const char* message) const;
+
+  const NormSettings& settings;
+  Layout layout;
+  Tensor x, residual, dy, scale, bias, mean, variance, out, mask, du, dscale, dbias;
+};
+
+}  // namespace ttac

@@ -1,0 +1,90 @@
+// NormForward: normalisation by the moments of the batch, a residual, and an activation.
+#include <algorithm>
+
+#include "norm.h"
+
+namespace ttac {
+namespace {
+
+struct ForwardSteps {
+  using Partial = Moments;
+  const NormTensors& at;
+
+  void partial(int64_t, const Stretch& stretch, Moments& into) const {
+    instructions().norm.moments(at.x.floats(stretch.offset), stretch.length, at.settings.block, into);
+  }
+
+  void join(const Moments& part, Moments& into) const { instructions().norm.join(part, into); }
+
+  void finish(int64_t block, const Moments& found) const {
+    const int64_t first = block * at.settings.block;
+    for (int c = 0; c < at.settings.block; ++c) {
+      const double squares = found.squares[c] < 0 ? 0 : found.squares[c];  // of constants; NaN stays
+      at.mean.floats()[first + c] = static_cast<float>(found.mean[c]);
+      at.variance.floats()[first + c] = static_cast<float>(squares / found.count);
+    }
+  }
+
+  void apply(int64_t block, const Stretch& stretch) const {
+    const bool residual(at.residual), mask(at.mask);
+    instructions().norm.forward[at.settings.act][residual][mask](at.piece(block, stretch));
+  }
+};
+
+class NormForward : public Kernel {
+ public:
+  explicit NormForward(const Attributes& attributes) : settings_(attributes) {}
+
+  void run(const Call& call) const override {
+    NormTensors at(settings_, call.input(0));
+    at.scale = call.input(1);
+    at.bias = call.input(2);
+    at.residual = call.input(3);
+    at.require_channels(at.scale, "input scale: not one number for each channel");
+    at.require_channels(at.bias, "input bias: not one number for each channel");
+    at.require_like_x(at.residual, "input residual: not of the shape of x");
+    at.out = call.output(0, at.x.shape);
+    at.mask = call.output(3, at.x.shape);
+    require(!at.mask || settings_.act == kRelu || settings_.act == kClip, "output mask: only relu and clip have one");
+    if (settings_.given) {
+      run_given(call, at);
+    } else {
+      run_batch(call, at);
+    }
+  }
+
+ private:
+  static void run_batch(const Call& call, NormTensors& at) {
+    std::vector<float> spare(2 * at.layout.channels);  // for outputs that the graph does not ask for
+    at.mean = call.output(1, {at.layout.channels});
+    at.variance = call.output(2, {at.layout.channels});
+    if (!at.mean) at.mean.data = spare.data();
+    if (!at.variance) at.variance.data = spare.data() + at.layout.channels;
+    reduce_then_apply(call, at.layout, ForwardSteps{at});
+  }
+
+  static void run_given(const Call& call, NormTensors& at) {
+    at.mean = call.input(4);
+    at.variance = call.input(5);
+    at.require_channels(at.mean, "input mean: not one number for each channel");
+    at.require_channels(at.variance, "input variance: not one number for each channel");
+    copy(at.mean, call.output(1, at.mean.shape));
+    copy(at.variance, call.output(2, at.variance.shape));
+    apply_all(call, at.layout, ForwardSteps{at});
+  }
+
+  static void copy(const Tensor& from, const Tensor& to) {
+    if (to) std::copy_n(from.floats(), from.shape[0], to.floats());
+  }
+
+  NormSettings settings_;
+};
+
+}  // namespace
+
+// x, scale, bias, residual, mean, variance -> y, mean, variance, mask
+const Operator kNormForward("NormForward",
+                            {kTensor, kTensor, kTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor},
+                            {kTensor, kMaybeTensor, kMaybeTensor, kMaybeMask}, make_kernel<NormForward>);
+
+}  // namespace ttac
