@@ -11,9 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
 from tests.support.kernel_norm_case import check_norm, norm_case
 
-CHECKS: dict[str, Callable[[int], None]] = {"norm": lambda seed: check_norm(norm_case(seed))}
+CHECKS: dict[str, Callable[[int], None]] = {
+    "norm": lambda seed: check_norm(norm_case(seed)),
+    "pool": lambda seed: check_pool(pool_case(seed)),
+    "interleave": check_interleave,
+}
 """Name of the operators -> the check of one seed."""
 
 

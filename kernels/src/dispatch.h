@@ -1,12 +1,14 @@
 // Kernels for the instructions of this processor, chosen once at run time.
 #pragma once
 #include "norm_table.h"
+#include "pool_table.h"
 
 namespace ttac {
 
 struct Instructions {
   const char* name;
   NormTable norm;
+  PoolTable pool;
 };
 
 // The build compiles tables.cpp once for each of these.

@@ -36,7 +36,6 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
   return std::make_unique<Made>(attributes);
 }
 
-extern const Operator kNormForward;
-extern const Operator kNormBackward;
+extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave;
 
 }  // namespace ttac

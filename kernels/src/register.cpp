@@ -13,7 +13,8 @@
 namespace ttac {
 namespace {
 
-const Operator* const kOperators[] = {&kNormForward, &kNormBackward};
+const Operator* const kOperators[] = {&kNormForward, &kNormBackward, &kMaxPoolForward, &kMaxPoolBackward,
+                                       &kInterleave};
 
 // The domain lives as long as the process, because sessions keep a pointer to it.
 Status* make_domain(const Slot* api, OpDomain** domain) {

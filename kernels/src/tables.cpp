@@ -2,10 +2,11 @@
 // result, TTAC_INSTRUCTIONS describes it.
 #include "dispatch.h"
 #include "norm_loops.h"
+#include "pool_loops.h"
 
 namespace ttac {
 
 // A constant expression: no code of this file may run before the choice.
-constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table()};
+constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table()};
 
 }  // namespace ttac

@@ -1,0 +1,124 @@
+// The inner loops of MaxPoolForward and MaxPoolBackward.  Part of tables.cpp.
+#pragma once
+#include "block_vector.h"
+#include "pool_table.h"
+
+namespace ttac {
+namespace {
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// A range of the taps of an output, or of the outputs that read an input.
+struct Range {
+  int64_t first, last;
+};
+
+// The taps of output `out` that read inside of the input.
+INLINE Range taps_of(const Axis& axis, int64_t out) {
+  const int64_t start = out * axis.stride - axis.begin;
+  return {most(0, -start), least(axis.kernel, axis.size - start)};
+}
+
+// The outputs that read input `in`; output `o` does so with tap in + begin - o * stride.
+INLINE Range readers_of(const Axis& axis, int64_t in) {
+  const int64_t place = in + axis.begin, before = place - axis.kernel;
+  const int64_t first = before < 0 ? 0 : before / axis.stride + 1;
+  return {first, least(axis.outs, place / axis.stride + 1)};
+}
+
+// One output position.  The first of equal elements wins; NaN wins over numbers, as in PyTorch.
+template <int block>
+INLINE void pool_position(const PoolRows& p, int64_t row, Range down, int64_t column) {
+  using Block = Channels<block>;
+  const Range across = taps_of(p.columns, column);
+  const int64_t top = row * p.rows.stride - p.rows.begin, left = column * p.columns.stride - p.columns.begin;
+  typename Block::Floats best = Block::read(p.x + ((top + down.first) * p.columns.size + left + across.first) * block);
+  typename Block::Ints winner = typename Block::Ints{} + static_cast<int>(down.first * p.columns.kernel + across.first);
+  for (int64_t i = down.first; i < down.last; ++i) {
+    const float* line = p.x + ((top + i) * p.columns.size + left) * block;
+    for (int64_t j = across.first; j < across.last; ++j) {
+      const typename Block::Floats value = Block::read(line + j * block);
+      const typename Block::Ints better = (value > best) | ((value != value) & (best == best));
+      best = better ? value : best;
+      winner = better ? typename Block::Ints{} + static_cast<int>(i * p.columns.kernel + j) : winner;
+    }
+  }
+  Block::write(p.y + (row * p.columns.outs + column) * block, best);
+  if (p.taps != nullptr) Block::write(p.taps + (row * p.columns.outs + column) * block, winner);
+}
+
+template <int block>
+void pool_forward(const PoolRows& p) {
+  for (int64_t row = p.first; row < p.last; ++row) {
+    const Range down = taps_of(p.rows, row);
+    for (int64_t column = 0; column < p.columns.outs; ++column) pool_position<block>(p, row, down, column);
+  }
+}
+
+// Each input position gathers from the few outputs that read it, so that threads never add to the same place.
+template <int block>
+void pool_backward(const PoolRows& p) {
+  using Block = Channels<block>;
+  for (int64_t row = p.first; row < p.last; ++row) {
+    const Range down = readers_of(p.rows, row);
+    for (int64_t column = 0; column < p.columns.size; ++column) {
+      const Range across = readers_of(p.columns, column);
+      typename Block::Floats sum{};
+      for (int64_t i = down.first; i < down.last; ++i) {
+        const int64_t line = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + column + p.columns.begin;
+        for (int64_t j = across.first; j < across.last; ++j) {
+          const int64_t place = (i * p.columns.outs + j) * block;
+          const typename Block::Ints won = Block::read(p.taps + place) == static_cast<int>(line - j * p.columns.stride);
+          sum += won ? Block::read(p.dy + place) : typename Block::Floats{};
+        }
+      }
+      Block::write(p.dx + (row * p.columns.size + column) * block, sum);
+    }
+  }
+}
+
+// The places of a row of x with one parity.
+template <int block>
+INLINE void spread(const float* from, const float* sum, float* to, int64_t first, int64_t width) {
+  using Block = Channels<block>;
+  for (int64_t column = first; column < width; column += 2) {
+    typename Block::Floats value{};
+    if (from != nullptr) value = Block::read(from + column / 2 * block);
+    if (sum != nullptr) value += Block::read(sum + column * block);
+    Block::write(to + column * block, value);
+  }
+}
+
+template <int block>
+void interleave(const InterleaveRows& p) {
+  for (int64_t row = p.first; row < p.last; ++row) {
+    const float* sum = p.sum == nullptr ? nullptr : p.sum + row * p.width * block;
+    for (int64_t parity = 0; parity < 2; ++parity) {
+      const float* phase = p.phases[row % 2][parity];
+      const int64_t width = (p.width + 1 - parity) / 2;  // of the phase
+      if (phase != nullptr) phase += row / 2 * width * block;
+      spread<block>(phase, sum, p.x + row * p.width * block, parity, p.width);
+    }
+  }
+}
+
+template <int block>
+constexpr void put_block(PoolTable& table) {
+  table.forward[block_index(block)] = pool_forward<block>;
+  table.backward[block_index(block)] = pool_backward<block>;
+  table.interleave[block_index(block)] = interleave<block>;
+}
+
+constexpr PoolTable pool_table() {
+  PoolTable table{};
+  put_block<1>(table);
+  put_block<2>(table);
+  put_block<4>(table);
+  put_block<8>(table);
+  put_block<16>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace ttac
