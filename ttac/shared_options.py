@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ttac.spec import AVERAGE_STATISTICS, BATCH_STATISTICS, BLEND_STATISTICS, Facts, Option, Settings, Statistics
+from ttac.spec import (
+    AVERAGE_STATISTICS,
+    BATCH_STATISTICS,
+    BLEND_STATISTICS,
+    RENORM_STATISTICS,
+    Facts,
+    Option,
+    Settings,
+    Statistics,
+)
 
 STATISTICS = (
     Option(
         "statistics",
         "batch",
-        "statistics of adapted norms: of this batch, of this batch and the source, or a running average",
-        choices=("batch", "blend", "ema"),
+        "statistics of adapted norms: of this batch, of this batch and the source, a running average, or a running "
+        "average with the gradient of batch statistics (DELTA)",
+        choices=("batch", "blend", "ema", "renorm"),
     ),
     Option("prior", 16.0, "with `blend`: number of samples that the source statistics count as", low=0.0),
-    Option("statistics_momentum", 0.1, "with `ema`: weight of the newest batch in the average", low=0.0, high=1.0),
+    Option(
+        "statistics_momentum", 0.1, "with `ema`, `renorm`: weight of the newest batch in the average", low=0.0, high=1.0
+    ),
 )
 """Options of a method whose batch norms take other statistics than those of the source."""
 
-POLICIES = {policy.name: policy for policy in (BATCH_STATISTICS, BLEND_STATISTICS, AVERAGE_STATISTICS)}
+POLICIES = {
+    policy.name: policy for policy in (BATCH_STATISTICS, BLEND_STATISTICS, AVERAGE_STATISTICS, RENORM_STATISTICS)
+}
 """Value of the option `statistics` -> policy."""
 
 SOURCE_WEIGHT = Option(

@@ -82,6 +82,8 @@ BLEND_STATISTICS = Statistics("blend", "ttac.passes.adapt.adapt_norms:use_blend"
 """A weighted mean of source and batch statistics."""
 AVERAGE_STATISTICS = Statistics("ema", "ttac.passes.adapt.adapt_norms:use_average")
 """A running average that begins at the source statistics."""
+RENORM_STATISTICS = Statistics("renorm", "ttac.passes.adapt.renormalise:use_renorm", needs="batch")
+"""The value of a running average that begins at the first batch, with the gradient of batch statistics."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,14 @@ from ttac.passes.verify.compare import (
 )
 from ttac.passes.verify.derivative import Forward, derivative_error
 from ttac.passes.verify.float64 import float64_of
-from ttac.passes.verify.references import even_weights, joint_reference, loss_feeds, loss_of_scores, scores_model
+from ttac.passes.verify.references import (
+    detached_values,
+    even_weights,
+    joint_reference,
+    loss_feeds,
+    loss_of_scores,
+    scores_model,
+)
 from ttac.spec import Target
 
 Arrays = Mapping[str, np.ndarray]
@@ -128,7 +135,7 @@ def reads_moved_state(content: BundleContent) -> bool:
     """Whether the loss depends on state that the forward moves: then the gradients differ from step to step."""
     joint, moved = content.joint, set(content.moves["forward"].values())
     inputs = [value for value in joint.model.graph.inputs if value.name in moved]
-    return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar))
+    return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar, detached=True))
 
 
 def difference_of_gradients(joint: Joint, halves: ExecutableHalves, feeds: Arrays, target: Target) -> float:
@@ -138,6 +145,7 @@ def difference_of_gradients(joint: Joint, halves: ExecutableHalves, feeds: Array
     gradients = [outputs[str(gradient.name)] for gradient in joint.gradients]
     parameters = [feeds[name] for name in names]
     model = scores_model(joint, target)
+    feeds = {**feeds, **detached_values(joint, feeds, target)}
 
     def inputs(values: Sequence[np.ndarray]) -> Arrays:
         return {**feeds, **dict(zip(names, values, strict=True))}

@@ -17,6 +17,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, SEED
 from ttac.passes.graph.shapes import dims
+from ttac.passes.operators.stop_gradient import DETACHED
 
 Gradient = ir.Value | None
 RuleFunction = Callable[..., Gradient | tuple[Gradient, ...]]
@@ -79,11 +80,18 @@ def differentiate(
     return [gradients.get(id(value)) for value in wrt]
 
 
-def nodes_between(graph: ir.Graph, sources: Sequence[ir.Value], sink: ir.Value) -> list[ir.Node]:
-    """Return the nodes on a differentiable path from `sources` to `sink`, in graph order."""
+def nodes_between(
+    graph: ir.Graph, sources: Sequence[ir.Value], sink: ir.Value, *, detached: bool = False
+) -> list[ir.Node]:
+    """Return the nodes on a differentiable path from `sources` to `sink`, in graph order.
+
+    With `detached`, a path may lead through values whose gradient stops.
+    """
     below = {id(value) for value in sources}
     reached = []
     for node in graph:
+        if node.op_type == DETACHED and not detached:
+            continue
         if any(v is not None and id(v) in below for v in node.inputs):
             floating = [v for v in node.outputs if v.dtype is None or v.dtype.is_floating_point()]
             below.update(id(v) for v in floating)

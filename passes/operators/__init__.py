@@ -14,4 +14,5 @@
 | `gelu` | find the exact GELU that exporters write with Erf |
 | `pool_gradients` | gradients of pools |
 | `round_to_grid` | rounding to an 8-bit grid |
+| `stop_gradient` | a value whose gradient stops |
 """

@@ -10,11 +10,13 @@ import onnx_ir as ir
 
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.losses import ROOM, WEIGHTS
+from ttac.passes.graph.execute import run
 from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.keys import ROOM_KEY
 from ttac.passes.graph.shapes import dims
 from ttac.passes.lower.fed_weights import make_fed_weights
 from ttac.passes.lower.lower import lower
+from ttac.passes.operators.stop_gradient import DETACHED
 from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.passes.verify.float64 import Float64
 from ttac.spec import Target
@@ -73,11 +75,31 @@ def loss_of_scores(joint: Joint, feeds: Mapping[str, np.ndarray]) -> Callable[[S
 
 
 def scores_model(joint: Joint, target: Target) -> ir.Model:
-    """Return a forward graph whose outputs are the scores: a Softmax or Sigmoid at the end rounds too much."""
-    graph = ir.convenience.extract(joint.model.graph, list(joint.model.graph.inputs), scores_of_loss(joint))
+    """Return a forward graph whose outputs are the scores: a Softmax or Sigmoid at the end rounds too much.
+
+    Values whose gradient stops are inputs: the derivative takes them as constants.
+    """
+    inputs = [*joint.model.graph.inputs, *_detached(joint)]
+    graph = ir.convenience.extract(joint.model.graph, inputs, scores_of_loss(joint))
     drop_unread_inputs(graph)
     graph.name = "scores"
     return lower(ir.Model(graph, ir_version=joint.model.ir_version), target)
+
+
+def detached_values(joint: Joint, feeds: Mapping[str, np.ndarray], target: Target) -> dict[str, np.ndarray]:
+    """Return the values whose gradient stops, by name, for the inputs `feeds`."""
+    values = _detached(joint)
+    if not values:
+        return {}
+    graph = ir.convenience.extract(joint.model.graph, list(joint.model.graph.inputs), values)
+    drop_unread_inputs(graph)
+    model = lower(ir.Model(graph, ir_version=joint.model.ir_version), target)
+    return dict(run(model, feeds, [str(value.name) for value in values]))
+
+
+def _detached(joint: Joint) -> list[ir.Value]:
+    """Return the values whose gradient stops."""
+    return [node.outputs[0] for node in joint.model.graph if node.op_type == DETACHED]
 
 
 def joint_reference(joint: Joint, target: Target) -> ir.Model:

@@ -1,0 +1,53 @@
+"""Golden runs of published statistics of batch norms, and ttac's runs of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+import ttac
+from tests.support.surgeon_case import BATCH, inputs, model
+from tests.support.whole_models import compiled, state_of
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "official_batch_norms.safetensors"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "delta": {
+        "statistics": "renorm", "statistics_momentum": 0.2, "lr": 0.02, "balance": True, "balance_decay": 0.8,
+        "margin": 0.5, "redundancy": 1.0, "fisher": 0.0, "guard": "off",
+    },
+}  # fmt: skip
+"""Settings of each run in ttac."""
+METHODS = {"delta": "eata"}
+
+Arrays = dict[str, np.ndarray]
+
+
+def stream() -> np.ndarray:
+    """Return six batches [6, 32, 3, 16, 16]."""
+    return np.concatenate([inputs(7), inputs(8)])
+
+
+def official(run: str) -> Arrays:
+    """Return `logits` [6, 32, 6] of each step, and the state after the last by ttac's names."""
+    found = {k.removeprefix(f"{run}/"): v for k, v in load_file(GOLDEN).items() if k.startswith(f"{run}/")}
+    return {key.removeprefix("after/"): value for key, value in found.items()}
+
+
+def trajectory(run: str, folder: Path, **choices: Any) -> Arrays:
+    """Return the logits of each step of ttac's run, and the state after the last step."""
+    method, settings = METHODS.get(run, run), SETTINGS[run]
+    adapter = ttac.load(
+        compiled(model("batch"), folder, method=method, batch=BATCH, settings=settings, **choices), threads=1
+    )
+    logits = np.stack([adapter.step(x) for x in stream()])
+    assert adapter.stats["rejected"] == 0
+    return {"logits": logits, **state_of(adapter)}
+
+
+def worst(run: str, folder: Path, **choices: Any) -> dict[str, float]:
+    """Return the largest difference of each published array from ttac's."""
+    found = trajectory(run, folder, **choices)
+    return {name: float(np.abs(found[name] - value).max()) for name, value in official(run).items()}
