@@ -35,18 +35,18 @@ struct Silu {
   INLINE Vec value(Vec u, Vec, Vec) { return u * logistic(u); }
   INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
     const Vec s = logistic(u);
-    return dy * (s + u * s * (1.0f - s));
+    return dy * (s + u * s * (all(1.0f) - s));
   }
 };
 
 // u * h with h = min(max(u/6 + 1/2, 0), 1)
 struct HardSwish {
   static constexpr Activation kind = kHardSwish;
-  INLINE Vec gate(Vec u) { return Clip::value(u * (1.0f / 6.0f) + 0.5f, Vec{}, all(1.0f)); }
+  INLINE Vec gate(Vec u) { return Clip::value(u * all(1.0f / 6.0f) + all(0.5f), Vec{}, all(1.0f)); }
   INLINE Vec value(Vec u, Vec, Vec) { return u * gate(u); }
   INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
     const Mask inside = (u > all(-3.0f)) & (u < all(3.0f));
-    return dy * (gate(u) + select(inside, u * (1.0f / 6.0f), Vec{}));
+    return dy * (gate(u) + select(inside, u * all(1.0f / 6.0f), Vec{}));
   }
 };
 

@@ -32,13 +32,17 @@ struct TwoSums {
 // distances themselves is the rounding error of that mean, and corrects both moments.
 void moments_of_tile(const float* x, int64_t length, int block, Moments& into) {
   const float count = static_cast<float>(length / block);
-  const Vec mean = fold(total<Vec, 4>(length, [&](int64_t i, auto at, Vec& sum) { sum += at.read(x + i); }), block) / count;
+  float mean[kLanes], rest[kLanes], squares[kLanes];
+  fold(total<Vec, 4>(length, [&](int64_t i, auto at, Vec& sum) { sum += at.read(x + i); }), block, mean);
+  for (float& each : mean) each /= count;
+  const Vec centre = load(mean);
   const TwoSums found = total<TwoSums, 4>(length, [&](int64_t i, auto at, TwoSums& sums) {
-    const Vec apart = at.keep(at.read(x + i) - mean);
+    const Vec apart = at.keep(at.read(x + i) - centre);
     sums.plain += apart;
     sums.other += apart * apart;
   });
-  const Vec rest = fold(found.plain, block), squares = fold(found.other, block);
+  fold(found.plain, block, rest);
+  fold(found.other, block, squares);
   Moments part;
   part.count = count;
   for (int c = 0; c < kMaxBlock; ++c) {
@@ -63,7 +67,7 @@ void forward(const NormPiece& p) {
     Vec u = (at.read(p.x + i) - mean) * slope + offset;
     if (residual) u += at.read(p.residual + i);
     at.write(p.out + i, Act::value(u, low, high));
-    if constexpr (masked) at.write(p.mask + i, as_bytes(Act::mask(u, low, high)));
+    if constexpr (masked) at.write(p.mask + i, Act::mask(u, low, high) & all(1));
   });
 }
 
@@ -85,7 +89,7 @@ struct Direct {
 struct Masked {
   template <class Access>
   INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec) {
-    return select(truth(at.read(static_cast<const uint8_t*>(p.mask) + i)), at.read(p.dy + i), Vec{});
+    return select(at.read(static_cast<const uint8_t*>(p.mask) + i) != Mask{}, at.read(p.dy + i), Vec{});
   }
 };
 
@@ -109,7 +113,9 @@ void sums_of_tile(const NormPiece& p, int64_t start, int64_t length, Sums& into)
     sums.plain += at.keep(du);
     sums.other += at.keep(du) * apart;
   });
-  const Vec sums = fold(found.plain, p.block), products = fold(found.other, p.block);
+  float sums[kLanes], products[kLanes];
+  fold(found.plain, p.block, sums);
+  fold(found.other, p.block, products);
   for (int c = 0; c < kMaxBlock; ++c) {
     into.plain[c] += sums[c];
     into.centred[c] += products[c];

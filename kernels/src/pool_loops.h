@@ -1,7 +1,7 @@
 // The inner loops of MaxPoolForward and MaxPoolBackward.  Part of tables.cpp.
 #pragma once
-#include "block_vector.h"
 #include "pool_table.h"
+#include "vector.h"
 
 namespace ttac {
 namespace {
@@ -30,18 +30,18 @@ INLINE Range readers_of(const Axis& axis, int64_t in) {
 // One output position.  The first of equal elements wins; NaN wins over numbers, as in PyTorch.
 template <int block>
 INLINE void pool_position(const PoolRows& p, int64_t row, Range down, int64_t column) {
-  using Block = Channels<block>;
+  using Block = Memory<block>;
   const Range across = taps_of(p.columns, column);
   const int64_t top = row * p.rows.stride - p.rows.begin, left = column * p.columns.stride - p.columns.begin;
   typename Block::Floats best = Block::read(p.x + ((top + down.first) * p.columns.size + left + across.first) * block);
-  typename Block::Ints winner = typename Block::Ints{} + static_cast<int>(down.first * p.columns.kernel + across.first);
+  typename Block::Ints winner = spread<typename Block::Ints>(static_cast<int32_t>(down.first * p.columns.kernel + across.first));
   for (int64_t i = down.first; i < down.last; ++i) {
     const float* line = p.x + ((top + i) * p.columns.size + left) * block;
     for (int64_t j = across.first; j < across.last; ++j) {
       const typename Block::Floats value = Block::read(line + j * block);
       const typename Block::Ints better = (value > best) | ((value != value) & (best == best));
-      best = better ? value : best;
-      winner = better ? typename Block::Ints{} + static_cast<int>(i * p.columns.kernel + j) : winner;
+      best = select(better, value, best);
+      winner = select(better, spread<typename Block::Ints>(static_cast<int32_t>(i * p.columns.kernel + j)), winner);
     }
   }
   Block::write(p.y + (row * p.columns.outs + column) * block, best);
@@ -59,7 +59,7 @@ void pool_forward(const PoolRows& p) {
 // Each input position gathers from the few outputs that read it, so that threads never add to the same place.
 template <int block>
 void pool_backward(const PoolRows& p) {
-  using Block = Channels<block>;
+  using Block = Memory<block>;
   for (int64_t row = p.first; row < p.last; ++row) {
     const Range down = readers_of(p.rows, row);
     for (int64_t column = 0; column < p.columns.size; ++column) {
@@ -69,8 +69,9 @@ void pool_backward(const PoolRows& p) {
         const int64_t line = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + column + p.columns.begin;
         for (int64_t j = across.first; j < across.last; ++j) {
           const int64_t place = (i * p.columns.outs + j) * block;
-          const typename Block::Ints won = Block::read(p.taps + place) == static_cast<int>(line - j * p.columns.stride);
-          sum += won ? Block::read(p.dy + place) : typename Block::Floats{};
+          const auto tap = spread<typename Block::Ints>(static_cast<int32_t>(line - j * p.columns.stride));
+          const typename Block::Ints won = Block::read(p.taps + place) == tap;
+          sum += select(won, Block::read(p.dy + place), typename Block::Floats{});
         }
       }
       Block::write(p.dx + (row * p.columns.size + column) * block, sum);
@@ -80,8 +81,8 @@ void pool_backward(const PoolRows& p) {
 
 // The places of a row of x with one parity.
 template <int block>
-INLINE void spread(const float* from, const float* sum, float* to, int64_t first, int64_t width) {
-  using Block = Channels<block>;
+INLINE void put_parity(const float* from, const float* sum, float* to, int64_t first, int64_t width) {
+  using Block = Memory<block>;
   for (int64_t column = first; column < width; column += 2) {
     typename Block::Floats value{};
     if (from != nullptr) value = Block::read(from + column / 2 * block);
@@ -98,7 +99,7 @@ void interleave(const InterleaveRows& p) {
       const float* phase = p.phases[row % 2][parity];
       const int64_t width = (p.width + 1 - parity) / 2;  // of the phase
       if (phase != nullptr) phase += row / 2 * width * block;
-      spread<block>(phase, sum, p.x + row * p.width * block, parity, p.width);
+      put_parity<block>(phase, sum, p.x + row * p.width * block, parity, p.width);
     }
   }
 }

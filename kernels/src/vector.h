@@ -1,4 +1,4 @@
-// Sixteen floats at once, in GCC's vector extensions; the compiler splits them where registers are shorter.
+// Vectors of floats, longer than a register where that is shorter.
 //
 // This file is part of tables.cpp, which is compiled once for each set of instructions.  Everything here must have
 // internal linkage: the linker keeps one copy of an external inline function, perhaps the one with AVX-512 in it.
@@ -11,84 +11,127 @@
 namespace ttac {
 namespace {
 
-constexpr int kLanes = 16;
-typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-typedef uint8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
-typedef float Loose __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+#if defined(__AVX512F__)
+constexpr int kRegister = 16;  // floats of a register
+#elif defined(__AVX__)
+constexpr int kRegister = 8;
+#else
+constexpr int kRegister = 4;
+#endif
 
-INLINE Vec load(const float* from) { return *reinterpret_cast<const Loose*>(from); }
-INLINE void store(float* to, Vec value) { *reinterpret_cast<Loose*>(to) = value; }
-INLINE Vec all(float value) { return value - Vec{}; }
-INLINE Mask truth(Bytes bytes) { return __builtin_convertvector(bytes, Mask) != 0; }
-INLINE Bytes as_bytes(Mask mask) { return __builtin_convertvector(mask & 1, Bytes); }
-INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
-
-// Access to sixteen floats, and to the fewer floats at the end of a run.
-struct Whole {
-  INLINE Vec read(const float* from) { return load(from); }
-  INLINE void write(float* to, Vec value) { store(to, value); }
-  INLINE Bytes read(const uint8_t* from) { return *reinterpret_cast<const LooseBytes*>(from); }
-  INLINE void write(uint8_t* to, Bytes value) { *reinterpret_cast<LooseBytes*>(to) = value; }
-  INLINE Vec keep(Vec value) { return value; }
+// Two vectors as one.  GCC splits a long vector itself, but compares and selects its elements one by one.
+template <class Half>
+struct Twice {
+  Half low, high;
 };
 
-struct Part {
-  int count;
-  Vec read(const float* from) const {
-    alignas(64) float held[kLanes] = {};
-    __builtin_memcpy(held, from, sizeof(float) * static_cast<size_t>(count));
-    return load(held);
+// The types of `lanes` numbers: a scalar, a vector extension, or a pair.
+template <int lanes, bool fits = (lanes <= kRegister)>
+struct Numbers {
+  using Floats = Twice<typename Numbers<lanes / 2>::Floats>;
+  using Ints = Twice<typename Numbers<lanes / 2>::Ints>;
+};
+
+template <>
+struct Numbers<1, true> {
+  using Floats = float;
+  using Ints = int32_t;
+};
+
+// The vector extensions do not take their sizes from template parameters.
+#define TTAC_NUMBERS(lanes)                                        \
+  template <>                                                      \
+  struct Numbers<lanes, true> {                                    \
+    typedef float Floats __attribute__((vector_size(4 * lanes)));  \
+    typedef int32_t Ints __attribute__((vector_size(4 * lanes)));  \
+  };
+TTAC_NUMBERS(2)
+TTAC_NUMBERS(4)
+TTAC_NUMBERS(8)
+TTAC_NUMBERS(16)
+#undef TTAC_NUMBERS
+
+#define TTAC_BINARY(sign)                                                                  \
+  template <class Half>                                                                    \
+  INLINE auto operator sign(Twice<Half> a, Twice<Half> b)->Twice<decltype(a.low sign b.low)> { \
+    return {a.low sign b.low, a.high sign b.high};                                         \
   }
-  void write(float* to, Vec value) const {
-    __builtin_memcpy(to, &value, sizeof(float) * static_cast<size_t>(count));
-  }
-  Bytes read(const uint8_t* from) const {
-    Bytes value{};
-    __builtin_memcpy(&value, from, static_cast<size_t>(count));
+TTAC_BINARY(+)
+TTAC_BINARY(-)
+TTAC_BINARY(*)
+TTAC_BINARY(/)
+TTAC_BINARY(<)
+TTAC_BINARY(>)
+TTAC_BINARY(==)
+TTAC_BINARY(!=)
+TTAC_BINARY(&)
+TTAC_BINARY(|)
+#undef TTAC_BINARY
+
+template <class Half>
+INLINE Twice<Half> operator-(Twice<Half> a) {
+  return {-a.low, -a.high};
+}
+
+template <class Half>
+INLINE Twice<Half> operator<<(Twice<Half> a, int bits) {
+  return {a.low << bits, a.high << bits};
+}
+
+template <class Half>
+INLINE void operator+=(Twice<Half>& a, Twice<Half> b) {
+  a = a + b;
+}
+
+// The same bits, or the same number in each lane, as another type.
+template <class To, class From>
+INLINE To bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the sizes differ");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class To, class Number>
+INLINE To spread(Number number) {
+  Number held[sizeof(To) / sizeof(Number)];
+  for (Number& each : held) each = number;
+  return bits_of<To>(held);
+}
+
+template <class Mask, class Value>
+INLINE Value select(Mask mask, Value yes, Value no) {
+  return mask ? yes : no;
+}
+
+template <class Mask, class Half>
+INLINE Twice<Half> select(Twice<Mask> mask, Twice<Half> yes, Twice<Half> no) {
+  return {select(mask.low, yes.low, no.low), select(mask.high, yes.high, no.high)};
+}
+
+// Numbers in memory need no alignment; bytes become integers and back.
+template <int lanes>
+struct Memory {
+  using Floats = typename Numbers<lanes>::Floats;
+  using Ints = typename Numbers<lanes>::Ints;
+
+  INLINE Floats read(const float* from) {
+    Floats value;
+    __builtin_memcpy(&value, from, sizeof value);
     return value;
   }
-  void write(uint8_t* to, Bytes value) const { __builtin_memcpy(to, &value, static_cast<size_t>(count)); }
-  // Zero where the run has ended.
-  Vec keep(Vec value) const {
-    const Mask lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return select(lane < count, value, Vec{});
+  INLINE void write(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof value); }
+  INLINE Ints read(const uint8_t* from) {  // a loop over an array becomes one instruction, which a conversion does not
+    int32_t held[lanes];
+    for (int lane = 0; lane < lanes; ++lane) held[lane] = from[lane];
+    return bits_of<Ints>(held);
+  }
+  INLINE void write(uint8_t* to, Ints value) {
+    int32_t held[lanes];
+    __builtin_memcpy(held, &value, sizeof held);
+    for (int lane = 0; lane < lanes; ++lane) to[lane] = static_cast<uint8_t>(held[lane]);
   }
 };
-
-// Call `body(i, access)` for each vector of a run of `length` floats, the last one perhaps a part.
-template <class Body>
-INLINE void sweep(int64_t length, Body body) {
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) body(i, Whole{});
-  if (i < length) body(i, Part{static_cast<int>(length - i)});
-}
-
-// Sums over a run: `body(i, access, sums)` adds to its sums.  `ways` of them run side by side, because an addition
-// takes four cycles; fewer additions in a row also round less.
-template <class Accumulator, int ways, class Body>
-INLINE Accumulator total(int64_t length, Body body) {
-  Accumulator sums[ways] = {};
-  int64_t i = 0;
-  for (; i + ways * kLanes <= length; i += ways * kLanes) {
-#pragma GCC unroll 4
-    for (int k = 0; k < ways; ++k) body(i + k * kLanes, Whole{}, sums[k]);
-  }
-  for (; i + kLanes <= length; i += kLanes) body(i, Whole{}, sums[0]);
-  if (i < length) body(i, Part{static_cast<int>(length - i)}, sums[1]);
-  for (int k = 1; k < ways; ++k) sums[0] += sums[k];
-  return sums[0];
-}
-
-// Let each lane hold the sum of the lanes of its channel; lane i belongs to channel i % block.
-INLINE Vec fold(Vec v, int block) {
-  if (block <= 8) v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-  if (block <= 4) v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-  if (block <= 2) v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-  if (block <= 1) v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  return v;
-}
 
 }  // namespace
 }  // namespace ttac
