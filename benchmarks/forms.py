@@ -1,8 +1,8 @@
 """`python -m benchmarks.forms NETWORK ...`: one step of `tent` in each form and in PyTorch, as multiples of inference.
 
-Every turn runs inference of the source, the portable graphs, the blocked graphs and the four variants of PyTorch once,
-in one process; the figures are medians of the ratios of a turn, with their quartiles.  Bundles stay in `--folder` for
-the next call.
+Every turn runs inference of the source, the portable graphs, the blocked graphs, those with kernels and the four
+variants of PyTorch once, in one process.  A form that does not run here is left out.  The figures are medians of the
+ratios of a turn, with their quartiles.  Bundles stay in `--folder` for the next call.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ import ttac
 from benchmarks.exporting import export
 from benchmarks.networks import NETWORKS
 from benchmarks.peers import VARIANTS, variant_step
+from ttac.errors import RuntimeMissingError
 from ttac.evaluation.source_inference import inference
 from ttac.reports.measure import random_samples
 
 TURNS = 9
 """Timed turns."""
+FORMS = ("portable", "blocked", "kernels")
 WARM_UP = 2
 """Untimed turns; `torch.compile` compiles in the first."""
 
@@ -48,7 +51,7 @@ def main() -> None:
 
 def header(variants: Sequence[str] = VARIANTS) -> list[str]:
     """Return the first two lines of the table."""
-    names = ["network", "inference ms", "portable", "blocked", *variants]
+    names = ["network", "inference ms", *FORMS, *variants]
     return ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
 
 
@@ -74,8 +77,9 @@ def actions_of(
 ) -> dict[str, Callable[[np.ndarray], object]]:
     """Return the runs of each turn: inference of the source first, then every step."""
     actions: dict[str, Callable[[np.ndarray], object]] = {"inference": inference(bundle / "infer.onnx", threads)}
-    actions["portable"] = ttac.load(bundle, threads=threads, form="portable").step
-    actions["blocked"] = ttac.load(bundle, threads=threads).step
+    for form in FORMS:
+        with suppress(RuntimeMissingError):
+            actions[form] = ttac.load(bundle, threads=threads, form=form).step
     settings = ttac.Bundle.read(bundle).manifest["method"]["settings"]
     return {**actions, **{variant: variant_step(variant, name, "tent", threads, settings) for variant in variants}}
 
@@ -97,8 +101,10 @@ def line(network: str, seconds: Mapping[str, np.ndarray]) -> str:
     """Return one row of Markdown: medians of the ratios to inference, with their quartiles."""
     base = seconds["inference"]
     cells = [network, f"{1e3 * float(np.median(base)):.1f}"]
-    for name, found in seconds.items():
-        if name != "inference":
+    for name in [*FORMS, *(name for name in seconds if name not in ("inference", *FORMS))]:
+        if (found := seconds.get(name)) is None:
+            cells.append("")
+        else:
             low, middle, high = np.quantile(found / base, [0.25, 0.5, 0.75])
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
     return "| " + " | ".join(cells) + " |"
