@@ -11,12 +11,15 @@ from ttac.blocked_form import remove_forms, run_here, write_forms
 from ttac.bundle_content import BundleContent
 from ttac.bundle_writer import manifest, report, write_files
 from ttac.memory_check import OverBudget, over_budget, planned_memory
+from ttac.options import emitted_folder
 from ttac.passes.verify.compare import Differences
 from ttac.program_writer import Word, programs, unguarded
 from ttac.reports.measure import measure
 from ttac.reports.progress import RoomLog
 from ttac.runtime.bundle import Bundle, place, write_manifest
+from ttac.runtime.replacement import exchange
 from ttac.staging import staging
+from ttac.training_files import write_training_files
 from ttac.verification import verification_feeds, verify
 
 
@@ -35,6 +38,7 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
     options = content.state.options
     with staging(options) as folder:
         write_files(content, folder)
+        emitted = _emitted(content, folder.parent)
         differences = verify(content, folder)
         log.verify(differences.as_dict())
         differences.refuse()
@@ -52,7 +56,22 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         for form in ("kernels", "blocked"):
             content = _within_budget(content, folder, memory, form, log)
         seal(content, folder, differences, memory, log.lines, programs(content))
-        return Finished(Bundle.dry(folder) if options.dry_run else place(folder, options.output))
+        if options.dry_run:
+            return Finished(Bundle.dry(folder))
+        if emitted is not None:
+            exchange(*emitted)
+        return Finished(place(folder, options.output))
+
+
+def _emitted(content: BundleContent, staged: Path) -> tuple[Path, Path] | None:
+    """Write the files of `--emit` below `staged`; return their folder there and its place, None without the option."""
+    place = emitted_folder(content.state.options.output, content.state.options.emit)
+    if place is None:
+        return None
+    folder = staged / "emitted"
+    folder.mkdir()
+    write_training_files(content, folder)
+    return folder, place
 
 
 def _within_budget(

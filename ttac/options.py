@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ALL = "all"
 """The selector for all norms and all other weights."""
 NORMS = ("auto", "keep", "insert")
+TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
+"""Files of onnxruntime-training's API."""
 
 Parse = Callable[[Any, str], Any]
 """Value and its place in a message -> typed value.  Text and typed values are accepted; raises UsageError."""
@@ -157,6 +159,7 @@ class CompileOptions:
             take a size such as "64MiB"); None for the target's memory.
         settings: value of every hyperparameter of the method (`ttac methods NAME`).
         dump: folder that gets the graph after each room; None writes none.
+        emit: "ort-training" for the files of onnxruntime-training's API too, in the folder `emitted`; None for none.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
         input: name of the input that methods distort, for a graph with several.
         logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
@@ -235,6 +238,9 @@ class CompileOptions:
         metadata=_rule(name_table, "KEY=VALUE", "A hyperparameter; see `ttac methods M`.", {})
     )
     dump: Path | None = field(metadata=_rule(path_of, "DIR", "Write the graph after each room to this folder."))
+    emit: str | None = field(
+        metadata=_rule(one_of("ort-training"), "ort-training", "Also write the files of onnxruntime-training's API.")
+    )
     dry_run: bool = field(metadata=_rule(truth, "", "Plan and report, write nothing.", False))
 
     @classmethod
@@ -255,8 +261,28 @@ class CompileOptions:
         output = values["output"] or Path(f"{path.stem}-{method.name}-{target.name}.ttac")
         if not values["dry_run"]:
             check_replaceable(output)
+            _check_emitted(output, values["emit"])
         values |= {"method": method.variant(settings), "target": target, "settings": settings, "output": output}
         return cls(**{**values, "path": path, "batch": values["batch"] or target.batch})
+
+
+def _check_emitted(output: Path, emit: str | None) -> None:
+    """Raise UsageError if the folder of the emitted files is something else already."""
+    folder = emitted_folder(output, emit)
+    if folder is None or not (folder.exists() or folder.is_symlink()):
+        return
+    if (
+        not folder.is_dir()
+        or folder.is_symlink()
+        or not {path.name for path in folder.iterdir()} <= set(TRAINING_FILES)
+    ):
+        hint = "choose another `-o`, or remove the folder"
+        raise UsageError("there is something else where the emitted files should go", where=f"`{folder}`", hint=hint)
+
+
+def emitted_folder(output: Path, emit: str | None) -> Path | None:
+    """Folder of the emitted files, beside the bundle `output`; None without `emit`."""
+    return None if emit is None else output.with_name(f"{output.name.removesuffix('.ttac')}.{emit}")
 
 
 RULES: dict[str, OptionRule] = {

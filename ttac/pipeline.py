@@ -51,6 +51,7 @@ def compile_model(
     memory_budget: int | str | None = None,
     settings: Mapping[str, Any] | None = None,
     dump: str | Path | None = None,
+    emit: str | None = None,
     dry_run: bool = False,
     input: str | None = None,
     logits: str | None = None,

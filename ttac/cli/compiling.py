@@ -14,7 +14,7 @@ from ttac.cli.common_options import CONTEXT, PATH, as_json, check_folders, compi
 from ttac.cli.config_file import config_options, write_config
 from ttac.cli.report_text import render
 from ttac.cli.terminal import Terminal
-from ttac.options import RULES, CompileOptions
+from ttac.options import RULES, CompileOptions, emitted_folder
 
 if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
@@ -42,6 +42,8 @@ def compile_command(terminal: Terminal, /, path: Path, save_config: Path | None,
         terminal.data(str(bundle.path))
     if not options.dry_run:
         terminal.say(f"the bundle runs on the CPU of: {options.target.title}")
+        if (folder := emitted_folder(options.output, options.emit)) is not None:
+            terminal.say(f"files of onnxruntime-training: {folder}")
         terminal.say(f"next: ttac run {bundle.path} SAMPLES.npz")
 
 
