@@ -26,7 +26,7 @@ export ENGINE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL_KERNELS = $(PIP) install --no-deps --no-build-isolation --editable kernels
 
-.PHONY: demo test lint types bench kernels fuzz soak docs clean
+.PHONY: demo test lint types bench kernels kernels-sanitize fuzz soak docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY) $(KERNELS)
@@ -60,6 +60,10 @@ types: $(READY)
 kernels: $(READY)
 	$(INSTALL_KERNELS)
 	@touch $(KERNELS)
+
+# Random shapes of every operator under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+kernels-sanitize: $(READY)
+	$(BIN)/python kernels/build_library.py --sanitize $(or $(SHAPES),10000)
 
 # Mutated models for MINUTES, from SEED; bad cases are kept in build/fuzz.
 fuzz: $(READY)

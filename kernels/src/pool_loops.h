@@ -34,14 +34,14 @@ INLINE void pool_position(const PoolRows& p, int64_t row, Range down, int64_t co
   const Range across = taps_of(p.columns, column);
   const int64_t top = row * p.rows.stride - p.rows.begin, left = column * p.columns.stride - p.columns.begin;
   typename Block::Floats best = Block::read(p.x + ((top + down.first) * p.columns.size + left + across.first) * block);
-  typename Block::Ints winner = spread<typename Block::Ints>(static_cast<int32_t>(down.first * p.columns.kernel + across.first));
+  typename Block::Ints winner = Block::all(static_cast<int32_t>(down.first * p.columns.kernel + across.first));
   for (int64_t i = down.first; i < down.last; ++i) {
     const float* line = p.x + ((top + i) * p.columns.size + left) * block;
     for (int64_t j = across.first; j < across.last; ++j) {
       const typename Block::Floats value = Block::read(line + j * block);
       const typename Block::Ints better = (value > best) | ((value != value) & (best == best));
       best = select(better, value, best);
-      winner = select(better, spread<typename Block::Ints>(static_cast<int32_t>(i * p.columns.kernel + j)), winner);
+      winner = select(better, Block::all(static_cast<int32_t>(i * p.columns.kernel + j)), winner);
     }
   }
   Block::write(p.y + (row * p.columns.outs + column) * block, best);
@@ -69,7 +69,7 @@ void pool_backward(const PoolRows& p) {
         const int64_t line = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + column + p.columns.begin;
         for (int64_t j = across.first; j < across.last; ++j) {
           const int64_t place = (i * p.columns.outs + j) * block;
-          const auto tap = spread<typename Block::Ints>(static_cast<int32_t>(line - j * p.columns.stride));
+          const auto tap = Block::all(static_cast<int32_t>(line - j * p.columns.stride));
           const typename Block::Ints won = Block::read(p.taps + place) == tap;
           sum += select(won, Block::read(p.dy + place), typename Block::Floats{});
         }

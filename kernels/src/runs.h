@@ -9,8 +9,8 @@ constexpr int kLanes = 16;
 using Vec = Numbers<kLanes>::Floats;
 using Mask = Numbers<kLanes>::Ints;
 
-INLINE Vec all(float value) { return spread<Vec>(value); }
-INLINE Mask all(int32_t value) { return spread<Mask>(value); }
+INLINE Vec all(float value) { return Memory<kLanes>::all(value); }
+INLINE Mask all(int32_t value) { return Memory<kLanes>::all(value); }
 INLINE Vec load(const float* from) { return Memory<kLanes>::read(from); }
 
 // Access to sixteen numbers, and to the fewer numbers at the end of a run.

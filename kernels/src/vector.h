@@ -30,20 +30,46 @@ template <int lanes, bool fits = (lanes <= kRegister)>
 struct Numbers {
   using Floats = Twice<typename Numbers<lanes / 2>::Floats>;
   using Ints = Twice<typename Numbers<lanes / 2>::Ints>;
+  INLINE Floats read(const float* from) {
+    return {Numbers<lanes / 2>::read(from), Numbers<lanes / 2>::read(from + lanes / 2)};
+  }
+  INLINE Ints read(const int32_t* from) {
+    return {Numbers<lanes / 2>::read(from), Numbers<lanes / 2>::read(from + lanes / 2)};
+  }
+  template <class Number, class Value>
+  INLINE void write(Number* to, Value value) {
+    Numbers<lanes / 2>::write(to, value.low);
+    Numbers<lanes / 2>::write(to + lanes / 2, value.high);
+  }
 };
 
 template <>
 struct Numbers<1, true> {
   using Floats = float;
   using Ints = int32_t;
+  template <class Number>
+  INLINE Number read(const Number* from) {
+    return *from;
+  }
+  template <class Number>
+  INLINE void write(Number* to, Number value) {
+    *to = value;
+  }
 };
 
-// The vector extensions do not take their sizes from template parameters.
-#define TTAC_NUMBERS(lanes)                                        \
-  template <>                                                      \
-  struct Numbers<lanes, true> {                                    \
-    typedef float Floats __attribute__((vector_size(4 * lanes)));  \
-    typedef int32_t Ints __attribute__((vector_size(4 * lanes)));  \
+// The vector extensions do not take their sizes from template parameters.  A copy by memcpy would go through pieces of
+// 16 bytes, and the long load after the short stores would wait.
+#define TTAC_NUMBERS(lanes)                                                                          \
+  template <>                                                                                        \
+  struct Numbers<lanes, true> {                                                                      \
+    typedef float Floats __attribute__((vector_size(4 * lanes)));                                    \
+    typedef int32_t Ints __attribute__((vector_size(4 * lanes)));                                    \
+    typedef float LooseFloats __attribute__((vector_size(4 * lanes), aligned(4), may_alias));        \
+    typedef int32_t LooseInts __attribute__((vector_size(4 * lanes), aligned(4), may_alias));        \
+    INLINE Floats read(const float* from) { return *reinterpret_cast<const LooseFloats*>(from); }    \
+    INLINE Ints read(const int32_t* from) { return *reinterpret_cast<const LooseInts*>(from); }      \
+    INLINE void write(float* to, Floats value) { *reinterpret_cast<LooseFloats*>(to) = value; }      \
+    INLINE void write(int32_t* to, Ints value) { *reinterpret_cast<LooseInts*>(to) = value; }        \
   };
 TTAC_NUMBERS(2)
 TTAC_NUMBERS(4)
@@ -83,20 +109,16 @@ INLINE void operator+=(Twice<Half>& a, Twice<Half> b) {
   a = a + b;
 }
 
-// The same bits, or the same number in each lane, as another type.
+// The same bits as another type.
 template <class To, class From>
-INLINE To bits_of(const From& from) {
+INLINE To bits_of(From from) {
   static_assert(sizeof(To) == sizeof(From), "the sizes differ");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof to);
-  return to;
+  return (To)from;
 }
 
-template <class To, class Number>
-INLINE To spread(Number number) {
-  Number held[sizeof(To) / sizeof(Number)];
-  for (Number& each : held) each = number;
-  return bits_of<To>(held);
+template <class To, class Half>
+INLINE To bits_of(Twice<Half> from) {
+  return {bits_of<decltype(To::low)>(from.low), bits_of<decltype(To::high)>(from.high)};
 }
 
 template <class Mask, class Value>
@@ -115,20 +137,27 @@ struct Memory {
   using Floats = typename Numbers<lanes>::Floats;
   using Ints = typename Numbers<lanes>::Ints;
 
-  INLINE Floats read(const float* from) {
-    Floats value;
-    __builtin_memcpy(&value, from, sizeof value);
-    return value;
+  // The same number in each lane.
+  INLINE Floats all(float number) {
+    float held[lanes];
+    for (float& each : held) each = number;
+    return read(held);
   }
-  INLINE void write(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof value); }
+  INLINE Ints all(int32_t number) {
+    int32_t held[lanes];
+    for (int32_t& each : held) each = number;
+    return Numbers<lanes>::read(held);
+  }
+  INLINE Floats read(const float* from) { return Numbers<lanes>::read(from); }
+  INLINE void write(float* to, Floats value) { Numbers<lanes>::write(to, value); }
   INLINE Ints read(const uint8_t* from) {  // a loop over an array becomes one instruction, which a conversion does not
     int32_t held[lanes];
     for (int lane = 0; lane < lanes; ++lane) held[lane] = from[lane];
-    return bits_of<Ints>(held);
+    return Numbers<lanes>::read(held);
   }
   INLINE void write(uint8_t* to, Ints value) {
     int32_t held[lanes];
-    __builtin_memcpy(held, &value, sizeof held);
+    Numbers<lanes>::write(held, value);
     for (int lane = 0; lane < lanes; ++lane) to[lane] = static_cast<uint8_t>(held[lane]);
   }
 };
