@@ -125,12 +125,11 @@ def graphs(at: Sizes, pools: bool) -> dict[str, tuple[str, str]]:
             f"y, ds, db = ttac.kernels.NormBackward {MASKED} (dy, x, scale, bias, mean, variance, mask)",
             stock_backward(at),
         ),
-        "Interleave": (
-            f"y = ttac.kernels.Interleave <block = 16, sizes = [{at.h}, {at.w}]> (p0, p1, p2, p3)",
-            stock_interleave(at),
-        ),
         "Add": (add, add),
     }
+    if at.h % 2 == 0 and at.w % 2 == 0:
+        native = f"y = ttac.kernels.Interleave <block = 16, sizes = [{at.h}, {at.w}]> (p0, p1, p2, p3)"
+        found["Interleave"] = (native, stock_interleave(at))
     if pools:
         forward = f"y, taps1 = ttac.kernels.MaxPoolForward <block = 16, {WINDOW}> (x)"
         found["MaxPoolForward"] = (forward, f"y = {norm}.MaxPool <{WINDOW}> (x)")
