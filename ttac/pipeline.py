@@ -13,6 +13,7 @@ from ttac.build_graphs import build_graphs, plan_residuals
 from ttac.finish import Finished, finish
 from ttac.garbage import uncollected
 from ttac.memory_check import OverBudget
+from ttac.model_argument import model_file
 from ttac.options import CompileOptions
 from ttac.reports.progress import RoomLog
 from ttac.rooms import (
@@ -30,6 +31,9 @@ from ttac.rooms import (
 from ttac.sizes import format_size
 
 if TYPE_CHECKING:
+    import onnx
+    import torch
+
     from ttac.compile_state import CompileState
     from ttac.runtime.bundle import Bundle
 
@@ -38,8 +42,9 @@ TRIES = 6
 
 
 def compile_model(
-    path: str | Path,
+    model: str | Path | onnx.ModelProto | torch.nn.Module,
     *,
+    example: Any = None,
     method: str = methods.DEFAULT,
     target: str = "cpu",
     output: str | Path | None = None,
@@ -63,16 +68,22 @@ def compile_model(
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
-    """Compile the ONNX file `path` for test-time adaptation; returns the bundle, written to the folder `output`.
+    """Compile `model` for test-time adaptation; returns the bundle, written to the folder `output`.
 
-    `ttac.options.CompileOptions` describes the arguments; `say` gets one line per room.
+    Args:
+        model: the path of an ONNX file, an ONNX model in memory, or a PyTorch module, which PyTorch exports.
+        example: input of a PyTorch module: a tensor [n, ...], or a tuple of several.
+        say: function that gets one line per room.
+
+    `ttac.options.CompileOptions` describes the other arguments.
 
     Raises:
         UsageError, UnsupportedError, BudgetError, RuntimeMissingError, VerificationError: see `ttac.errors`; nothing
             is left behind.
     """
-    choices = {name: value for name, value in locals().items() if name not in ("path", "say")}
-    return compile_with(CompileOptions.from_mapping(path, choices), say)
+    choices = {name: value for name, value in locals().items() if name not in ("model", "example", "say")}
+    with model_file(model, example) as path:
+        return compile_with(CompileOptions.from_mapping(path, choices), say)
 
 
 def compile_with(options: CompileOptions, say: Callable[[str], None]) -> Bundle:
