@@ -5,6 +5,8 @@ for the whole batch.  Padding, affine transform, crop and mirror are one bilinea
 the separate steps: a symmetric blur does not depend on a mirror, and the sampling adds two rows and columns on each
 side.
 Brightness, contrast, saturation, hue and gamma come in this order; the official code shuffles them.
+
+The light form (Marsden et al., arXiv:2306.00650) has neither blur nor noise, and mirrors the image at its edges.
 """
 
 from __future__ import annotations
@@ -56,21 +58,22 @@ standard deviation.  An image is mirrored below 0.  The paper's sixteenth is of 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The random numbers of a batch: scalars [1] as in `DRAWN`, and standard normal noise like the images."""
+    """The random numbers of a batch: scalars [1] as in `DRAWN`, and standard normal noise like the images or none."""
 
     numbers: Mapping[str, ir.Value]
-    noise: ir.Value
+    noise: ir.Value | None
 
     def __getitem__(self, name: str) -> ir.Value:
         return self.numbers[name]
 
 
-def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int) -> MethodGraph:
+def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int, *, light: bool = False) -> MethodGraph:
     """`augmented` is the model's input distorted; `augmented.outside` the fraction of its values outside the range.
 
     Args:
         low, high: the least and the largest value of a pixel, as the model reads them, one for each channel.
         seed: start of the random numbers.
+        light: neither blur nor noise, and edges that mirror.
     """
     x = context.x
     assert x is not None
@@ -81,7 +84,7 @@ def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int) -> M
     initial = seeded(seed)
     numbers = Numbers(op, state_input(op.graph, SEED, initial))
     with op.at("draw"):
-        drawn = draw(op, numbers, images, context.batch)
+        drawn = draw(op, numbers, images, 0 if light else context.batch)
     with op.at("range"):
         span, least = (bound.astype(np.float32).reshape(1, -1, 1, 1) for bound in (high - low, low))
         unit = op.Div(op.Sub(images, least), span)
@@ -91,20 +94,20 @@ def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int) -> M
     distorted = distort(op, inside, drawn)
     with op.at("range"):
         back = op.Add(op.Mul(distorted, span), least)
-    taken = len(DRAWN) + context.batch * math.prod([*sizes[1:-1], 2 * -(-sizes[-1] // 2)])
+    taken = len(DRAWN) + (0 if light else context.batch * math.prod([*sizes[1:-1], 2 * -(-sizes[-1] // 2)]))
     state = StateTensor(name=SEED, role="counter", initial=initial, value=numbers.state, next=numbers.following(taken))
     return finished(op, {AUGMENTED: back, OUTSIDE: outside}, [state], {OUTSIDE: "outside"})
 
 
 def draw(op: Builder, numbers: Numbers, images: ir.Value, batch: int) -> Drawn:
-    """The numbers of one step for `images` [n, C, H, W], n at most `batch`."""
+    """The numbers of one step for `images` [n, C, H, W], n at most `batch`; no noise if `batch` is 0."""
     _, *sizes = image_sizes(images)
     lows, highs = (np.array(bounds, np.float32) for bounds in zip(*DRAWN.values(), strict=True))
     uniform = numbers.uniform(len(DRAWN))
     drawn = op.Add(op.Mul(uniform, highs - lows), lows)
     each = op.Split(drawn, [1] * len(DRAWN), axis=0, outputs=len(DRAWN))
     count = op.Shape(images, start=0, end=1)
-    noise = numbers.normal(len(DRAWN), count, batch, sizes)
+    noise = numbers.normal(len(DRAWN), count, batch, sizes) if batch else None
     return Drawn(dict(zip(DRAWN, each, strict=True)), noise)
 
 
@@ -114,6 +117,8 @@ def distort(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
         distorted = jitter(op, images, drawn)
     with op.at("move"):
         distorted = move(op, distorted, drawn)
+    if drawn.noise is None:
+        return op.Clip(op.Reshape(distorted, [-1, *image_sizes(images)[1:]], like=images), 0.0, 1.0)
     with op.at("blur"):
         distorted = blur(op, distorted, drawn["blur"], images)
     with op.at("noise"):
@@ -169,27 +174,34 @@ def turn(op: Builder, images: ir.Value, hue: ir.Value) -> ir.Value:
 def move(op: Builder, images: ir.Value, drawn: Drawn) -> ir.Value:
     """Rotated, moved by whole pixels, scaled and mirrored, with a rim for the blur: [1, n*C, H + 4, W + 4].
 
-    Positions beyond the edge read the edge; no corner reads farther than the paper pads.
+    Positions beyond the edge read the edge; no corner reads farther than the paper pads.  The light form has no rim,
+    and positions beyond the edge read the mirror image.
     """
     height, width = image_sizes(images)[2:]
+    light = drawn.noise is None
     grid = sampled(op, height, width, drawn)
     flat = op.Reshape(images, [1, -1, height, width])
-    mode = "linear" if op.opset >= 20 else "bilinear"
-    return op.GridSample(flat, grid, mode=mode, padding_mode="border", align_corners=0)
+    mode, padding = "linear" if op.opset >= 20 else "bilinear", "reflection" if light else "border"
+    return op.GridSample(flat, grid, mode=mode, padding_mode=padding, align_corners=int(light))
 
 
 def sampled(op: Builder, height: int, width: int, drawn: Drawn) -> ir.Value:
-    """Source position of each pixel, [1, H + 4, W + 4, 2], in halves of the image from its centre."""
+    """Source position of each pixel, [1, H + 4, W + 4, 2], in halves of the image from its centre.
+
+    Without noise there is no rim, and the halves end at the centres of the last pixels, where a mirror stands.
+    """
+    rim, end = (0, 1) if drawn.noise is None else (RIM, 0)
     radians = op.Mul(drawn["angle"], math.pi / 180)
     cosine, sine = (op.Div(wave, drawn["scale"]) for wave in (op.Cos(radians), op.Sin(radians)))
     is_mirrored = op.Cast(op.Less(drawn["mirror"], 0.0), to=int(ir.DataType.FLOAT))
     sign = op.Sub(1.0, op.Mul(is_mirrored, 2.0))
-    places = [np.arange(size + 2 * RIM, dtype=np.float32) - (size - 1) / 2 - RIM for size in (height, width)]
+    places = [np.arange(size + 2 * rim, dtype=np.float32) - (size - 1) / 2 - rim for size in (height, width)]
     right = op.Sub(op.Mul(places[1].reshape(1, -1), sign), op.Round(op.Mul(drawn["right"], float(width))))
     down = op.Sub(places[0].reshape(-1, 1), op.Round(op.Mul(drawn["down"], float(height))))
     x = op.Add(op.Mul(right, cosine), op.Mul(down, sine))
     y = op.Sub(op.Mul(down, cosine), op.Mul(right, sine))
-    halves = [op.Unsqueeze(op.Mul(x, 2 / width), [0, 3]), op.Unsqueeze(op.Mul(y, 2 / height), [0, 3])]
+    sides = [max(size - end, 1) for size in (width, height)]
+    halves = [op.Unsqueeze(op.Mul(along, 2 / side), [0, 3]) for along, side in zip((x, y), sides, strict=True)]
     return op.Concat(*halves, axis=3)
 
 

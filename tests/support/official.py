@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lr": 0.05, "optimizer": "sgd", "nesterov": True, "symmetric": True, "confidence": 0.1, "restored": 0.001,
         "black": "-3", "white": "3", "guard": "off",
     },
+    "roid": {"lr": 0.0005, "optimizer": "sgd", "black": "-3", "white": "3", "seed": 2, "guard": "off"},
     "deyo": {"lr": 0.02, "margin": 0.8, "shape_margin": 0.05, "exclude_last_stage": False, "seed": 3},
 }  # fmt: skip
 """Settings of each run in ttac."""

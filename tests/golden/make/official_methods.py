@@ -29,7 +29,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from benchmarks.pytorch_peers import entropy, norm_parameters
-from tests.golden.make import official_cotta
+from tests.golden.make import official_cotta, official_roid
 from tests.golden.make.adapted_nets import build
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
 from tests.support.consistency_case import numbers
@@ -44,6 +44,7 @@ COMMITS = {
     "DELTA": "bwbwzhao/DELTA e3c5df5",
     "DeYO": "Jhyun17/DeYO 3d7d289",
     "cotta": official_cotta.COMMIT,
+    "test-time-adaptation": official_roid.COMMIT,
 }
 UNUSED = ("domainbed.networks", "domainbed.lib.misc", "einops", "matplotlib", "wandb")
 """Modules that the published files import and these runs never call."""
@@ -267,6 +268,7 @@ def runs(checkouts: Path) -> dict[str, Run]:
         "eata-come": come(checkouts, "eata"),
         "delta": delta(checkouts),
         "deyo": deyo(checkouts),
+        "roid": official_roid.roid(checkouts),
         **{run: official_cotta.cotta(checkouts, run) for run in ("cotta", "cotta-all", "cotta-imagenet")},
     }
 

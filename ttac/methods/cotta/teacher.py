@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import Loss, entropies, mean, surprises
 from ttac.passes.graph.builder import Builder
-from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.step_graphs import augmentation
+from ttac.passes.step_graphs.answer import ANSWER, in_output_form, refuse_other_answers
 from ttac.passes.step_graphs.augmentation import image_sizes
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
-from ttac.passes.step_graphs.linear_head import class_head
 from ttac.passes.step_graphs.pixel_range import check_images, pixel_range
 
 TARGET, BEFORE = "teacher.scores", "teacher.before"
@@ -21,15 +19,10 @@ FLOAT = int(ir.DataType.FLOAT)
 
 def check(subject: Subject) -> None:
     """Raise UnsupportedError unless the model takes images and predicts one class, UsageError for stray samples."""
-    class_head(subject, "`cotta` compares the likeliest class of a sample")
-    output = str(subject.model.graph.outputs[0].name)
-    if output.endswith(batch_first("")):
-        raise UnsupportedError(
-            "`cotta` averages predictions, and the samples of this output are not on the first axis",
-            where=f"output `{output.removesuffix(batch_first(''))}`",
-            hint="export the model with the samples first, or take `--method tent`",
-        )
-    check_images(subject, where="`--method cotta`", hint="take `--method tent`; `ttac inspect` lists what fits")
+    refuse_other_answers(subject, "`cotta` averages predictions of one class")
+    check_images(
+        subject, where="`--method cotta`", hint="take `--method tent`; `ttac inspect` lists the methods that fit"
+    )
 
 
 def taught(op: Builder, scores: ir.Value, head: Head) -> Loss:
@@ -95,6 +88,4 @@ def answer(context: Context) -> MethodGraph:
     """The teacher's prediction in the form of the model's output."""
     op = new_graph("answer", context.opset)
     scores = read(op, TARGET, context.head.shape)
-    forms = {"probabilities": op.Softmax, "log_probabilities": op.LogSoftmax}
-    form = forms.get(context.head.values)
-    return finished(op, {"answer": form(scores, axis=1) if form else op.Identity(scores)})
+    return finished(op, {ANSWER: in_output_form(op, scores, context.head)})

@@ -46,7 +46,7 @@ CONSISTENT: Mapping[str, Any] = {
         "keep_gradients": "ttac.methods.surgeon.consistency:keep_gradients",
         "weigh_certain": "ttac.methods.surgeon.weigh_certain:weigh_certain",
         "add_gradients": "ttac.methods.surgeon.consistency:add_gradients",
-        "update": "ttac.methods.surgeon.consistency:update",
+        "update": "ttac.passes.step_graphs.two_views:update",
     },
     "program": (
         {"reset": ("sparsity",)},

@@ -7,7 +7,6 @@ exist at the same time.  Between the runs exist a batch's scores and one gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -15,7 +14,7 @@ import onnx_ir as ir
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import SAMPLES, WEIGHTS, Loss, mean, surprises, total, weighted_entropy
 from ttac.passes.graph.builder import Builder
-from ttac.passes.step_graphs import augmentation, optimizers
+from ttac.passes.step_graphs import augmentation
 from ttac.passes.step_graphs.context import (
     Context,
     MethodGraph,
@@ -23,13 +22,13 @@ from ttac.passes.step_graphs.context import (
     finished,
     new_graph,
     read,
-    read_gradients,
 )
 from ttac.passes.step_graphs.pixel_range import check_images, pixel_range
 from ttac.passes.step_graphs.sample_weights import ones
+from ttac.passes.step_graphs.two_views import kept_gradients, summed_gradients
 
 OTHER, AS_TARGET, AS_PREDICTION = "other.scores", "consistency.as_target", "consistency.as_prediction"
-KEPT, SUM, CONSISTENCY = "kept", "sum", "consistency"
+CONSISTENCY = "consistency"
 
 
 def check(subject: Subject) -> None:
@@ -83,7 +82,7 @@ def keep_gradients(context: Context) -> MethodGraph:
     """The distorted view's gradients as `<gradient>.kept`, and its scores for the comparison with the plain view's."""
     op, scores, entropies = _begun("keep_gradients", context)
     weight = _weight(op, context, entropies)
-    outputs = {f"{g.name}.{KEPT}": op.Identity(g) for g in read_gradients(op, context)}
+    outputs = kept_gradients(op, context)
     return finished(op, {**outputs, OTHER: op.Identity(scores), AS_TARGET: weight, AS_PREDICTION: op.Mul(weight, 0.0)})
 
 
@@ -91,21 +90,9 @@ def add_gradients(context: Context) -> MethodGraph:
     """The gradients of both views as `<gradient>.sum`; the graph reports the mean of CE(p, q)."""
     op = new_graph("add_gradients", context.opset)
     scores, other = (read(op, name, context.head.shape) for name in (context.logits, OTHER))
-    gradients = read_gradients(op, context)
-    kept = read_gradients(op, context, [f"{name}.{KEPT}" for name in context.gradients])
-    sums = [op.Add(a, b) for a, b in zip(gradients, kept, strict=True)]
+    sums = summed_gradients(op, context)
     apart = mean(op, surprises(op, scores, other, context.head), CONSISTENCY)
-    outputs = {**dict(zip(_summed(context.gradients), sums, strict=True)), CONSISTENCY: apart}
-    return finished(op, outputs, stats={CONSISTENCY: "consistency"})
-
-
-def update(context: Context) -> MethodGraph:
-    """One step of the optimizer with the gradients of both views."""
-    return optimizers.update(context, _summed(context.gradients))
-
-
-def _summed(gradients: Sequence[str]) -> list[str]:
-    return [f"{name}.{SUM}" for name in gradients]
+    return finished(op, {**sums, CONSISTENCY: apart}, stats={CONSISTENCY: "consistency"})
 
 
 def _begun(name: str, context: Context) -> tuple[Builder, ir.Value, ir.Value]:

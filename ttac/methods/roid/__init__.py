@@ -1,0 +1,60 @@
+"""Learning from diverse and certain samples on two views, with the source blended in and corrected class frequencies.
+
+Marsden et al., "Universal test-time adaptation through weight ensembling, diversity weighting, and prior correction",
+WACV 2024, with the authors' code.  The code distorts the kept samples only.  ttac distorts the whole batch, and samples
+that are not kept weigh 0: with batch norms, the statistics of the distorted view are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ttac.shared_options import SOURCE_WEIGHT, STATISTICS, chosen_statistics, optimizer_options
+from ttac.spec import Method, Option
+
+BLENDED = replace(SOURCE_WEIGHT, default=0.01)
+
+METHOD = Method(
+    name="roid",
+    title="certain and diverse samples on two views; the source blended in, class frequencies corrected",
+    paper="arXiv:2306.00650",
+    needs="images with one class each, and norms of any kind; with BatchNorm more than a few samples a batch",
+    statistics=chosen_statistics,
+    trains=True,
+    loss="ttac.methods.roid.certainty:likely_and_alike",
+    check="ttac.methods.roid.certainty:check",
+    options=(
+        *(BLENDED if option.name == BLENDED.name else option for option in optimizer_options("adam", 1e-3)),
+        Option("probabilities_decay", 0.9, "weight of the past in the classes' probabilities", low=0.0, high=1.0),
+        Option("temperature", 1 / 3, "of the weights exp(diversity * certainty / temperature)", low=1e-3),
+        Option("prior_correction", True, "multiply the scores by the smoothed frequencies of the predicted classes"),
+        Option("black", "0", "a black pixel as the model reads it; commas between values of three channels"),
+        Option("white", "1", "a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
+        Option("seed", 0, "start of the random numbers", low=0),
+        *STATISTICS,
+    ),
+    pixels=lambda black, white: {"black": black, "white": white},
+    graphs={
+        "augment": "ttac.methods.roid.certainty:augment",
+        "weigh_diverse": "ttac.methods.roid.certainty:weigh_diverse",
+        "keep_gradients": "ttac.methods.roid.certainty:keep_gradients",
+        "add_gradients": "ttac.methods.roid.certainty:add_gradients",
+        "correct_prior": "ttac.methods.roid.certainty:correct_prior",
+        "update": "ttac.passes.step_graphs.two_views:update",
+    },
+    program=(
+        {"run": "augment"},
+        {"run": "forward", "again": True},
+        {"run": "weigh_diverse"},
+        {"run": "forward", "again": True, "on": "augmented"},
+        {"run": "backward", "on": "augmented"},
+        {"run": "keep_gradients"},
+        {"run": "forward"},
+        {"run": "correct_prior"},
+        {"run": "backward"},
+        {"run": "add_gradients"},
+        {"run": "update"},
+        {"return": "answer"},
+    ),
+    oracle="tests/golden/make/official_methods.py",
+)
