@@ -90,7 +90,7 @@ def errors(
             path,
             data,
             methods=methods,
-            settings=settings,
+            settings={"guard": "off", **(settings or {})},
             protocols=["reset-each-shift"],
             batch=BATCH,
             options=options,

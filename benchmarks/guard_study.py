@@ -13,6 +13,7 @@ After `hostile` and `harmless`, `predict` gives the errors.  `--record` keeps th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -30,16 +31,26 @@ Images = dict[str, np.ndarray]
 Spoil = Callable[[np.random.Generator, np.ndarray, Images, np.ndarray], np.ndarray]
 TUNING = ("shot_noise", "motion_blur", "contrast")
 HALF = 512
+FOLDER = tempfile.TemporaryDirectory()
+"""Folder of all bundles of the study."""
 NETS = ("fashion_resnet_bn", "fashion_resnet_gn", "fashion_vit")
 METHODS = ("tent", "eata", "sar", "surgeon", "dropit")
-GRID: tuple[dict[str, float], ...] = (
+BATCH_NORMS: tuple[dict[str, float], ...] = (
     {"guard_radius": 0.03, "guard_information": 0.55},
     {"guard_radius": 0.045, "guard_information": 0.55},
     {"guard_radius": 0.06, "guard_information": 0.55},
-    {"guard_radius": 0.045, "guard_information": 0.45},
     {"guard_radius": 0.045, "guard_information": 0.7},
-    {"guard_radius": 0.02, "guard_information": 0.7},
+    {"guard_radius": 0.03, "guard_information": 0.55, "source_weight": 0.01},
+    {"guard_radius": 0.045, "guard_information": 0.55, "source_weight": 0.01},
 )
+OTHER_NORMS: tuple[dict[str, float], ...] = (
+    {"guard_radius": 0.005, "guard_information": 0.7},
+    {"guard_radius": 0.01, "guard_information": 0.7},
+    {"guard_radius": 0.02, "guard_information": 0.7},
+    {"guard_radius": 0.01, "guard_information": 0.8},
+    {"guard_radius": 0.02, "guard_information": 0.7, "source_weight": 0.01},
+)
+"""Points of the grid for nets with batch norms, and for other nets."""
 
 
 def hot_pixel(x: np.ndarray) -> np.ndarray:
@@ -69,7 +80,7 @@ KINDS: dict[str, Spoil] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run: a net, a method, its settings, a stream, its steps, and the half of the data."""
+    """One run: a net, a method, its settings, a stream, its steps, the half of the data, and the seed of the stream."""
 
     net: str
     method: str
@@ -77,6 +88,7 @@ class Case:
     stream: str
     steps: int
     half: str
+    seed: int = 0
 
 
 def main() -> None:
@@ -86,6 +98,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--nets", nargs="+", default=list(NETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=1, help="streams of each kind")
     parser.add_argument("--hostile", type=int, default=10000)
     parser.add_argument("--harmless", type=int, default=20000)
     parser.add_argument("--record", type=Path, default=Path("guard_study.jsonl"))
@@ -107,41 +120,47 @@ def main() -> None:
 def cases(asked: argparse.Namespace) -> Iterator[Case]:
     """The cases of the tuning, or of the report."""
     half = "tuning" if asked.tune else "reporting"
-    on = [{"guard": "on", **point} for point in GRID] if asked.tune else [{"guard": "on"}]
+    streams = [("short", 0, 0)]
+    for seed in range(asked.seeds):
+        streams += [("hostile", asked.hostile, seed), ("harmless", asked.harmless, seed)]
     for net in asked.nets:
+        grid = BATCH_NORMS if net.endswith("bn") else OTHER_NORMS
+        on: list[dict[str, Any]] = [{"guard": "on", **point} for point in grid] if asked.tune else [{"guard": "on"}]
         for method in asked.methods:
             for settings in ({"guard": "off"}, *on):
-                for stream, steps in (("short", 0), ("hostile", asked.hostile), ("harmless", asked.harmless)):
+                for stream, steps, seed in streams:
                     text = json.dumps(settings)
-                    yield Case(net=net, method=method, settings=text, stream=stream, steps=steps, half=half)
+                    yield Case(net=net, method=method, settings=text, stream=stream, steps=steps, half=half, seed=seed)
 
 
 def result(case: Case) -> dict[str, Any]:
     """Errors in per cent before and after the stream, and the guard's counters."""
     images, labels = halved(case.half)
-    with tempfile.TemporaryDirectory() as folder:
-        adapter = compiled(case, Path(folder))
-        before = errors(lambda x: adapter.predict(x), images, labels)
-        if case.stream == "short":
-            after = short(adapter, images, labels)
-        else:
-            play(adapter, case, images, labels)
-            after = errors(lambda x: adapter.predict(x), images, labels)
-        kept = {name: adapter.stats.get(name) for name in ("held", "guard_resets", "drift")}
+    adapter = compiled(case.net, case.method, case.settings)
+    adapter.reset()
+    before = errors(lambda x: adapter.predict(x), images, labels)
+    if case.stream == "short":
+        after = short(adapter, images, labels)
+    else:
+        play(adapter, case, images, labels)
+        after = errors(lambda x: adapter.predict(x), images, labels)
+    kept = {name: adapter.stats.get(name) for name in ("held", "guard_resets", "drift")}
     return {"before": before, "after": after, "stats": kept}
 
 
-def compiled(case: Case, folder: Path) -> ttac.Adapter:
-    """The bundle of the case, loaded."""
+@functools.lru_cache(maxsize=2)
+def compiled(net: str, method: str, settings: str) -> ttac.Adapter:
+    """The bundle of a net, a method and its settings, loaded."""
+    bundle = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "b.ttac"
     ttac.compile(
-        DEMO / f"{case.net}.onnx",
-        method=case.method,
+        DEMO / f"{net}.onnx",
+        method=method,
         batch=BATCH,
         calibration=DEMO / "fashion_calibration.npz",
-        settings=json.loads(case.settings),
-        output=folder / "b.ttac",
+        settings=json.loads(settings),
+        output=bundle,
     )
-    return ttac.load(folder / "b.ttac", threads=1)
+    return ttac.load(bundle, threads=1)
 
 
 def halved(half: str) -> tuple[Images, np.ndarray]:
@@ -177,7 +196,7 @@ def short(adapter: ttac.Adapter, images: Images, labels: np.ndarray) -> dict[str
 
 def play(adapter: ttac.Adapter, case: Case, images: Images, labels: np.ndarray) -> None:
     """Step through a hostile or a harmless stream."""
-    random = np.random.default_rng(0 if case.half == "tuning" else 1)
+    random = np.random.default_rng([case.seed, 0 if case.half == "tuning" else 1])
     mixed = harmless(images)
     kinds = list(KINDS.values())[:: 2 if case.half == "tuning" else 1]
     for step in range(case.steps):
@@ -195,22 +214,22 @@ def show(row: dict[str, Any]) -> None:
     case, before, after = row["case"], row["before"], row["after"]
     moved = ", ".join(f"{name} {before[name]:.1f} -> {after[name]:.2f}" for name in before)
     stats = ", ".join(f"{name} {value:.3g}" for name, value in row["stats"].items() if value is not None)
-    print(case["net"], case["method"], case["settings"], case["stream"], case["steps"], moved, stats, flush=True)
+    print(*(case[key] for key in ("net", "method", "settings", "stream", "steps", "seed")), moved, stats, flush=True)
 
 
 def cost(nets: list[str], methods: list[str], rounds: int = 300) -> None:
-    """Print the median time of a step without and with the guard, measured in turn on clean images."""
+    """Print the median time of a step without and with the guard, in turns of changing order, on clean images."""
     x = halved("reporting")[0]["clean"][:BATCH]
     for net in nets:
         for method in methods:
-            with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-                pair = [
-                    compiled(Case(net=net, method=method, settings=s, stream="", steps=0, half=""), Path(f))
-                    for s, f in (('{"guard": "off"}', first), ('{"guard": "on"}', second))
-                ]
-                times = np.array([[timed(adapter, x) for adapter in pair] for _ in range(rounds)])
+            pair = [compiled(net, method, json.dumps({"guard": guard})) for guard in ("off", "on")]
+            rows = []
+            for number in range(rounds):
+                turn = [timed(adapter, x) for adapter in pair[:: (-1) ** number]]
+                rows.append(turn[:: (-1) ** number])
+            times = np.array(rows)
             off, on = np.median(times[20:], 0)
-            ratio = np.median(times[20:, 1] / times[20:, 0]) - 1
+            ratio = on / off - 1
             print(f"{net} {method}: {1e3 * off:.3f} ms without, {1e3 * on:.3f} ms with, {ratio:+.1%}", flush=True)
 
 

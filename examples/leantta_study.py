@@ -40,8 +40,8 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "bn": ("bn", {}),
     "bn, prior 1": ("bn", {"statistics": "blend", "prior": 1.0}),
     "bn, prior 16": ("bn", {"statistics": "blend"}),
-    "tent": ("tent", {}),
-    "tent, prior 16": ("tent", {"statistics": "blend"}),
+    "tent": ("tent", {"guard": "off"}),
+    "tent, prior 16": ("tent", {"statistics": "blend", "guard": "off"}),
     "lame": ("lame", {}),
     "leantta": ("leantta", {}),
 }

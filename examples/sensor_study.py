@@ -28,7 +28,7 @@ RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
     "source": ("source", {}),
     "bn": ("bn", {}),
     "bn, prior 16": ("bn", {"statistics": "blend"}),
-    "tent": ("tent", {}),
+    "tent": ("tent", {"guard": "off"}),
     "lame": ("lame", {}),
     "leantta": ("leantta", {}),
 }

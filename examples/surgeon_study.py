@@ -87,6 +87,8 @@ def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: An
 def outcomes(folder: Path, streams: Sequence[Stream], method: str, batch: int, **choices: Any) -> list[Outcome]:
     """Compile the shipped net once and run each stream through it, from the shipped weights."""
     path = folder / f"{len(list(folder.iterdir()))}.ttac"
+    if method != "source":
+        choices["settings"] = {"guard": "off", **choices.get("settings", {})}
     bundle = ttac.compile(NET, method=method, batch=batch, output=path, **choices)
     adapter = ttac.load(path, threads=1)
     memory = bundle.manifest["memory"]

@@ -67,7 +67,8 @@ def main() -> None:
                 cells = []
                 for method in METHODS:
                     path = Path(folder) / f"{net}-{method}-{batch}.ttac"
-                    settings = split_assignments(asked.set) if method == "sar" else {}
+                    settings = {} if method == "source" else {"guard": "off"}
+                    settings |= split_assignments(asked.set) if method == "sar" else {}
                     if not path.exists():
                         ttac.compile(DEMO / f"{net}.onnx", method=method, batch=batch, output=path, settings=settings)
                     cells.append(f"{100 * error(ttac.load(path, threads=1), streams, batch, by_label):.1f}")

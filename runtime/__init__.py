@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from ttac.runtime.engine import EngineSettings, warm_engine
     from ttac.runtime.providers import Provider
     from ttac.runtime.session import InferenceSession
+    from ttac.runtime.source_monitor import SourceMonitor
 
-__all__ = ["Adapter", "Bundle", "EngineSettings", "InferenceSession", "load", "warm_engine"]
+__all__ = ["Adapter", "Bundle", "EngineSettings", "InferenceSession", "SourceMonitor", "load", "warm_engine"]
 
 _PLACES = {
     "Adapter": "ttac.runtime.adapter",
     "Bundle": "ttac.runtime.bundle",
     "EngineSettings": "ttac.runtime.engine",
     "InferenceSession": "ttac.runtime.session",
+    "SourceMonitor": "ttac.runtime.source_monitor",
     "warm_engine": "ttac.runtime.engine",
 }
 

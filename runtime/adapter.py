@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,12 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
+from ttac.runtime.events import RESET, Event, events, log, warn_of_one
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.form_cache import remember
 from ttac.runtime.form_table import PORTABLE, FormSpec
 from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
-from ttac.runtime.inputs import check_inputs
+from ttac.runtime.inputs import check_inputs, thread_count
 from ttac.runtime.json_values import HINT
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
@@ -45,6 +46,9 @@ class Adapter:
     Several threads may call `step`, `predict`, `reset`, `save`, `restore` and `stats`; a lock admits one call at a
     time. The adapter keeps small files in private memory and maps large ones.  A write to a mapped file makes the next
     call raise VerificationError.  A bundle that replaces the folder does not concern the adapter.
+
+    A function set as `on_event` gets a `ttac.runtime.events.Event` at each transition of the guard, at the end of the
+    step.  The logger `ttac` gets the same events: a reset is a warning, the others are information.
 
     Args:
         path: the bundle's folder; the hash of every file is verified.
@@ -72,13 +76,15 @@ class Adapter:
         self.path = Path(path)
         self._lock, self._process = threading.RLock(), os.getpid()
         self._autosave: tuple[Path, int] | None = None
+        self.on_event: Callable[[Event], object] | None = None
         read_unreplaced(self.path, lambda: self._open(threads, settings, form))
 
     def _open(self, threads: int | None, settings: EngineSettings | None, form: str) -> None:
         self._opened = open_bundle(self.path)
         self._manifest = self._opened.manifest
         self._device = EngineDevice()
-        self._settings = _settled(settings or EngineSettings(), threads, self._manifest.threads)
+        settings = settings or EngineSettings()
+        self._settings = replace(settings, threads=thread_count(threads, settings.threads or self._manifest.threads))
         self.threads = self._settings.threads
         on_cpu = only_cpu(self._settings.providers)
         self._choice = choose_form(self.path, self._manifest, form if on_cpu else PORTABLE)
@@ -138,6 +144,9 @@ class Adapter:
         not_finite: samples with NaN or infinite values; their rows of the output are NaN.
         resets: resets of the state after `REJECTED_IN_A_ROW` consecutive rejections.
         milliseconds: time of the last step.
+        information: information of the last batch in nats, as the guard judges it; near 0 for noise or a collapse.
+        held: batches that the guard held, `held_in_a_row` of them last; guard_resets: its resets of the state.
+        drift: distance of the trained tensors from the source, in units of the source's length.
         form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.
         Further scalars (such as `entropy`) are the last report of the graphs.
         """
@@ -171,17 +180,10 @@ class Adapter:
             outputs, step = self._predict(batch, "step" if batch.learns else "predict")
             adapted = step is None or self._state.commit(step.pending, step.deferred)
             reset = self._reset_if_stuck(adapted)
-            samples = sample_count(inputs, self.inputs)
-            self._stats = {
-                **self._stats,
-                "steps": self._stats["steps"] + 1,
-                "samples": self._stats["samples"] + samples,
-                "rejected": self._stats["rejected"] + (not adapted),
-                "resets": self._stats["resets"] + reset,
-                "not_finite": self._stats["not_finite"] + batch.dropped,
-                "milliseconds": 1e3 * (time.perf_counter() - start),
-                **(step.reported if step else {}),
-            }
+            counts = {"steps": 1, "samples": sample_count(inputs, self.inputs), "rejected": not adapted}
+            counts |= {"resets": reset, "not_finite": batch.dropped}
+            milliseconds = 1e3 * (time.perf_counter() - start)
+            self._count(counts, {"milliseconds": milliseconds, **(step.reported if step else {})})
             self._autosave_if_due()
             return outputs
 
@@ -198,8 +200,7 @@ class Adapter:
         """Set the state to the exact compiled values, and all counters to zero."""
         with self._turn():
             self._state.reset()
-            self._stats = _no_stats()
-            self._rejected_in_a_row = 0
+            self._stats, self._rejected_in_a_row = _no_stats(), 0
 
     def save(self, path: str | Path) -> None:
         """Write the adapted state as a safetensors file, whole or not at all; the old file stays as `<path>.previous`.
@@ -243,6 +244,17 @@ class Adapter:
         with self._lock:
             yield
 
+    def _count(self, counts: Mapping[str, int], figures: Mapping[str, float]) -> None:
+        """Add the `counts` of a step to the stats, replace the `figures`, and announce the events."""
+        before = self._stats
+        if not before["steps"]:
+            warn_of_one(self.path, self._manifest.raw["sites"], counts["samples"])
+        self._stats = {**before, **{name: before[name] + count for name, count in counts.items()}, **figures}
+        for event in events(before, self._stats):
+            log("WARNING" if event.kind == RESET else "INFO", "`%s`: %s", self.path, event)
+            if self.on_event is not None:
+                self.on_event(event)
+
     def _autosave_if_due(self) -> None:
         """Write the state after each `every` steps; a failure is a warning, and the step goes on."""
         if self._autosave is None or self._stats["steps"] % self._autosave[1]:
@@ -250,7 +262,7 @@ class Adapter:
         try:
             self.save(self._autosave[0])
         except UsageError as error:
-            _warn("`%s`: the state is not saved: %s", self.path, error)
+            log("WARNING", "`%s`: the state is not saved: %s", self.path, error)
 
     def _reset_if_stuck(self, adapted: bool) -> bool:
         """Reset the state after too many consecutive rejections; returns whether it did."""
@@ -259,7 +271,7 @@ class Adapter:
             return False
         self._state.reset()
         self._rejected_in_a_row = 0
-        _warn("`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
+        log("WARNING", "`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
         return True
 
     def _confirm(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -281,7 +293,7 @@ class Adapter:
         self._choice = Choice(None if reason else self._choice.spec, reason or self._choice.reason)
         self._reference = None
         if key and (problem := remember(self.path, key, self._choice.name, self._choice.reason)):
-            _warn("`%s`: each process compares the forms of the graphs again: %s", self.path, problem)
+            log("WARNING", "`%s`: each process compares the forms of the graphs again: %s", self.path, problem)
 
     def _outcome(self, inputs: Mapping[str, np.ndarray], form: LoadedForm) -> Outcome:
         """A step that is not committed."""
@@ -334,17 +346,5 @@ class Adapter:
         return arrays
 
 
-def _settled(settings: EngineSettings, threads: int | None, planned: int) -> EngineSettings:
-    if threads is not None and (not isinstance(threads, int) or threads < 0):
-        raise UsageError(f"`threads` is {threads!r}, not a count", where="`threads=`", hint="0 leaves it to the engine")
-    return replace(settings, threads=threads if threads is not None else settings.threads or planned)
-
-
 def _no_stats() -> dict[str, Any]:
     return {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "not_finite": 0, "milliseconds": 0.0}
-
-
-def _warn(text: str, *values: object) -> None:
-    import logging  # 5 ms that a load without a warning saves
-
-    logging.getLogger("ttac").warning(text, *values)

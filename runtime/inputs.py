@@ -111,3 +111,10 @@ def _cast(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 def _refuse(spec: TensorSpec, problem: str, hint: str) -> NoReturn:
     raise UsageError(f"the input {problem}", where=f"input `{spec.name}`", hint=hint)
+
+
+def thread_count(threads: int | None, planned: int) -> int:
+    """The number of threads that a caller asks for, by default the planned one; raises UsageError for no count."""
+    if threads is not None and (not isinstance(threads, int) or threads < 0):
+        raise UsageError(f"`threads` is {threads!r}, not a count", where="`threads=`", hint="0 leaves it to the engine")
+    return planned if threads is None else threads

@@ -9,6 +9,8 @@ from typing import Any
 from ttac.runtime.form_table import FormSpec
 from ttac.runtime.program.words import Word
 
+SOURCE = "infer.onnx"
+"""The graph of the source model, which keeps the metadata of the file."""
 WEIGHTS = "weights.safetensors"
 BATCH_AXIS = "N"
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")

@@ -16,13 +16,11 @@ from ttac.runtime import load
 from ttac.runtime.engine import chosen, engine, open_session
 from ttac.runtime.io_binding import IOBinding
 from ttac.runtime.providers import CPU, Provider, divided, provider_name
-from ttac.runtime.records import TensorSpec
+from ttac.runtime.records import SOURCE, TensorSpec
 
 TYPES = {"float32": "float", "float64": "double"}
 """numpy's dtype names -> ONNX Runtime's names, where they differ."""
 
-SOURCE = "infer.onnx"
-"""The graph of the source model, which keeps the metadata of the file."""
 REFUSED = {
     "end_profiling": "the engine's profiler is not on",
     "get_profiling_start_time_ns": "the engine's profiler is not on",

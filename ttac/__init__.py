@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ttac.errors import TtacError
     from ttac.evaluation.study import evaluate
     from ttac.pipeline import compile_model as compile
-    from ttac.runtime import Adapter, Bundle, InferenceSession, load
+    from ttac.runtime import Adapter, Bundle, InferenceSession, SourceMonitor, load
 
     __version__: str
 
@@ -26,6 +26,7 @@ __all__ = [
     "Adapter",
     "Bundle",
     "InferenceSession",
+    "SourceMonitor",
     "TtacError",
     "__version__",
     "compile",
@@ -39,6 +40,7 @@ _PLACES = {
     "Adapter": ("ttac.runtime.adapter", "Adapter"),
     "Bundle": ("ttac.runtime.bundle", "Bundle"),
     "InferenceSession": ("ttac.runtime.session", "InferenceSession"),
+    "SourceMonitor": ("ttac.runtime.source_monitor", "SourceMonitor"),
     "TtacError": ("ttac.errors", "TtacError"),
     "compile": ("ttac.pipeline", "compile_model"),
     "evaluate": ("ttac.evaluation.study", "evaluate"),

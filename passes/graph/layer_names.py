@@ -156,9 +156,10 @@ def _owner(value: ir.Value | None) -> str:
 
 def _scopes(node: ir.Node) -> list[str]:
     try:
-        return [str(scope) for scope in ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))]
-    except (ValueError, SyntaxError):
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the text is a stranger's
         return []
+    return [str(scope) for scope in scopes] if isinstance(scopes, list) else []
 
 
 def _dynamo_scope(node: ir.Node) -> str:

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.graph_files import is_outside
-from ttac.passes.graph.layer_names import name_layers, name_nodes
+from ttac.passes.graph.layer_names import PARAMETRIC, name_layers, name_nodes
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.held_inputs import hold_inputs
@@ -230,7 +230,8 @@ def fold_casts(model: ir.Model) -> None:
 
 
 def _refuse_types(model: ir.Model) -> None:
-    """Refuse a model without float32 weights, inputs of numbers and a float32 output to learn from."""
+    """Refuse a model without finite float32 weights, inputs of numbers and a float32 output to learn from."""
+    _refuse_no_numbers(model)
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
     narrow = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
     narrow = [v for v in narrow if v.const_value is not None and v.const_value.size > 16]
@@ -253,6 +254,33 @@ def _refuse_types(model: ir.Model) -> None:
     raise UnsupportedError(
         f"the output `{y.name}` is {y.dtype.name.lower()}, not float32", where=_listed([y]), hint=hint
     )
+
+
+def _refuse_no_numbers(model: ir.Model) -> None:
+    """Refuse weights with NaN, and layers with infinite weights; a mask of -infinity is fine elsewhere.
+
+    Large weights beside the file stay unread.
+    """
+    for name, value in model.graph.initializers.items():
+        tensor, readers = value.const_value, value.uses()
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.dtype != ir.DataType.FLOAT or not readers:
+            continue
+        if is_finite(tensor.numpy()):
+            continue
+        layers = [use.node for use in readers if use.node.op_type in PARAMETRIC]
+        if np.isnan(tensor.numpy()).any() or layers:
+            node = (layers or [use.node for use in readers])[0]
+            raise UnsupportedError(
+                f"the weights `{name}` hold numbers that are infinite or NaN",
+                where=f"node `{node.name}` ({node.op_type})",
+                hint="the training of the model diverged, or the file is damaged: export the weights again",
+            )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite, without a copy as large as the array where they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum(dtype=np.float64)))
 
 
 def convert(model: ir.Model, path: Path, say: Say = quiet) -> ir.Model:

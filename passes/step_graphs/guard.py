@@ -69,39 +69,43 @@ def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bo
     return over_positions(op.ReduceMean, *probabilities(op, scores, head, are_probabilities=are_probabilities))
 
 
-def guard(context: Context, entropy: str, usual: float) -> MethodGraph:
+def guard(context: Context, entropy: str, usual: float, shape: Sequence[int | str] | None = None) -> MethodGraph:
     """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
 
     Args:
         entropy: name of the forward's output with the mean entropy.
         usual: information of a batch of calibration data; 0 follows the stream's.
+        shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
     """
-    op = new_graph(GUARD, context.opset)
-    scores, mean = read(op, context.logits, context.head.shape), read(op, entropy, ())
+    op, head = new_graph(GUARD, context.opset), context.head
+    scores, mean = read(op, context.logits, shape or head.shape), read(op, entropy, ())
     settings = context.settings
     with op.at(GUARD):
+        if shape is not None and tuple(shape) != tuple(head.shape):
+            scores = op.Slice(scores, [head.first], [head.first + head.outputs], [head.axis])
         information, window = _information(op, context, scores, mean, usual)
         level, followed = _usual(op, usual)
         # Not a number is not greater: a batch with NaN or infinity is held.
         good = op.GreaterOrEqual(information, op.Mul(level, float(settings["guard_information"])))
+        learned = op.Cast(good, to=FLOAT)
         row = _counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
         clock, due = _period(op, int(settings["guard_period"]))
         assert row.next is not None
-        reset = op.Max(_reached(op, row.next, int(settings["guard_patience"])), due)
-        state = [*window, row, *clock, *_totals(op, good, reset)]
+        stuck = _reached(op, row.next, int(settings["guard_patience"]))
+        reset = stuck if due is None else op.Max(stuck, due)
+        state = [*window, row, *clock, *_totals(op, learned, reset)]
         state += [_following(op, level, information, good)] if followed else []
-        learn = op.Mul(op.Cast(good, to=FLOAT), op.Sub(1.0, due))
-    outputs = {LEARN: learn, RESET: op.Identity(reset), "guard.information": information}
+        learn = learned if due is None else op.Mul(learned, op.Sub(1.0, due))
+    outputs = {LEARN: learn, RESET: reset, "guard.information": information}
     stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
     return finished(op, outputs, state, {**stats, "guard.held.next": "held", "guard.resets.next": "guard_resets"})
 
 
-def _totals(op: Builder, good: ir.Value, reset: ir.Value) -> list[StateTensor]:
-    """The counters of held batches and of resets."""
-    held = op.Cast(op.Not(good), to=FLOAT)
+def _totals(op: Builder, learned: ir.Value, reset: ir.Value) -> list[StateTensor]:
+    """The counters of held batches and of resets; `learned` and `reset` are 0 or 1."""
     batches, resets = TOTALS
     return [
-        _counter(op, batches, lambda before: op.Add(before, held)),
+        _counter(op, batches, lambda before: op.Sub(op.Add(before, 1.0), learned)),
         _counter(op, resets, lambda before: op.Add(before, reset)),
     ]
 
@@ -148,10 +152,10 @@ def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Val
     return StateTensor(name=str(level.name), role="counter", initial=zero, value=level, next=after)
 
 
-def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value]:
-    """The clock of a periodic reset, and 1 at the step that is due; without a period, no clock and 0."""
+def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value | None]:
+    """The clock of a periodic reset, and 1 at the step that is due; without a period, neither."""
     if not period:
-        return [], op.constant(np.array(0, np.float32))
+        return [], None
     clock = _counter(op, "guard.clock", lambda before: op.Add(before, 1.0))
     assert clock.next is not None
     return [clock], _reached(op, clock.next, period)

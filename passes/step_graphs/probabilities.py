@@ -26,8 +26,7 @@ def probabilities(
         return op.Concat(op.Sigmoid(op.Neg(each)), op.Sigmoid(each), axis=axis), axis
     if are_probabilities:
         return scores, axis
-    powers = op.Exp(op.Sub(scores, op.ReduceMax(scores, [axis], keepdims=1)))
-    return op.Div(powers, op.ReduceSum(powers, [axis], keepdims=1)), axis
+    return op.Softmax(scores, axis=axis), axis
 
 
 def over_positions(reduce: Callable[..., ir.Value], value: ir.Value, axis: int) -> ir.Value:

@@ -30,7 +30,7 @@ from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import find_norms
 from ttac.passes.step_graphs.context import Context
 from ttac.passes.step_graphs.last_stage import last_stage
-from ttac.runtime.program.words import Run
+from ttac.runtime.program.words import Run, all_words
 from ttac.spec import Facts
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -117,10 +117,11 @@ def test_a_last_stage_is_some_but_not_all_of_the_norms(path: Path) -> None:
 def test_residuals_of_the_first_pass_are_freed_before_the_second(tmp_path: Path) -> None:
     ttac.compile(DEMO / "fashion_vit.onnx", method="sar", batch=8, output=tmp_path / "vit.ttac")
     adapter = ttac.load(tmp_path / "vit.ttac", threads=1)
-    words = adapter._form.programs["step"]
-    when = next(word for word in words if not isinstance(word, Run))
-    first = next(word for word in when.then if isinstance(word, Run) and word.graph == "ascend")
-    forward = next(word for word in when.then if isinstance(word, Run) and word.graph == "forward")
+    words = list(all_words(adapter._form.programs["step"]))
+    names = [word.graph if isinstance(word, Run) else "" for word in words]
+    ascend = names.index("ascend")
+    first, forward = words[ascend], words[names.index("forward", ascend)]
+    assert isinstance(first, Run) and isinstance(forward, Run)
     residuals = set(forward.fetch) - {"entropy.samples"}
     assert residuals and not residuals & first.keep
 

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 
 import ttac
 from tests.support.tiny_bundles import read
-from ttac import finish, targets
+from ttac import finish, methods, targets
 from ttac.errors import TtacError
 from ttac.passes.graph.execute import Executable
 from ttac.passes.load.model_file import load
 from ttac.passes.lower.lower import lower
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.norm_sites import NormSite, find_norms
+from ttac.passes.step_graphs.guard import GUARD
 
 HERE = Path(__file__).resolve().parents[1]
 MODELS = {path.stem: path for path in sorted((HERE / "models").glob("*.onnx"))}
@@ -78,12 +79,22 @@ def gradient_errors(found: Arrays, expected: Arrays) -> Arrays:
 
 
 def compiled(path: Path, folder: Path, **choices: Any) -> Path:
-    """Compile a bundle below `folder` without the measurement of its memory, which takes a separate process."""
+    """Compile a bundle below `folder`, without the measurement of its memory, which takes a separate process.
+
+    The guard is off unless the settings name it: the oracles have none.
+    """
+    choices = without_guard(**choices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "measure", lambda *_, **__: None)
         bundle = ttac.compile(path, output=folder / f"{path.stem}-{len(list(folder.iterdir()))}.ttac", **choices)
     assert bundle.path is not None
     return bundle.path
+
+
+def without_guard(**choices: Any) -> dict[str, Any]:
+    """Return the choices of a compile with the guard off, unless they set it or the method has none."""
+    guarded = any(option.name == GUARD for option in methods.find(choices.get("method", methods.DEFAULT)).options)
+    return {**choices, "settings": {GUARD: "off", **choices.get("settings", {})}} if guarded else choices
 
 
 def state_of(adapter: ttac.Adapter) -> Arrays:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,12 @@ from ttac.cli.terminal import Terminal
 from ttac.errors import TtacError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ttac.runtime.adapter import Adapter
-    from ttac.runtime.records import HeadSpec
+    from ttac.runtime.events import Event
+    from ttac.runtime.records import HeadSpec, TensorSpec
+    from ttac.runtime.source_monitor import SourceMonitor
     from ttac.samples.images import Stream
     from ttac.samples.streaming import Outcome
 
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
 @click.option("--no-adapt", is_flag=True, help="Predict with the unchanged state.")
 @click.option("--array", metavar="NAME", help="The array of an `.npz` to stream.  [default: its first]")
 @click.option("--batch", metavar="N", callback=count(), help="Samples per step.  [default: the planned batch]")
+@click.option(
+    "--compare-source", metavar="K", callback=count(), help="Compare every K-th batch with the source; 20 costs 2 %."
+)
 @click.option("--threads", metavar="N", callback=count(low=0), help="Engine threads; 0: the engine's choice.")
 @click.option(
     "--providers",
@@ -52,8 +59,8 @@ def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None,
     a folder, the array `files` has the names.
     """
     check_folders(output, choices["save_state"])
-    outcome, names = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
-    summary = outcome.summary()
+    outcome, names, compared = _stream(terminal, bundle, samples, output is not None, RunChoices(**choices))
+    summary = {**outcome.summary(), **compared}
     if output is not None:
         assert outcome.outputs is not None
         arrays = outcome.outputs
@@ -82,15 +89,20 @@ class RunChoices:
     no_adapt: bool
     array: str | None
     batch: int | None
+    compare_source: int | None
     threads: int | None
     providers: str | None
 
 
 def _stream(
     terminal: Terminal, bundle: Path, samples: Path, keep: bool, choices: RunChoices
-) -> tuple[Outcome, tuple[str, ...]]:
-    """Run the stream; return the outcome, with outputs if `keep`, and the names of the files of a folder."""
-    from ttac.runtime import load
+) -> tuple[Outcome, tuple[str, ...], dict[str, Any]]:
+    """Run the stream.
+
+    Returns the outcome, with outputs if `keep`, the names of the files of a folder, and the figures of the comparison
+    with the source.
+    """
+    from ttac.runtime import SourceMonitor, load
     from ttac.runtime.manifest import parse_manifest
     from ttac.runtime.providers import parse_providers
     from ttac.samples.streaming import run_stream
@@ -101,14 +113,15 @@ def _stream(
     size = _size(manifest, choices.batch)
     head = parse_manifest(manifest).head
     stream = _labelled(terminal, _open(terminal, manifest, samples, choices.array), manifest, head)
-    if choices.state is not None:
-        adapter.restore(choices.state)
-    if choices.save_state is not None and choices.save_every is not None:
-        adapter.autosave(choices.save_state, every=choices.save_every)
+    _prepare(adapter, choices)
+    every = choices.compare_source
+    monitor = SourceMonitor(bundle, every, threads=adapter.threads) if every else None
+    if terminal.talk.is_terminal:
+        adapter.on_event = _said_once(terminal)
     with _saved_at_a_stop(terminal, adapter, choices.save_state), terminal.progress() as progress:
         task = progress.add_task("predicting" if choices.no_adapt else "adapting", total=stream.count)
         outcome = run_stream(
-            adapter,
+            _Compared(adapter, monitor) if monitor else adapter,
             stream,
             batch=size,
             smallest=int(manifest["batch"]["smallest"]),
@@ -119,7 +132,58 @@ def _stream(
         )
     if choices.save_state is not None:
         adapter.save(choices.save_state)
-    return outcome, stream.names
+    _say_held(terminal, outcome)
+    return outcome, stream.names, monitor.stats if monitor else {}
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """An adapter whose steps a monitor compares with the source."""
+
+    adapter: Adapter
+    monitor: SourceMonitor
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        return self.adapter.outputs
+
+    @property
+    def stats(self) -> Mapping[str, Any]:
+        return self.adapter.stats
+
+    def step(self, x: np.ndarray) -> Any:
+        outputs = self.adapter.step(x)
+        self.monitor.look(x, outputs)
+        return outputs
+
+    def predict(self, x: np.ndarray) -> Any:
+        return self.adapter.predict(x)
+
+
+def _prepare(adapter: Adapter, choices: RunChoices) -> None:
+    """Restore the state to start from, and begin to save."""
+    if choices.state is not None:
+        adapter.restore(choices.state)
+    if choices.save_state is not None and choices.save_every is not None:
+        adapter.autosave(choices.save_state, every=choices.save_every)
+
+
+def _say_held(terminal: Terminal, outcome: Outcome) -> None:
+    if outcome.held:
+        resets = f", and reset the state {outcome.guard_resets} times" if outcome.guard_resets else ""
+        terminal.say(f"note: the guard predicted {outcome.held} batches without learning from them{resets}")
+
+
+def _said_once(terminal: Terminal) -> Callable[[Event], None]:
+    """A function of an event that prints the first one; later holds are counted in the summary."""
+    said: list[Event] = []
+
+    def say(event: Event) -> None:
+        if not said:
+            terminal.say(f"note: {event}")
+        said.append(event)
+
+    return say
 
 
 @contextmanager

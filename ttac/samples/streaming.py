@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ttac.runtime.events import RESETS, ROW
 from ttac.runtime.records import HeadSpec, TensorSpec
 from ttac.samples.images import Stream, division
 from ttac.samples.predictions import CLASSES, Tally, fit_labels
@@ -47,6 +48,7 @@ class Outcome:
         entropy: mean entropy of the predictions in nats, 0 when all are certain; None where the outputs have no head.
         not_finite: number of samples with NaN or infinite values; entropy and error leave them out.
         error: fraction of wrong predictions; None without labels.
+        held, guard_resets: batches that the guard held, and its resets of the state; None without a guard.
     """
 
     outputs: Mapping[str, np.ndarray] | None
@@ -56,6 +58,8 @@ class Outcome:
     not_finite: int = 0
     entropy: float | None = None
     error: float | None = None
+    held: int | None = None
+    guard_resets: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """The numbers by name, without those that are None."""
@@ -65,6 +69,8 @@ class Outcome:
             "ms_per_sample": round(1000 * self.seconds / self.samples, 4),
             "mean_entropy": self.entropy if self.entropy is None else round(self.entropy, 6),
             "rejected_steps": self.rejected,
+            "held_batches": self.held,
+            "guard_resets": self.guard_resets,
             "not_finite": self.not_finite or None,
             "error": self.error if self.error is None else round(self.error, 6),
         }
@@ -91,12 +97,12 @@ def run_stream(
     before, dropped = _counter(adapter, "rejected"), _counter(adapter, "not_finite")
     axes = {spec.name: spec.batch_axis for spec in adapter.outputs}
     reading = _Reading.of(head, axes) if head is not None else None
-    parts: list[dict[str, np.ndarray]] = []
-    seconds, done = 0.0, 0
+    parts, guard, seconds, done = list[dict[str, np.ndarray]](), _GuardCount(), 0.0, 0
     for x, count in zip(stream.batches(batch, smallest), division(stream.count, batch, smallest), strict=True):
         start = time.perf_counter()
         outputs = named(adapter.step(x) if adapt else adapter.predict(x), adapter.outputs)
         seconds += time.perf_counter() - start
+        guard.add(adapter.stats if adapt else {})
         if reading is not None:
             reading.add(outputs, stream, done)
         parts += [outputs] if keep else []
@@ -108,9 +114,31 @@ def run_stream(
         seconds=seconds,
         rejected=_counter(adapter, "rejected") - before,
         not_finite=_counter(adapter, "not_finite") - dropped,
-        entropy=reading.tally.mean_entropy if reading else None,
-        error=reading.tally.error if reading else None,
+        **(reading.figures if reading else {}),
+        **guard.figures,
     )
+
+
+@dataclass
+class _GuardCount:
+    """Held batches and resets of a stream; None until the stats report a guard."""
+
+    held: int | None = None
+    resets: int | None = None
+    total: float | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Fields of the outcome."""
+        return {"held": self.held, "guard_resets": self.resets}
+
+    def add(self, stats: Mapping[str, Any]) -> None:
+        """Count the last step by its stats.  A saved state also brings the counters of earlier streams."""
+        if ROW not in stats:
+            return
+        total = float(stats[RESETS])
+        grown = self.total is not None and total > self.total
+        self.held, self.resets, self.total = (self.held or 0) + (stats[ROW] > 0), (self.resets or 0) + grown, total
 
 
 @dataclass(frozen=True)
@@ -127,6 +155,11 @@ class _Reading:
         if head.axis is not None and head.axis < axis:
             head = replace(head, axis=head.axis + 1)
         return cls(Tally(head=head), axis)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Fields of the outcome."""
+        return {"entropy": self.tally.mean_entropy, "error": self.tally.error}
 
     def add(self, outputs: Mapping[str, np.ndarray], stream: Stream, start: int) -> None:
         """Count the outputs of the samples that begin at `start`."""

@@ -69,3 +69,9 @@ def test_folded_norms_leave_traces() -> None:
 
 def test_a_taken_name_is_counted_up() -> None:
     assert unique("bn", {"bn", "bn@2"}) == "bn@3" and unique("bn", {"cn"}) == "bn"
+
+
+@pytest.mark.parametrize("text", ["None", "b'ab'", "1", "{'a': 1}", "(" * 9999, "not a list"])
+def test_scopes_that_are_no_list_count_as_none(text: str) -> None:
+    node = node_of("Relu", "/layer1/Relu", "x", pkg_DOT_torch_DOT_onnx_DOT_name_scopes=text)
+    assert layer_name(node) == "layer1.relu"

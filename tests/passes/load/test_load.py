@@ -169,6 +169,18 @@ def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
     refusal(UnsupportedError, lambda: load(path), "weights in float16", "`fc.weight` float16 [4,5]", "model.float()")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_layers_with_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    text = 'net (float[N,4] x) => (float[N,5] y) { [fc] y = MatMul (x, "fc.weight") }'
+    path = saved(source(text, {"fc.weight": np.array([[value] * 5] * 4, np.float32)}), tmp_path)
+    refusal(UnsupportedError, lambda: load(path), "the weights `fc.weight`", "node `fc` (MatMul)", "export the weights")
+
+
+def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
+    text = 'net (float[N,4] x) => (float[N,4] y) { [mask] y = Add (x, "mask") }'
+    load(saved(source(text, {"mask": np.full(4, -np.inf, np.float32)}), tmp_path))
+
+
 def test_foreign_operators_are_listed(tmp_path: Path) -> None:
     text = """
     net (float[N,4] x) => (float[N,4] y) {

@@ -22,12 +22,15 @@ CLASSES = 5
 class Guard:
     """The graph `guard` with its state."""
 
-    def __init__(self, usual: float, head: Head | None = None, **settings: Any) -> None:
+    def __init__(
+        self, usual: float, head: Head | None = None, shape: tuple[int | str, ...] | None = None, **settings: Any
+    ) -> None:
         head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
         context = Context(
-            parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18
-        )
-        graph = guard(context, "entropy", usual)
+            parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18,
+            logits_are_probabilities=head.values == "probabilities",
+        )  # fmt: skip
+        graph = guard(context, "entropy", usual, shape)
         self.model, self.moves = graph.model, graph.moves
         self.state = {tensor.name: tensor.initial for tensor in graph.state}
 
@@ -54,6 +57,18 @@ def test_information_of_a_whole_window() -> None:
     expected = entropy_of(p.mean(0)) - entropy_of(p).mean()
     np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-5)
     assert outputs["guard.learn"] == (expected >= 0.5)
+
+
+def test_scores_joined_with_coordinates_are_read_alone() -> None:
+    """Boxes of four coordinates and two yes-or-no scores: the information is that of the scores."""
+    head = Head(kind="detection", shape=("N", 3, 2), axis=2, values="probabilities", first=4)
+    judge = Guard(usual=0.3, head=head, shape=("N", 3, 6))
+    joined = np.random.default_rng(0).random((WINDOW, 3, 6), np.float32)
+    p = joined[..., 4:].astype(np.float64)
+    level = float(entropy_of(np.stack([1 - p, p], -1)).mean())
+    mean = p.mean((0, 1))
+    expected = entropy_of(np.stack([1 - mean, mean], -1)).mean() - level
+    np.testing.assert_allclose(judge(joined, level)["guard.information"], expected, rtol=1e-4)
 
 
 def test_small_batches_are_averaged() -> None:

@@ -1,0 +1,64 @@
+"""Events of the guard: it holds batches, learns again, or resets the state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HOLD, RESUME, RESET = "hold", "resume", "reset"
+ROW, RESETS = "held_in_a_row", "guard_resets"
+"""Reports of the guard's graph that `adapter.stats` has."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A transition of the guard in one step.
+
+    Attributes:
+        kind: "hold" at the first batch that the guard holds, "resume" at the next batch that the step learns from,
+            "reset" when the guard sets the state to its compiled values.
+        step: number of the step since the load or the last `reset`, from 1.
+        batches: consecutive held batches: 1 at "hold", all of them at "resume" and "reset".
+    """
+
+    kind: str
+    step: int
+    batches: int
+
+    def __str__(self) -> str:
+        held = f"{self.batches} held batch{'es' if self.batches != 1 else ''}"
+        texts = {
+            HOLD: "the guard holds batches: their predictions carry little information",
+            RESUME: f"the guard lets the step learn again, after {held}",
+            RESET: f"the guard reset the state, after {held} in a row",
+        }
+        return f"step {self.step}: {texts[self.kind]}"
+
+
+def events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Event]:
+    """The events between the stats before a step and after it; none for a bundle without a guard."""
+    if ROW not in after:
+        return
+    step, was, now = int(after["steps"]), int(before.get(ROW, 0)), int(after[ROW])
+    if now and not was:
+        yield Event(HOLD, step, now)
+    if was and not now:
+        yield Event(RESUME, step, was)
+    if RESETS in before and after[RESETS] > before[RESETS]:
+        yield Event(RESET, step, now)
+
+
+def warn_of_one(place: Path, sites: Sequence[Mapping[str, Any]], samples: int) -> None:
+    """Warn of a step with one sample if norms take the statistics of the batch, which are then those of the sample."""
+    if samples == 1 and any(site.get("statistics") == "batch" for site in sites):
+        hint = "compile with `--set statistics=blend` or a method for single samples, or give more samples a step"
+        log("WARNING", "`%s`: one sample a step, and its norms take the statistics of the batch: %s", place, hint)
+
+
+def log(level: str, text: str, *values: object) -> None:
+    """Send a message to the logger `ttac`, at a level such as "WARNING"."""
+    import logging  # 5 ms that a load without a message saves
+
+    logging.getLogger("ttac").log(getattr(logging, level), text, *values)
