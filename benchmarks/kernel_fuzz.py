@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
 from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
 from tests.support.kernel_norm_case import check_norm, norm_case
 
@@ -18,6 +19,8 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "norm": lambda seed: check_norm(norm_case(seed)),
     "pool": lambda seed: check_pool(pool_case(seed)),
     "interleave": check_interleave,
+    "input-gradient": check_input_gradient,
+    "depthwise": check_depthwise,
 }
 """Name of the operators -> the check of one seed."""
 

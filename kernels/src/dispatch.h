@@ -1,5 +1,6 @@
 // Kernels for the instructions of this processor, chosen once at run time.
 #pragma once
+#include "depthwise_table.h"
 #include "norm_table.h"
 #include "pool_table.h"
 
@@ -9,6 +10,7 @@ struct Instructions {
   const char* name;
   NormTable norm;
   PoolTable pool;
+  DepthwiseTable depthwise;
 };
 
 // The build compiles tables.cpp once for each of these.

@@ -2,16 +2,14 @@
 #include "dispatch.h"
 #include "operator.h"
 #include "rows.h"
+#include "window_attributes.h"
 
 namespace ttac {
 namespace {
 
 class Interleave : public Kernel {
  public:
-  explicit Interleave(const Attributes& attributes)
-      : block_(block_of(attributes)), sizes_(attributes.integers("sizes", {})) {
-    require(sizes_.size() == 2 && sizes_[0] > 0 && sizes_[1] > 0, "attribute sizes: not the height and the width of x");
-  }
+  explicit Interleave(const Attributes& attributes) : block_(block_of(attributes)), sizes_(sizes_of(attributes)) {}
 
   void run(const Call& call) const override {
     Tensor inputs[kInputs];

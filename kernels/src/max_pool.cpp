@@ -2,38 +2,21 @@
 #include "dispatch.h"
 #include "operator.h"
 #include "rows.h"
+#include "window_attributes.h"
 
 namespace ttac {
 namespace {
 
-struct Window {
-  explicit Window(const Attributes& from)
-      : block(block_of(from)),
-        kernel(from.integers("kernel_shape", {})),
-        strides(from.integers("strides", {1, 1})),
-        pads(from.integers("pads", {0, 0, 0, 0})) {
-    require(kernel.size() == 2 && strides.size() == 2 && pads.size() == 4, "attributes: the window is not two-dimensional");
-    for (int axis : {0, 1}) {
-      require(kernel[axis] > 0 && strides[axis] > 0, "attributes kernel_shape, strides: below one");
-      require(std::min(pads[axis], pads[axis + 2]) >= 0 && std::max(pads[axis], pads[axis + 2]) < kernel[axis],
-              "attribute pads: below zero, or a window lies in the padding");
-    }
-    require(kernel[0] * kernel[1] <= 256, "attribute kernel_shape: more taps than a byte can number");
-  }
-
-  Axis axis(int index, int64_t size) const {
-    const int64_t room = size + pads[index] + pads[index + 2] - kernel[index];
-    require(room >= 0, "input x: smaller than the window");
-    return {size, room / strides[index] + 1, kernel[index], strides[index], pads[index]};
-  }
-
-  int block;
-  std::vector<int64_t> kernel, strides, pads;
-};
+// The window of a pool; the tap number of the winner is a byte.
+Window pool_window(const Attributes& from) {
+  Window window(from);
+  require(window.taps() <= 256, "attribute kernel_shape: more taps than a byte can number");
+  return window;
+}
 
 class MaxPoolForward : public Kernel {
  public:
-  explicit MaxPoolForward(const Attributes& attributes) : window_(attributes) {}
+  explicit MaxPoolForward(const Attributes& attributes) : window_(pool_window(attributes)) {}
 
   void run(const Call& call) const override {
     const Tensor x = call.input(0);
@@ -57,9 +40,7 @@ class MaxPoolForward : public Kernel {
 class MaxPoolBackward : public Kernel {
  public:
   explicit MaxPoolBackward(const Attributes& attributes)
-      : window_(attributes), sizes_(attributes.integers("sizes", {})) {
-    require(sizes_.size() == 2, "attribute sizes: not the height and the width of x");
-  }
+      : window_(pool_window(attributes)), sizes_(sizes_of(attributes)) {}
 
   void run(const Call& call) const override {
     const Tensor dy = call.input(0), taps = call.input(1);

@@ -15,12 +15,12 @@ Activation activation_of(const std::string& name) {
 
 }  // namespace
 
-NormSettings::NormSettings(const Attributes& from)
+NormSettings::NormSettings(const Attributes& from, const std::string& suffix)
     : block(block_of(from)),
-      epsilon(from.number("epsilon", 1e-5f)),
-      act(activation_of(from.text("act", "none"))),
-      low(from.number("low", 0)),
-      high(from.number("high", 0)),
+      epsilon(from.number(("epsilon" + suffix).c_str(), 1e-5f)),
+      act(activation_of(from.text(("act" + suffix).c_str(), "none"))),
+      low(from.number(("low" + suffix).c_str(), 0)),
+      high(from.number(("high" + suffix).c_str(), 0)),
       given(from.text("statistics", "batch") == "given") {}
 
 float NormTensors::deviation(int64_t channel) const {
@@ -51,6 +51,13 @@ NormPiece NormTensors::piece(int64_t block, const Stretch& stretch) const {
   piece.du = du.floats(stretch.offset);
   piece.length = stretch.length;
   return piece;
+}
+
+int NormTensors::rule() const {
+  if (settings.act == kNone) return kDirect;
+  if (mask && (settings.act == kRelu || settings.act == kClip)) return kMasked;
+  require_channels(bias, "input bias: not one number for each channel");
+  return recomputed(settings.act, static_cast<bool>(residual));
 }
 
 void NormTensors::require_channels(const Tensor& tensor, const char* message) const {

@@ -8,7 +8,8 @@ namespace ttac {
 
 // The attributes of both operators.
 struct NormSettings {
-  explicit NormSettings(const Attributes& from);
+  // `suffix` is part of the names of the attributes.
+  explicit NormSettings(const Attributes& from, const std::string& suffix = "");
   int block;
   float epsilon;
   Activation act;
@@ -18,14 +19,16 @@ struct NormSettings {
 
 // The tensors of one call.  `out` is y or dx; absent tensors stay empty.
 struct NormTensors {
-  NormTensors(const NormSettings& settings_, const Tensor& x_)
-      : settings(settings_), layout(x_.shape, settings_.block), x(x_) {}
+  NormTensors(const NormSettings& settings_, const Tensor& x_, int64_t piece = kPiece)
+      : settings(settings_), layout(x_.shape, settings_.block, piece), x(x_) {}
   // Square root of the variance plus epsilon.
   float deviation(int64_t channel) const;
   // Everything that the pieces of one block of channels have in common.
   NormPiece common(int64_t block) const;
   // `common` with the places of the tensors.
   NormPiece piece(int64_t block, const Stretch& stretch) const;
+  // How the backward pass finds du.  A mask takes a byte to read; otherwise u comes from x, which is read anyway.
+  int rule() const;
   // The tensor has one number for each channel.
   void require_channels(const Tensor& tensor, const char* message) const;
   // The tensor is absent, or has the shape of x.

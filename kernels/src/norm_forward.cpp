@@ -1,35 +1,10 @@
 // NormForward: normalisation by the moments of the batch, a residual, and an activation.
 #include <algorithm>
 
-#include "norm.h"
+#include "norm_steps.h"
 
 namespace ttac {
 namespace {
-
-struct ForwardSteps {
-  using Partial = Moments;
-  const NormTensors& at;
-
-  void partial(int64_t, const Stretch& stretch, Moments& into) const {
-    instructions().norm.moments(at.x.floats(stretch.offset), stretch.length, at.settings.block, into);
-  }
-
-  void join(const Moments& part, Moments& into) const { instructions().norm.join(part, into); }
-
-  void finish(int64_t block, const Moments& found) const {
-    const int64_t first = block * at.settings.block;
-    for (int c = 0; c < at.settings.block; ++c) {
-      const double squares = found.squares[c] < 0 ? 0 : found.squares[c];  // of constants; NaN stays
-      at.mean.floats()[first + c] = static_cast<float>(found.mean[c]);
-      at.variance.floats()[first + c] = static_cast<float>(squares / found.count);
-    }
-  }
-
-  void apply(int64_t block, const Stretch& stretch) const {
-    const bool residual(at.residual), mask(at.mask);
-    instructions().norm.forward[at.settings.act][residual][mask](at.piece(block, stretch));
-  }
-};
 
 class NormForward : public Kernel {
  public:
@@ -70,7 +45,7 @@ class NormForward : public Kernel {
     at.require_channels(at.variance, "input variance: not one number for each channel");
     copy(at.mean, call.output(1, at.mean.shape));
     copy(at.variance, call.output(2, at.variance.shape));
-    apply_all(call, at.layout, ForwardSteps{at});
+    apply_blocks(call, at.layout, 0, at.layout.blocks, ForwardSteps{at});
   }
 
   static void copy(const Tensor& from, const Tensor& to) {

@@ -36,6 +36,7 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
   return std::make_unique<Made>(attributes);
 }
 
-extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave;
+extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
+    kDepthwiseForward, kDepthwiseBackward;
 
 }  // namespace ttac

@@ -8,7 +8,7 @@ int block_of(const Attributes& attributes) {
   return static_cast<int>(block);
 }
 
-Layout::Layout(const std::vector<int64_t>& shape, int block_) {
+Layout::Layout(const std::vector<int64_t>& shape, int block_, int64_t piece_) : piece(piece_) {
   require(shape.size() >= 2, "input x: fewer than two axes");
   samples = shape[0];
   channels = shape[1];
@@ -17,12 +17,12 @@ Layout::Layout(const std::vector<int64_t>& shape, int block_) {
   for (size_t axis = 2; axis < shape.size(); ++axis) positions *= shape[axis];
   blocks = channels / block_;
   run = positions * block_;
-  pieces = std::max<int64_t>(1, (run + kPiece - 1) / kPiece);
+  pieces = std::max<int64_t>(1, (run + piece - 1) / piece);
 }
 
-Stretch Layout::stretch(int64_t channel_block, int64_t sample, int64_t piece) const {
-  const int64_t start = piece * kPiece;
-  return {(sample * blocks + channel_block) * run + start, std::min(kPiece, run - start)};
+Stretch Layout::stretch(int64_t channel_block, int64_t sample, int64_t index) const {
+  const int64_t start = index * piece;
+  return {(sample * blocks + channel_block) * run + start, std::min(piece, run - start)};
 }
 
 // Few large blocks are left to all threads together.

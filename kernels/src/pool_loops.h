@@ -1,31 +1,10 @@
 // The inner loops of MaxPoolForward and MaxPoolBackward.  Part of tables.cpp.
 #pragma once
 #include "pool_table.h"
-#include "vector.h"
+#include "window_loops.h"
 
 namespace ttac {
 namespace {
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// A range of the taps of an output, or of the outputs that read an input.
-struct Range {
-  int64_t first, last;
-};
-
-// The taps of output `out` that read inside of the input.
-INLINE Range taps_of(const Axis& axis, int64_t out) {
-  const int64_t start = out * axis.stride - axis.begin;
-  return {most(0, -start), least(axis.kernel, axis.size - start)};
-}
-
-// The outputs that read input `in`; output `o` does so with tap in + begin - o * stride.
-INLINE Range readers_of(const Axis& axis, int64_t in) {
-  const int64_t place = in + axis.begin, before = place - axis.kernel;
-  const int64_t first = before < 0 ? 0 : before / axis.stride + 1;
-  return {first, least(axis.outs, place / axis.stride + 1)};
-}
 
 // One output position.  The first of equal elements wins; NaN wins over numbers, as in PyTorch.
 template <int block>

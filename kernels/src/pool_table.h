@@ -1,18 +1,12 @@
 // The inner loops of pools and of interleaving.  They run over rows of one block of channels in one sample.
 #pragma once
-#include <cstdint>
+#include "window.h"
 
 namespace ttac {
 
 constexpr int kBlockSizes = 5;  // 1, 2, 4, 8 and 16 channels
 
 constexpr int block_index(int block) { return block == 16 ? 4 : block == 8 ? 3 : block == 4 ? 2 : block == 2 ? 1 : 0; }
-
-// The window of a pool along one axis.
-struct Axis {
-  int64_t size, outs;  // of the input, of the output
-  int64_t kernel, stride, begin;
-};
 
 // Rows [first, last) of a map: of y forward, of dx backward.  Pointers are those of the whole map.
 struct PoolRows {

@@ -13,8 +13,9 @@
 namespace ttac {
 namespace {
 
-const Operator* const kOperators[] = {&kNormForward, &kNormBackward, &kMaxPoolForward, &kMaxPoolBackward,
-                                       &kInterleave};
+const Operator* const kOperators[] = {&kNormForward,     &kNormBackward, &kMaxPoolForward,
+                                       &kMaxPoolBackward, &kInterleave,   &kDepthwiseInputGrad,
+                                       &kDepthwiseForward, &kDepthwiseBackward};
 
 // The domain lives as long as the process, because sessions keep a pointer to it.
 Status* make_domain(const Slot* api, OpDomain** domain) {

@@ -1,5 +1,6 @@
 // The inner loops for one set of instructions.  The build compiles this file several times: TTAC_TABLE names the
 // result, TTAC_INSTRUCTIONS describes it.
+#include "depthwise_loops.h"
 #include "dispatch.h"
 #include "norm_loops.h"
 #include "pool_loops.h"
@@ -7,6 +8,6 @@
 namespace ttac {
 
 // A constant expression: no code of this file may run before the choice.
-constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table()};
+constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table(), depthwise_table()};
 
 }  // namespace ttac

@@ -99,13 +99,17 @@ class Norm:
         near = [np.abs(self.u - corner) <= times * EPS * self.error for corner in corners]
         return np.any(near, axis=0) if near else np.zeros(self.u.shape, bool)
 
-    def backward(self, dy: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Output name -> its values, and a bound of their rounding errors as a multiple of EPS."""
+    def backward(self, dy: np.ndarray, dy_error: np.ndarray | float = 0.0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Output name -> its values, and a bound of their rounding errors as a multiple of EPS.
+
+        `dy_error` is that of dy.  Near a corner of the activation all of dy may be missing.
+        """
         slope = ACTIVATIONS[self.act][1](self.u, self.low, self.high)
         du = np.where(slope == 0, 0, dy * slope)
         smooth = self.act in ("silu", "hardswish", "gelu")
         finite = np.where(np.isfinite(self.error), self.error, 0)  # the derivative is constant far away
-        du_error = np.abs(du) + (np.abs(dy) * (2 + finite) if smooth else 0)
+        du_error = np.abs(du) + (np.abs(dy) * (2 + finite) if smooth else 0) + np.abs(slope) * dy_error
+        du_error = du_error + np.where(self.near_a_corner(16), np.abs(dy) / EPS, 0)
         dbias, dbias_error = du.sum(self.axes), du_error.sum(self.axes)
         dscale = (du * self.hat).sum(self.axes)
         dscale_error = (du_error * np.abs(self.hat) + np.abs(du) * self.hat_error).sum(self.axes)

@@ -1,0 +1,64 @@
+"""The depthwise operators against NumPy in float64, and against PyTorch's autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ttac_kernels", reason="needs ttac-kernels (make kernels)")
+
+from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
+from tests.support.kernel_session import blocked, plain, run
+
+WINDOW = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "block": 16}
+NORMS = {"act1": "clip", "low1": 0.0, "high1": 6.0, "act2": "clip", "low2": 0.0, "high2": 6.0}
+
+
+def test_random_input_gradients_agree_with_numpy() -> None:
+    for seed in range(100):
+        check_input_gradient(seed)
+
+
+@pytest.mark.parametrize("first", [0, 50])
+def test_random_chains_agree_with_numpy(first: int) -> None:
+    for seed in range(first, first + 50):
+        check_depthwise(seed)
+
+
+def test_a_chain_of_mobilenet_agrees_with_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    functional, random = torch.nn.functional, np.random.default_rng(0)
+    arrays = {"x1": random.standard_normal((2, 32, 19, 22)), "w": random.standard_normal((32, 1, 3, 3))}
+    arrays |= {name: random.uniform(0.5, 1.5, 32) for name in ("scale1", "bias1", "scale2", "bias2")}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    at = {name: torch.tensor(array, dtype=torch.float64, requires_grad=True) for name, array in arrays.items()}
+
+    def normed(x: torch.Tensor, number: int) -> torch.Tensor:
+        y = functional.batch_norm(x, None, None, at[f"scale{number}"], at[f"bias{number}"], training=True)
+        return torch.clamp(y, 0.0, 6.0)
+
+    y2 = normed(functional.conv2d(normed(at["x1"], 1), at["w"], stride=2, padding=1, groups=32), 2)
+    dy2 = torch.tensor(random.standard_normal(y2.shape))
+    y2.backward(dy2)
+    names = ["y2", "x2", "m1", "v1", "m2", "v2"]
+    order = {name: array for name, array in arrays.items() if name not in ("scale2", "bias2")}
+    order["x1"] = blocked(arrays["x1"], 16)
+    inputs = {name: order[name] for name in ("x1", "scale1", "bias1", "w")}
+    tail = {"cb": None, "scale2": arrays["scale2"], "bias2": arrays["bias2"]}
+    made = run("DepthwiseForward", {**inputs, **tail}, names, {**WINDOW, **NORMS})
+    assert np.allclose(plain(made["y2"], 16), y2.detach().numpy(), atol=1e-5)
+    fed = {"dy2": blocked(dy2.numpy().astype(np.float32), 16), "x2": made["x2"], "x1": order["x1"], "w": order["w"]}
+    for number in "12":
+        fed |= {f"s{number}": arrays[f"scale{number}"], f"b{number}": arrays[f"bias{number}"]}
+        fed |= {f"m{number}": made[f"m{number}"], f"v{number}": made[f"v{number}"]}
+    grads = {"dx1": "x1", "dscale1": "scale1", "dbias1": "bias1", "dscale2": "scale2", "dbias2": "bias2"}
+    back = run("DepthwiseBackward", fed, list(grads), {**WINDOW, **NORMS})
+    for name, leaf in grads.items():
+        found = plain(back[name], 16) if name == "dx1" else back[name]
+        assert np.allclose(found, at[leaf].grad.numpy(), atol=2e-4), name
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    dy, w = np.zeros((1, 16, 4, 4), np.float32), np.zeros((16, 1, 3, 2), np.float32)
+    with pytest.raises(Exception, match=r"input w: not of the shape \[C, 1, kh, kw\]"):
+        run("DepthwiseInputGrad", {"dy": dy, "w": w}, ["dx"], {**WINDOW, "sizes": [8, 8]})
