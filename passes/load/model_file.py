@@ -163,13 +163,10 @@ def choose_input(model: ir.Model, input: str | None, say: Say = quiet) -> None:
 
 
 def likeliest_input(inputs: Sequence[ir.Value]) -> ir.Value:
-    """Return the input that takes the samples: the floats of most axes, else the numbers of most axes."""
+    """Return the input that takes the samples: the first floats of two or more axes, else the numbers of most axes."""
     floats = [value for value in inputs if value.dtype in (None, ir.DataType.FLOAT, *HALF)]
-    return max([value for value in floats if len(value.shape or ()) > 1] or inputs, key=_rank)
-
-
-def _rank(value: ir.Value) -> int:
-    return len(value.shape or ())
+    several = [value for value in floats if value.shape is None or len(value.shape) > 1]
+    return several[0] if several else max(inputs, key=lambda value: len(value.shape or ()))
 
 
 def likeliest(outputs: Sequence[ir.Value]) -> ir.Value:
