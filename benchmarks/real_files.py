@@ -28,7 +28,7 @@ import onnxruntime as ort
 import ttac
 from ttac.errors import TtacError
 from ttac.inspection import inspect_model
-from ttac.options import sample_shape
+from ttac.sizes import sample_shape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "real-files.md"
 METHODS = ("source", "bn", "leantta", "tent", "surgeon")

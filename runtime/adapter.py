@@ -130,9 +130,9 @@ class Adapter:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the first input that has an axis of samples."""
+        """Shape of one sample of the first input with samples; open sizes are the largest ones."""
         spec = next(spec for spec in self.inputs if spec.batch_axis is not None)
-        return tuple(size for size in spec.shape if isinstance(size, int))
+        return tuple(size for size in self._manifest.largest(spec) if isinstance(size, int))
 
     @property
     def stats(self) -> dict[str, Any]:

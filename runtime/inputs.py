@@ -28,7 +28,28 @@ def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -
             where="the input",
             hint="pass the same samples to each input",
         )
+    _check_sizes(inputs, manifest)
     return inputs
+
+
+def _check_sizes(inputs: Mapping[str, np.ndarray], manifest: Manifest) -> None:
+    """Raise UsageError for an open size that is too large, no multiple, or different in two inputs."""
+    seen: dict[str, tuple[int, str]] = {}
+    for spec in manifest.inputs:
+        for symbol, size in zip(spec.shape, inputs[spec.name].shape, strict=True):
+            if not isinstance(symbol, str) or symbol not in manifest.sizes:
+                continue
+            limit, shape = manifest.sizes[symbol], list(inputs[spec.name].shape)
+            if not 0 < size <= limit.largest:
+                hint = f"resize the samples, or recompile with a larger `--max-shape` than {limit.largest}"
+                _refuse(spec, f"has shape {shape}; its size `{symbol}` is {size}, at most {limit.largest} fits", hint)
+            if size % limit.multiple:
+                problem = f"has shape {shape}; its size `{symbol}` is {size}, no multiple of {limit.multiple}"
+                _refuse(spec, problem, "pad or resize the samples")
+            before, other = seen.setdefault(symbol, (size, spec.name))
+            if before != size:
+                problem = f"has shape {shape}; its size `{symbol}` is {size}, that of `{other}` is {before}"
+                _refuse(spec, problem, "pass inputs of the same size")
 
 
 def _named(x: Any, manifest: Manifest) -> Mapping[str, Any]:
@@ -71,7 +92,7 @@ def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
 def _fits(array: np.ndarray, spec: TensorSpec) -> bool:
     """Whether every size but the number of samples is that of the model."""
     sizes = zip(array.shape, spec.shape, strict=False)
-    return array.ndim == len(spec.shape) and all(declared in (BATCH_AXIS, size) for size, declared in sizes)
+    return array.ndim == len(spec.shape) and all(isinstance(own, str) or own == size for size, own in sizes)
 
 
 def _way_out(array: np.ndarray, spec: TensorSpec) -> str:

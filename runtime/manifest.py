@@ -37,6 +37,7 @@ from ttac.runtime.records import (
     GraphSpec,
     HeadSpec,
     Manifest,
+    SizeSpec,
     TensorSpec,
 )
 
@@ -49,8 +50,8 @@ KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
-FORMS = "forms"
-"""Key of the table of forms, which a bundle without blocked graphs lacks."""
+FORMS, SIZES = "forms", "sizes"
+"""Keys of the tables of forms and of open sizes, which a bundle without any lacks."""
 
 
 def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
@@ -62,14 +63,15 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     """
     _check_format(raw)
     keys = set(raw)
-    if keys - {FORMS} != KEYS:
-        odd = ", ".join(f"`{key}`" for key in sorted((keys - {FORMS}) ^ KEYS))
+    if keys - {FORMS, SIZES} != KEYS:
+        odd = ", ".join(f"`{key}`" for key in sorted((keys - {FORMS, SIZES}) ^ KEYS))
         refuse("the top level", f"has {'unknown' if keys - KEYS else 'missing'} keys: {odd}")
     _check_informative(raw)
     files = _files(raw["files"])
     state_file, state = _state(raw["state"], files)
     graphs = {name: _graph(name, entry, files, state) for name, entry in an_object(raw["graphs"], "graphs").items()}
     planned, smallest = _batch(raw["batch"])
+    sizes = _sizes(raw.get(SIZES, []))
     outputs = _tensors(raw["outputs"], "outputs")
     if not outputs:
         refuse("outputs", "is empty")
@@ -78,7 +80,8 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         identity=identity_of(raw),
         threads=a_count(raw["target"]["threads"], "target.threads", low=0, high=MOST_THREADS),
         files=files,
-        inputs=_inputs(raw["inputs"]),
+        inputs=_inputs(raw["inputs"], sizes),
+        sizes=sizes,
         outputs=outputs,
         head=_head(raw["head"], outputs),
         planned=planned,
@@ -177,7 +180,21 @@ def _listed(value: Any, where: str, files: Mapping[str, str]) -> str:
     return name
 
 
-def _inputs(value: Any) -> tuple[TensorSpec, ...]:
+def _sizes(value: Any) -> dict[str, SizeSpec]:
+    sizes: dict[str, SizeSpec] = {}
+    for number, entry in enumerate(a_list(value, SIZES)):
+        where = f"{SIZES}[{number}]"
+        an_object(entry, where, only=("name", "largest", "multiple"))
+        largest, multiple = (a_count(entry[key], f"{where}.{key}", low=1) for key in ("largest", "multiple"))
+        if largest % multiple:
+            refuse(f"{where}.largest", f"is {largest}, no multiple of {multiple}")
+        sizes[a_name(entry["name"], f"{where}.name")] = SizeSpec(largest, multiple)
+    if len(sizes) != len(value) or BATCH_AXIS in sizes:
+        refuse(SIZES, f"has a name twice, or `{BATCH_AXIS}`")
+    return sizes
+
+
+def _inputs(value: Any, sizes: Mapping[str, SizeSpec]) -> tuple[TensorSpec, ...]:
     inputs = _tensors(value, "inputs")
     if not inputs:
         refuse("inputs", "is empty")
@@ -185,8 +202,8 @@ def _inputs(value: Any) -> tuple[TensorSpec, ...]:
         refuse("inputs", f"has no shape with `{BATCH_AXIS}`")
     for number, spec in enumerate(inputs):
         for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) and size != BATCH_AXIS:
-                refuse(f"inputs[{number}].shape[{axis}]", f"is {size!r}")
+            if isinstance(size, str) and size != BATCH_AXIS and size not in sizes:
+                refuse(f"inputs[{number}].shape[{axis}]", f"is {size!r}, which `sizes` lacks")
     return inputs
 
 

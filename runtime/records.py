@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ttac.runtime.form_table import FormSpec
@@ -34,6 +34,14 @@ class TensorSpec:
     def batch_axis(self) -> int | None:
         """The axis with one entry for each sample; None where the tensor has none."""
         return self.shape.index(BATCH_AXIS) if BATCH_AXIS in self.shape else None
+
+
+@dataclass(frozen=True)
+class SizeSpec:
+    """An open size of the inputs: a multiple of `multiple`, at most `largest`."""
+
+    largest: int
+    multiple: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,12 @@ class Manifest:
     graphs: Mapping[str, GraphSpec]
     programs: Mapping[str, tuple[Word, ...]]
     forms: tuple[FormSpec, ...] = ()
+    sizes: Mapping[str, SizeSpec] = field(default_factory=dict)
+
+    def largest(self, spec: TensorSpec) -> tuple[int | str, ...]:
+        """The shape of an input with its largest sizes."""
+        sizes = self.sizes
+        return tuple(sizes[size].largest if isinstance(size, str) and size in sizes else size for size in spec.shape)
 
     @property
     def output(self) -> TensorSpec:

@@ -22,6 +22,7 @@ from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime.bundle import open_bundle
 from ttac.runtime.engine import engine, open_session
+from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.program.words import Run, all_words
 from ttac.runtime.records import BATCH_AXIS, Manifest
 from ttac.runtime.replacement import read_unreplaced
@@ -188,12 +189,10 @@ def _verified(file: Path, manifest: Mapping[str, Any]) -> tuple[int, ...]:
     """
     engine()
     random = np.random.default_rng(0)
-    feed = {
-        entry["name"]: random.random([1 if size == BATCH_AXIS else size for size in entry["shape"]], np.float32).astype(
-            entry["dtype"]
-        )
-        for entry in manifest["inputs"]
-    }
+    parsed, feed = parse_manifest(manifest), {}
+    for spec in parsed.inputs:
+        shape = [1 if size == BATCH_AXIS else int(size) for size in parsed.largest(spec)]
+        feed[spec.name] = random.random(shape, np.float32).astype(spec.dtype)
     try:
         onnx.checker.check_model(str(file), full_check=True)
         outputs = open_session(file).run([entry["name"] for entry in manifest["outputs"]], feed)

@@ -13,7 +13,7 @@ from ttac.errors import VerificationError
 from ttac.runtime.engine import open_session
 from ttac.runtime.records import BATCH_AXIS, HeadSpec, Manifest
 from ttac.samples.images import Stream, open_stream, preparation
-from ttac.samples.named_arrays import named_stream
+from ttac.samples.named_arrays import named_stream, sample_shape, with_sizes
 from ttac.samples.predictions import Tally, fit_labels, probabilities
 
 WORSE = 0.02
@@ -98,6 +98,7 @@ class Referee:
         Raises UsageError for samples that cannot be read or do not fit.
         """
         entry, *others = manifest.raw["inputs"]
+        entry = with_sizes(entry, manifest.raw, sample_shape(samples)) if manifest.sizes else entry
         if others or entry["shape"][0] != BATCH_AXIS:
             stream = named_stream(samples, manifest.raw["inputs"])
         else:

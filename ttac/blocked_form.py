@@ -38,7 +38,7 @@ def write_forms(
     No entry where the layout or the kernels gain nothing, and none for a form that this engine runs with other numbers.
     A form that this machine cannot run is written without a comparison.
     """
-    if content.state.int8.modules:
+    if content.state.int8.modules or content.sizes:
         return []
     names = ["forward", *content.stages("backward")]
     graphs = {name: content.graphs[name] for name in names if name in content.graphs}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
 from ttac.compile_state import CompileState
 from ttac.method_facts import method_graphs
 from ttac.passes.differentiate.joint import Joint
+from ttac.passes.graph.keys import OPEN
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.load.model_file import INPUTS
 from ttac.passes.lower.fed_weights import make_fed_weights
@@ -73,22 +75,27 @@ def _plan_choice(state: CompileState, goal: int | None) -> PlanChoice:
     return PlanChoice(plan, can_shrink=more)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeGraphs:
+    """The lowered graphs of a bundle, with the backward in one piece.
+
+    Attributes:
+        graphs: name -> graph, among them `infer`, `forward` and, for a method with gradients, `backward`.
+        residuals: names of the values that cross from the forward to the backward.
+        steps: the method's own graphs by name.
+    """
+
+    graphs: Mapping[str, ir.Model]
+    residuals: Sequence[str]
+    steps: Mapping[str, MethodGraph]
+
+
 def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> BundleContent:
     """Cut a copy of the joint graph, add the method's own graphs, and lower every graph for the target."""
-    options, joint, infer = state.options, state.joint, state.infer
-    assert joint is not None and infer is not None
-    halves = cut(state, joint, choice.plan)
-    graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
-    steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
-    if halves.backward is not None:
-        graphs |= backward_stages(state, joint, halves.backward, halves.residuals)
-        graphs |= {name: step.model for name, step in steps.items()}
-    for name, model in graphs.items():
-        if not name.startswith("backward"):
-            lower(model, options.target)
-    adapting = [model for name, model in graphs.items() if name != "infer"]
-    fed_weights = make_fed_weights(adapting, observed=halves.backward is None)
-    fed_weights |= source_set(options.method.program, joint.parameters)
+    joint, whole = state.joint, whole_graphs(state, choice)
+    assert joint is not None
+    graphs, fed_weights = finished_graphs(state, whole.graphs, whole.residuals)
+    fed_weights |= source_set(state.options.method.program, joint.parameters)
     log.lower(graphs)
     return BundleContent(
         state=state,
@@ -96,11 +103,37 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
         plan=choice.plan,
         graphs=graphs,
         exact={} if choice.plan.is_exact else exact_graphs(state, joint, choice.plan),
-        tensors=state_tensors(state, steps),
-        moves=moves_of(state, steps),
-        stats=stats_of(joint, steps),
+        tensors=state_tensors(state, whole.steps),
+        moves=moves_of(state, whole.steps),
+        stats=stats_of(joint, whole.steps),
         fed_weights=fed_weights,
     )
+
+
+def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
+    """Cut a copy of the joint graph, add the method's own graphs, and lower each graph."""
+    joint, infer = state.joint, state.infer
+    assert joint is not None and infer is not None
+    halves = cut(state, joint, choice.plan)
+    graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
+    steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
+    if halves.backward is not None:
+        graphs |= {"backward": halves.backward, **{name: step.model for name, step in steps.items()}}
+    for model in graphs.values():
+        model.graph.meta[OPEN] = state.options.max_shape is not None
+        lower(model, state.options.target)
+    return WholeGraphs(graphs=graphs, residuals=halves.residuals, steps=steps)
+
+
+def finished_graphs(
+    state: CompileState, whole: Mapping[str, ir.Model], residuals: Sequence[str]
+) -> tuple[dict[str, ir.Model], dict[str, np.ndarray]]:
+    """The graphs with the backward in stages, and the weights that are their inputs."""
+    graphs: dict[str, ir.Model] = {}
+    for name, model in whole.items():
+        graphs |= backward_stages(state, model, residuals) if name == "backward" else {name: model}
+    adapting = [model for name, model in graphs.items() if name != "infer"]
+    return graphs, make_fed_weights(adapting, observed="backward" not in whole)
 
 
 def cut(state: CompileState, joint: Joint, plan: Plan) -> GraphHalves:
@@ -123,12 +156,10 @@ def in_file_order(model: ir.Model, state: CompileState) -> ir.Model:
     return copy
 
 
-def backward_stages(
-    state: CompileState, joint: Joint, backward: ir.Model, residuals: Sequence[str]
-) -> dict[str, ir.Model]:
-    """The stages of the backward by file stem, in standard operators and in an order that the engine keeps."""
-    batch = state.options.batch
-    lower(backward, state.options.target)
+def backward_stages(state: CompileState, backward: ir.Model, residuals: Sequence[str]) -> dict[str, ir.Model]:
+    """The stages of the lowered backward by file stem, in an order that the engine keeps."""
+    batch, joint = state.options.batch, state.joint
+    assert joint is not None
     stages = split_backward(backward, residuals, batch, STAGES)
     available = {*residuals, *(str(value.name) for value in joint.model.graph.inputs)}
     for model in stages:

@@ -16,6 +16,20 @@ from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.plan.decisions import Plan
 
 
+@dataclass(frozen=True)
+class OpenSize:
+    """A size that stays open.
+
+    Attributes:
+        name: its symbol in the manifest.
+        largest: the size that the bundle is planned for; multiple: every size is a multiple of it.
+    """
+
+    name: str
+    largest: int
+    multiple: int = 1
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BundleContent:
     """The content of a bundle.
@@ -31,6 +45,7 @@ class BundleContent:
         stats: graph -> graph output -> name in `adapter.stats`.
         fed_weights: weights that are graph inputs, by name.
         forms: further spellings of the graphs, as entries of the manifest.
+        sizes: sizes of the inputs that stay open; fixed: then the same bundle for the largest sizes alone.
     """
 
     state: CompileState
@@ -43,10 +58,14 @@ class BundleContent:
     stats: Mapping[str, Mapping[str, str]]
     fed_weights: Mapping[str, np.ndarray]
     forms: Sequence[Mapping[str, Any]] = ()
+    sizes: Sequence[OpenSize] = ()
+    fixed: BundleContent | None = None
 
     @property
     def inputs(self) -> list[ir.Value]:
-        """The model's inputs, of which methods distort the first."""
+        """The model's inputs at their largest sizes, of which methods distort the first."""
+        if self.fixed is not None:
+            return self.fixed.inputs
         named = {str(value.name): value for value in self.graphs["infer"].graph.inputs}
         return [named[name] for name in self.state.inputs]
 

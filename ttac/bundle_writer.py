@@ -69,6 +69,7 @@ def manifest(
         "verified": dict(verified),
         "executed_on": [engine()] if verified else [],
         **({"forms": list(content.forms)} if content.forms else {}),
+        **({"sizes": [asdict(size) for size in content.sizes]} if content.sizes else {}),
     }
 
 

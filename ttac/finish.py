@@ -43,7 +43,7 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         log.verify(differences.as_dict())
         differences.refuse()
         content = replace(content, forms=write_forms(content, folder, verification_feeds(content), log.note))
-        memory = planned_memory(content)
+        memory = planned_memory(content.fixed or content)
         # The measured program takes every branch: a step needs that much at most.
         seal(content, folder, differences, memory, log.lines, unguarded(content))
         threads = options.target.threads or None

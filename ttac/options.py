@@ -16,7 +16,7 @@ from ttac.method_fit import methods_that_train
 from ttac.runtime.bundle import check_replaceable
 from ttac.samples.pixels import black_and_white, resolve_pixels
 from ttac.settings import resolve, split_assignments
-from ttac.sizes import parse_size
+from ttac.sizes import parse_size, sample_shape
 from ttac.spec import HEADS, Method, Target
 from ttac.suggest import did_you_mean
 
@@ -58,27 +58,6 @@ def whole_number(low: int = 1) -> Parse:
 def size_in_bytes(value: Any, where: str) -> int:
     """Parser of a size in bytes, such as `64MiB`."""
     return parse_size(str(value), where)
-
-
-def sample_shape(value: Any, where: str) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
-    """Parser of the shape of one sample: `3x224x224`, or a sequence of whole numbers.
-
-    Shapes of several inputs are a mapping by their names, or a text such as `image=3x224x224,mask=16`.
-    """
-    if isinstance(value, str) and "=" in value:
-        parts = [part.strip().rpartition("=") for part in value.split(",")]
-        value = {name: sizes for name, _, sizes in parts}
-    if isinstance(value, Mapping):
-        return {str(name): _sizes(each, where) for name, each in value.items()}
-    return _sizes(value, where)
-
-
-def _sizes(value: Any, where: str) -> tuple[int, ...]:
-    parts = value.lower().split("x") if isinstance(value, str) else [str(part) for part in value]
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
-        raise UsageError(f"`{value}` is not a shape", where=where, hint=hint)
-    return tuple(int(part) for part in parts)
 
 
 def name_text(value: Any, where: str) -> str:
@@ -166,6 +145,8 @@ class CompileOptions:
         hold: name -> value of inputs that keep one value: a number, an array, or the path of an `.npy` file.
         batch_axis: name of an input -> its axis with the samples, or "none"; the file's names of sizes decide the rest.
         shape: of one sample, for a file that leaves it open; for several inputs, by their names.
+        max_shape: the largest shape of one sample; sizes that the file leaves open stay open, and it takes the place of
+            `shape`.
         head: reading of the output: "classes", "binary", "dense", "detection" or "ctc"; "auto" reads it from the
             shape and the last operators.
         axis: axis of the classes in the output, where the file does not tell it.
@@ -212,6 +193,9 @@ class CompileOptions:
     shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None = field(
         metadata=_rule(sample_shape, "CxHxW", "Shape of one sample, where the file leaves it open; or NAME=CxHxW,...")
     )
+    max_shape: tuple[int, ...] | dict[str, tuple[int, ...]] | None = field(
+        metadata=_rule(sample_shape, "CxHxW", "Largest shape of one sample: open sizes stay open up to it.")
+    )
     pixels: Mapping[str, Any] | None = field(
         metadata=_rule(
             pixel_meaning,
@@ -257,6 +241,8 @@ class CompileOptions:
         method, target = methods.find(values["method"]), targets.find(values["target"])
         _refuse_contradiction(method, values["train"], values["quantize"])
         settings = resolve(method, _with_pixels(method, values["settings"], values["pixels"]), values["quantize"])
+        if values["max_shape"] is not None:
+            values["shape"] = _largest_shape(values, method.variant(settings))
         path = Path(path)
         output = values["output"] or Path(f"{path.stem}-{method.name}-{target.name}.ttac")
         if not values["dry_run"]:
@@ -313,6 +299,19 @@ def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[st
     if pixels is None or method.pixels is None:
         return settings
     return {**method.pixels(*black_and_white(pixels)), **settings}
+
+
+def _largest_shape(values: Mapping[str, Any], method: Method) -> Any:
+    """The shape to plan for; raises UsageError for options that fix a size, or need one."""
+    if method.keep:
+        hint = "fix the size with `--shape`, or take another method"
+        problem = f"`{method.name}` keeps parts of values in blocks, whose number depends on the size"
+        raise UsageError(problem, where="`--max-shape`", hint=hint)
+    for name in ("shape", "quantize"):
+        if values[name] is not None:
+            hint = "leave one of the two out"
+            raise UsageError(f"`--{name}` needs a fixed size", where="`--max-shape`", hint=hint)
+    return values["max_shape"]
 
 
 def untrainable(where: str) -> UnsupportedError:

@@ -14,6 +14,7 @@ from ttac.finish import Finished, finish
 from ttac.garbage import uncollected
 from ttac.memory_check import OverBudget
 from ttac.model_argument import model_file
+from ttac.open_sizes import open_content
 from ttac.options import CompileOptions
 from ttac.reports.progress import RoomLog
 from ttac.rooms import (
@@ -63,6 +64,7 @@ def compile_model(
     hold: Mapping[str, Any] | None = None,
     batch_axis: Mapping[str, Any] | None = None,
     shape: Sequence[int] | Mapping[str, Sequence[int]] | str | None = None,
+    max_shape: Sequence[int] | Mapping[str, Sequence[int]] | str | None = None,
     head: str = "auto",
     axis: int | None = None,
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
@@ -112,7 +114,10 @@ def finish_within_budget(state: CompileState, log: RoomLog) -> Bundle:
     refusals: list[OverBudget] = []
     for left in reversed(range(TRIES)):
         choice = plan_residuals(state, goal, log)
-        outcome = finish(build_graphs(state, choice, log), log)
+        content = build_graphs(state, choice, log)
+        if state.options.max_shape is not None:
+            content = open_content(state, choice, content, log)
+        outcome = finish(content, log)
         if isinstance(outcome, Finished):
             return outcome.bundle
         refusals.append(outcome)

@@ -30,14 +30,15 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
     """
     if not options.method.adapts:
         return []
-    decision = decide(find_norms(model), options.norms, has_calibration=samples.known is not None)
+    measured = samples.known is not None or bool(samples.moments)
+    decision = decide(find_norms(model), options.norms, has_calibration=measured)
     say(decision.because)
     sites = list(decision.sites)
     if decision.inserted:
-        assert samples.known is not None
         values = [candidate.value for candidate in decision.inserted]
-        statistics = calibration.statistics(model, samples.known, values, options.batch)
-        sites += insert_norms(model, decision.inserted, statistics)
+        if samples.known is not None:
+            samples.moments.update(calibration.statistics(model, samples.known, values, options.batch))
+        sites += insert_norms(model, decision.inserted, samples.moments)
     if not options.method.trains:
         sites = with_statistics(sites, options.method)
     sites = selected(model, in_graph_order(model, sites), options.train, samples, say)

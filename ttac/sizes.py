@@ -1,8 +1,10 @@
-"""Sizes in bytes, as people write and read them: `64MiB`, `48 MB`, `2 GiB`."""
+"""Sizes as people write and read them: bytes as `64MiB`, `48 MB`, `2 GiB`, and shapes of samples as `3x224x224`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ttac.errors import UsageError
 
@@ -42,3 +44,24 @@ def format_size(size: float) -> str:
         scaled, unit = scaled / 1024, larger
     digits = 0 if unit == "B" or abs(scaled) >= 99.95 else 1 if abs(scaled) >= 9.995 else 2
     return f"{scaled:.{digits}f} {unit}"
+
+
+def sample_shape(value: Any, where: str) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Parser of the shape of one sample: `3x224x224`, or a sequence of whole numbers.
+
+    Shapes of several inputs are a mapping by their names, or a text such as `image=3x224x224,mask=16`.
+    """
+    if isinstance(value, str) and "=" in value:
+        parts = [part.strip().rpartition("=") for part in value.split(",")]
+        value = {name: sizes for name, _, sizes in parts}
+    if isinstance(value, Mapping):
+        return {str(name): _sizes(each, where) for name, each in value.items()}
+    return _sizes(value, where)
+
+
+def _sizes(value: Any, where: str) -> tuple[int, ...]:
+    parts = value.lower().split("x") if isinstance(value, str) else [str(part) for part in value]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        hint = "write one sample's sizes without the batch, `--shape 3x224x224`"
+        raise UsageError(f"`{value}` is not a shape", where=where, hint=hint)
+    return tuple(int(part) for part in parts)

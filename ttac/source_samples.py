@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -19,9 +19,13 @@ from ttac.samples.named_arrays import InputSizes, read_arrays
 
 @dataclass(frozen=True)
 class Samples:
-    """Calibration samples for all inputs of the model, or none."""
+    """Calibration samples for all inputs of the model, or none.
+
+    `moments` has the mean and the variance of values on the samples, by name, once they are measured.
+    """
 
     known: SampleSet | None = None
+    moments: dict[str, calibration.Moments] = field(default_factory=dict)
 
     @property
     def shape(self) -> Shape | None:

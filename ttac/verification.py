@@ -63,7 +63,7 @@ def verify(content: BundleContent, folder: Path) -> Differences:
         refuse_float_layers(folder / "forward.onnx", modules)
     feeds = verification_feeds(content)
     reference = content.graphs["infer"] if modules else content.state.source
-    model, initial = adaptation_off(content)
+    model, initial = adaptation_off(content.fixed or content)
     differences = Differences(
         logits_off=logits_off(reference, model, {**initial, **feeds}, batch_axes(content.graphs["infer"])),
         quantized=rounding_error(content) if modules else None,
@@ -105,7 +105,7 @@ def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, diffe
     steps = STATE_STEPS if reads_moved_state(content) else 1
     gradients = [str(value.name) for value in joint.gradients]
     target = content.state.options.target
-    whole = joint_reference(joint, target)
+    whole = joint_reference(joint, target, open_sizes=bool(content.sizes))
     with exact_halves(content, written) as halves:
         unoptimised = ExecutableHalves(halves.folder, halves.stages, halves.moves, optimised=False)
         logits_error, gradients_error = compare_halves(whole, unoptimised, feeds, logits, gradients, steps)

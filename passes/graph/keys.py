@@ -10,3 +10,6 @@ SAMPLE_BYTES = "ttac.sample_bytes"
 """Value metadata: largest number of bytes per sample, for a value whose shape does not determine the size."""
 LIKELY_BYTES = "ttac.likely_bytes"
 """Value metadata: typical number of bytes per sample."""
+
+OPEN = "ttac.open"
+"""Key of `graph.meta`: whether the sizes of the input are to stay open, so that no choice may depend on them."""

@@ -114,11 +114,13 @@ class Walk:
         traced: int | None,
         imagined: tuple[int, int] = IMAGINED,
         axes: Mapping[str, int | None] | None = None,
+        open_sizes: bool = False,
     ) -> None:
         self.graph, self.opset, self.traced = model.graph, model.opset_imports[""], traced
         self.op = Builder(model.graph, ROOM, self.opset)
         self.unknown: list[ir.Node] = []
         self.rewritten: list[str] = []
+        self._open, self._sized = open_sizes, set[ir.Value]()
         self._facts: dict[ir.Value, ValueFacts] = {}  # by object, not by id: Python reuses the id of a folded value
         for x in model.graph.inputs:
             assert x.shape is not None
@@ -188,6 +190,8 @@ class Walk:
             sizes = [_evaluate(node, [pair[case] for pair in contents if pair], self.opset) for case in range(2)]
         if not (sizes[0] and sizes[1]):
             return False
+        is_sized = node.op_type == "Shape" or any(value in self._sized for value in node.inputs if value is not None)
+        self._sized.update(node.outputs if is_sized else ())
         for value, first, second in zip(node.outputs, *sizes, strict=False):
             self._learn(
                 value, ValueFacts(ir.DataType.from_numpy(first.dtype), (first.shape, second.shape), (first, second))
@@ -203,10 +207,15 @@ class Walk:
             v.is_graph_output() for v in node.outputs
         ):
             return
+        is_sized = node.outputs[0] in self._sized
+        computed = [v for v in node.inputs if v is not None and v in self._sized and v.const_value is None]
+        if self._open and is_sized and (node.op_type in INFLATING or (computed and node.op_type != "Shape")):
+            return
         for old, array in zip(node.outputs, contents, strict=False):
             name, old.name = old.name, None
             value = ir.val(name, const_value=ir.tensor(array, name=name))
             self.graph.register_initializer(value)
+            self._sized.update([value] if is_sized else ())
             old.replace_all_uses_with(value)
         self.graph.remove(node, safe=True)
 

@@ -101,7 +101,8 @@ def _sample(name: str, stated: Sequence[int | str] | None, shape: Sequence[int] 
         raise UnsupportedError(
             f"the size of {', '.join(unbound) or 'a sample'} is open; only the batch may be",
             where=f"input `{name}` {_text(stated) if stated is not None else ''}".rstrip(),
-            hint=f"state the shape of a sample: `--shape {example}`; a compile also reads it from `--calibration`",
+            hint=f"state the shape of a sample: `--shape {example}`; a compile also reads it from `--calibration`, and "
+            "`--max-shape` keeps it open",
         )
     return [int(size) for size in stated]
 

@@ -47,6 +47,7 @@ def normalise(
     say: Say = quiet,
     simplifier: Simplifier | None = simplify,
     single: bool = False,
+    open_sizes: bool = False,
 ) -> ir.Model:
     """Return the normal form of a loaded model, after a check that it computes the same on 1, 2 and 3 samples.
 
@@ -54,16 +55,16 @@ def normalise(
 
     Args:
         model: from `load`; it stays unchanged.
-        shape: of one sample, (3, 224, 224), where the file leaves a dimension open; for several inputs, by their names.
+        shape: of one sample, (3, 224, 224), where the file leaves a dimension open; for several inputs, by names.
         say: receives one line for each change.
         simplifier: None leaves out the simplification.
         single: the model is to run on one sample at a time; then the file may fix the batch at 1, and the result has
             the mark `ttac.passes.normalise.single_sample.SINGLE`.
+        open_sizes: tables that follow from the size of the input stay nodes.
 
-    Raises UsageError if `shape` contradicts the file. Raises UnsupportedError if a dimension stays open, if a node
-    fixes the batch, or if shapes cannot be inferred.
+    Raises UsageError if `shape` contradicts the file, UnsupportedError if there is no normal form.
     """
-    choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier}
+    choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier, "open_sizes": open_sizes}
     try:
         return _normalised(model, say=say, **choices)
     except UnsupportedError as error:
@@ -126,6 +127,7 @@ def _normalised(
     say: Say,
     simplifier: Simplifier | None,
     single: bool = False,
+    open_sizes: bool = False,
 ) -> ir.Model:
     reference, axes = model.meta.get(REFERENCE) or model.clone(), axes_of(model)
     model = model.clone()
@@ -136,9 +138,9 @@ def _normalised(
         model = simplifier(model, say)
         tidy(model)
     _refuse_control_flow(model)
-    model, rewritten, traced = (type_for_one(model, axes), [], 1) if single else _freed(model, traced, axes)
+    model, rewritten, traced = (type_for_one(model, axes), [], 1) if single else _freed(model, traced, axes, open_sizes)
     tidy(model)
-    if simplifier and worthwhile(model):
+    if simplifier and not open_sizes and worthwhile(model):
         model = _simplified(model, simplifier, say, axes if single else None)
     _refuse_batchless(model, traced)
     refuse_wrong_operands(model)
@@ -243,21 +245,21 @@ def _refuse_control_flow(model: ir.Model) -> None:
         )
 
 
-def _freed(model: ir.Model, traced: int | None, axes: Axes) -> tuple[ir.Model, list[str], int | None]:
+def _freed(model: ir.Model, traced: int | None, axes: Axes, open_sizes: bool) -> tuple[ir.Model, list[str], int | None]:
     """Return the model with a free batch, the names of the rewritten nodes, and the batch of the trace.
 
     A file that declares a free batch may still contain numbers, from a trace with one sample.
     """
     if traced is not None:
-        return model, free_batch(model, traced, axes), traced
+        return model, free_batch(model, traced, axes, open_sizes=open_sizes), traced
     attempt = model.clone()
     try:
-        free_batch(attempt, None, axes)
+        free_batch(attempt, None, axes, open_sizes=open_sizes)
         _refuse_batchless(attempt, None)
         return attempt, [], None
     except UnsupportedError as error:
         try:
-            return model, free_batch(model, 1, axes), 1
+            return model, free_batch(model, 1, axes, open_sizes=open_sizes), 1
         except UnsupportedError:
             raise error from None
 

@@ -23,17 +23,24 @@ BROADCASTS = frozenset(
 """Operators that broadcast their operands."""
 
 
-def free_batch(model: ir.Model, traced: int | None, axes: Mapping[str, int | None] | None = None) -> list[str]:
+def free_batch(
+    model: ir.Model,
+    traced: int | None,
+    axes: Mapping[str, int | None] | None = None,
+    *,
+    open_sizes: bool = False,
+) -> list[str]:
     """Type every value of `model` in place, with a symbolic batch; return the names of the rewritten nodes.
 
     Args:
         model: with inputs whose shapes but the batch are bound.
         traced: the batch that the file was traced with; None where the file declares the batch free.
         axes: the axis of each input with the samples; without it, the axis of size N.
+        open_sizes: leave tables that follow from the size of the input to be computed.
 
     Raises UnsupportedError at the node that fixes the batch, or with the names of values of unknown shape.
     """
-    walk = Walk(model, traced, axes=axes)
+    walk = Walk(model, traced, axes=axes, open_sizes=open_sizes)
     for node in list(model.graph):
         walk.visit(node)
     _refuse_unknown(model, walk.unknown)

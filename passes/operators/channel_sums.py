@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import Types, composite, like, per_channel
+from ttac.passes.graph.keys import OPEN
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.windows import spatial
 
@@ -37,7 +38,7 @@ def _mean_square(op: Builder, x: ir.Value | None) -> ir.Value:
     sizes = [int(size) for size in dims(x)[1:]][1:]
     if not sizes:
         return op.ReduceMean(op.Mul(x, x), [0], keepdims=0)
-    at_once = len(sizes) if sizes[-1] < SHORT_ROW else 1
+    at_once = len(sizes) if sizes[-1] < SHORT_ROW and not op.graph.meta.get(OPEN) else 1
     squares = op.ReduceSumSquare(x, list(range(len(sizes) + 2 - at_once, len(sizes) + 2)), keepdims=0)
     square = op.ReduceMean(squares, [0, *range(2, len(sizes) + 2 - at_once)], keepdims=0)
     count = math.prod(sizes[len(sizes) - at_once :])

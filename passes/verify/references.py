@@ -12,7 +12,7 @@ from ttac.passes.differentiate.joint import Joint
 from ttac.passes.differentiate.losses import ROOM, WEIGHTS
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.expand import expand_all
-from ttac.passes.graph.keys import ROOM_KEY
+from ttac.passes.graph.keys import OPEN, ROOM_KEY
 from ttac.passes.graph.shapes import dims
 from ttac.passes.lower.fed_weights import make_fed_weights
 from ttac.passes.lower.lower import lower
@@ -102,9 +102,13 @@ def _detached(joint: Joint) -> list[ir.Value]:
     return [node.outputs[0] for node in joint.model.graph if node.op_type == DETACHED]
 
 
-def joint_reference(joint: Joint, target: Target) -> ir.Model:
-    """A copy of the joint graph in the operators of the halves, with logits and gradients as outputs."""
+def joint_reference(joint: Joint, target: Target, *, open_sizes: bool = False) -> ir.Model:
+    """A copy of the joint graph in the operators of the halves, with logits and gradients as outputs.
+
+    With `open_sizes`, no choice of operators depends on a size.
+    """
     model = joint.model.clone()
+    model.graph.meta[OPEN] = open_sizes
     values = ir.convenience.create_value_mapping(model.graph)
     names = [joint.logits.name, *(gradient.name for gradient in joint.gradients)]
     model.graph.outputs[:] = [values[str(name)] for name in names]

@@ -210,11 +210,12 @@ def _size(manifest: Mapping[str, Any], batch: int | None) -> int:
 def _open(terminal: Terminal, manifest: Mapping[str, Any], samples: Path, array: str | None) -> Stream:
     from ttac.samples.doubts import SEEN, doubts
     from ttac.samples.images import open_stream, preparation
-    from ttac.samples.named_arrays import named_stream
+    from ttac.samples.named_arrays import named_stream, sample_shape, with_sizes
 
     entry, *others = manifest["inputs"]
     if others or entry["shape"][0] != "N":
         return named_stream(samples, manifest["inputs"])
+    entry = with_sizes(entry, manifest, sample_shape(samples, array) if manifest.get("sizes") else ())
     how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
     stream = open_stream(samples, how, array)
     if stream.array and array is None:
@@ -245,7 +246,7 @@ def _labelled(terminal: Terminal, stream: Stream, manifest: Mapping[str, Any], h
 
 def _class_count(manifest: Mapping[str, Any], head: HeadSpec) -> int | None:
     """Number of classes along the head's axis, None where the output leaves it open or has no such axis."""
-    shape = next((spec["shape"] for spec in manifest["outputs"] if spec["name"] == head.output), [])
+    shape: list[Any] = next((spec["shape"] for spec in manifest["outputs"] if spec["name"] == head.output), [])
     size = shape[head.axis] if head.axis is not None and head.axis < len(shape) else None
     return size if isinstance(size, int) else None
 

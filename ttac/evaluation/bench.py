@@ -160,7 +160,7 @@ class Group:
         self.bench.say(f"timing {self.title}")
         adapters = {subject.bundle: load(subject.bundle, threads=self.threads) for subject in self.subjects}
         first = self.subjects[0]
-        only_input(adapters[first.bundle].bundle.manifest["inputs"])
+        only_input(adapters[first.bundle].bundle.manifest)
         shape = adapters[first.bundle].input_shape
         x = self.bench.samples(first, shape)
         source = partial(inference(self.source, self.threads), x)

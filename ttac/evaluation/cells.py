@@ -138,7 +138,7 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     adapter.reset()
     manifest = adapter.bundle.manifest
     read = reader(manifest)
-    entry = only_input(manifest["inputs"])
+    entry = only_input(manifest)
     how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
     labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)

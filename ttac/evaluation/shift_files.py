@@ -132,5 +132,5 @@ def corrupt_piece(piece: Piece) -> np.ndarray:
 def preparation_of(bundle: Path) -> Preparation:
     """Return the rule by which bytes become the input of the bundle's model."""
     manifest = read_manifest(bundle)
-    entry = only_input(manifest["inputs"])
+    entry = only_input(manifest)
     return preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])

@@ -18,7 +18,9 @@ import numpy as np
 
 from ttac.child_process import run_module
 from ttac.errors import RuntimeMissingError
-from ttac.runtime.records import BATCH_AXIS, TensorSpec
+from ttac.runtime.adapter import Adapter
+from ttac.runtime.manifest import parse_manifest
+from ttac.runtime.records import BATCH_AXIS
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 STEPS, WARM_UP = 10, 2
@@ -120,10 +122,13 @@ def random_array(shape: Sequence[int], dtype: str) -> np.ndarray:
     return random.standard_normal(shape, dtype=np.float32)
 
 
-def random_feeds(inputs: Sequence[TensorSpec], count: int) -> dict[str, np.ndarray]:
-    """Return random numbers for `count` samples by the names of the inputs, as `random_samples`."""
-    shapes = {spec.name: [count if size == BATCH_AXIS else int(size) for size in spec.shape] for spec in inputs}
-    return {spec.name: random_array(shapes[spec.name], spec.dtype) for spec in inputs}
+def random_feeds(adapter: Adapter, count: int) -> dict[str, np.ndarray]:
+    """Return random numbers for `count` samples of the largest size by the names of the inputs."""
+    manifest, feeds = parse_manifest(adapter.bundle.manifest), {}
+    for spec in manifest.inputs:
+        shape = [count if size == BATCH_AXIS else int(size) for size in manifest.largest(spec)]
+        feeds[spec.name] = random_array(shape, spec.dtype)
+    return feeds
 
 
 def main() -> None:
@@ -134,7 +139,7 @@ def main() -> None:
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
     adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
-    samples, few = (random_feeds(adapter.inputs, count) for count in (adapter.batch, adapter.smallest_batch))
+    samples, few = (random_feeds(adapter, count) for count in (adapter.batch, adapter.smallest_batch))
     if file:
         array = np.load(file, allow_pickle=False)[: adapter.batch]
         samples, few = ({adapter.inputs[0].name: array[:count]} for count in (len(array), adapter.smallest_batch))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ttac.reports.doctor import Check
-from ttac.reports.measure import random_samples
+from ttac.reports.measure import random_feeds
 from ttac.runtime import load
 from ttac.runtime.engine import EngineSettings, chosen
 from ttac.runtime.providers import CPU, Provider, provider_name
@@ -31,8 +31,7 @@ def placements(bundle: Path, providers: Sequence[Provider]) -> dict[str, Counter
 def _profiled_step(bundle: Path, settings: EngineSettings) -> None:
     """Run one step; the engine writes the profiles when the sessions end."""
     adapter = load(bundle, settings=settings, form="portable")
-    shapes = {spec.name: (spec.shape[1:], spec.dtype) for spec in adapter.inputs}
-    adapter.step({name: random_samples(adapter.batch, shape, dtype) for name, (shape, dtype) in shapes.items()})
+    adapter.step(random_feeds(adapter, adapter.batch))
 
 
 def _profiles(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -13,7 +13,7 @@ import numpy as np
 from ttac.errors import UsageError
 from ttac.runtime.records import BATCH_AXIS
 from ttac.runtime.tensors import along
-from ttac.samples.archives import open_archive
+from ttac.samples.archives import open_archive, stated_arrays
 from ttac.samples.images import Stream
 from ttac.suggest import did_you_mean
 
@@ -91,19 +91,42 @@ def named_stream(path: Path, inputs: Sequence[Mapping[str, Any]]) -> Stream:
     return Stream(count=count, read=read, labels=labels)
 
 
-def only_input(inputs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the single entry of a manifest's `inputs`.
+def only_input(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the single entry of the manifest's `inputs`, with the largest values of open sizes.
 
     Raises UsageError for several inputs, or for samples on another axis than the first: such arrays have names.
     """
+    inputs = manifest["inputs"]
     if len(inputs) == 1 and inputs[0]["shape"][0] == BATCH_AXIS:
-        return inputs[0]
+        return with_sizes(inputs[0], manifest)
     names = ", ".join(f"`{entry['name']}` {entry['shape']}".replace("'", "") for entry in inputs)
     raise UsageError(
         f"the samples of this model are arrays by the names of its inputs: {names}",
         where="the samples",
         hint="stream them with `ttac run`, from an `.npz` with these arrays",
     )
+
+
+def with_sizes(entry: Mapping[str, Any], manifest: Mapping[str, Any], sample: Sequence[int] = ()) -> dict[str, Any]:
+    """The entry of an input, with the sizes of a `sample` for its open sizes, or the largest ones."""
+    largest = {size["name"]: size["largest"] for size in manifest.get("sizes", [])}
+    _, *sizes = entry["shape"]
+    given = sample if len(sample) == len(sizes) else [largest.get(size, size) for size in sizes]
+    bound = [own if size in largest else size for size, own in zip(sizes, given, strict=True)]
+    return {**entry, "shape": [BATCH_AXIS, *bound]}
+
+
+def sample_shape(path: Path, array: str | None = None) -> tuple[int, ...]:
+    """Shape of one sample of an `.npz` or `.npy`; empty for another path, or one that holds no such array."""
+    try:
+        if path.suffix == ".npy":
+            return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape[1:])
+        if path.suffix == ".npz":
+            stated = {name: each.shape[1:] for name, each in stated_arrays(path).items() if name != LABELS}
+            return stated.get(array, ()) if array else next(iter(stated.values()), ())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return ()
+    return ()
 
 
 def _arrays(source: Any, inputs: Sequence[InputSizes], where: str) -> dict[str, np.ndarray]:
