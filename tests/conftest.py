@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support import manifest_schema
 from ttac.cli import main
 
 
@@ -19,6 +21,17 @@ class Seen:
 
 
 Run = Callable[..., Seen]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _schema_accepts_every_manifest() -> Iterator[None]:
+    """The published schema refuses no manifest that a test compiles or loads; the last test reports a difference."""
+    if importlib.util.find_spec("jsonschema") is None:
+        yield
+        return
+    with manifest_schema.watched() as problems:
+        yield
+    assert problems == []
 
 
 @pytest.fixture

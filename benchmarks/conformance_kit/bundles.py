@@ -77,7 +77,11 @@ def sealed(folder: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
 def manifest(made: Made) -> dict[str, Any]:
     """The manifest without the digests of the files."""
     first, (_, shape) = next(iter(made.outputs.items()))
-    head = {"output": first, "kind": "classes", "axis": 1, "values": "logits"} if shape[0] == "N" else None
+    head = (
+        {"output": first, "kind": "classes", "axis": 1, "values": "logits"}
+        if shape[0] == "N" and len(shape) > 1
+        else None
+    )
     return {
         "format": FORMAT,
         "ttac": "0.1.0",
@@ -86,7 +90,7 @@ def manifest(made: Made) -> dict[str, Any]:
         "source": {"file": "kit.onnx", "sha256": hashlib.sha256(b"kit").hexdigest()},
         "inputs": _specs(made.inputs),
         "outputs": _specs(made.outputs),
-        "head": head if len(shape) > 1 else None,
+        "head": head,
         "batch": {"planned": 4, "smallest": made.smallest},
         "preprocessing": None,
         "state": {

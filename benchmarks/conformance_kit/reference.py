@@ -52,7 +52,8 @@ class Reference:
 
     def step(self, inputs: Arrays) -> Arrays:
         """The outputs; the state and the counters change."""
-        samples, dropped = len(next(iter(inputs.values()))), int((~self._finite(inputs)).sum())
+        finite = self._finite(inputs)
+        samples, dropped = len(finite), int((~finite).sum())
         learns = samples - dropped >= self.manifest["batch"]["smallest"]
         outputs, run = self._spread("step" if learns else "predict", inputs)
         pending: Arrays = run.pending if run is not None and learns else {}
@@ -67,9 +68,27 @@ class Reference:
         self.stats |= run.reported if run is not None else {}
         return outputs
 
+    def axis(self, name: str) -> int | None:
+        """The axis of the samples of an input; None for an input that all samples share."""
+        for spec in self.manifest["inputs"]:
+            if spec["name"] == name and "N" in spec["shape"]:
+                return int(spec["shape"].index("N"))
+        return None
+
+    def _rows(self, inputs: Arrays, rows: list[int]) -> Arrays:
+        """The given samples of every input."""
+        axes = {name: self.axis(name) for name in inputs}
+        return {
+            name: array if (axis := axes[name]) is None else np.take(array, rows, axis)
+            for name, array in inputs.items()
+        }
+
     def _finite(self, inputs: Arrays) -> np.ndarray:
         """Whether each sample has only finite values."""
-        return np.array([all(np.isfinite(row).all() for row in rows) for rows in zip(*inputs.values(), strict=True)])
+        axes = {name: self.axis(name) for name in inputs}
+        samples = next(inputs[name].shape[axis] for name, axis in axes.items() if axis is not None)
+        parts = [self._rows(inputs, [row]) for row in range(samples)]
+        return np.array([all(np.isfinite(array).all() for array in part.values()) for part in parts])
 
     def _spread(self, program: str, inputs: Arrays) -> tuple[Arrays, _Run | None]:
         """Run on the finite samples; the rows of the others are NaN, or 0 in integers."""
@@ -78,7 +97,7 @@ class Reference:
         if not rows:
             return {spec["name"]: self._blank(spec, len(finite)) for spec in self.manifest["outputs"]}, None
         filled = rows + [rows[-1]] * (self.manifest["batch"]["smallest"] - len(rows))
-        run = _Run(self, {name: array[filled] for name, array in inputs.items()})
+        run = _Run(self, self._rows(inputs, filled))
         returned = run.perform(self.manifest["programs"][program])
         assert returned is not None
         outputs: Arrays = {}
@@ -105,7 +124,7 @@ class _Run:
     """One pass through a program."""
 
     def __init__(self, reader: Reference, inputs: Arrays) -> None:
-        self._reader, self._inputs = reader, inputs
+        self._reader = reader
         self.values, self.pending = dict(inputs), Arrays()
         self.reported: dict[str, float] = {}
 
@@ -139,8 +158,10 @@ class _Run:
         graph, entry = self._reader._graphs[word["run"]], self._reader.manifest["graphs"][word["run"]]
         feed = {}
         for name in graph.input_names:
-            array = self._find(word.get("feed", {}).get(name, name))
-            feed[name] = array[: word["rows"]] if "rows" in word and name in self._inputs else array
+            feed[name] = self._find(word.get("feed", {}).get(name, name))
+            axis = self._reader.axis(name) if "rows" in word else None
+            if axis is not None:
+                feed[name] = np.split(feed[name], [word["rows"]], axis)[0]
         names = word.get("only", graph.output_names)
         outputs = {name: np.asarray(array) for name, array in zip(names, graph.run(list(names), feed), strict=True)}
         self.values.update(outputs)

@@ -353,6 +353,39 @@ forward (float[N,3] x, int64[N] label, float level)
     return made, calls
 
 
+def _axes() -> tuple[Made, list[Call]]:
+    """Samples on the second axis of an input, and an input that all samples share, also with `rows`."""
+    forward = "forward (float[3,N] x, float[3,1] shift, float level) => (float[3,N] logits) "
+    forward += "{ moved = Add(x, shift) logits = Add(moved, level) }"
+    learn = "learn (float[3,N] x, float level) => (float level_next) "
+    learn += "{ now = ReduceMean <keepdims = 0> (x) level_next = Add(level, now) }"
+    made = Made(
+        graphs={"forward": forward, "learn": learn},
+        step=[FORWARD, {"run": "learn", "rows": 2}, RETURN],
+        state={"level": (ONE, "parameter")},
+        moves={"learn": {"level_next": "level"}},
+        inputs={"x": ("float32", [3, "N"]), "shift": ("float32", [3, 1])},
+        outputs={"logits": ("float32", [3, "N"])},
+        smallest=2,
+    )
+
+    def shifted(inputs: dict[str, np.ndarray], shift: float = 0.5) -> dict[str, np.ndarray]:
+        turned = np.ascontiguousarray(inputs["x"].T)
+        return {"x": turned, "shift": np.array([[1], [2], [shift]], np.float32)}
+
+    calls: list[Call] = [
+        ("step", shifted(samples(4, 0))),
+        ("step", shifted(samples(2, 1))),
+        ("step", shifted(spoiled(4, 2, 0))),
+        ("step", shifted(spoiled(4, 3, 0, 1, 3))),
+        ("step", shifted(samples(3, 4), NAN)),
+        ("predict", shifted(spoiled(3, 5, 1))),
+        ("refused", ("step", shifted(samples(1, 6)))),
+        ("refused", ("step", {"x": samples(3, 6)["x"], "shift": np.zeros((1, 3), np.float32)})),
+    ]
+    return made, calls
+
+
 def _rejected_deferred() -> list[Call]:
     huge = {"x": np.full((4, 3), 3e38, np.float32)}
     return [*steps(4, 2), ("step", huge), ("predict", samples(2, 3)), *steps(1), *[("step", huge)] * 10, *steps(2)]
@@ -377,4 +410,5 @@ def cases() -> dict[str, tuple[Made, list[Call]]]:
             [*steps(1, 3), ("save", "dtypes.safetensors"), ("reset",), ("restore", "dtypes.safetensors")],
         ),
         "several-inputs-and-outputs": _shapes(),
+        "samples-on-any-axis": _axes(),
     }

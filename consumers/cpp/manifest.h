@@ -176,7 +176,8 @@ std::string graph_file(const json& v, const std::string& where, const Manifest& 
 void check_forms(const json& v, const Manifest& m) {
   Names names = {"portable"};
   for (const auto& form : a_list(v, "forms")) {
-    an_object(form, "forms", {"name", "block", "probe", "graphs", "weights"}, true);
+    an_object(form, "forms", {"name", "block", "probe", "graphs", "weights"}, true, {"kernels"});
+    a_count(form.value("kernels", json(0)), "forms.kernels", 0);
     if (!names.insert(a_name(form["name"], "forms.name")).second) refuse("forms", "has a name twice");
     a_count(form["block"], "forms.block", 1);
     graph_file(form["probe"], "forms.probe", m);
@@ -249,8 +250,9 @@ Manifest parse_manifest(const std::string& folder, json& raw) {
   m.inputs = specs(raw["inputs"], "inputs");
   m.outputs = specs(raw["outputs"], "outputs");
   for (const auto& spec : m.inputs)
-    if (spec.batch_axis != 0 || std::count(spec.shape.begin(), spec.shape.end(), -2))
-      refuse("inputs", "does not begin with `N`, or has an open size");
+    if (std::count(spec.shape.begin(), spec.shape.end(), -2)) refuse("inputs", "has an open size");
+  if (std::all_of(m.inputs.begin(), m.inputs.end(), [](const Spec& s) { return s.batch_axis < 0; }))
+    refuse("inputs", "has no shape with `N`");
   if (m.inputs.empty() || m.outputs.empty()) refuse("inputs", "or `outputs` is empty");
   check_head(raw["head"], m.outputs);
   const json& batch = an_object(raw["batch"], "batch", {"planned", "smallest"}, true);

@@ -334,12 +334,16 @@ std::vector<Tensor> run_graph(const Graph& graph, const std::vector<Tensor>& fee
 }
 
 // ---- samples that are not finite ----
-Tensor rows_of(const Tensor& t, const std::vector<int64_t>& rows) {
+Tensor rows_of(const Tensor& t, int axis, const std::vector<int64_t>& rows) {
   Shape shape = t.shape;
-  shape[0] = static_cast<int64_t>(rows.size());
-  const size_t row = t.bytes() / std::max<int64_t>(t.shape[0], 1);
-  std::vector<char> data(row * rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) std::memcpy(data.data() + i * row, t.as<char>() + rows[i] * row, row);
+  shape[axis] = static_cast<int64_t>(rows.size());
+  const int64_t outer = product({shape.begin(), shape.begin() + axis});
+  const size_t inner = dtype_named(t.dtype)->size * product({shape.begin() + axis + 1, shape.end()});
+  std::vector<char> data(outer * rows.size() * inner + 1);
+  for (int64_t block = 0; block < outer; ++block)
+    for (size_t i = 0; i < rows.size(); ++i)
+      std::memcpy(data.data() + (block * rows.size() + i) * inner,
+                  t.as<char>() + (block * t.shape[axis] + rows[i]) * inner, inner);
   return Tensor::copy(t.dtype, shape, data.data());
 }
 std::vector<char> blank_data(const Dtype& type, int64_t count) {  // NaN, or 0 in integers
@@ -383,8 +387,8 @@ struct Adapter::Parts {
   struct Pass {
     Tensors values, pending;
     Stats reported;
-    Names inputs;
   };
+  std::map<std::string, int> axes;  // input -> axis of its samples, -1 for an input that all samples share
   const Tensor& find(const Pass& pass, const std::string& name) const {
     for (const Tensors* place : {&pass.values, &pass.pending, &state})
       if (place->count(name)) return place->at(name);
@@ -418,7 +422,11 @@ struct Adapter::Parts {
       std::vector<Tensor> feed;
       for (const auto& name : graph.inputs) {
         feed.push_back(find(pass, word.feed.count(name) ? word.feed.at(name) : name));
-        if (word.number && pass.inputs.count(name)) feed.back().shape[0] = std::min(feed.back().shape[0], word.number);
+        const int axis = axes.count(name) ? axes.at(name) : -1;
+        if (!word.number || axis < 0 || feed.back().shape[axis] <= word.number) continue;
+        std::vector<int64_t> rows(word.number);
+        std::iota(rows.begin(), rows.end(), 0);
+        feed.back() = rows_of(feed.back(), axis, rows);
       }
       const std::vector<Tensor> outputs = run_graph(graph, feed, word.fetch);
       for (size_t i = 0; i < outputs.size(); ++i) {
@@ -431,18 +439,25 @@ struct Adapter::Parts {
     for (auto item = pass.values.begin(); item != pass.values.end();)
       item = word.keep.count(item->first) ? std::next(item) : pass.values.erase(item);
   }
+  int64_t samples_of(const Tensors& given) const {
+    for (const auto& spec : m.inputs)
+      if (spec.batch_axis >= 0 && static_cast<size_t>(spec.batch_axis) < given.at(spec.name).shape.size())
+        return given.at(spec.name).shape[spec.batch_axis];
+    return 0;
+  }
   void check_inputs(const Tensors& given) const {
     auto wrong = [](const std::string& problem) {
       throw Error(Kind::usage, problem, "the input", "pass a batch as the manifest describes it");
     };
     if (given.size() != m.inputs.size()) wrong("the model has " + std::to_string(m.inputs.size()) + " inputs");
-    for (const auto& spec : m.inputs) {
+    for (const auto& spec : m.inputs)
       if (!given.count(spec.name)) wrong("the input `" + spec.name + "` is missing");
+    for (const auto& spec : m.inputs) {
       const Tensor& t = given.at(spec.name);
       Shape shape = spec.shape;
-      if (!t.shape.empty()) shape[0] = t.shape[0];
-      if (t.dtype != spec.dtype || t.shape != shape || shape[0] != given.begin()->second.shape[0] ||
-          shape[0] < m.smallest || shape[0] > m.planned)
+      const bool ranked = t.shape.size() == shape.size();
+      if (ranked && spec.batch_axis >= 0) shape[spec.batch_axis] = samples_of(given);
+      if (t.dtype != spec.dtype || t.shape != shape || samples_of(given) < m.smallest || samples_of(given) > m.planned)
         wrong("the input `" + spec.name + "` is " + t.dtype + " " + text(t.shape) + "; the bundle takes " + spec.dtype +
               " and " + std::to_string(m.smallest) + " to " + std::to_string(m.planned) + " samples");
     }
@@ -450,12 +465,12 @@ struct Adapter::Parts {
   // Run on the finite samples.  `learns`: whether enough are left.
   Tensors go(const Tensors& given, bool step, Pass& pass, bool& learns, int64_t& dropped) const {
     check_inputs(given);
-    const int64_t samples = given.begin()->second.shape[0];
+    const int64_t samples = samples_of(given);
     std::vector<int64_t> finite;
     for (int64_t row = 0; row < samples; ++row)
       if (std::all_of(given.begin(), given.end(), [&](const auto& item) {
-            const int64_t n = item.second.count() / samples;
-            return all_finite(item.second, row * n, (row + 1) * n);
+            const int axis = axes.at(item.first);
+            return all_finite(axis < 0 || !is_float(item.second) ? item.second : rows_of(item.second, axis, {row}));
           }))
         finite.push_back(row);
     dropped = samples - static_cast<int64_t>(finite.size());
@@ -473,7 +488,7 @@ struct Adapter::Parts {
     std::vector<int64_t> chosen = finite;
     while (static_cast<int64_t>(chosen.size()) < m.smallest) chosen.push_back(finite.back());
     for (const auto& [name, tensor] : given)
-      pass.values[name] = dropped ? rows_of(tensor, chosen) : tensor, pass.inputs.insert(name);
+      pass.values[name] = dropped && axes.at(name) >= 0 ? rows_of(tensor, axes.at(name), chosen) : tensor;
     std::vector<Tensor> returned;
     perform(pass, programs.at(step && learns ? "step" : "predict"), returned);
     for (size_t i = 0; i < m.outputs.size(); ++i) {
@@ -513,7 +528,7 @@ Adapter::Adapter(const std::string& folder, int threads) : parts_(new Parts) {
       damaged("a file of the bundle is not the one the manifest was written for", "`" + name + "`");
   }
   std::map<std::string, Spec> declared = p.m.state;
-  for (const auto& spec : p.m.inputs) declared[spec.name] = spec;
+  for (const auto& spec : p.m.inputs) declared[spec.name] = spec, p.axes[spec.name] = spec.batch_axis;
   const size_t size = files.count(kWeights) ? files[kWeights].size : 0;
   for (auto& [name, graph] : p.m.graphs) {
     const Ports ports = check_graph(files[graph.file], "`" + graph.file + "`", size);
@@ -575,7 +590,7 @@ Tensors Adapter::step(const Tensors& inputs) {
   const bool stuck = p.rejected_in_a_row >= kRejectedInARow;
   if (stuck) p.state = p.initial, p.rejected_in_a_row = 0;
   p.stats["steps"] += 1;
-  p.stats["samples"] += static_cast<double>(inputs.begin()->second.shape[0]);
+  p.stats["samples"] += static_cast<double>(p.samples_of(inputs));
   p.stats["rejected"] += !adapted;
   p.stats["resets"] += stuck;
   p.stats["not_finite"] += static_cast<double>(dropped);

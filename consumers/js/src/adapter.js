@@ -6,7 +6,7 @@ import { checkGraph } from "./graph.js";
 import { WEIGHTS, parseManifest } from "./manifest.js";
 import { Pass, allWords, bind } from "./program.js";
 import { parseTensors } from "./safetensors.js";
-import { blankOutput, checkInputs, finiteSamples, spread } from "./samples.js";
+import { blankOutput, checkInputs, finiteSamples, sampleAxes, sampleCount, spread } from "./samples.js";
 import { checkPlausible, checkTensors, formatState, parseState } from "./state.js";
 
 const REJECTED_IN_A_ROW = 10;
@@ -42,7 +42,7 @@ export async function open(source, ort, options = {}) {
   checkPlausible(state, `\`${manifest.stateFile}\``, HINT);
   const stored = weights ? parseTensors(weights, `\`${WEIGHTS}\``).tensors : new Map();
   const ports = new Map([...manifest.graphs].map(([name, spec]) => [name, checkPorts(spec, checked.get(spec.file), manifest)]));
-  const world = { ...manifest, graphs: ports, inputs: new Set(manifest.inputs.map(({ name }) => name)) };
+  const world = { ...manifest, graphs: ports, inputs: sampleAxes(manifest) };
   const programs = Object.fromEntries(
     Object.entries(manifest.programs).map(([name, words]) => {
       return [name, bind(words, { ...world, state: state.keys(), weights: stored.keys() }, `programs.${name}`)];
@@ -136,7 +136,7 @@ export class Adapter {
     return this.#turn(async () => {
       const start = performance.now();
       const given = checkInputs(inputs, this.#manifest);
-      const batch = finiteSamples(given, this.#manifest.smallest);
+      const batch = finiteSamples(given, this.#world.inputs, this.#manifest.smallest);
       const { outputs, pass } = await this.#run(batch, batch.learns ? "step" : "predict");
       const adapted = !batch.learns || this.#commit(pass.pending);
       this.#rejectedInARow = adapted ? 0 : this.#rejectedInARow + 1;
@@ -146,7 +146,7 @@ export class Adapter {
       this.#stats = {
         ...stats,
         steps: stats.steps + 1,
-        samples: stats.samples + [...given.values()][0].dims[0],
+        samples: stats.samples + sampleCount(given, this.#world.inputs),
         rejected: stats.rejected + Number(!adapted),
         resets: stats.resets + Number(stuck),
         not_finite: stats.not_finite + (batch.finite ?? []).filter((finite) => !finite).length,
@@ -160,7 +160,7 @@ export class Adapter {
   /** Predict with the adapted state; change neither state nor stats. */
   predict(inputs) {
     return this.#turn(async () => {
-      const batch = finiteSamples(checkInputs(inputs, this.#manifest), this.#manifest.smallest);
+      const batch = finiteSamples(checkInputs(inputs, this.#manifest), this.#world.inputs, this.#manifest.smallest);
       return (await this.#run(batch, "predict")).outputs;
     });
   }
@@ -220,7 +220,7 @@ export class Adapter {
     }
     const pass = new Pass({ ...this.#world, state: this.#state }, inputs);
     const returned = await pass.perform(this.#programs[program]);
-    const samples = [...inputs.values()][0].dims[0];
+    const samples = sampleCount(inputs, this.#world.inputs);
     const outputs = specs.map((spec, number) => {
       checkOutput(returned[number], spec, samples);
       return [spec.name, finite ? spread(returned[number], spec, finite) : returned[number]];

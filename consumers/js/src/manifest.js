@@ -137,9 +137,10 @@ function graphFile(value, where, files) {
 function inputsOf(value) {
   const inputs = tensors(value, "inputs");
   if (!inputs.length) refuse("inputs", "is empty");
+  if (inputs.every(({ shape }) => !shape.includes(BATCH_AXIS))) refuse("inputs", `has no shape with \`${BATCH_AXIS}\``);
   inputs.forEach(({ shape }, number) => {
-    if (shape[0] !== BATCH_AXIS) refuse(`inputs[${number}].shape`, `does not begin with \`${BATCH_AXIS}\``);
-    if (shape.slice(1).some((size) => typeof size === "string")) refuse(`inputs[${number}].shape`, "has an open size");
+    const odd = shape.find((size) => typeof size === "string" && size !== BATCH_AXIS);
+    if (odd !== undefined) refuse(`inputs[${number}].shape`, `has the open size \`${odd}\``);
   });
   return inputs;
 }

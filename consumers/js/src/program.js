@@ -2,6 +2,7 @@
 
 import { TtacError, damaged, refuse } from "./errors.js";
 import { first } from "./dtypes.js";
+import { pick } from "./samples.js";
 import { aCount, aList, aName, anObject } from "./values.js";
 
 const MOST_WORDS = 10_000;
@@ -99,10 +100,10 @@ function alwaysReturns(words) {
 /**
  * The program with `fetch`, the outputs to compute, and `keep`, the values that later words read, in every run.
  *
- * `world` has `graphs` (name -> `{ inputs, outputs, state, stats }`), and the sets `inputs`, `state` and `weights`.
+ * `world` has `graphs` (name -> `{ inputs, outputs, state, stats }`), the map `inputs`, and the names `state` and `weights`.
  */
 export function bind(words, world, where) {
-  checkNames(words, world, new Set([...world.inputs, ...world.state, ...world.weights]), where);
+  checkNames(words, world, new Set([...world.inputs.keys(), ...world.state, ...world.weights]), where);
   checkDeferred(words, world, new Set(), where);
   return bound(words, world, new Set())[0];
 }
@@ -190,7 +191,10 @@ function bound(words, world, last) {
 
 /** One pass through a bound program: its values, and the state that it makes pending. */
 export class Pass {
-  /** `world` has `graphs`, `inputs`, `state`, `initial` and `weights`; `values` are the user's inputs. */
+  /**
+   * `world` has `graphs`, `inputs` (name -> axis of the samples, -1 without one), `state`, `initial` and `weights`; `values`
+   * are the user's inputs.
+   */
   constructor(world, values) {
     this.world = world;
     this.values = new Map(values);
@@ -238,9 +242,8 @@ export class Pass {
 
   rows(name, word) {
     const tensor = this.find(word.feed.get(name) ?? name);
-    if (!word.rows || !this.world.inputs.has(name) || tensor.dims[0] <= word.rows) return tensor;
-    const dims = [word.rows, ...tensor.dims.slice(1)];
-    const size = tensor.data.length / tensor.dims[0];
-    return new tensor.constructor(tensor.type, tensor.data.slice(0, word.rows * size), dims);
+    const axis = this.world.inputs.get(name) ?? -1;
+    if (!word.rows || axis < 0 || tensor.dims[axis] <= word.rows) return tensor;
+    return pick(tensor, axis, [...Array(word.rows).keys()]);
   }
 }

@@ -8,10 +8,23 @@ export function checkInputs(given, manifest) {
   const inputs = manifest.inputs.map((spec) => [spec.name, checked(given[spec.name], spec, manifest)]);
   const odd = Object.keys(given).find((name) => !manifest.inputs.some((spec) => spec.name === name));
   if (odd !== undefined) usage(`the model has no input \`${odd}\``, "the input", "pass an object, name to tensor");
-  if (new Set(inputs.map(([, tensor]) => tensor.dims[0])).size > 1) {
+  const axes = sampleAxes(manifest);
+  const counts = inputs.filter(([name]) => axes.get(name) >= 0).map(([name, tensor]) => tensor.dims[axes.get(name)]);
+  if (new Set(counts).size > 1) {
     usage("the inputs differ in their number of samples", "the input", "pass one batch");
   }
   return new Map(inputs);
+}
+
+/** Input -> axis of its samples; -1 for an input that all samples share. */
+export function sampleAxes({ inputs }) {
+  return new Map(inputs.map(({ name, shape }) => [name, shape.indexOf("N")]));
+}
+
+/** The number of samples in the inputs. */
+export function sampleCount(inputs, axes) {
+  const [name, axis] = [...axes].find(([, at]) => at >= 0);
+  return inputs.get(name).dims[axis];
 }
 
 function checked(tensor, { name, dtype, shape }, { smallest, planned }) {
@@ -20,10 +33,10 @@ function checked(tensor, { name, dtype, shape }, { smallest, planned }) {
   if (tensor.type !== DTYPES.get(dtype).type) {
     usage(`the input has dtype ${tensor.type}; the model takes ${dtype}`, where, "scale and normalise the values as in training");
   }
-  const [samples, ...sizes] = tensor.dims;
-  if (tensor.dims.length !== shape.length || sizes.join() !== shape.slice(1).join()) {
-    usage(`the input has shape [${tensor.dims}]; the model takes [${shape}]`, where, "the samples lie along the first axis");
+  if (tensor.dims.length !== shape.length || !shape.every((size, at) => size === "N" || size === tensor.dims[at])) {
+    usage(`the input has shape [${tensor.dims}]; the model takes [${shape}]`, where, "the samples lie along the axis `N`");
   }
+  const samples = tensor.dims[shape.indexOf("N")] ?? smallest;
   if (samples < smallest || samples > planned) {
     usage(`the input has ${samples} samples; the bundle takes ${smallest} to ${planned}`, where, "pass a batch of that size");
   }
@@ -31,29 +44,34 @@ function checked(tensor, { name, dtype, shape }, { smallest, planned }) {
 }
 
 /** `{ inputs, finite, learns }`: the batch for the graphs (null without a finite sample), and which samples are finite. */
-export function finiteSamples(inputs, smallest) {
-  const tensors = [...inputs.values()];
-  if (tensors.every((tensor) => isFinite(tensor.type, tensor.data))) return { inputs, finite: null, learns: true };
-  const samples = tensors[0].dims[0];
-  const finite = Array.from({ length: samples }, (_, row) => tensors.every((tensor) => isFinite(tensor.type, rowOf(tensor, row))));
+export function finiteSamples(inputs, axes, smallest) {
+  if ([...inputs.values()].every((tensor) => isFinite(tensor.type, tensor.data))) return { inputs, finite: null, learns: true };
+  const finite = Array.from({ length: sampleCount(inputs, axes) }, (_, row) =>
+    [...inputs].every(([name, tensor]) => {
+      const part = axes.get(name) < 0 ? tensor : pick(tensor, axes.get(name), [row]);
+      return isFinite(part.type, part.data);
+    }),
+  );
   const chosen = [...finite.keys()].filter((row) => finite[row]);
   const learns = chosen.length >= smallest;
   if (!chosen.length) return { inputs: null, finite, learns: false };
   while (chosen.length < smallest) chosen.push(chosen.at(-1));
-  const picked = [...inputs].map(([name, tensor]) => [name, pick(tensor, chosen)]);
+  const picked = [...inputs].map(([name, tensor]) => [name, axes.get(name) < 0 ? tensor : pick(tensor, axes.get(name), chosen)]);
   return { inputs: new Map(picked), finite, learns };
 }
 
-function rowOf(tensor, row) {
-  const size = tensor.data.length / tensor.dims[0];
-  return tensor.data.subarray(row * size, (row + 1) * size);
-}
-
-function pick(tensor, rows) {
-  const size = tensor.data.length / tensor.dims[0];
-  const data = new tensor.data.constructor(rows.length * size);
-  rows.forEach((row, at) => data.set(rowOf(tensor, row), at * size));
-  return new tensor.constructor(tensor.type, data, [rows.length, ...tensor.dims.slice(1)]);
+/** The given rows of a tensor along an axis. */
+export function pick(tensor, axis, rows) {
+  const { dims } = tensor;
+  const [outer, inner] = [count(dims.slice(0, axis)), count(dims.slice(axis + 1))];
+  const data = new tensor.data.constructor(outer * rows.length * inner);
+  for (let block = 0; block < outer; block += 1) {
+    rows.forEach((row, at) => {
+      const from = (block * dims[axis] + row) * inner;
+      data.set(tensor.data.subarray(from, from + inner), (block * rows.length + at) * inner);
+    });
+  }
+  return new tensor.constructor(tensor.type, data, dims.map((size, at) => (at === axis ? rows.length : size)));
 }
 
 /** The output with a row for each sample of the user; an output without a samples axis stays unchanged. */
