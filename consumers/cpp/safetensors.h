@@ -48,9 +48,12 @@ const Dtype* dtype_by(const std::function<bool(const Dtype&)>& fits) {
 const Dtype* dtype_named(const std::string& name) {
   return dtype_by([&](const Dtype& d) { return name == d.name; });
 }
-int64_t product(const Shape& shape) {
-  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
+int64_t product(const Shape& shape, size_t from, size_t to) {
+  int64_t result = 1;
+  for (size_t axis = from; axis < to; ++axis) result *= shape[axis];
+  return result;
 }
+int64_t product(const Shape& shape) { return product(shape, 0, shape.size()); }
 float half(uint16_t bits) {
   const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
   const float size = exponent == 31 ? (fraction ? NAN : INFINITY)

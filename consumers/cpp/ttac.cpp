@@ -337,8 +337,8 @@ std::vector<Tensor> run_graph(const Graph& graph, const std::vector<Tensor>& fee
 Tensor rows_of(const Tensor& t, int axis, const std::vector<int64_t>& rows) {
   Shape shape = t.shape;
   shape[axis] = static_cast<int64_t>(rows.size());
-  const int64_t outer = product({shape.begin(), shape.begin() + axis});
-  const size_t inner = dtype_named(t.dtype)->size * product({shape.begin() + axis + 1, shape.end()});
+  const int64_t outer = product(shape, 0, axis);
+  const size_t inner = dtype_named(t.dtype)->size * product(shape, axis + 1, shape.size());
   std::vector<char> data(outer * rows.size() * inner + 1);
   for (int64_t block = 0; block < outer; ++block)
     for (size_t i = 0; i < rows.size(); ++i)
@@ -364,8 +364,8 @@ Tensor spread(const Tensor& t, const Spec& spec, const std::vector<int64_t>& fin
   const int64_t given = shape[spec.batch_axis];
   shape[spec.batch_axis] = samples;
   const Dtype& type = *dtype_named(t.dtype);
-  const int64_t outer = product({shape.begin(), shape.begin() + spec.batch_axis});
-  const size_t inner = type.size * product({shape.begin() + spec.batch_axis + 1, shape.end()});
+  const int64_t outer = product(shape, 0, spec.batch_axis);
+  const size_t inner = type.size * product(shape, spec.batch_axis + 1, shape.size());
   std::vector<char> data = blank_data(type, product(shape));
   for (int64_t block = 0; block < outer; ++block)
     for (size_t i = 0; i < finite.size(); ++i)
