@@ -28,7 +28,12 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
 
     If the guard calls for a reset, all state but the counters of the guard gets its compiled value instead.
     """
-    predicted = max(number for number, word in enumerate(words) if word.get("run") == "forward" and "only" not in word)
+    returned = set(words[-1]["return"])
+    predicted = max(
+        number
+        for number, word in enumerate(words)
+        if (word.get("run") == "forward" and "only" not in word) or returned & _outputs(content, word)
+    )
     compiled = [tensor.name for tensor in content.tensors if tensor.name not in TOTALS]
     guarded: Word = {
         "when": LEARN,
@@ -36,6 +41,11 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         "otherwise": [{"when": RESET, "then": [{"reset": compiled}]}],
     }
     return [*words[: predicted + 1], {"run": GUARD}, guarded, words[-1]]
+
+
+def _outputs(content: BundleContent, word: Word) -> set[str]:
+    """Names of the values that the graph of the word gives; none of a word that runs no graph."""
+    return {str(value.name) for value in content.graphs[word["run"]].graph.outputs} if "run" in word else set()
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:
