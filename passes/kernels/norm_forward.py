@@ -44,9 +44,29 @@ class Activation:
 
 
 def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
-    """Replace every norm that has the statistics of its batch; return the norms."""
-    norms = [node for node in graphs.nodes("BatchNormalization") if has_batch_statistics(node)]
+    """Replace every norm that has the statistics of its batch; return the norms.
+
+    A norm whose scale or bias follows from its own statistics stays: one node gives the statistics with the result.
+    """
+    found = [node for node in graphs.nodes("BatchNormalization") if has_batch_statistics(node)]
+    norms = [node for node in found if not _reads_statistics(node)]
     return [_fuse(graphs, node) for node in norms]
+
+
+def _reads_statistics(node: ir.Node) -> bool:
+    """Whether scale or bias follow from the norm's mean or variance."""
+    statistics = {id(value) for value in node.inputs[3:]}
+    pending, seen = list(node.inputs[1:3]), set[int]()
+    while pending:
+        value = pending.pop()
+        if value is None or id(value) in seen:
+            continue
+        if id(value) in statistics:
+            return True
+        seen.add(id(value))
+        maker = value.producer()
+        pending += maker.inputs if maker is not None else []
+    return False
 
 
 def has_batch_statistics(node: ir.Node) -> bool:

@@ -1,6 +1,6 @@
 """The cache that papers count: the inputs of norms, convolutions and products of a batch, four bytes an element.
 
-Hong et al. (MECTA, ICLR 2023) and Ma et al. (arXiv:2503.20354) compare methods by it.  It counts one saved tensor a
+Hong et al. (ICLR 2023) and Ma et al. (arXiv:2503.20354) compare methods by it.  It counts one saved tensor a
 layer and nothing else: no masks, no indices, no tensors of the step itself.  Another report measures a step.
 """
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import ttac
-from tests.support.official_batch_norms import stream, worst
+from tests.support.official_batch_norms import official, stream, worst
 from tests.support.surgeon_case import BATCH, model
 from tests.support.tiny_bundles import read
-from tests.support.whole_models import compiled
+from tests.support.whole_models import compiled, refused, state_of
 from ttac import verification
-from ttac.errors import VerificationError
+from ttac.errors import UnsupportedError, VerificationError
 
 
 @pytest.mark.parametrize("choices", [{}, {"memory_budget": "1GiB"}], ids=["no budget", "budget"])
@@ -21,6 +21,34 @@ def test_delta_equals_the_published_code(choices: dict[str, str], tmp_path: Path
     """Six steps: statistics, scale and bias of every norm, and logits."""
     apart = worst("delta", tmp_path, **choices)
     assert len(apart) == 4 * 7 + 1 and max(apart.values()) < 1e-4, apart
+
+
+@pytest.mark.parametrize("choices", [{}, {"memory_budget": "1GiB"}], ids=["no budget", "budget"])
+def test_mecta_equals_the_published_code(choices: dict[str, str], tmp_path: Path) -> None:
+    """Steps with no, some and all norms active: the same norms learn, also their momentum."""
+    active = official("mecta")["active"]
+    assert {0.0, 1.0} < set(active.mean(1).tolist())
+    apart = worst("mecta", tmp_path, **choices)
+    assert len(apart) == 4 * 7 + 2 and max(apart.values()) < 1e-4, apart
+
+
+def test_a_stream_without_drift_changes_no_parameter(tmp_path: Path) -> None:
+    bundle = compiled(
+        model("batch"), tmp_path, method="mecta", batch=BATCH, settings={"least_drift": 1.0, "guard": "off"}
+    )
+    adapter = ttac.load(bundle, threads=1)
+    before = state_of(adapter)
+    adapter.step(stream()[4])
+    after = state_of(adapter)
+    assert adapter.stats["active"] == 0.0 and np.abs(after["1.mean"] - before["1.mean"]).max() > 0
+    for name in before:
+        if name.endswith((".scale", ".bias")):
+            np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_other_norms_are_refused() -> None:
+    message = refused(UnsupportedError, model("group"), method="mecta")
+    assert "group norm" in message and "`--method eata`" in message
 
 
 def test_the_derivative_takes_stopped_values_as_constants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

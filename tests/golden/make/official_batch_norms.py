@@ -18,12 +18,13 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from benchmarks.pytorch_peers import entropy
 from tests.golden.make.official_methods import official
 from tests.golden.make.surgeon_nets import built
 from tests.support.official_batch_norms import GOLDEN, SETTINGS, stream
 from tests.support.surgeon_case import CLASSES
 
-COMMITS = {"DELTA": "bwbwzhao/DELTA e3c5df5"}
+COMMITS = {"DELTA": "bwbwzhao/DELTA e3c5df5", "MECTA": "SonyResearch/MECTA 2107f73"}
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,7 +50,44 @@ def delta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
     return found
 
 
-RUNS: dict[str, Callable[[Path, nn.Module, Tensor], Arrays]] = {"delta": delta}
+def mecta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
+    """The published norms under the published step: no backward if no norm has drifted.
+
+    The norms decide inside the forward which of them learn, which PyTorch heeds in the next forward only: a norm would
+    learn one step late, and fail where none was active before.  So all may learn before each forward.
+    """
+    settings = SETTINGS["mecta"]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("models", "utils")]:
+        del sys.modules[name]
+    module = official(checkouts / "MECTA", "models.batch_norm")
+    norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    net.requires_grad_(False)
+    for name, norm in norms.items():
+        gated = module.MectaNorm2d(norm.num_features, norm.eps, use_forget_gate=True, beta_thre=settings["least_drift"])
+        gated.load_state_dict(norm.state_dict())
+        norms[name] = gated
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, gated)
+    parameters = [value for norm in norms.values() for value in (norm.weight, norm.bias)]
+    optimizer = torch.optim.SGD(parameters, settings["lr"], 0.9)
+    logits, active = [], []
+    for batch in x:
+        for parameter in parameters:
+            parameter.requires_grad_()
+        scores = net(batch)
+        if module.has_accum_bn_grad(net):
+            entropy(scores).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        logits.append(scores.detach().numpy())
+        active.append([not norm.full_matched for norm in norms.values()])
+    found = {"logits": np.stack(logits), "active": np.array(active)}
+    roles = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    values = {f"{n}.{role}": getattr(norm, key) for n, norm in norms.items() for key, role in roles.items()}
+    return {**found, **{f"after/{name}": value.detach().numpy() for name, value in values.items()}}
+
+
+RUNS: dict[str, Callable[[Path, nn.Module, Tensor], Arrays]] = {"delta": delta, "mecta": mecta}
 
 
 def main() -> None:
