@@ -89,7 +89,7 @@ def _internal(op: LayoutBuilder, inputs: Sequence[ir.Value], block: int, kernels
     affine = {"group": channels, "kernel_shape": [1, 1], "activation": "Relu"}
     y = op.internal("Conv", [y, each, bias, y], whole, **affine)
     if kernels:
-        attributes = {"block": block, "epsilon": EPSILON, "act": "none"}
+        attributes: dict[str, int | float | str] = {"block": block, "epsilon": EPSILON, "act": "none"}
         node = ir.node("NormForward", [y, bias, bias], attributes, domain=KERNEL_DOMAIN)
         node.outputs[0].type, node.outputs[0].shape = y.type, y.shape
         op.place(node, "norm")

@@ -177,7 +177,7 @@ class Expected:
 
 def _is_affine(node: ir.Node) -> bool:
     """Whether a BatchNormalization is x*scale + offset: mean 0, variance 1, epsilon 0."""
-    if node.op_type != "BatchNormalization" or node.attributes.get_float("epsilon", 1e-5):
+    if node.op_type != "BatchNormalization" or node.attributes.get_float("epsilon", 1e-5) != 0:
         return False
     mean, variance = array_of(node.inputs[3]), array_of(node.inputs[4])
     return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())

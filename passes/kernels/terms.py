@@ -71,7 +71,7 @@ def _counted(graphs: LinkedGraphs, value: ir.Value) -> int | str | None:
     squeezed = graphs.made_by(value, "Squeeze")
     cast = graphs.made_by(squeezed.inputs[0], "Cast") if squeezed is not None else None
     shape = graphs.made_by(cast.inputs[0], "Shape") if cast is not None else None
-    if shape is None or shape.attributes.get_int("start", 0) or shape.attributes.get_int("end", 0) != 1:
+    if shape is None or shape.attributes.get_int("start", 0) != 0 or shape.attributes.get_int("end", 0) != 1:
         return None
     return dims(shape.inputs[0])[0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.support import house_rules as house
@@ -35,3 +37,13 @@ def test_a_circle_is_found() -> None:
     there, back = Arrow("ttac.bake", "ttac.sites"), Arrow("ttac.sites", "ttac.bake")
     assert circles([there, back]) == [["ttac.bake", "ttac.sites"]]
     assert circles([there, Arrow("ttac.sites", "ttac.bake", typing=True)]) == []
+
+
+def test_every_package_is_installed() -> None:
+    """A folder that the list lacks is absent from an installed ttac."""
+    root, listed = Path(__file__).resolve().parents[2], set[str]()
+    for line in (root / "pyproject.toml").read_text(encoding="utf-8").splitlines():
+        listed |= {line.strip(' ",')} if line.startswith('  "ttac') else set()
+    for folder, package in (("ttac", "ttac"), ("passes", "ttac.passes"), ("runtime", "ttac.runtime")):
+        for file in (root / folder).rglob("__init__.py"):
+            assert ".".join([package, *file.parent.relative_to(root / folder).parts]) in listed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -32,7 +32,7 @@ def update(context: Context) -> MethodGraph:
     return replace(made, state=tuple(state))
 
 
-def _mask(op: Builder, members: Sequence[StateTensor], flags: dict[str, ir.Value]) -> ir.Value | None:
+def _mask(op: Builder, members: Sequence[StateTensor], flags: Mapping[str, ir.Value]) -> ir.Value | None:
     """Where the vector of the `members` moves: one element, or one for each element; None if all always move."""
     of = [flags.get(member.name.rpartition(".")[0]) for member in members]
     if len(members) == 1 or all(flag is None for flag in of):

@@ -62,7 +62,7 @@ def _origin(subject: Subject, x: ir.Value) -> np.ndarray | None:
 
 def _followed(op: Builder, mean: ir.Value, size: ir.Value, newest: float) -> list[StateTensor]:
     """The mean of the stream with its next value, and without `newest` the number of samples."""
-    initial = np.zeros(dims(mean), np.float32)
+    initial = np.zeros([int(size) for size in dims(mean)], np.float32)
     running = state_input(op.graph, MEAN, initial)
     counter: list[StateTensor] = []
     weight: ir.Value | float = newest

@@ -79,7 +79,7 @@ def _weight(layer: ir.Node) -> np.ndarray:
             hint="compile the float32 file without `--quantize`; `ttac inspect` lists the methods that fit",
         )
     weight = value.const_value.numpy().astype(np.float32)
-    upright = layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0))
+    upright = layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) != 0)
     return np.ascontiguousarray(weight.reshape(len(weight), -1) if upright else weight.T)
 
 
