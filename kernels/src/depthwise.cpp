@@ -14,6 +14,12 @@ std::vector<float> blocked_weights(const Tensor& weights, const Window& window) 
   return found;
 }
 
+float* scratch(int place, int64_t floats) {
+  static thread_local std::vector<float> held[2];
+  if (held[place].size() < static_cast<size_t>(floats)) held[place].resize(static_cast<size_t>(floats));
+  return held[place].data();
+}
+
 Convolution::Convolution(const Window& window_, const Tensor& weights_, const std::vector<int64_t>& shape)
     : window(window_), weights(blocked_weights(weights_, window_)) {
   require(shape.size() == 4, "input x1: not of the shape [N, C, H, W]");

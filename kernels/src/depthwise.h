@@ -1,8 +1,7 @@
 // Parts of the depthwise operators.
 #pragma once
-#include <memory>
-
 #include "dispatch.h"
+#include "rows.h"
 #include "window_attributes.h"
 
 namespace ttac {
@@ -10,16 +9,15 @@ namespace ttac {
 // Weights [C, 1, kh, kw] in the order [C/block][kh * kw][block].
 std::vector<float> blocked_weights(const Tensor& weights, const Window& window);
 
-// Memory for one task; not cleared, because the task writes all of it.
-using Scratch = std::unique_ptr<float[]>;
-inline Scratch scratch(int64_t floats) { return Scratch(new float[static_cast<size_t>(floats)]); }
+// Memory for one task, of one thread, in two places.  It stays for the next task: new memory would cost page faults.
+float* scratch(int place, int64_t floats);
 
 // A depthwise convolution between x1 [N, C, H, W] and x2 [N, C, Ho, Wo], in strips of whole rows.
 struct Convolution {
   Convolution(const Window& window_, const Tensor& weights, const std::vector<int64_t>& shape);
   int64_t wide() const { return columns.size * window.block; }  // floats of a row of x1
   int64_t narrow() const { return columns.outs * window.block; }  // and of x2
-  int64_t strip(int64_t row) const { return row * std::max<int64_t>(1, kPiece / row); }  // floats of a strip
+  int64_t strip(int64_t row) const { return row * std::max<int64_t>(1, kStrip / row); }  // floats of a strip
   std::vector<int64_t> outs(const std::vector<int64_t>& shape) const;
   // The loops over rows [first, last) of `out`, from rows that begin at `in_first`.
   DepthwiseRows rows_of(int64_t block, const float* in, int64_t in_first, float* out, Range range) const;

@@ -26,14 +26,14 @@ struct GatherSteps : BackwardSteps {
     const Rows rows(stretch, convolution.wide(), convolution.rows.size);
     const Range from = readers(rows);
     const int64_t narrow = convolution.narrow(), length = (from.last - from.first) * narrow;
-    const Scratch dx2 = scratch(length), dy1 = scratch(stretch.length);
+    float *dx2 = scratch(0, length), *dy1 = scratch(1, stretch.length);
     NormPiece piece = second.piece(block, {(rows.map * convolution.rows.outs + from.first) * narrow, length});
-    piece.out = dx2.get();
+    piece.out = dx2;
     instructions().norm.backward[second.rule][0](piece);
-    const DepthwiseRows task = convolution.rows_of(block, dx2.get(), from.first, dy1.get(), rows);
+    const DepthwiseRows task = convolution.rows_of(block, dx2, from.first, dy1, rows);
     instructions().depthwise.backward[block_index(at.settings.block)](task);
     NormPiece own = at.piece(block, stretch);
-    own.dy = dy1.get();
+    own.dy = dy1;
     instructions().norm.sums[rule](own, into);
   }
 };

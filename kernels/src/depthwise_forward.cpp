@@ -22,12 +22,12 @@ struct ConvolveSteps : ForwardSteps {
     const int64_t low = std::max<int64_t>(0, rows.first * axis.stride - axis.begin);
     const int64_t high = std::min(axis.size, (rows.last - 1) * axis.stride - axis.begin + axis.kernel);
     const int64_t wide = convolution.wide();
-    const Scratch y1 = scratch((high - low) * wide);
+    float* y1 = scratch(0, (high - low) * wide);
     NormPiece piece = first.piece(block, {(rows.map * axis.size + low) * wide, (high - low) * wide});
-    piece.out = y1.get();
+    piece.out = y1;
     instructions().norm.forward[first.settings.act][0][0](piece);
     float* x2 = at.x.floats(stretch.offset);
-    DepthwiseRows task = convolution.rows_of(block, y1.get(), low, x2, rows);
+    DepthwiseRows task = convolution.rows_of(block, y1, low, x2, rows);
     task.bias = bias.floats(block * at.settings.block);
     instructions().depthwise.forward[block_index(at.settings.block)](task);
     instructions().norm.moments(x2, stretch.length, at.settings.block, into);

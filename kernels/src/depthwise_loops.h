@@ -47,48 +47,61 @@ void depthwise_forward(const DepthwiseRows& p) {
   }
 }
 
-// One position of the input's gradient, which gathers from the outputs that read it.
-template <int block>
-INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, int64_t column, Range across) {
+// The columns of x whose places (column + begin) have one remainder by the stride.  They read the outputs quotient,
+// quotient - 1, ... with the taps remainder, remainder + stride, ...
+struct Phase {
+  int64_t remainder, count, first, quotient;  // count of taps, first column, and its quotient
+};
+
+INLINE Phase phase_of(const Axis& axis, int64_t remainder) {
+  const int64_t first = (remainder - axis.begin % axis.stride + axis.stride) % axis.stride;
+  const int64_t count = remainder < axis.kernel ? (axis.kernel - remainder - 1) / axis.stride + 1 : 0;
+  return {remainder, count, first, (first + axis.begin) / axis.stride};
+}
+
+// One position of the input's gradient, which gathers from the outputs that read it; `count` is the number of taps of
+// the phase if the compiler shall know it, and 0 otherwise.
+template <int block, int count>
+INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase, int64_t column, int64_t quotient) {
   using Block = Memory<block>;
+  const int64_t step = p.columns.stride * block;
+  const bool inside = quotient < p.columns.outs && quotient + 1 >= phase.count;
   typename Block::Floats sum{};
   for (int64_t i = down.first; i < down.last; ++i) {
-    const float* line = p.in + (i - p.in_first) * p.columns.outs * block;
-    const int64_t tap = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + column + p.columns.begin;
-    for (int64_t j = across.first; j < across.last; ++j) {
-      sum += Block::read(line + j * block) * Block::read(p.weights + (tap - j * p.columns.stride) * block);
+    const float* line = p.in + ((i - p.in_first) * p.columns.outs + quotient) * block;
+    const int64_t tap = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + phase.remainder;
+    const float* weights = p.weights + tap * block;
+    if (count > 0 && inside) {
+#pragma GCC unroll 4
+      for (int j = 0; j < count; ++j) sum += Block::read(line - j * block) * Block::read(weights + j * step);
+    } else {
+      const int64_t last = least(phase.count, quotient + 1);
+      for (int64_t j = most(0, quotient + 1 - p.columns.outs); j < last; ++j) {
+        sum += Block::read(line - j * block) * Block::read(weights + j * step);
+      }
     }
   }
   Block::write(p.out + ((row - p.first) * p.columns.size + column) * block, sum);
 }
 
-// Stride 1: all columns but those at the ends have the same readers, in the reversed order of the taps.
-template <int block, int width>
-INLINE void gather_inside(const DepthwiseRows& p, int64_t row, Range down, int64_t column) {
-  using Block = Memory<block>;
-  typename Block::Floats sum{};
-  for (int64_t i = down.first; i < down.last; ++i) {
-    const int64_t first = column + p.columns.begin - width + 1;
-    const float* line = p.in + ((i - p.in_first) * p.columns.outs + first) * block;
-    const float* weights = p.weights + ((row + p.rows.begin - i * p.rows.stride + 1) * p.columns.kernel - 1) * block;
-#pragma GCC unroll 8
-    for (int j = 0; j < width; ++j) sum += Block::read(line + j * block) * Block::read(weights - j * block);
+template <int block, int count>
+INLINE void gather_row(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase) {
+  int64_t quotient = phase.quotient;
+  for (int64_t column = phase.first; column < p.columns.size; column += p.columns.stride) {
+    gather<block, count>(p, row, down, phase, column, quotient++);
   }
-  Block::write(p.out + ((row - p.first) * p.columns.size + column) * block, sum);
 }
 
 template <int block>
 void depthwise_backward(const DepthwiseRows& p) {
-  const bool usual = p.columns.kernel == 3 && p.columns.stride == 1;
   for (int64_t row = p.first; row < p.last; ++row) {
     const Range down = readers_of(p.rows, row);
-    for (int64_t column = 0; column < p.columns.size; ++column) {
-      const int64_t place = column + p.columns.begin;
-      if (usual && place >= 2 && place < p.columns.outs) {
-        gather_inside<block, 3>(p, row, down, column);
-      } else {
-        gather<block>(p, row, down, column, readers_of(p.columns, column));
-      }
+    for (int64_t remainder = 0; remainder < p.columns.stride; ++remainder) {
+      const Phase phase = phase_of(p.columns, remainder);
+      if (phase.count == 1) gather_row<block, 1>(p, row, down, phase);
+      if (phase.count == 2) gather_row<block, 2>(p, row, down, phase);
+      if (phase.count == 3) gather_row<block, 3>(p, row, down, phase);
+      if (phase.count == 0 || phase.count > 3) gather_row<block, 0>(p, row, down, phase);
     }
   }
 }

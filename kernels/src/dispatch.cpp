@@ -6,9 +6,11 @@
 namespace ttac {
 namespace {
 
+#if defined(__x86_64__)
 bool allowed(const Instructions& found, const char* wanted) {
   return wanted == nullptr || *wanted == '\0' || std::strcmp(found.name, wanted) == 0;
 }
+#endif
 
 const Instructions& choose() {
 #if defined(__x86_64__)
