@@ -70,7 +70,8 @@ def normalise_model(state: CompileState, log: RoomLog) -> CompileState:
     """
     shape, single = state.options.shape or state.samples.shape, state.options.batch == 1
     is_open = state.options.max_shape is not None
-    model = normalise(state.model, shape=shape, say=log.note, single=single, open_sizes=is_open)
+    known = state.samples.known
+    model = normalise(state.model, shape=shape, say=log.note, single=single, open_sizes=is_open, samples=known)
     if model.meta[SINGLE] and state.options.quantize:
         raise UnsupportedError(
             "the file works for one sample at a time, and 8-bit layers are calibrated on several",

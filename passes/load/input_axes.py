@@ -87,7 +87,8 @@ def _axis_like(value: ir.Value, batch: int | str | None) -> int | None:
         return same[0] if same and rank > 1 else None
     if same or named:
         return [*same, *named][0]
-    return 0 if rank and not isinstance(sizes[0], int) else None
+    unnamed = [axis for axis, size in enumerate(sizes) if size is None]
+    return unnamed[0] if unnamed else 0 if rank and not isinstance(sizes[0], int) else None
 
 
 def _size(value: ir.Value, axis: int | None) -> int | str | None:

@@ -19,6 +19,7 @@ from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
 from ttac.passes.graph.rewire import replace
+from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.load.input_axes import AXES, Axes, axes_of
 from ttac.passes.load.model_file import REFERENCE, Say, quiet
@@ -48,6 +49,7 @@ def normalise(
     simplifier: Simplifier | None = simplify,
     single: bool = False,
     open_sizes: bool = False,
+    samples: SampleSet | None = None,
 ) -> ir.Model:
     """Return the normal form of a loaded model, after a check that it computes the same on 1, 2 and 3 samples.
 
@@ -56,15 +58,14 @@ def normalise(
     Args:
         model: from `load`; it stays unchanged.
         shape: of one sample, (3, 224, 224), where the file leaves a dimension open; for several inputs, by names.
-        say: receives one line for each change.
-        simplifier: None leaves out the simplification.
-        single: the model is to run on one sample at a time; then the file may fix the batch at 1, and the result has
-            the mark `ttac.passes.normalise.single_sample.SINGLE`.
+        say: receives one line for each change; simplifier: None leaves out the simplification.
+        single: the model is to run on one sample at a time; the file may fix the batch at 1 then (mark `SINGLE`).
         open_sizes: tables that follow from the size of the input stay nodes.
+        samples: calibration samples for the check, for inputs of integers.
 
     Raises UsageError if `shape` contradicts the file, UnsupportedError if there is no normal form.
     """
-    choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier, "open_sizes": open_sizes}
+    choices: dict[str, Any] = {"shape": shape, "simplifier": simplifier, "open_sizes": open_sizes, "samples": samples}
     try:
         return _normalised(model, say=say, **choices)
     except UnsupportedError as error:
@@ -128,6 +129,7 @@ def _normalised(
     simplifier: Simplifier | None,
     single: bool = False,
     open_sizes: bool = False,
+    samples: SampleSet | None = None,
 ) -> ir.Model:
     reference, axes = model.meta.get(REFERENCE) or model.clone(), axes_of(model)
     model = model.clone()
@@ -147,7 +149,7 @@ def _normalised(
     join_operators(model)
     name_layers(model)
     fuse_norms(model)
-    refuse_difference(reference, model, traced, rewritten, most=1 if single else 3)
+    refuse_difference(reference, model, traced, rewritten, most=1 if single else 3, samples=samples)
     if rewritten:
         say(f"the batch, {traced} in the file, is free now: {len(rewritten)} nodes rewritten")
     finish(model)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.execute import Executable, batch_axes, rows
 from ttac.passes.graph.graph_files import write_graphs
-from ttac.passes.graph.sample_set import random_samples
+from ttac.passes.graph.sample_set import SampleSet, random_samples
 from ttac.passes.graph.shapes import dims
 from ttac.passes.normalise.batch_walk import fixed_batch
 
@@ -24,13 +24,23 @@ TOLERANCE = 1e-4
 
 
 def refuse_difference(
-    reference: ir.Model, model: ir.Model, traced: int | None, rewritten: Sequence[str], *, most: int = 3
+    reference: ir.Model,
+    model: ir.Model,
+    traced: int | None,
+    rewritten: Sequence[str],
+    *,
+    most: int = 3,
+    samples: SampleSet | None = None,
 ) -> None:
-    """Run the model as loaded, on the batch it was exported with, and the result on 1 to `most` samples."""
+    """Run the model as loaded, on the batch it was exported with, and the result on 1 to `most` samples.
+
+    The samples are random floats.  Integers are those of `samples`, if there are enough: random ones may mean nothing.
+    """
     count = 3 if traced is None else max(3, traced)
     x = model.graph.inputs[0]
     _refuse_large(x, count)
-    samples = random_samples(model.graph.inputs, count)
+    known = samples is not None and len(samples) >= count and samples.main.dtype.kind != "f"
+    samples = samples.first(count) if known and samples else random_samples(model.graph.inputs, count)
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
         write_graphs(Path(folder), {"reference": reference, "normal": model})
         before, after = (Executable(Path(folder) / f"{name}.onnx") for name in ("reference", "normal"))
