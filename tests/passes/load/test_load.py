@@ -161,12 +161,27 @@ def test_weights_stored_in_another_type_become_float32(tmp_path: Path, kind: typ
     np.testing.assert_array_equal(run(model, x), run(before, x))
 
 
-def test_half_precision_weights_are_refused(tmp_path: Path) -> None:
-    text = """net (float[N,4] x) => (float[N,5] y) {
-        h = Cast <to = 10> (x) z = MatMul (h, "fc.weight") y = Cast <to = 1> (z)
+def test_half_precision_models_compute_in_single_precision(tmp_path: Path) -> None:
+    text = """net (float16[N,4] x) => (float16[N,5] y) {
+        z = MatMul (x, "fc.weight") s = Cast <to = 1> (z) r = Relu (s) y = Cast <to = 10> (r)
     }"""
-    path = saved(source(text, {"fc.weight": np.ones((4, 5), np.float16)}), tmp_path)
-    refusal(UnsupportedError, lambda: load(path), "weights in float16", "`fc.weight` float16 [4,5]", "model.float()")
+    before = source(text, {"fc.weight": (np.arange(20) / 8).reshape(4, 5).astype(np.float16)})
+    lines: list[str] = []
+    model = load(saved(before, tmp_path), say=lines.append)
+    assert lines == ["the file computes in float16: the bundle computes in float32"]
+    assert {value.dtype for value in (*model.graph.inputs, *model.graph.outputs)} == {ir.DataType.FLOAT}
+    x = np.random.default_rng(0).standard_normal((2, 4))
+    np.testing.assert_allclose(
+        run(model, x.astype(np.float32)), run(before, x.astype(np.float16)), rtol=2e-3, atol=1e-2
+    )
+
+
+def test_weights_in_double_precision_are_refused(tmp_path: Path) -> None:
+    text = """net (float[N,4] x) => (float[N,5] y) {
+        h = Cast <to = 11> (x) z = MatMul (h, "fc.weight") y = Cast <to = 1> (z)
+    }"""
+    path = saved(source(text, {"fc.weight": np.ones((4, 5), np.float64)}), tmp_path)
+    refusal(UnsupportedError, lambda: load(path), "weights in float64", "`fc.weight` double [4,5]", "model.float()")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
