@@ -4,6 +4,9 @@ Both run the shipped nets on the shipped corrupted images with the same batches 
 source model before each corruption.  PyTorch runs in float64: the first step of Adam depends on the sign of a gradient.
 Where a gradient is zero up to rounding, two float32 programs differ at a large rate, and so do PyTorch in float32 and
 in float64.  The exit code is 1 where two means differ by more than `--within` points.
+
+`--forms` compares the three forms of each bundle instead, in this engine and in those of `--engines`, folders of
+`pip install --target`.  The exit code is 1 where two logits differ by more than 1e-4 of the largest.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import onnx
 import torch
 
 import ttac
+from benchmarks.form_agreement import LARGEST, table
 from benchmarks.peers import METHODS, restated
 from ttac.evaluation.protocols import Order, Shift, schedule
 from ttac.evaluation.source_inference import inference
@@ -134,7 +138,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024, help="images of each corruption")
     parser.add_argument("--within", type=float, default=WITHIN, help="points that two means may differ by")
     parser.add_argument("--set", action="append", default=[], help="an option of all methods that have it, name=value")
+    parser.add_argument("--forms", action="store_true", help="compare the forms of bundles instead")
+    parser.add_argument("--engines", nargs="*", default=[], help="folders of further engines for --forms")
     asked = parser.parse_args()
+    if asked.forms:
+        sys.exit(int(table(asked.methods.split(","), asked.engines) > LARGEST))
     print(f"torch {torch.__version__}, {asked.samples} images of {len(SHIFTS)} corruptions; error in %\n")
     print("| net | method | ttac | PyTorch | difference |\n|---|---|---:|---:|---:|")
     worst = 0.0

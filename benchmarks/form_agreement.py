@@ -1,0 +1,99 @@
+"""Logits of the three forms of a bundle, in every engine at hand: `python -m benchmarks.agreement --forms`.
+
+Each method takes five steps on the shipped net, with ragged batches.  A figure is the largest difference of a logit
+from the portable graphs in the first engine, relative to the largest logit.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import ttac
+from ttac.errors import RuntimeMissingError, TtacError
+
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+FORMS = ("portable", "blocked", "kernels")
+SIZES = (8, 8, 1, 8, 3)
+"""Samples of each step."""
+LARGEST = 1e-4
+"""Largest accepted difference, of the largest logit."""
+
+Runs = dict[tuple[str, str], np.ndarray]
+
+
+def compiled(methods: Sequence[str], folder: Path) -> list[str]:
+    """Compile the methods, and return those that have a bundle; the others are named on stderr."""
+    return [method for method in methods if _is_compiled(method, folder)]
+
+
+def _is_compiled(method: str, folder: Path) -> bool:
+    net, calibration = DEMO / "fashion_resnet_bn.onnx", DEMO / "fashion_calibration.npz"
+    output = folder / f"{method}.ttac"
+    try:
+        ttac.compile(net, method=method, batch=max(SIZES), calibration=calibration, output=output)
+    except TtacError as error:
+        print(f"{method}: {error.problem}", file=sys.stderr)
+    return output.exists()
+
+
+def runs(folder: Path) -> tuple[str, Runs]:
+    """The engine's version, and (method, form) -> logits of all steps in this process."""
+    from ttac.runtime.engine import engine
+
+    with np.load(DEMO / "fashion_stream.npz") as file:
+        images = file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)
+    batches = np.split(images, np.cumsum(SIZES)[:-1])
+    found: Runs = {}
+    for bundle in sorted(folder.glob("*.ttac")):
+        for form in FORMS:
+            try:
+                adapter = ttac.load(bundle, form=form)
+            except RuntimeMissingError:
+                continue
+            logits = np.concatenate([np.asarray(adapter.step(x)) for x in batches])
+            if form in adapter.stats["form"]:
+                found[bundle.stem, form] = logits
+    return str(engine().__version__), found
+
+
+def in_engine(engine: str, folder: Path) -> tuple[str, Runs]:
+    """The result of `runs` with the engine in the folder `engine`; empty for the engine of this environment."""
+    path = folder / "runs.npz"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (engine, os.environ.get("PYTHONPATH")) if p)}
+    subprocess.run([sys.executable, "-m", "benchmarks.form_agreement", str(folder)], env=environment, check=True)
+    with np.load(path) as file:
+        found = {(name.split()[0], name.split()[1]): file[name] for name in file.files if " " in name}
+        return str(file["version"]), found
+
+
+def table(methods: Sequence[str], engines: Sequence[str]) -> float:
+    """Print the differences of each method, engine and form; return the largest one."""
+    print("| method | engine | " + " | ".join(FORMS) + " |\n|---|---|" + "---:|" * len(FORMS))
+    worst = 0.0
+    with tempfile.TemporaryDirectory(prefix="ttac-forms-") as name:
+        made = compiled(methods, Path(name))
+        results = [in_engine(engine, Path(name)) for engine in ("", *engines)]
+        for method in made:
+            expected = results[0][1][method, "portable"]
+            for version, found in results:
+                logits = [found.get((method, form)) for form in FORMS]
+                apart = [
+                    None if a is None else float(np.abs(a - expected).max() / np.abs(expected).max()) for a in logits
+                ]
+                worst = max([worst, *(difference for difference in apart if difference is not None)])
+                cells = ["" if difference is None else f"{difference:.1e}" for difference in apart]
+                print(f"| `{method}` | {version} | " + " | ".join(cells) + " |")
+    return worst
+
+
+if __name__ == "__main__":
+    version, found = runs(Path(sys.argv[1]))
+    arrays = {f"{method} {form}": logits for (method, form), logits in found.items()}
+    np.savez(Path(sys.argv[1]) / "runs.npz", version=version, **arrays)
