@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.kernels import interleave_by_kernel
+from ttac.passes.blocked.kernels import input_gradient_by_kernel, interleave_by_kernel
 from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of, known_dims
 from ttac.passes.graph.shapes import dims
 
@@ -60,12 +60,21 @@ def block_transposed(at: Layouts, node: ir.Node) -> bool:
     ):
         return False
     assert g is not None and w is not None
+    if at.kernels and depthwise(node, w):
+        at.replace(node.outputs[0], input_gradient_by_kernel(at, node, g, w))
+        return True
     phases = phases_of(at, node, g, w)
     if phases is None:
         return False
     join = interleave_by_kernel if at.kernels else interleave
     at.replace(node.outputs[0], join(at, phases, node.outputs[0]))
     return True
+
+
+def depthwise(node: ir.Node, w: ir.Value) -> bool:
+    """Whether a ConvTranspose without dilations has one channel in each group."""
+    dilated = any(step != 1 for step in node.attributes.get_ints("dilations", (1, 1)))
+    return not dilated and dims(w)[:2] == [node.attributes.get_int("group", 1), 1]
 
 
 def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list[ir.Value | None]] | None:

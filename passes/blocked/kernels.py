@@ -6,20 +6,22 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, known_dims, rename
+from ttac.passes.blocked.layout import Layouts, attributes_of, known_dims, rename
 from ttac.passes.graph.shapes import dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
+
+WINDOW = ("kernel_shape", "strides", "pads")
 
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
-    maps = [value for value in node.inputs if is_map(value)]
+    maps = [value for value in node.inputs if is_map(value) and not at.is_weight(value)]
     results = [value for value in node.outputs if is_map(value)]
     if not any(at.has(value) for value in maps) or not all(at.can(value) for value in maps):
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
-    inputs = [at.blocked(value) if is_map(value) else value for value in node.inputs]
+    inputs = [at.blocked(value) if value in maps else value for value in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
     made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
     for old, new in zip(node.outputs, made.outputs, strict=True):
@@ -48,3 +50,14 @@ def interleave_by_kernel(at: Layouts, phases: Sequence[Sequence[ir.Value | None]
     node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
     at.op.place(node, "interleave")
     return node.outputs[0]
+
+
+def input_gradient_by_kernel(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> ir.Value:
+    """The output of a depthwise ConvTranspose, blocked."""
+    window = {"kernel_shape": dims(w)[2:], "strides": [1, 1], "pads": [0, 0, 0, 0], **attributes_of(node, *WINDOW)}
+    sizes = [int(size) for size in dims(node.outputs[0])[2:]]
+    attributes = {"block": at.block, "sizes": sizes, **window}
+    made = ir.node("DepthwiseInputGrad", [at.blocked(g), w], attributes, domain=KERNEL_DOMAIN)
+    made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    at.op.place(made, "depthwiseinputgrad")
+    return made.outputs[0]
