@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
+from ttac.errors import TtacError
 from ttac.passes.blocked.block_graphs import BlockedGraphs, block_graphs, is_worthwhile
 from ttac.passes.blocked.layout import Recipe
 from ttac.passes.blocked.probe import BLOCKS, probe
@@ -124,7 +125,10 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
     library = kernel_library(spec.kernels).path if spec.kernels else None
     portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], feeds)
     weights = form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)
-    found = _executed(folder, list(spec.graphs.values()), {**feeds, **weights}, library)
+    try:
+        found = _executed(folder, list(spec.graphs.values()), {**feeds, **weights}, library)
+    except TtacError as error:
+        return f"the engine refuses it: {error.problem}"
     outputs = {content.logits, *content.outputs} & set(portable)
     logits = max(relative(found[name], portable[name]) for name in outputs)
     parameters = [tensor.name for tensor in content.tensors if f"{tensor.name}.grad" in portable]

@@ -15,13 +15,13 @@ WINDOW = ("kernel_shape", "strides", "pads")
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
-    maps = [value for value in node.inputs if is_map(value) and not at.is_weight(value)]
+    maps = [value for value in node.inputs if is_map(value)]
     results = [value for value in node.outputs if is_map(value)]
     if not any(at.has(value) for value in maps) or not all(at.can(value) for value in maps):
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
-    inputs = [at.blocked(value) if value in maps else value for value in node.inputs]
+    inputs = [at.blocked(value) if is_map(value) else value for value in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
     made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
     for old, new in zip(node.outputs, made.outputs, strict=True):

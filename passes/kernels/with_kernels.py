@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from ttac.passes.kernels.depthwise import fuse_depthwise
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.norm_backward import fuse_backward
 from ttac.passes.kernels.norm_forward import fuse_forward
@@ -23,7 +22,5 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
     norms = fuse_forward(graphs)
     fuse_backward(graphs, norms)
     fuse_pools(graphs)
-    graphs.tidy(outside)
-    fuse_depthwise(graphs)
     graphs.tidy(outside)
     return graphs.models

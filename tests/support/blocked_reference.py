@@ -202,65 +202,20 @@ def _interleave(op: Builder, node: ir.Node, _: int) -> ir.Value:
 
 def _depthwise_input_grad(op: Builder, node: ir.Node, _: int) -> ir.Value:
     dy, w = node.inputs
-    return blocked(
-        op, _transposed(op, node, plain(op, dy, dims(dy), _block_of(node)), w), dims(node.outputs[0]), _block_of(node)
-    )
-
-
-def _transposed(op: Builder, node: ir.Node, dy: ir.Value, w: ir.Value | None, sizes: Sequence[int] = ()) -> ir.Value:
-    """The input gradient of a depthwise convolution, in the plain layout."""
-    window, sizes = _window(node), list(sizes or node.attributes.get_ints("sizes"))
-    lengths = [
-        (int(size) - 1) * stride + kernel - window["pads"][axis] - window["pads"][axis + 2]
-        for axis, (size, stride, kernel) in enumerate(
-            zip(dims(dy)[2:], window["strides"], window["kernel_shape"], strict=True)
-        )
+    window, sizes, block = _window(node), list(node.attributes.get_ints("sizes")), _block_of(node)
+    extra = [
+        size - (int(out) - 1) * window["strides"][axis] - window["kernel_shape"][axis] + sum(window["pads"][axis::2])
+        for axis, (size, out) in enumerate(zip(sizes, dims(dy)[2:], strict=True))
     ]
-    extra = [size - length for size, length in zip(sizes, lengths, strict=True)]
-    made = op.ConvTranspose(dy, w, **window, group=int(dims(w)[0]), **({"output_padding": extra} if any(extra) else {}))
-    made.shape = ir.Shape([dims(dy)[0], dims(dy)[1], *sizes])
-    return made
-
-
-def _part(op: Builder, node: ir.Node, number: str, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
-    """One of the two norms of a depthwise node, as a node that is in no graph."""
-    values = {
-        name: node.attributes[f"{name}{number}"].value
-        for name in ("epsilon", "act", "low", "high")
-        if f"{name}{number}" in node.attributes
-    }
-    return ir.node(op_type, list(inputs), {"block": _block_of(node), **values}, domain=KERNEL_DOMAIN)
-
-
-def _depthwise_forward(op: Builder, node: ir.Node, block: int) -> tuple[ir.Value, ...]:
-    x1, scale1, bias1, w, conv_bias, scale2, bias2 = node.inputs
-    y1, mean1, var1, _ = _norm_forward(op, _part(op, node, "1", "NormForward", [x1, scale1, bias1]), block)
-    group = int(dims(w)[0])
-    x2 = op.Conv(plain(op, y1, dims(x1), _block_of(node)), w, conv_bias, **_window(node), group=group)
-    x2 = blocked(op, x2, dims(node.outputs[0]), _block_of(node))
-    y2, mean2, var2, _ = _norm_forward(op, _part(op, node, "2", "NormForward", [x2, scale2, bias2]), block)
-    return y2, x2, mean1, var1, mean2, var2
-
-
-def _depthwise_backward(op: Builder, node: ir.Node, block: int) -> tuple[ir.Value, ...]:
-    dy2, x2, x1, w, scale1, bias1, mean1, var1, scale2, bias2, mean2, var2 = node.inputs
-    second = _part(op, node, "2", "NormBackward", [dy2, x2, scale2, bias2, mean2, var2])
-    dx2, dscale2, dbias2, _ = _norm_backward(op, second, block)
-    sizes = [int(size) for size in dims(x1)[2:]]
-    dy1 = blocked(
-        op, _transposed(op, node, plain(op, dx2, dims(x2), _block_of(node)), w, sizes), dims(x1), _block_of(node)
-    )
-    first = _part(op, node, "1", "NormBackward", [dy1, x1, scale1, bias1, mean1, var1])
-    dx1, dscale1, dbias1, _ = _norm_backward(op, first, block)
-    return dx1, dscale1, dbias1, dscale2, dbias2
+    padding = {"output_padding": extra} if any(extra) else {}
+    dx = op.ConvTranspose(plain(op, dy, dims(dy), block), w, **window, group=int(dims(w)[0]), **padding)
+    return blocked(op, dx, dims(node.outputs[0]), block)
 
 
 SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value, ...]]] = {
     "NormForward": _norm_forward,
     "NormBackward": _norm_backward,
     "DepthwiseInputGrad": _depthwise_input_grad,
-    "DepthwiseForward": _depthwise_forward,
-    "DepthwiseBackward": _depthwise_backward,
     "MaxPoolForward": _pool_forward,
     "MaxPoolBackward": _pool_backward,
     "Interleave": _interleave,

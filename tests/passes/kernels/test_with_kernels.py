@@ -1,0 +1,45 @@
+"""Which chains become nodes of the library, and which keep their standard operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from tests.passes.blocked.test_blocked_graphs import names_outside, step_graphs
+from tests.support.whole_models import MODELS, compiled
+from ttac.passes.kernels.with_kernels import with_kernels
+
+
+def counted(name: str, folder: Path) -> tuple[Counter[str], Counter[str]]:
+    """Operators of the step of `tent` before and after the rewriting."""
+    bundle = compiled(MODELS[name], folder, batch=8, method="tent")
+    graphs = step_graphs(bundle)
+    return operators(graphs), operators(with_kernels(graphs, names_outside(bundle)))
+
+
+def operators(graphs: dict[str, ir.Model]) -> Counter[str]:
+    return Counter(node.op_type for model in graphs.values() for node in model.graph)
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet_bottleneck", "resnext", "mobilenet_v2"])
+def test_every_norm_and_pool_of_a_convnet_is_one_node(name: str, tmp_path: Path) -> None:
+    plain, fused = counted(name, tmp_path)
+    assert fused["NormForward"] == fused["NormBackward"] > 5
+    assert fused["MaxPoolForward"] == fused["MaxPoolBackward"] == plain["MaxPool"]
+    assert not any(fused[kind] for kind in ("BatchNormalization", "ReduceSumSquare", "Relu", "Clip", "MaxPool"))
+
+
+def test_layer_norms_keep_their_operators(tmp_path: Path) -> None:
+    plain, fused = counted("transformer", tmp_path)
+    assert fused == plain
+
+
+def test_the_graphs_that_were_given_stay(tmp_path: Path) -> None:
+    bundle = compiled(MODELS["resnet"], tmp_path, batch=8, method="tent")
+    graphs = step_graphs(bundle)
+    before = operators(graphs)
+    with_kernels(graphs, names_outside(bundle))
+    assert operators(graphs) == before
