@@ -46,11 +46,20 @@ class Activation:
 def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
     """Replace every norm that has the statistics of its batch; return the norms.
 
-    A norm whose scale or bias follows from its own statistics stays: one node gives the statistics with the result.
+    A norm whose scale or bias follows from its own statistics stays: one node gives the statistics with the result.  A
+    gradient may compute a norm again.  There the statistics are read from the first node, and the norm stays.
     """
     found = [node for node in graphs.nodes("BatchNormalization") if has_batch_statistics(node)]
-    norms = [node for node in found if not _reads_statistics(node)]
-    return [_fuse(graphs, node) for node in norms]
+    norms: dict[tuple[object, float], Norm] = {}
+    for node in [node for node in found if not _reads_statistics(node)]:
+        key = graphs.key(node.inputs[0]), node.attributes.get_float("epsilon", 1e-5)
+        if key not in norms:
+            norms[key] = _fuse(graphs, node)
+        elif node.graph is not norms[key].mean.graph:
+            for old, new in zip(node.inputs[3:5], (norms[key].mean, norms[key].variance), strict=True):
+                assert old is not None
+                graphs.replace(old, new)
+    return list(norms.values())
 
 
 def _reads_statistics(node: ir.Node) -> bool:
