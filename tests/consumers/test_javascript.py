@@ -56,7 +56,7 @@ def test_the_kit_passes_in_chromium(kit: Path) -> None:
     folders = {"js": PACKAGE, "kit": kit, "ort": PACKAGE / "node_modules" / "onnxruntime-web" / "dist"}
     with chromium.served(folders) as address, chromium.page() as page:
         page.open(f"{address}/js/test/kit.html")
-        result = json.loads(page.wait("document.querySelector('#result')?.textContent", 120))
+        result = json.loads(page.wait("document.querySelector('#result')?.textContent", 300))
     cases = json.loads((kit / "kit.json").read_text(encoding="utf-8"))
     assert result.get("error") is None and result["worst"] < 1e-5
     assert result["cases"] == len(cases["cases"]) and result["refused"] == len(cases["refused"])
