@@ -31,8 +31,9 @@ def images() -> np.ndarray:
         return arrays["clean"][:BATCH].astype(np.float32) / 255
 
 
-@pytest.mark.parametrize("method", methods.that_train())
+@pytest.mark.parametrize("method", [name for name in methods.that_train() if name != "mecta"])
 def test_constants_are_held_and_the_state_resets(method: str, tmp_path: Path) -> None:
+    """The transformer has no batch norms, which `mecta` needs."""
     guarded = adapter(tmp_path, method, guard_patience=2)
     x = images()
     first = guarded.predict(x)
