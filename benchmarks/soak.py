@@ -71,7 +71,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=2000, help="kills during save")
     parser.add_argument("--exchanges", type=int, default=500, help="kills during exchange, and during two renames")
-    parser.add_argument("--compiles", type=int, default=200, help="kills during compile and during autosave")
+    parser.add_argument(
+        "--compiles", type=int, default=200, help="kills during compile (0.6 compiles of time each) and autosave"
+    )
     parser.add_argument("--loads", type=int, default=20000, help="loads during replacement")
     parser.add_argument("--seconds", type=float, default=300, help="most seconds of the loads")
     parser.add_argument("--flips", type=int, default=2000, help="damaged states, and damaged bundles")
