@@ -155,13 +155,14 @@ def test_calibration_that_does_not_fit(calibration: Any, said: str, tmp_path: Pa
 
 
 def test_several_inputs(tmp_path: Path) -> None:
+    """The sum of the classifier's scores and of a second input: both are inputs of the bundle."""
     text = (
         CONV_NORM.replace("x) =>", "x, float[batch,5] extra) =>")
         .replace(" y = Gemm", " z = Gemm")
         .replace('"fc.bias")', '"fc.bias")\n  y = Add (z, extra)')
     )
-    said = refused(UnsupportedError, saved(source(text), tmp_path))
-    assert "depends on 2 inputs" in said and "`x` float" in said and "`extra` float" in said
+    bundle = compiled(saved(source(text), tmp_path), tmp_path, method="source", batch=4)
+    assert [entry["name"] for entry in read(bundle)["inputs"]] == ["x", "extra"]
 
 
 def test_several_outputs(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def resolved(**choices: Any) -> CompileOptions:
 
 def test_python_has_every_option_with_its_default() -> None:
     parameters = inspect.signature(ttac.compile).parameters
-    assert list(parameters) == ["path", *sorted(RULES, key=list(parameters).index), "say"]
+    assert list(parameters) == ["model", "example", *sorted(RULES, key=list(parameters).index), "say"]
     for name, rule in RULES.items():
         default = parameters[name].default
         assert (default or None) == (rule.default or None), name

@@ -61,7 +61,8 @@ def batches(count: int = 5) -> list[np.ndarray]:
 
 def test_five_steps_agree_with_the_portable_graphs(bundle: Path) -> None:
     blocked, portable = ttac.load(bundle, form="blocked"), ttac.load(bundle, form="portable")
-    assert ttac.load(bundle).stats["form"] == blocked.stats["form"] != portable.stats["form"] == "portable"
+    assert ttac.load(bundle).stats["form"].startswith(("blocked", "kernels"))
+    assert blocked.stats["form"].startswith("blocked") and portable.stats["form"] == "portable"
     for x in batches():
         expected = portable.step(x)
         np.testing.assert_allclose(blocked.step(x), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
