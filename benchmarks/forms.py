@@ -68,7 +68,7 @@ def bundle_of(name: str, batch: int, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     bundle = folder / f"{name}-{batch}.ttac"
     if not bundle.exists():
-        ttac.compile(export(name, folder), method="tent", batch=batch, output=bundle)
+        ttac.compile(export(name, folder), method="tent", batch=batch, settings={"guard": "off"}, output=bundle)
     return bundle
 
 

@@ -67,7 +67,8 @@ def bench(
 
     Step and inference of the source model run in turn in one process. Memory is measured in a fresh process each, as
     growth of its peak over ten steps. Keep the machine idle during the measurement. Methods that learn from certain
-    samples only, such as `sar` and `eata`, may find none among random numbers: give them `--data`.
+    samples only, such as `sar` and `eata`, may find none among random numbers: give them `--data`. Without `--data`,
+    models are compiled with `guard=off`, because the guard would hold every step.
 
     With `--against pytorch`, from a checkout with torch installed, a model may be the name of a benchmark network
     (`ttac bench resnet18 --against pytorch`).

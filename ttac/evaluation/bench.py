@@ -12,11 +12,11 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,13 +26,16 @@ from ttac.evaluation.cells import Subject
 from ttac.evaluation.dataset import open_dataset
 from ttac.evaluation.shift_files import preparation_of
 from ttac.evaluation.source_inference import inference, measure_inference
-from ttac.evaluation.subjects import Recipe, compile_subject, method_specs, subjects_of
+from ttac.evaluation.subjects import MethodSpec, Recipe, compile_subject, method_specs, subjects_of
 from ttac.evaluation.timing import FEWEST, PAIRS, Times, paired
-from ttac.methods import DEFAULT
+from ttac.methods import DEFAULT, find
 from ttac.reports.measure import measure, random_samples
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle, is_bundle
 from ttac.samples.named_arrays import only_input
+
+if TYPE_CHECKING:
+    from ttac.runtime.adapter import Adapter
 
 BATCH = 8
 """Default number of samples of a step for models without a bundle."""
@@ -91,7 +94,7 @@ class Bench:
         missing: list[tuple[str, str, TtacError]] = []
         with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
             sizes = list(self.batch) or ([] if all(map(is_bundle, models)) else [BATCH])
-            specs = method_specs(self.methods, self.settings)
+            specs = [self._learning(spec) for spec in method_specs(self.methods, self.settings)]
             subjects, recipes = subjects_of(models, specs, sizes, self.options, Path(folder))
             seconds = self._compile(subjects, recipes, missing)
             ready = [subject for subject in subjects if subject.bundle in seconds]
@@ -100,6 +103,13 @@ class Bench:
                 same = [subject for subject in ready if (subject.model, subject.batch) == key]
                 figures.extend(Group(self, same, recipes, seconds, threads).figures())
         return Benchmark(figures, about(threads), self.peers.name if self.peers else "", missing)
+
+    def _learning(self, spec: MethodSpec) -> MethodSpec:
+        """The method without its guard for random numbers, from which a guarded step would not learn."""
+        guarded = any(option.name == "guard" for option in find(spec.name).options)
+        if self.data is not None or not guarded or "guard" in spec.settings:
+            return spec
+        return replace(spec, settings={**spec.settings, "guard": "off"})
 
     def _compile(
         self, subjects: Sequence[Subject], recipes: Mapping[Path, Recipe], missing: list[tuple[str, str, TtacError]]
@@ -167,6 +177,7 @@ class Group:
         pairs, peer_steps = self.bench.pairs, self._peer_steps()
         times = {bundle: paired(source, partial(each.step, x), pairs) for bundle, each in adapters.items()}
         peer_times = {key: paired(source, partial(step, x), pairs) for key, step in peer_steps.items()}
+        self._note_held(adapters)
         adapters.clear()
         self.bench.say(f"measuring the memory of {self.title}")
         base = measure_inference(self.source, first.batch, shape, self.threads)
@@ -178,6 +189,14 @@ class Group:
             self._figures(each, times[each.bundle], memory[each.bundle], base, self._peers(each, peer_times))
             for each in self.subjects
         ]
+
+    def _note_held(self, adapters: Mapping[Path, Adapter]) -> None:
+        """Say which methods predicted without learning, because their time is not the time of a step that learns."""
+        for subject in self.subjects:
+            stats = adapters[subject.bundle].stats
+            if held := int(stats.get("held", 0)):
+                said = f"the guard of `{subject.method}` held {held} of {stats['steps']} steps, which learn nothing"
+                self.bench.say(f"note: {said}; give samples with `--data`")
 
     def _peer_steps(self) -> dict[tuple[Path, str], Step]:
         """Return the steps of the peers by bundle and variant, for the methods that the peers have."""
