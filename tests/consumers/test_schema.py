@@ -22,7 +22,7 @@ REFERENCES = {
     *("word-deferred-state-reset", "word-deferred-no-state", "graph-state-unknown", "graph-output-unknown"),
     *("graph-file-unlisted", "graph-input-other-dtype", "graph-input-other-shape", "state-dtype-other"),
     *("state-shape-other", "state-tensor-missing", "state-tensor-twice", "head-output-unknown", "head-axis-samples"),
-    *("batch-reversed", "forms-unknown-graph"),
+    *("batch-reversed", "forms-unknown-graph", "input-open-size"),
 }
 """Errors in the references between entries, which a schema cannot state."""
 WHOLE_FLOATS = {"batch-float"}
