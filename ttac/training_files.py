@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -60,6 +60,9 @@ def write_training_files(content: BundleContent, folder: Path) -> None:
     _save_checkpoint(parameters, folder / checkpoint)
 
 
+Named = TypeVar("Named", onnx.NodeProto, TensorProto, onnx.ValueInfoProto)
+
+
 class MergedGraph:
     """Graphs of a step one after another, with a name of its own for each value.
 
@@ -84,9 +87,7 @@ class MergedGraph:
         for node in graph.node:
             for name in filter(None, node.output):
                 local[name] = self._named(name, prefix)
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = f"{prefix}{node.name}"
+            copy = _renamed(node, f"{prefix}{node.name}")
             copy.input[:] = [local.get(name, name) for name in node.input]
             copy.output[:] = [local.get(name, name) for name in node.output]
             self._makers |= dict.fromkeys(filter(None, copy.output), copy)
@@ -127,20 +128,14 @@ class MergedGraph:
         read = {value for node in nodes for value in node.input}
         weights = [weight for key, weight in self._weights.items() if key in read]
         scalar = helper.make_tensor_value_info("", TensorProto.FLOAT, [])
-        types = [_typed(output, self._types.get(output, scalar)) for output in outputs]
+        types = [_renamed(self._types.get(output, scalar), output) for output in outputs]
         return helper.make_graph(nodes, name, inputs, types, weights)
 
 
-def _renamed(weight: TensorProto, name: str) -> TensorProto:
-    copy = TensorProto()
-    copy.CopyFrom(weight)
-    copy.name = name
-    return copy
-
-
-def _typed(name: str, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    copy = onnx.ValueInfoProto()
-    copy.CopyFrom(value)
+def _renamed(message: Named, name: str) -> Named:
+    """Return a copy of a node, a weight or the type of a value under another name."""
+    copy = type(message)()
+    copy.CopyFrom(message)
     copy.name = name
     return copy
 

@@ -19,9 +19,7 @@ COUNTS = ("batch", "steps")
 
 def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest in a dozen lines."""
-    sites = manifest.get("sites", [])
-    trained, inserted = (sum(bool(site.get(key)) for site in sites) for key in ("trained", "inserted"))
-    engines = manifest.get("executed_on") or []
+    sites, trained, inserted = _site_counts(manifest)
     return {
         "method": manifest["method"]["name"],
         "settings": dict(manifest["method"].get("settings", {})),
@@ -32,10 +30,10 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "head": _head(manifest.get("head")),
         **({"pixels": manifest["preprocessing"]} if manifest.get("preprocessing") else {}),
         "batch": manifest["batch"]["planned"],
-        "norm_sites": f"{len(sites)}, {trained} trained, {inserted} inserted",
+        "norm_sites": f"{sites}, {trained} trained, {inserted} inserted",
         "state_tensors": len(manifest["state"]["tensors"]),
         "files": len(manifest["files"]) + 1,
-        "executed_on": ", ".join(f"{engine['package']} {engine['version']}" for engine in engines) or "not executed",
+        "executed_on": _engines(manifest) or "not executed",
         "runs_on": "the CPU",
     }
 
@@ -66,13 +64,25 @@ def verdict(bundle: Bundle) -> list[str]:
 
 
 def _adapted(manifest: Mapping[str, Any]) -> str:
-    method, source, sites = manifest["method"]["name"], manifest["source"]["file"], manifest.get("sites", [])
-    trained, inserted = (sum(bool(site.get(key)) for site in sites) for key in ("trained", "inserted"))
+    method, source = manifest["method"]["name"], manifest["source"]["file"]
+    sites, trained, inserted = _site_counts(manifest)
     if not sites:
         return f"`{method}` on `{source}`: no norm adapts"
     more = [f"{trained} trained" if trained else "none trained"]
     more += [f"{inserted} inserted where the export folded them"] if inserted else []
-    return f"`{method}` on `{source}`: {len(sites)} norms adapt, {', '.join(more)}"
+    return f"`{method}` on `{source}`: {sites} norms adapt, {', '.join(more)}"
+
+
+def _site_counts(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Numbers of the norms that adapt, of those that train, and of those that were inserted."""
+    sites = manifest.get("sites", [])
+    trained, inserted = (sum(bool(site.get(key)) for site in sites) for key in ("trained", "inserted"))
+    return len(sites), trained, inserted
+
+
+def _engines(manifest: Mapping[str, Any]) -> str:
+    """Package and version of each engine that executed the bundle; empty if none did."""
+    return ", ".join(f"{engine['package']} {engine['version']}" for engine in manifest.get("executed_on") or [])
 
 
 def _samples(manifest: Mapping[str, Any]) -> str:
@@ -92,7 +102,7 @@ def _cost(report: Mapping[str, Any]) -> str:
 
 def _checks(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """The engines that executed the bundle, and the difference of the gradients from finite differences."""
-    engines = ", ".join(f"{engine['package']} {engine['version']}" for engine in manifest.get("executed_on") or [])
+    engines = _engines(manifest)
     if not engines:
         return "not executed by an engine yet"
     derivative = (report.get("verified") or {}).get("derivative")
