@@ -82,6 +82,16 @@ EXCLUDE_LAST_STAGE = Option(
 )
 """Option of a method whose trained norms `ttac.passes.step_graphs.last_stage` chooses."""
 
+SEED = Option("seed", 0, "start of the random numbers", low=0)
+"""Option of a method that draws random numbers."""
+
+DISTORTIONS = (
+    Option("black", "0", "a black pixel as the model reads it; commas between values of three channels"),
+    Option("white", "1", "a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
+    SEED,
+)
+"""Options of a method that learns from distorted images."""
+
 COME = Option("come", False, "keep the length of the scores and add an answer `uncertain`, against collapse (COME)")
 """Conservative entropy (Zhang et al., arXiv:2410.10894)."""
 

@@ -8,7 +8,7 @@ average the views only where the source is unsure: the code for CIFAR computes t
 
 from __future__ import annotations
 
-from ttac.shared_options import STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import DISTORTIONS, STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Facts, Method, Option, Settings
 
 TEACHER = "teacher"
@@ -48,9 +48,7 @@ METHOD = Method(
             low=0.0,
         ),
         Option("views", 32, "number of distorted views", low=1, high=1000),
-        Option("black", "0", "a black pixel as the model reads it; commas between values of three channels"),
-        Option("white", "1", "a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
-        Option("seed", 0, "start of the random numbers", low=0),
+        *DISTORTIONS,
         *STATISTICS,
     ),
     settle=settle,

@@ -7,7 +7,7 @@ other batches of shuffled images there; group and layer norms make no difference
 
 from __future__ import annotations
 
-from ttac.shared_options import EXCLUDE_LAST_STAGE, optimizer_options, published_lr
+from ttac.shared_options import EXCLUDE_LAST_STAGE, SEED, optimizer_options, published_lr
 from ttac.spec import BATCH_STATISTICS, Method, Option
 
 METHOD = Method(
@@ -26,7 +26,7 @@ METHOD = Method(
         Option("strength", 0.4, "a sample weighs e to the power of this times ln(classes), less its entropy", low=0.0),
         Option("shape_margin", 0.2, "least fall of the likeliest class's probability in the shuffled image", low=-1.0),
         Option("patches", 4, "number of patches of an image along each side", low=2, high=16),
-        Option("seed", 0, "start of the random numbers", low=0),
+        SEED,
         EXCLUDE_LAST_STAGE,
     ),
     settle=published_lr,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttac.shared_options import SOURCE_WEIGHT, STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import DISTORTIONS, SOURCE_WEIGHT, STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Method, Option
 
 BLENDED = replace(SOURCE_WEIGHT, default=0.01)
@@ -28,9 +28,7 @@ METHOD = Method(
         Option("probabilities_decay", 0.9, "weight of the past in the classes' probabilities", low=0.0, high=1.0),
         Option("temperature", 1 / 3, "of the weights exp(diversity * certainty / temperature)", low=1e-3),
         Option("prior_correction", True, "multiply the scores by the smoothed frequencies of the predicted classes"),
-        Option("black", "0", "a black pixel as the model reads it; commas between values of three channels"),
-        Option("white", "1", "a white pixel, likewise; normalised inputs have (0 - m)/s and (1 - m)/s"),
-        Option("seed", 0, "start of the random numbers", low=0),
+        *DISTORTIONS,
         *STATISTICS,
     ),
     pixels=lambda black, white: {"black": black, "white": white},
