@@ -18,20 +18,16 @@ from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
 from ttac.runtime.events import RESET, Event, events, log, warn_of_one
+from ttac.runtime.executor import Executor
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
-from ttac.runtime.form_cache import remember
-from ttac.runtime.form_table import PORTABLE, FormSpec
-from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
 from ttac.runtime.inputs import check_inputs, thread_count
 from ttac.runtime.json_values import HINT
-from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
-from ttac.runtime.providers import only_cpu
 from ttac.runtime.records import WEIGHTS, TensorSpec
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
-from ttac.runtime.tensors import check_output, check_tensors, parse_tensors
+from ttac.runtime.tensors import check_tensors, parse_tensors
 
 Outputs: TypeAlias = Any
 """An array of a model with one output, a dict (name to array) of a model with several outputs."""
@@ -43,9 +39,11 @@ REJECTED_IN_A_ROW = 10
 class Adapter:
     """Runs a bundle.
 
-    Several threads may call `step`, `predict`, `reset`, `save`, `restore` and `stats`; a lock admits one call at a
-    time. The adapter keeps small files in private memory and maps large ones.  A write to a mapped file makes the next
-    call raise VerificationError.  A bundle that replaces the folder does not concern the adapter.
+    Several threads may call `step`, `predict`, `reset`, `save`, `restore`, `stats` and `close`; a lock admits one call
+    at a time.  The adapter keeps small files in private memory and maps large ones.  A write to a mapped file makes the
+    next call raise VerificationError.  A bundle that replaces the folder does not concern the adapter.
+
+    `with ttac.load(path) as adapter:` closes the adapter at the end of the block.
 
     A function set as `on_event` gets a `ttac.runtime.events.Event` at each transition of the guard, at the end of the
     step.  The logger `ttac` gets the same events: a reset is a warning, the others are information.
@@ -74,7 +72,7 @@ class Adapter:
         form: str = "auto",
     ) -> None:
         self.path = Path(path)
-        self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock, self._process, self._closed = threading.RLock(), os.getpid(), False
         self._autosave: tuple[Path, int] | None = None
         self.on_event: Callable[[Event], object] | None = None
         read_unreplaced(self.path, lambda: self._open(threads, settings, form))
@@ -84,16 +82,13 @@ class Adapter:
         self._manifest = self._opened.manifest
         self._device = EngineDevice()
         settings = settings or EngineSettings()
-        self._settings = replace(settings, threads=thread_count(threads, settings.threads or self._manifest.threads))
-        self.threads = self._settings.threads
-        on_cpu = only_cpu(self._settings.providers)
-        self._choice = choose_form(self.path, self._manifest, form if on_cpu else PORTABLE)
+        self.threads = thread_count(threads, settings.threads or self._manifest.threads)
         updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
         deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}
         state, place = self._manifest.state, f"`{self.path}`"
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
-        self._form = self._load_chosen()
-        self._reference = None if self._choice.confirmed else self._load(None)
+        settings = replace(settings, threads=self.threads)
+        self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
         self._rejected_in_a_row = 0
@@ -151,7 +146,7 @@ class Adapter:
         Further scalars (such as `entropy`) are the last report of the graphs.
         """
         with self._turn():
-            return {**self._stats, **self._choice.stats}
+            return {**self._stats, **self._executor.choice.stats}
 
     def step(self, x: np.ndarray | Mapping[str, np.ndarray]) -> Outputs:
         """Predict and adapt: inputs [n, ...] -> outputs [n, ...], n from the smallest to the planned batch.
@@ -175,7 +170,7 @@ class Adapter:
             self._opened.files.check_unchanged()
             inputs = check_inputs(x, self._manifest)
             batch = FiniteSamples.of(inputs, self.inputs, self.smallest_batch)
-            self._confirm(batch.inputs)
+            self._executor.confirm(batch.inputs)
             start = time.perf_counter()
             outputs, step = self._predict(batch, "step" if batch.learns else "predict")
             adapted = step is None or self._state.commit(step.pending, step.deferred)
@@ -193,7 +188,7 @@ class Adapter:
             self._state.refuse_torn()
             self._opened.files.check_unchanged()
             batch = FiniteSamples.of(check_inputs(x, self._manifest), self.inputs, self.smallest_batch)
-            self._confirm(batch.inputs)
+            self._executor.confirm(batch.inputs)
             return self._predict(batch, "predict")[0]
 
     def reset(self) -> None:
@@ -234,14 +229,45 @@ class Adapter:
             self._state.restore(arrays)
             self._rejected_in_a_row = 0
 
+    def close(self) -> None:
+        """Free the sessions, the state and the mapped files; waits for a running call.
+
+        Each later call but `close` raises UsageError.  The end of a `with` block closes its adapter.
+        """
+        if os.getpid() != self._process:
+            return  # the engine's threads do not exist in a forked child, so its sessions cannot be freed there
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                del self._executor, self._state
+                self._opened.files.keep_only({REPORT})
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """A line with the bundle, its method, the planned batch, the steps and the form."""
+        state = "closed" if self._closed else f"step {self._stats['steps']}, {self._executor.choice.name}"
+        method = self._manifest.raw["method"]["name"]
+        return f"<Adapter {self.path}: {method}, up to {self.batch} samples a step, {state}>"
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Hold the lock; raises RuntimeMissingError in a forked child, where the engine's threads do not exist."""
+        """Hold the lock.
+
+        Raises RuntimeMissingError in a forked child, where the engine's threads do not exist, and UsageError after
+        `close`.
+        """
         if os.getpid() != self._process:
             problem = "the adapter belongs to the parent process, and the engine's threads do not survive a fork"
             hint = "call `ttac.load` in the child, or start children with the method `spawn`"
             raise RuntimeMissingError(problem, where=f"`{self.path}`", hint=hint)
         with self._lock:
+            if self._closed:
+                raise UsageError("the adapter is closed", where=f"`{self.path}`", hint="call `ttac.load` again")
             yield
 
     def _count(self, counts: Mapping[str, int], figures: Mapping[str, float]) -> None:
@@ -274,69 +300,15 @@ class Adapter:
         log("WARNING", "`%s`: %d consecutive steps were rejected; the state is reset", self.path, REJECTED_IN_A_ROW)
         return True
 
-    def _confirm(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Compare a step of another form with the portable graphs; change to them if the steps differ.
-
-        The compared step leaves no trace.  Each call compares until a step changes a parameter.
-        """
-        if self._reference is None or not inputs:
-            return
-        expected, key = self._outcome(inputs, self._reference), self._choice.key
-        try:
-            reason = disagreement(self._outcome(inputs, self._form), expected)
-        except RuntimeMissingError as error:
-            reason, key = f"the engine fails in its blocked layout ({error.problem})", ""
-        if not reason and not expected.trains:
-            return
-        if reason:
-            self._form = self._reference
-        self._choice = Choice(None if reason else self._choice.spec, reason or self._choice.reason)
-        self._reference = None
-        if key and (problem := remember(self.path, key, self._choice.name, self._choice.reason)):
-            log("WARNING", "`%s`: each process compares the forms of the graphs again: %s", self.path, problem)
-
-    def _outcome(self, inputs: Mapping[str, np.ndarray], form: LoadedForm) -> Outcome:
-        """A step that is not committed."""
-        outputs, step = self._perform("step", inputs, form)
-        roles = {entry["name"]: entry["role"] for entry in self._manifest.raw["state"]["tensors"]}
-        new = {name: np.array(self._device.array(tensor)) for name, tensor in step.pending.items()}
-        return Outcome(outputs=outputs, old=self._state.arrays(), new=new, roles=roles)
-
     def _predict(self, batch: FiniteSamples, program: str) -> tuple[Outputs, Step | None]:
         """The outputs for all samples of the user, and the step; no step without a finite sample."""
-        arrays, step = self._perform(program, batch.inputs) if batch.inputs else (batch.blank(self.outputs), None)
+        arrays, step = (
+            self._executor.perform(program, batch.inputs) if batch.inputs else (batch.blank(self.outputs), None)
+        )
         arrays = batch.spread(arrays, self.outputs) if step else arrays
         if len(arrays) == 1:
             return arrays[0], step
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
-
-    def _load_chosen(self) -> LoadedForm:
-        """The chosen form; the portable one if the engine refuses a graph of a form that no caller asked for."""
-        try:
-            return self._load(self._choice.spec)
-        except RuntimeMissingError as error:
-            if not self._choice.key:
-                raise
-            self._choice = Choice(None, f"{self._choice.name}: {error.problem}")
-            return self._load(None)
-
-    def _load(self, spec: FormSpec | None) -> LoadedForm:
-        return LoadedForm(self.path, self._opened, self._settings, self._state, spec)
-
-    def _perform(
-        self, program: str, inputs: Mapping[str, np.ndarray], form: LoadedForm | None = None
-    ) -> tuple[list[np.ndarray], Step]:
-        form = form or self._form
-        values = {name: self._device.tensor(array) for name, array in inputs.items()}
-        step = Step(world=form.world(self._state), values=values)
-        tensors = step.perform(form.programs[program])
-        assert tensors is not None, "parse_program checked that every path returns"
-        arrays = [self._device.array(tensor).copy() for tensor in tensors]
-        samples = sample_count(inputs, self.inputs)
-        for spec, array in zip(self.outputs, arrays, strict=True):
-            check_output(array, spec, samples, f"`{self.path}`")
-        step.values = {}
-        return arrays, step
 
     def _initial_state(self) -> dict[str, np.ndarray]:
         path = self.path / self._manifest.state_file

@@ -24,7 +24,7 @@ from ttac.runtime.whole_file import sync_folder
 REPORT = "report.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """The result of a compile.
 
@@ -37,6 +37,12 @@ class Bundle:
     path: Path | None
     manifest: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """A line with the folder, the method, the target and the planned batch."""
+        method, target = self.manifest["method"]["name"], self.manifest["target"]["name"]
+        planned = self.manifest["batch"]["planned"]
+        return f"<Bundle {self.path or '(dry run)'}: {method} for {target}, up to {planned} samples a step>"
 
     @classmethod
     def read(cls, folder: str | Path) -> Bundle:

@@ -117,7 +117,7 @@ def test_a_last_stage_is_some_but_not_all_of_the_norms(path: Path) -> None:
 def test_residuals_of_the_first_pass_are_freed_before_the_second(tmp_path: Path) -> None:
     ttac.compile(DEMO / "fashion_vit.onnx", method="sar", batch=8, output=tmp_path / "vit.ttac")
     adapter = ttac.load(tmp_path / "vit.ttac", threads=1)
-    words = list(all_words(adapter._form.programs["step"]))
+    words = list(all_words(adapter._executor.form.programs["step"]))
     names = [word.graph if isinstance(word, Run) else "" for word in words]
     ascend = names.index("ascend")
     first, forward = words[ascend], words[names.index("forward", ascend)]

@@ -127,7 +127,7 @@ def test_a_step_in_between_prevents_the_reset(ema: Adapter) -> None:
 def test_a_failing_run_leaves_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = ttac.load(tiny.counting(tmp_path / "b", [{"run": "raise"}, *tiny.STEP]))
     before, stats = state_of(adapter), adapter.stats
-    native = adapter._form.graphs["forward"].session.native
+    native = adapter._executor.form.graphs["forward"].session.native
 
     def fail(*_: Any) -> None:
         raise ValueError("out of memory\nsecond line")

@@ -76,14 +76,14 @@ def adapter(tmp_path: Path) -> Adapter:
 
 def on_call(adapter: Adapter, graph: str, number: int, act: Callable[[], Any]) -> None:
     """Replace the given run of the graph in a step, counted from 1, by `act`; a None result means the real outputs."""
-    run, calls = adapter._form.graphs[graph].run, []
+    run, calls = adapter._executor.form.graphs[graph].run, []
 
     def counted(feed: Any, outputs: Sequence[str]) -> Any:
         calls.append(graph)
         made = act() if len(calls) == number else None
         return made if made is not None else run(feed, outputs)
 
-    adapter._form.graphs[graph].run = counted  # type: ignore[method-assign]
+    adapter._executor.form.graphs[graph].run = counted  # type: ignore[method-assign]
 
 
 def fail() -> None:
@@ -131,7 +131,7 @@ def test_inputs_are_freed_before_the_next_run(adapter: Adapter, monkeypatch: pyt
     def spy(pending: Any, deferred: Any) -> bool:
         on_call(adapter, "update-2", 2, lambda: held.extend(len(run.feed) for run in deferred))
         for run in deferred:
-            run.graph = adapter._form.graphs["update-1" if "a" in run.feed else "update-2"]
+            run.graph = adapter._executor.form.graphs["update-1" if "a" in run.feed else "update-2"]
         return commit(pending, deferred)
 
     monkeypatch.setattr(adapter._state, "commit", spy)

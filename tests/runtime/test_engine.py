@@ -174,8 +174,8 @@ def test_threads_are_a_count(tmp_path: Path, threads: Any) -> None:
 def test_weights_are_mapped_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hash_check, "PRIVATE_BYTES", 0)
     adapter = ttac.load(tiny.trained(tmp_path / "b"))
-    assert list(adapter._form.weights) == ["gain"], "only weights that a graph takes"
-    gain = adapter._form.weights["gain"]
+    assert list(adapter._executor.form.weights) == ["gain"], "only weights that a graph takes"
+    gain = adapter._executor.form.weights["gain"]
     np.testing.assert_array_equal(gain.numpy(), tiny.GAIN)
     mapped = Path("/proc/self/maps")
     if mapped.exists():

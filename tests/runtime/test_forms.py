@@ -17,8 +17,7 @@ from ttac import blocked_form as written_forms
 from ttac.errors import RuntimeMissingError, UsageError, VerificationError
 from ttac.passes.blocked.probe import engine_block, probe
 from ttac.passes.graph.graph_files import write_graphs
-from ttac.runtime import adapter as adapters
-from ttac.runtime import form_cache, forms
+from ttac.runtime import executor, form_cache, forms
 from ttac.runtime.bundle import write_manifest
 from ttac.runtime.forms import probe_failure
 from ttac.runtime.hash_check import digest_of
@@ -120,7 +119,7 @@ def test_an_engine_that_fails_changes_to_the_portable_graphs(copy: Path, monkeyp
     def fail(*_: Any) -> None:
         raise RuntimeMissingError("it stopped")
 
-    monkeypatch.setattr(adapter._form.graphs["forward"], "run", fail)
+    monkeypatch.setattr(adapter._executor.form.graphs["forward"], "run", fail)
     expected = ttac.load(copy, form="portable").step(batches()[0])
     np.testing.assert_array_equal(adapter.step(batches()[0]), expected)
     assert "it stopped" in adapter.stats["form_reason"]
@@ -148,7 +147,7 @@ def test_a_confirmed_form_is_remembered(copy: Path, monkeypatch: pytest.MonkeyPa
     second = ttac.load(copy)
     assert second.stats["form"] == first.stats["form"] != "portable"
     second.step(batches()[0])
-    assert second._reference is None
+    assert second._executor.reference is None
     monkeypatch.setattr(form_cache, "_processor", lambda: ["another processor"])
     assert "it was asked again" in ttac.load(copy).stats["form_reason"]
 
@@ -160,7 +159,7 @@ def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:
 
 
 def test_a_refused_form_is_remembered_with_its_reason(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "disagreement", lambda *_: "its logits differ")
+    monkeypatch.setattr(executor, "disagreement", lambda *_: "its logits differ")
     ttac.load(copy).step(batches()[0])
     monkeypatch.setattr(form_cache, "_memory", {})
     stats = ttac.load(copy).stats
@@ -171,7 +170,7 @@ def test_a_refused_form_is_remembered_with_its_reason(copy: Path, monkeypatch: p
 def test_a_damaged_memory_counts_as_none(copy: Path, content: bytes) -> None:
     (copy / form_cache.FILE).write_bytes(content)
     adapter = ttac.load(copy)
-    assert not adapter._choice.confirmed
+    assert not adapter._executor.choice.confirmed
     adapter.step(batches()[0])
     assert json.loads((copy / form_cache.FILE).read_bytes())["form"] == adapter.stats["form"]
 

@@ -227,7 +227,7 @@ def test_a_second_forward_keeps_the_first_logits(tmp_path: Path) -> None:
             for branch in ("then", "otherwise"):
                 walk(getattr(word, branch, ()))
 
-    walk(adapter._form.programs["step"])
+    walk(adapter._executor.form.programs["step"])
     assert len(forwards) == 2 and "logits" in forwards[0] and "logits" not in forwards[1]
     x = inputs(seed_of("group"))["x"][0]
     expected = adapter.predict(x)
