@@ -50,6 +50,8 @@ KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
+SCORES = ("first", "count", "ignored", "objectness")
+"""Keys of a head that joins scores and other numbers, or leaves a class out."""
 FORMS, SIZES = "forms", "sizes"
 """Keys of the tables of forms and of open sizes, which a bundle without any lacks."""
 
@@ -229,7 +231,7 @@ def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool =
 def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
     if value is None:
         return None
-    entry = an_object(value, "head", only=("output", "kind", "axis", "values"), also=("first", "count", "ignored"))
+    entry = an_object(value, "head", only=("output", "kind", "axis", "values"), also=SCORES)
     for key, words in (("kind", HEADS), ("values", VALUES)):
         if entry[key] not in words:
             refuse(f"head.{key}", f"is {entry[key]!r}")
@@ -253,6 +255,7 @@ def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
         output=output.name,
         first=first,
         count=count,
+        objectness=entry.get("objectness", False),
         ignored=ignored,
     )
 
@@ -265,6 +268,8 @@ def _score_parts(entry: Mapping[str, Any], size: int | str) -> tuple[int, int | 
             a_count(entry[key], f"head.{key}", low=0)
     if isinstance(size, int) and (first or 0) + (count or 0) > size:
         refuse("head.count", f"is {count} from {first or 0}, and the axis has {size} numbers")
+    if not isinstance(entry.get("objectness", False), bool):
+        refuse("head.objectness", f"is {entry['objectness']!r}")
     return first or 0, count, ignored
 
 

@@ -74,6 +74,7 @@ class HeadSpec:
         values: one of `VALUES`, the meaning of the numbers.
         output: name of the output; empty in a reading without a model.
         first, count: position of the first score along the axis, and number of scores; None for all numbers.
+        objectness: whether the first score says whether there is an object at all.
         ignored: class of the background or the blank; None if there is none.
     """
 
@@ -83,6 +84,7 @@ class HeadSpec:
     output: str = ""
     first: int = 0
     count: int | None = None
+    objectness: bool = False
     ignored: int | None = None
 
 

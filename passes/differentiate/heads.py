@@ -94,7 +94,7 @@ class Head:
         entry = {key: getattr(self, key) for key in ("kind", "axis", "values")}
         if self.kind in ("detection", "ctc"):
             entry |= {"first": self.first, "count": self.outputs, "ignored": self.ignored}
-        return entry
+        return {**entry, "objectness": True} if self.objectness else entry
 
     def __str__(self) -> str:
         where = "" if self.axis is None else f" along axis {self.axis}"

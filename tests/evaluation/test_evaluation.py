@@ -13,8 +13,9 @@ import pytest
 
 import ttac
 from tests.support.tiny_bundles import PLANNED, ema, ema_expected, read, reseal
-from ttac.errors import TtacError, UnsupportedError, UsageError
+from ttac.errors import TtacError, UsageError
 from ttac.evaluation import cells
+from ttac.evaluation.answers import reading_of
 from ttac.evaluation.evaluation_result import Evaluation
 from ttac.evaluation.metrics import unpacked
 from ttac.evaluation.protocols import Order, Shift, schedule
@@ -254,17 +255,11 @@ def test_no_model(tmp_path: Path) -> None:
         ttac.evaluate(tmp_path / "none.onnx", ARRAYS)
 
 
-def test_an_output_that_is_no_class_of_each_sample(bundle: Path) -> None:
-    manifest = read(bundle)
-    manifest["head"] = {"output": "logits", "kind": "binary", "axis": 1, "values": "logits"}
-    with pytest.raises(UnsupportedError, match="reads one class a sample"):
-        cells.reader(manifest)
-
-
 def test_probabilities_are_read_as_logits(bundle: Path) -> None:
     manifest = read(bundle)
     manifest["head"]["values"] = "probabilities"
-    np.testing.assert_allclose(np.exp(cells.reader(manifest)(np.array([[0.25, 0.75]]))), [[0.25, 0.75]])
+    predicted = reading_of(manifest).read(np.array([[0.25, 0.75]]))
+    assert predicted.confidence[0] == pytest.approx(0.75) and predicted.answers[0] == 1
 
 
 # --- results --------------------------------------------------------------------------------------------------------

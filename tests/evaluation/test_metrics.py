@@ -22,7 +22,7 @@ LABELS = np.random.default_rng(1).integers(0, 5, 200)
 
 def test_predictions_are_those_of_the_softmax() -> None:
     made = predictions(LOGITS)
-    for x, chosen, sure, entropy in zip(LOGITS, made.classes, made.confidence, made.entropy, strict=True):
+    for x, chosen, sure, entropy in zip(LOGITS, made.answers, made.confidence, made.entropy, strict=True):
         p = np.exp(x.astype(float)) / np.exp(x.astype(float)).sum()
         assert chosen == int(np.argmax(p)) and sure == pytest.approx(p.max())
         assert entropy == pytest.approx(-sum(q * np.log(q) for q in p))
@@ -36,12 +36,12 @@ def test_large_logits_do_not_overflow() -> None:
 def test_logits_that_are_not_finite_are_uniform() -> None:
     made = predictions(np.array([[np.nan, 1, 2, 3], [0, 9, 0, 0]], np.float32))
     assert made.confidence[0] == pytest.approx(0.25) and made.entropy[0] == pytest.approx(np.log(4))
-    assert made.classes[1] == 1
+    assert made.answers[1] == 1
 
 
 def test_the_calibration_error_is_the_mean_gap_of_the_bins() -> None:
     made = predictions(LOGITS)
-    right = made.classes == LABELS
+    right = made.answers == LABELS
     expected = 0.0
     for number in range(BINS):
         low, high = number / BINS, (number + 1) / BINS
@@ -54,7 +54,7 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins() -> None:
 
 def test_bins_of_parts_add_up() -> None:
     made = predictions(LOGITS)
-    right = made.classes == LABELS
+    right = made.answers == LABELS
     halves = [calibration_bins(made.confidence[part], right[part]) for part in (slice(0, 90), slice(90, None))]
     np.testing.assert_allclose(merged(halves), calibration_bins(made.confidence, right))
 

@@ -36,9 +36,10 @@ def result(method: str, protocol: str, error: float, labelled: bool = True) -> d
     wrong = round(64 * error)
     bins = [[0, 0.0, 0]] * (BINS - 2) + [[32, 29.0, 32 - wrong // 2], [32, 31.5, 32 - (wrong - wrong // 2)]]
     stats = {"kept": 0.4, "kept.conv1": 0.2, "kept.conv2": 0.9} if method == "surgeon" else {}
-    window = {"samples": 32, "wrong": wrong // 2 if labelled else None, "entropy": 0.5, "stats": stats}
+    window = {"samples": 32, "counted": 32, "wrong": wrong // 2 if labelled else None, "entropy": 0.5, "stats": stats}
     part = {
         "samples": 64,
+        "counted": 64,
         "wrong": wrong if labelled else None,
         "entropy": 0.5,
         "seconds": 0.1,
@@ -48,6 +49,7 @@ def result(method: str, protocol: str, error: float, labelled: bool = True) -> d
     cell = {"protocol": protocol, "order": "shuffled", "batch": 32, "seed": 0, "shifts": [[name, 5] for name in shifts]}
     return {
         "cell": cell,
+        "figure": "error",
         "model": HOSTILE,
         "method": method,
         "memory": {"measured": {"peak": 2**20, "loaded": 2**21}, "planned": {"residuals": 2**19}},

@@ -20,7 +20,7 @@ def show_tables(terminal: Terminal, evaluation: Evaluation) -> None:
             terminal.show()
         setting = table.setting
         title = f"{setting['model']}, {setting['protocol']}, {setting['order']}, batch {setting['batch']}"
-        names = ["error, %" if table.labelled else "entropy, nats", *(f"{method}>" for method in table.methods)]
+        names = [table.column, *(f"{method}>" for method in table.methods)]
         terminal.table(names, _rows(table), title=title)
 
 

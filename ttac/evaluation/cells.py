@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ttac.errors import UnsupportedError
-from ttac.evaluation.metrics import Predictions, calibration_bins, packed, predictions
+from ttac.evaluation.answers import ERROR, Reading, reading_of
+from ttac.evaluation.metrics import Predictions, calibration_bins, packed
 from ttac.evaluation.protocols import Batch, Order, Shift, schedule
-from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import COUNTED
 from ttac.samples.images import Preparation, preparation
 from ttac.samples.named_arrays import only_input
@@ -102,8 +101,9 @@ class Job:
 
 @dataclass(kw_only=True)
 class Course:
-    """The record of every batch of a running cell."""
+    """The record of every batch of a running cell, whose outputs `reading` reads."""
 
+    reading: Reading
     batches: list[Batch] = field(default_factory=list)
     predicted: list[Predictions] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -131,18 +131,17 @@ def digest(description: Mapping[str, Any]) -> str:
 def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) -> dict[str, Any]:
     """Run the cell and return its result in JSON values; `moved` gets the number of samples after each batch.
 
-    Raises the errors of loading and running a bundle, and UnsupportedError for a model that does not predict one class
-    per sample.
+    Raises the errors of loading and running a bundle, and UnsupportedError for an output whose reading is unclear.
     """
     adapter = _adapter(job.cell.subject.bundle, job.threads)
     adapter.reset()
     manifest = adapter.bundle.manifest
-    read = reader(manifest)
+    reading = reading_of(manifest)
     entry = only_input(manifest)
     how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
     arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
     labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)
-    course = Course()
+    course = Course(reading=reading)
     for batch in schedule(
         *(job.cell.protocol, job.cell.shifts, len(arrays[0]), labels, job.cell.order),
         batch=job.cell.subject.batch,
@@ -150,37 +149,18 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     ):
         if batch.reset:
             adapter.reset()
-        course.take(batch, predictions(read(adapter.step(gathered(arrays, batch, how)))), adapter.stats)
+        course.take(batch, reading.read(adapter.step(gathered(arrays, batch, how))), adapter.stats)
         moved(len(batch.rows))
     return {
         "key": job.cell.key,
         "cell": job.cell.described(),
+        "figure": reading.figure,
         "parts": [_part(job.cell.shifts, number, course, labels) for number in range(len(arrays))],
         "trace": _trace(job.cell, course, labels),
         "rejected": course.rejected,
         "threads": job.threads,
         "memory": dict(manifest["memory"]),
     }
-
-
-def reader(manifest: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
-    """Return a function that turns the outputs of a bundle into logits [n, classes].
-
-    Raises UnsupportedError where the output does not predict one class per sample.
-    """
-    head, output = manifest.get("head"), parse_manifest(manifest).output
-    if len(output.shape) != 2 or (head is not None and head["kind"] != "classes"):
-        problem = f"evaluation reads one class a sample, the model's output has shape {list(output.shape)}"
-        raise UnsupportedError(
-            problem.replace("'", ""), where=f"output `{output.name}`", hint="stream it with `ttac run`"
-        )
-
-    def logits(outputs: Any) -> np.ndarray:
-        array: np.ndarray = outputs[output.name] if isinstance(outputs, Mapping) else outputs
-        probabilities = head is not None and head["values"] == "probabilities"
-        return np.log(np.maximum(array, np.finfo(np.float32).tiny)) if probabilities else array
-
-    return logits
 
 
 def gathered(arrays: list[np.ndarray], batch: Batch, how: Preparation) -> np.ndarray:
@@ -197,22 +177,25 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
     """Return the figures of one shift of the stream."""
     masks = [batch.shifts == number for batch in course.batches]
     rows = np.concatenate([batch.rows[mask] for batch, mask in zip(course.batches, masks, strict=True)])
-    classes, confidence, entropy = (
+    answers, confidence, entropy = (
         np.concatenate([getattr(each, name)[mask] for each, mask in zip(course.predicted, masks, strict=True)])
-        for name in ("classes", "confidence", "entropy")
+        for name in ("answers", "confidence", "entropy")
     )
     seconds = [time * mask.mean() for time, mask in zip(course.seconds, masks, strict=True)]
-    in_file_order = np.empty_like(classes)
-    in_file_order[rows] = classes
-    right = None if labels is None else classes == labels[rows]
+    codes = course.reading.codes(answers)
+    in_file_order = np.empty_like(codes)
+    in_file_order[rows] = codes
+    wrong, counted = (None, 0) if labels is None else course.reading.wrong(answers, labels[rows])
+    one_class = course.reading.figure == ERROR and labels is not None and answers.shape == labels.shape
     return {
         "shift": shifts[number].name,
         "severity": shifts[number].severity,
         "samples": len(rows),
-        "wrong": None if right is None else int((~right).sum()),
+        "wrong": wrong,
+        "counted": counted,
         "entropy": float(entropy.mean()),
         "seconds": float(sum(seconds)),
-        "bins": None if right is None else calibration_bins(confidence, right),
+        "bins": calibration_bins(confidence, answers == labels[rows]) if one_class else None,
         "predictions": packed(in_file_order),
     }
 
@@ -223,26 +206,27 @@ def _trace(cell: Cell, course: Course, labels: np.ndarray | None) -> list[dict[s
     windows: list[dict[str, Any]] = []
     for number in sorted(set(shift_of)):
         steps = [step for step, shift in enumerate(shift_of) if shift == number]
-        points = max(FEWEST, WINDOWS // len(set(shift_of)))
+        points = max(FEWEST, WINDOWS // len(set(shift_of)) if course.reading.figure == ERROR else 0)
         parts = np.array_split(steps, min(points, len(steps)))
         windows.extend(_window(course, part.tolist(), number, labels) for part in parts)
     return windows
 
 
 def _window(course: Course, steps: list[int], shift: int, labels: np.ndarray | None) -> dict[str, Any]:
-    wrong, entropy, samples = 0, 0.0, 0
-    for step in steps:
-        predicted, rows = course.predicted[step], course.batches[step].rows
-        samples += len(rows)
-        entropy += float(predicted.entropy.sum())
-        wrong += 0 if labels is None else int((predicted.classes != labels[rows]).sum())
+    predicted = [course.predicted[step] for step in steps]
+    entropy = np.concatenate([each.entropy for each in predicted])
+    rows = np.concatenate([course.batches[step].rows for step in steps])
+    wrong, counted = None, 0
+    if labels is not None:
+        wrong, counted = course.reading.wrong(np.concatenate([each.answers for each in predicted]), labels[rows])
     names = sorted({name for step in steps for name in course.stats[step]})
     stats = {name: [course.stats[step][name] for step in steps if name in course.stats[step]] for name in names}
     return {
         "shift": shift,
-        "samples": samples,
-        "wrong": None if labels is None else wrong,
-        "entropy": entropy / samples,
+        "samples": len(rows),
+        "wrong": wrong,
+        "counted": counted,
+        "entropy": float(entropy.mean()),
         "stats": {name: float(np.mean(values)) for name, values in stats.items()},
     }
 

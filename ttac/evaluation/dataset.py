@@ -35,7 +35,7 @@ class Dataset:
         name: name of the samples in messages and reports.
         digest: SHA-256 of their content.
         count: number of samples.
-        labels: int64 [count], or None.
+        labels: classes int64 [count], or numbers [count, ...] for other heads than `classes`, or None.
         variants: names of the arrays, all of the same samples; the first array is the clean one.
         read: function of a variant, positions and a preparation that returns uint8 [n, C, H, W] or prepared float32.
     """
@@ -169,11 +169,12 @@ def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
     if labels is None:
         return None
     array = np.asarray(labels)
-    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer) or (array < 0).any():
+    is_class = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and not (array < 0).any()
+    if array.shape[:1] != (count,) or not (is_class or (array.ndim > 1 and array.dtype.kind in "iuf")):
         problem = f"there are {count} samples, but the labels are `{array.dtype}` of shape {list(array.shape)}"
-        hint = "give one class number, from 0, for each sample, or no labels"
+        hint = "give one class number, from 0, for each sample; numbers [n, ...] for other heads; or no labels"
         raise UsageError(problem, where=f"`{where}`", hint=hint)
-    return array.astype(np.int64)
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
 def _open_idx(path: Path) -> Dataset:

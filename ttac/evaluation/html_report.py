@@ -95,6 +95,7 @@ def section(
     mean = {method: value for method, value in table.means.items() if value is not None}
     shown = {"mean": mean, **table.errors} if len(table.errors) > 1 else table.errors
     return {
+        "column": table.column,
         "heading": f"{table.setting['model']}, {table.setting['protocol']}, batch {table.setting['batch']}",
         "order": table.setting["order"],
         "methods": table.methods,

@@ -15,9 +15,12 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Predictions:
-    """Per sample: the most likely class, its probability, and the entropy of all probabilities in nats."""
+    """Per sample: the answer, such as the most likely class; its probability; the entropy in nats.
 
-    classes: np.ndarray
+    Answers of several positions, such as pixels, have further axes; probability and entropy are means over them.
+    """
+
+    answers: np.ndarray
     confidence: np.ndarray
     entropy: np.ndarray
 

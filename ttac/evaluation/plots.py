@@ -205,10 +205,11 @@ def _lines(course: Sequence[Mapping[str, Any]], labelled: bool) -> Iterator[tupl
     start = 0
     for windows in _shifts(course):
         sizes = np.array([window["samples"] for window in windows], float)
+        counts = np.array([window["counted"] for window in windows], float) if labelled else sizes
         sums = [window["wrong"] if labelled else window["entropy"] * window["samples"] for window in windows]
         values = np.array(sums, float)
         reach = np.ones(max(1, len(windows) // 6))
-        smooth = np.convolve(values, reach, "same") / np.convolve(sizes, reach, "same")
+        smooth = np.convolve(values, reach, "same") / np.convolve(counts, reach, "same").clip(1)
         yield start + np.cumsum(sizes) - sizes / 2, (100 if labelled else 1) * smooth
         start += int(sizes.sum())
 

@@ -22,7 +22,7 @@ import numpy as np
 from ttac.errors import UsageError
 
 FORMAT = "ttac-evaluation-1"
-KEYS = {"key", "cell", "parts", "trace", "memory"}
+KEYS = {"key", "cell", "figure", "parts", "trace", "memory"}
 """Keys of every result."""
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ttac.errors import TtacError, UsageError
+from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.evaluation import corruptions as images_of
+from ttac.evaluation.answers import reading_of
 from ttac.evaluation.cells import Cell, Job, Subject, run_cell
 from ttac.evaluation.dataset import Dataset, open_dataset
 from ttac.evaluation.evaluation_options import EvaluationOptions
@@ -60,9 +62,10 @@ def cells_of(subjects: Sequence[Subject], options: EvaluationOptions, dataset: D
     if not arrays and not names:
         raise UsageError("there is nothing to stream", where="`arrays`", hint="name an array or a corruption")
     for order in options.orders:
-        if order in WITH_LABELS and dataset.labels is None:
-            hint = "use `--order shuffled`, or give labels"
-            raise UsageError(f"order `{order}` needs labels, and there are none", where="`--order`", hint=hint)
+        if order in WITH_LABELS and (dataset.labels is None or dataset.labels.ndim != 1):
+            found = "there are none" if dataset.labels is None else f"they have shape {list(dataset.labels.shape)}"
+            hint = "use `--order shuffled`, or give one class for each sample"
+            raise UsageError(f"order `{order}` needs labels, and {found}", where="`--order`", hint=hint)
     data = {"digest": dataset.digest, "samples": options.samples}
     if names:
         data |= {"corruptions": images_of.version(), "side": images_of.SIDE}
@@ -150,13 +153,11 @@ class EvaluationRun:
             yield cells[done.number].key, outcome
 
     def _check_labels(self, bundle: Path) -> None:
-        """Raise UsageError when a label exceeds the classes of the model."""
-        classes = read_manifest(bundle)["outputs"][0]["shape"][-1]
-        highest = -1 if self.dataset.labels is None else int(self.dataset.labels.max())
-        if isinstance(classes, int) and highest >= classes:
-            problem = f"there is a label {highest}, the model has {classes} classes"
-            hint = "number the classes from 0 in the order of the model's outputs"
-            raise UsageError(problem, where=f"`{self.dataset.name}`", hint=hint)
+        """Raise UsageError for labels that do not fit the answers of the model."""
+        if self.dataset.labels is None:
+            return
+        with suppress(UnsupportedError):
+            reading_of(read_manifest(bundle)).check_labels(self.dataset.labels, f"`{self.dataset.name}`")
 
     def _evaluation(
         self, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], failures: Mapping[str, TtacError]

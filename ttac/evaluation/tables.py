@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ttac.evaluation.answers import ERROR
 from ttac.evaluation.metrics import drift, expected_calibration_error, merged, unpacked
 from ttac.evaluation.subjects import SOURCE
 from ttac.sizes import format_size
@@ -22,6 +23,7 @@ COLUMNS = (
     "shift",
     "severity",
     "samples",
+    "figure",
     "error",
     "ece",
     "entropy",
@@ -31,7 +33,7 @@ COLUMNS = (
     "loaded_bytes",
     "residual_bytes",
 )
-"""Keys of a row: `error`, `ece` and `drift` are fractions in 0..1, `entropy` is in nats."""
+"""Keys of a row: `error`, named by `figure`, `ece` and `drift` are fractions, `entropy` is in nats."""
 
 SETTING = ("model", "protocol", "order", "batch")
 """Columns that are equal within one table."""
@@ -44,6 +46,7 @@ class Table:
     Attributes:
         setting: model, protocol, order and batch.
         errors: shift -> method -> error in 0..1; entropy in nats where `labelled` is false.
+        figure: name of the error.
         totals: name of a figure -> method -> its mean over the shifts; None where the figure does not exist.
         spread: method -> standard deviation over the seeds of the mean error (or entropy); empty for a single seed.
     """
@@ -53,7 +56,13 @@ class Table:
     errors: Mapping[str, Mapping[str, float]]
     totals: Mapping[str, Mapping[str, float | None]]
     labelled: bool
+    figure: str = ERROR
     spread: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def column(self) -> str:
+        """The figure of `errors`, with its unit."""
+        return f"{self.figure}, %" if self.labelled else "entropy, nats"
 
     @property
     def means(self) -> Mapping[str, float | None]:
@@ -126,7 +135,8 @@ def _rows(result: Mapping[str, Any], source: Mapping[str, Any] | None) -> Iterat
             **{"model": result["model"], "method": result["method"]},
             **shared,
             **{name: part[name] for name in ("shift", "severity", "samples")},
-            "error": None if part["wrong"] is None else part["wrong"] / part["samples"],
+            "figure": result["figure"],
+            "error": None if part["wrong"] is None else part["wrong"] / max(1, part["counted"]),
             "ece": None if part["bins"] is None else expected_calibration_error(np.asarray(part["bins"])),
             "entropy": part["entropy"],
             "drift": None if source is None else _drift(part, source["parts"][number]),
@@ -162,6 +172,7 @@ def _table(setting: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Tab
         errors={shift: {m: value for m, value in row.items() if value is not None} for shift, row in cells.items()},
         totals={name: {method: _mean(rows, name, method=method) for method in methods} for name in names},
         labelled=labelled,
+        figure=rows[0]["figure"],
         spread=_spread(rows, figure, methods),
     )
 

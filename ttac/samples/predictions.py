@@ -5,7 +5,7 @@ Imports the standard library, numpy and the manifest's `HeadSpec` only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,11 @@ from ttac.runtime.records import HeadSpec
 
 CLASSES = HeadSpec(kind="classes", axis=1, values="logits")
 """The default reading of an output: logits of one class per sample along axis 1."""
+
+
+def samples_first(head: HeadSpec, axis: int) -> HeadSpec:
+    """Return the reading of an output whose samples move from `axis` to the first axis."""
+    return replace(head, axis=head.axis + 1) if head.axis is not None and head.axis < axis else head
 
 
 def entropies(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:

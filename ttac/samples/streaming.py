@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ttac.runtime.events import RESETS, ROW
 from ttac.runtime.records import HeadSpec, TensorSpec
 from ttac.samples.images import Stream, division
-from ttac.samples.predictions import CLASSES, Tally, fit_labels
+from ttac.samples.predictions import CLASSES, Tally, fit_labels, samples_first
 
 
 class Stepper(Protocol):
@@ -152,9 +152,7 @@ class _Reading:
     def of(cls, head: HeadSpec, axes: Mapping[str, int | None]) -> _Reading:
         """The reading of the output of `head`; `axes` has the axis with the samples of each output."""
         axis = axes.get(head.output) or 0
-        if head.axis is not None and head.axis < axis:
-            head = replace(head, axis=head.axis + 1)
-        return cls(Tally(head=head), axis)
+        return cls(Tally(head=samples_first(head, axis)), axis)
 
     @property
     def figures(self) -> dict[str, Any]:

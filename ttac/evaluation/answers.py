@@ -1,0 +1,149 @@
+"""The answers of a model, and their error against labels, by the head of a bundle.
+
+| head              | answer of a sample       | error                                                    |
+|-------------------|--------------------------|----------------------------------------------------------|
+| `classes`         | a class                  | fraction of wrong classes                                |
+| `binary`, `dense` | a class at each position | fraction of wrong positions                              |
+| `ctc`             | a text                   | character error rate, by jiwer                           |
+| `detection`       | boxes with classes       | 1 - mAP of COCO, IoU 0.5 to 0.95, by pycocotools         |
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttac.errors import UnsupportedError, UsageError
+from ttac.evaluation.boxes import boxes_of, precision_error
+from ttac.evaluation.metrics import Predictions, predictions
+from ttac.evaluation.texts import character_errors, decoded
+from ttac.runtime.manifest import parse_manifest
+from ttac.runtime.records import HeadSpec
+from ttac.samples.predictions import (
+    CLASSES,
+    decisions,
+    entropies,
+    is_binary,
+    probabilities,
+    samples_first,
+    scores,
+)
+
+ERROR = "error"
+COORDINATES = 4
+"""Numbers of a box in front of its scores: centre, width and height."""
+FORMS = {
+    "classes": "one class for each sample, [n]",
+    "ctc": "the classes of each text, [n, longest], filled up with -1",
+    "detection": "boxes (class, centre x, centre y, width, height), [n, most, 5], filled up with -1",
+}
+"""Kind of head -> the form of its labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The meaning of an output in an evaluation.
+
+    Attributes:
+        head: the head of the output, with the samples on the first axis.
+        output, axis: name of the output, and its axis with the samples.
+        count: number of classes.
+    """
+
+    head: HeadSpec
+    output: str
+    axis: int
+    count: int
+
+    @property
+    def figure(self) -> str:
+        """Name of the error."""
+        return {"ctc": "character error", "detection": "1 - mAP"}.get(self.head.kind, ERROR)
+
+    def read(self, outputs: Any) -> Predictions:
+        """Return the predictions of n samples from the outputs of a step; a sample that is not finite is uncertain."""
+        array = np.moveaxis(outputs[self.output] if isinstance(outputs, Mapping) else outputs, self.axis, 0)
+        is_share = self.head.values == "probabilities"
+        if self.head.kind == "classes":
+            return predictions(np.log(np.maximum(array, np.finfo(np.float32).tiny)) if is_share else array)
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        uniform = float(is_share and not is_binary(scores(array, self.head).shape, self.head))
+        array = np.where(finite.reshape(-1, *[1] * (array.ndim - 1)), array, uniform)
+        sure = probabilities(array, self.head).max(axis=-1).reshape(len(array), -1).mean(axis=1)
+        entropy = entropies(array, self.head).reshape(len(array), -1).mean(axis=1)
+        return Predictions(self._answers(array), sure, entropy)
+
+    def wrong(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
+        """Return the errors of answers against the labels of the same samples, and the number that they are out of."""
+        if self.head.kind == "ctc":
+            return character_errors(answers, labels)
+        if self.head.kind == "detection":
+            return precision_error(answers, labels)
+        if labels.size != answers.size:
+            problem = (
+                f"labels of {len(labels)} samples have shape {list(labels.shape)}, the answers {list(answers.shape)}"
+            )
+            raise UsageError(problem, where="array `labels`", hint="give one label for each prediction, or no labels")
+        labels = labels.reshape(answers.shape)
+        counted = (labels >= 0) & (labels < self.count)
+        return int(((answers != labels) & counted).sum()), int(counted.sum())
+
+    def codes(self, answers: np.ndarray) -> np.ndarray:
+        """Return whole numbers that are equal where answers are: of texts, of the surest boxes' classes, or of all."""
+        if self.head.kind == "ctc":
+            return np.array([zlib.crc32(row.tobytes()) for row in answers], np.int64)
+        return answers[:, 0, 0].astype(np.int64) if self.head.kind == "detection" else answers
+
+    def check_labels(self, labels: np.ndarray, where: str) -> None:
+        """Raise UsageError for labels of another form, or of classes that the model does not have."""
+        ranks = {"classes": 1, "ctc": 2, "detection": 3}
+        rank = ranks.get(self.head.kind, labels.ndim)
+        if labels.ndim != rank or (self.head.kind == "detection" and labels.shape[-1] != 1 + COORDINATES):
+            problem = f"the labels have shape {list(labels.shape)}, and the head `{self.head.kind}` needs another"
+            raise UsageError(problem, where=where, hint=f"give {FORMS[self.head.kind]}, or no labels")
+        highest = int((labels[..., 0] if self.head.kind == "detection" else labels).max())
+        if highest >= self.count and self.head.kind != "dense":
+            problem = f"there is a label {highest}, the model has {self.count} classes"
+            hint = "number the classes from 0 in the order of the model's outputs"
+            raise UsageError(problem, where=where, hint=hint)
+
+    def _answers(self, array: np.ndarray) -> np.ndarray:
+        """Return the answers [n, ...] of finite outputs with the samples first."""
+        head = self.head
+        if head.kind == "ctc":
+            assert head.ignored is not None
+            return decoded(decisions(array, head), head.ignored)
+        if head.kind != "detection":
+            return decisions(array, head)
+        parts = np.moveaxis(array, head.axis or 1, 1).astype(np.float32)
+        each = parts[:, head.first : head.first + (head.count or 0)]
+        if head.objectness:
+            each = each[:, 1:] * each[:, :1]
+        centred = parts[:, head.first - COORDINATES : head.first].transpose(0, 2, 1)
+        return boxes_of(np.ascontiguousarray(centred), np.ascontiguousarray(each))
+
+
+def reading_of(manifest: Mapping[str, Any]) -> Reading:
+    """Return the reading of a bundle's output; raises UnsupportedError for an output without a head, or boxes apart."""
+    parsed = parse_manifest(manifest)
+    head, output = parsed.head, parsed.output
+    if head is None and len(output.shape) == 2:
+        head = CLASSES
+    shape = f"shape {list(output.shape)}".replace("'", "")
+    if head is None:
+        problem = f"the predictions in the model's output of {shape} are unknown"
+        raise UnsupportedError(problem, where=f"output `{output.name}`", hint="say how it is read: `--head`, `--axis`")
+    if head.kind == "detection" and head.first != COORDINATES:
+        problem = "the boxes lie in another output than the scores, and evaluation reads both from one"
+        raise UnsupportedError(problem, where=f"output `{output.name}`", hint="stream it with `ttac run`")
+    axis = output.batch_axis or 0
+    first = samples_first(head, axis)
+    size = 2 if head.axis is None else output.shape[head.axis]
+    count = (head.count or size) if isinstance(head.count or size, int) else np.iinfo(np.int64).max
+    if head.kind in ("binary", "dense") and (count == 1 or head.kind == "binary"):
+        count = 2
+    return Reading(head=first, output=output.name, axis=axis, count=int(count) - head.objectness)
