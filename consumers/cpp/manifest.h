@@ -116,7 +116,7 @@ std::vector<Spec> specs(const json& v, const std::string& where, const Names& mo
 
 void check_head(const json& v, const std::vector<Spec>& outputs) {
   if (v.is_null()) return;
-  an_object(v, "head", {"output", "kind", "axis", "values"}, true, {"first", "count", "ignored"});
+  an_object(v, "head", {"output", "kind", "axis", "values"}, true, {"first", "count", "ignored", "objectness"});
   one_of(v["kind"], "head.kind", {"classes", "binary", "dense", "detection", "ctc"});
   one_of(v["values"], "head.values", {"logits", "probabilities", "log_probabilities"});
   auto output = std::find_if(outputs.begin(), outputs.end(), [&](const Spec& s) { return v["output"] == s.name; });
@@ -129,6 +129,7 @@ void check_head(const json& v, const std::vector<Spec>& outputs) {
   int64_t end = 0;
   for (const char* key : {"first", "count", "ignored"})
     if (v.contains(key) && !v[key].is_null()) end += a_count(v[key], "head", 0) * (std::string(key) != "ignored");
+  if (v.contains("objectness") && !v["objectness"].is_boolean()) refuse("head.objectness", "is neither true nor false");
   const int64_t size = axis < 0 ? 1 : output->shape[axis];
   if (size >= 0 && end > size) refuse("head.count", "is above the numbers of the axis");
 }

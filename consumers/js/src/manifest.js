@@ -163,7 +163,7 @@ function tensor(value, where, more = [], symbolic = true) {
 
 function checkHead(value, outputs) {
   if (value === null) return;
-  const entry = anObject(value, "head", { only: ["output", "kind", "axis", "values"], also: ["first", "count", "ignored"] });
+  const entry = anObject(value, "head", { only: ["output", "kind", "axis", "values"], also: SCORES });
   if (!HEADS.includes(entry.kind)) refuse("head.kind", "is not a kind of head");
   if (!VALUES.includes(entry.values)) refuse("head.values", "is not a meaning of numbers");
   const output = outputs.find(({ name }) => name === entry.output);
@@ -172,11 +172,13 @@ function checkHead(value, outputs) {
   const axis = entry.axis === null ? null : aCount(entry.axis, "head.axis", 0);
   if (axis !== null && (axis >= output.shape.length || output.shape[axis] === BATCH_AXIS)) refuse("head.axis", `is ${axis}`);
   const [first, number] = ["first", "count", "ignored"].map((key) => aCount(entry[key] ?? ZERO, `head.${key}`, 0));
+  if (typeof (entry.objectness ?? false) !== "boolean") refuse("head.objectness", "is neither true nor false");
   const size = axis === null ? 1 : output.shape[axis];
   if (typeof size === "number" && first + number > size) refuse("head.count", `is above the ${size} numbers of the axis`);
 }
 
 const ZERO = new Digits("0", true);
+const SCORES = ["first", "count", "ignored", "objectness"];
 
 function batchOf(value) {
   const batch = anObject(value, "batch", { only: ["planned", "smallest"] });
