@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.plan.codecs import CODECS
-from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, Plan, keep_as, nbytes
+from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, Plan, divides_by, keep_as, nbytes
 from ttac.passes.plan.liveness import bytes_over_time
 from ttac.passes.plan.needs_gradient import backward_nodes, needs_gradient
 from ttac.passes.plan.plan import plan_activations
@@ -50,10 +50,14 @@ def plan_within(
 
 
 def _encodable_floats(plan: Plan, values: Mapping[str, ir.Value]) -> list[ir.Value]:
-    """Return the dense float residuals that are worth encoding and that the forward does not output."""
+    """Return the dense float residuals that are worth encoding, without outputs of the forward and divisors."""
     rows = [row for row in plan.decisions if row.how == "dense" and row.bytes >= LEAST_ENCODED_BYTES]
     residuals = [values[row.value] for row in rows]
-    return [value for value in residuals if value.dtype == ir.DataType.FLOAT and not value.is_graph_output()]
+    return [
+        value
+        for value in residuals
+        if value.dtype == ir.DataType.FLOAT and not value.is_graph_output() and not any(map(divides_by, value.uses()))
+    ]
 
 
 def _bytes_with_plan(plan: Plan, values: Mapping[str, ir.Value], spans: Spans, without_plan: np.ndarray) -> np.ndarray:

@@ -20,6 +20,14 @@ STATISTIC_BYTES = 4 * 1024
 LEAST_ENCODED_BYTES = 16 * 1024
 """Bytes below which a residual is not worth the nodes that encode and decode the tensor."""
 
+DIVISIONS = frozenset("Reciprocal Log Sqrt Pow".split())
+"""Operators in addition to Div that are infinite, or have no derivative, where their input is 0."""
+
+
+def divides_by(use: ir.Usage) -> bool:
+    """Whether a node divides by the value of this use, which eight bits may round to 0."""
+    return use.node.op_type in DIVISIONS or (use.node.op_type == "Div" and use.idx == 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:

@@ -1,7 +1,8 @@
 """Residuals that may lose elements, and their codecs (Ma et al., arXiv:2503.20354; Chen et al., arXiv:2202.13808).
 
 A layer here is a trained weight: its gradient reads the layer's cached input.  A residual may lose elements if every
-gradient is a polynomial in it.  The input of a nonlinear function (the derivative of a GELU) stays whole, as int8.
+gradient is a polynomial in it.  The input of a nonlinear function (the derivative of a GELU) stays whole, as int8.  A
+divisor stays dense: eight bits round a small one to 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.plan.codecs.block_layout import block_of
-from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, KeepRatios, keep_as, nbytes
+from ttac.passes.plan.decisions import (
+    LEAST_ENCODED_BYTES,
+    Decide,
+    Decision,
+    KeepRatios,
+    divides_by,
+    keep_as,
+    nbytes,
+)
 from ttac.passes.plan.needs_gradient import needs_gradient
 
 KEEP = "keep.ratios"
@@ -77,7 +86,9 @@ def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, 
             return keep_as(value, "bits", batch)
         if value.dtype != ir.DataType.FLOAT:
             return keep_as(value, "dense", batch)
-        readers, polynomial = _readers(value, half, dependent)
+        readers, polynomial, divides = _readers(value, half, dependent)
+        if divides:
+            return keep_as(value, "dense", batch, "a gradient divides by it")
         labels = {node.metadata_props.get(LAYER, "") for node in readers}
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
         if not polynomial or not governed or (codec in ("blocks", "levels") and not block_of(value)):
@@ -88,18 +99,21 @@ def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, 
     return decide
 
 
-def _readers(value: ir.Value, half: Set[ir.Node], dependent: Set[ir.Node]) -> tuple[set[ir.Node], bool]:
-    """The first gradient nodes that read `value` or its recomputed readers, and whether all are polynomial in it.
+def _readers(value: ir.Value, half: Set[ir.Node], dependent: Set[ir.Node]) -> tuple[set[ir.Node], bool, bool]:
+    """The first gradient nodes that read `value` or its recomputed readers; are all polynomial; does one divide.
 
     A gradient is linear in its input gradients, so no node after the first gradient node matters.
     """
     readers: set[ir.Node] = set()
-    pending, polynomial = [value], True
+    pending, polynomial, divides = [value], True, False
     while pending:
         for use in pending.pop().uses():
-            if use.node in half and use.node not in readers and use.node.op_type != "Shape":
+            if use.node in half and use.node.op_type != "Shape":
+                divides |= divides_by(use)
+                if use.node in readers:
+                    continue
                 readers.add(use.node)
                 polynomial = polynomial and use.node.op_type in POLYNOMIAL
                 if use.node not in dependent:
                     pending += use.node.outputs
-    return readers & dependent, polynomial
+    return readers & dependent, polynomial, divides

@@ -131,6 +131,17 @@ def test_a_detector_adapts(ending: str, method: str, tmp_path: Path) -> None:
     assert adapter.stats["entropy"] == pytest.approx(expected.mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("ending", ["v8", "v5"])
+def test_a_divisor_is_no_residual_of_eight_bits(ending: str, tmp_path: Path) -> None:
+    """The gradient of the scores divides by probabilities, and eight bits make the small ones 0."""
+    model = detector(ending)
+    scores = next(tensor for tensor in model.graph.initializer if tensor.name in ("score", "all"))
+    scores.CopyFrom(onnx.numpy_helper.from_array(6 * onnx.numpy_helper.to_array(scores), scores.name))
+    bundle = ttac.compile(saved(model, tmp_path), method="surgeon", batch=512, dry_run=True)
+    assert 0 < bundle.manifest["verified"]["residuals"] < 0.5
+    assert any(row["because"] == "a gradient divides by it" for row in bundle.report["plan"])
+
+
 def test_the_most_confident_boxes_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ttac.passes.differentiate.losses.BOXES", 5)
     ttac.compile(saved(detector("x"), tmp_path), output=tmp_path / "b.ttac", method="tent", batch=4)
