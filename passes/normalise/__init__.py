@@ -10,6 +10,7 @@
 | `same_results` | the check that nothing changed |
 | `batch_walk` | infer every shape as [N, ints...] with two imaginary batches |
 | `traced_batch` | free the batch of a file that was traced with a number |
+| `branches` | write an If as nodes of the graph |
 | `single_sample` | infer the shapes of a file that works for one sample only |
 | `simplify` | constant folding by onnxsim, in a child process |
 | `simplify_child` | the child process |

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+import ttac.passes.normalise.branches  # noqa: F401  (registers the rewrites of If and loops)
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
@@ -136,10 +137,6 @@ def _normalised(
     traced = bind(model, shape, axes)
     resolve_casts(model)
     tidy(model)
-    if simplifier and _control_flow(model):
-        model = simplifier(model, say)
-        tidy(model)
-    _refuse_control_flow(model)
     model, rewritten, traced = (type_for_one(model, axes), [], 1) if single else _freed(model, traced, axes, open_sizes)
     tidy(model)
     if simplifier and not open_sizes and worthwhile(model):
@@ -231,20 +228,6 @@ def join_linear(model: ir.Model) -> None:
         y, name = total.outputs[0], node.name
         joined = ir.node("Gemm", [x, node.inputs[1], shift], name=name, metadata_props=dict(node.metadata_props))
         ir.convenience.replace_nodes_and_values(model.graph, total, [total, node], [joined], [y], [joined.outputs[0]])
-
-
-def _control_flow(model: ir.Model) -> list[ir.Node]:
-    return [n for n in model.graph if any(a.type == ir.AttributeType.GRAPH for a in n.attributes.values())]
-
-
-def _refuse_control_flow(model: ir.Model) -> None:
-    inner = _control_flow(model)
-    if inner:
-        raise UnsupportedError(
-            f"control flow that depends on the input: {', '.join(sorted({f'`{node.op_type}`' for node in inner}))}",
-            where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in inner[:8]),
-            hint="export a model without loops and branches on values; fixed ones are unrolled by the exporter",
-        )
 
 
 def _freed(model: ir.Model, traced: int | None, axes: Axes, open_sizes: bool) -> tuple[ir.Model, list[str], int | None]:

@@ -67,7 +67,7 @@ def test_shapes_that_depend_on_data_are_refused(tmp_path: Path) -> None:
     refused(UnsupportedError, source(text, {}), tmp_path, "cannot be inferred", "node `where` (NonZero)")
 
 
-def test_branches_on_the_input_are_refused(tmp_path: Path) -> None:
+def test_branches_on_a_whole_batch_are_refused(tmp_path: Path) -> None:
     text = """
     net (float[N,4] x) => (float[N,4] y) {
       m = ReduceMax <keepdims = 0> (x)
