@@ -45,7 +45,7 @@ def _is_compiled(method: str, folder: Path) -> bool:
 
 def runs(folder: Path) -> tuple[str, Runs]:
     """The engine's version, and (method, form) -> logits of all steps in this process."""
-    from ttac.runtime.engine import engine
+    from ttac.runtime.engine_import import engine
 
     with np.load(DEMO / "fashion_stream.npz") as file:
         images = file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)

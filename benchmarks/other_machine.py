@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import ttac
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 UNFOLDED, FOLDED, GROUP, VIT = (f"fashion_{name}" for name in ("resnet_bn_unfolded", "resnet_bn", "resnet_gn", "vit"))

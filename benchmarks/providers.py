@@ -19,7 +19,7 @@ import ttac
 from ttac import demo
 from ttac.demo import show
 from ttac.errors import TtacError
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 from ttac.runtime.providers import parse_providers
 
 METHODS = ("source", "bn", "leantta", "tent", "sar", "surgeon")

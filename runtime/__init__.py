@@ -37,7 +37,7 @@ def load(
     form: str = "auto",
     providers: Sequence[Provider] | None = None,
 ) -> Adapter:
-    """Return the adapter for the bundle in folder `path`.
+    """Return the adapter for the bundle at `path`, a folder or the file of `ttac pack`.
 
     Args:
         path, threads, settings, form: as for `Adapter`.

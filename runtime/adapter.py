@@ -49,7 +49,7 @@ class Adapter:
     step.  The logger `ttac` gets the same events: a reset is a warning, the others are information.
 
     Args:
-        path: the bundle's folder; the hash of every file is verified.
+        path: the bundle, a folder or the file of `ttac pack`; the hash of every file is verified.
         threads: threads inside an operator; None means the target's count, 0 the engine's choice.
         settings: session settings for experiments; its `threads` counts if `threads` is None.
         form: "portable" for graphs of standard operators, "blocked" for graphs in the engine's internal layout,

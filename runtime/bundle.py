@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError, VerificationError
+from ttac.runtime.archive import Archive, is_archive, read_archive, write_archive
 from ttac.runtime.graph_check import check_graph
 from ttac.runtime.hash_check import BundleFiles, digest_of, inside
 from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.records import WEIGHTS, Manifest
 from ttac.runtime.replacement import exchange, read_unreplaced
 from ttac.runtime.whole_file import sync_folder
 
 REPORT = "report.json"
+NO_BUNDLE = "`ttac compile` prints the path of the bundle it wrote"
+NO_ARCHIVE = f"give a bundle: a folder, or the file of `ttac pack`, which begins with `{MANIFEST}`"
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +33,7 @@ class Bundle:
     """The result of a compile.
 
     Attributes:
-        path: the folder; None after a dry run.
+        path: the folder, or the file of `ttac pack`; None after a dry run.
         manifest: the content of `manifest.json` (`docs/bundle.md`).
         report: the plan and the verified numbers, empty if there are none.
     """
@@ -46,7 +50,7 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: str | Path) -> Bundle:
-        """Return the bundle in `folder`, with all hashes verified; raises the errors of `open_bundle`."""
+        """Return the bundle at `folder`, with all hashes verified; raises the errors of `open_bundle`."""
         folder = Path(folder)
         opened = read_unreplaced(folder, lambda: open_bundle(folder))
         return cls(folder, opened.manifest.raw, report_of(opened, folder))
@@ -92,8 +96,9 @@ def open_bundle(folder: str | Path) -> OpenBundle:
     folder, or a graph whose weights lie outside the listed files.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    files = BundleFiles(folder, manifest.files)
+    archive = read_archive(folder, LARGEST) if is_archive(folder) else None
+    manifest = _read_manifest(folder, archive)
+    files = BundleFiles(folder, manifest.files, archive)
     size = len(files.content(WEIGHTS)) if WEIGHTS in manifest.files else 0
     portable: list[tuple[str, tuple[str, ...]]] = [(graph.file, ()) for graph in manifest.graphs.values()]
     others = [(file, form.domains) for form in manifest.forms for file in (form.probe, *form.graphs.values())]
@@ -107,6 +112,32 @@ def open_bundle(folder: str | Path) -> OpenBundle:
                     hint=f"external data lies in `{WEIGHTS}` only; {HINT}",
                 )
     return OpenBundle(manifest, files)
+
+
+def pack(bundle: str | Path, output: str | Path) -> Bundle:
+    """Write the bundle to the file `output`, and return it: a zip without compression, which every reader maps.
+
+    Equal bundles give equal bytes.  Raises the errors of `open_bundle`, and UsageError if `output` is something else
+    than a bundle in one file, or cannot be written.
+    """
+    bundle, output = Path(bundle), Path(output)
+    if os.path.lexists(output) and not is_archive(output):
+        hint = "choose another path, or remove the path"
+        raise UsageError("there is something where the bundle should go", where=f"`{output}`", hint=hint)
+    opened, manifest = read_unreplaced(bundle, lambda: (open_bundle(bundle), _manifest_bytes(bundle)))
+    names = sorted(opened.manifest.files)
+    write_archive(output, {MANIFEST: manifest, **{name: opened.files.content(name).data for name in names}})
+    return Bundle.read(output)
+
+
+def graph_at(path: Path) -> Path | PackedGraph:
+    """Return the graph at `path` as the engine takes it: a file, or `model.ttac/infer.onnx` in a bundle of one file.
+
+    Raises the errors of `open_bundle` for the latter.
+    """
+    if not is_archive(path.parent):
+        return path
+    return read_unreplaced(path.parent, lambda: open_bundle(path.parent)).files.graph(path.name)
 
 
 def check_replaceable(target: Path) -> None:
@@ -150,10 +181,17 @@ def place(staged: Path, target: str | Path) -> Bundle:
     return Bundle(target, manifest, _report(target, manifest["files"]))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path, archive: Archive | None = None) -> Manifest:
+    return parse_manifest(decode_object(_manifest_bytes(folder, archive), f"`{folder / MANIFEST}`"))
+
+
+def _manifest_bytes(folder: Path, archive: Archive | None = None) -> bytes:
+    """The content of the manifest; raises UsageError where no bundle is, VerificationError for a damaged one."""
+    if archive or is_archive(folder):
+        return (archive or read_archive(folder, LARGEST)).manifest
     if not folder.is_dir():
         problem = "the path is a file, not a bundle" if folder.exists() else "there is no such bundle"
-        raise UsageError(problem, where=f"`{folder}`", hint="`ttac compile` prints the path of the bundle it wrote")
+        raise UsageError(problem, where=f"`{folder}`", hint=NO_BUNDLE if not folder.exists() else NO_ARCHIVE)
     path = folder / MANIFEST
     if path.is_symlink():
         raise VerificationError("the manifest is a symbolic link", where=f"`{path}`", hint=HINT)
@@ -161,11 +199,11 @@ def _read_manifest(folder: Path) -> Manifest:
         raise UsageError(
             f"the folder is not a bundle: it has no `{MANIFEST}`",
             where=f"`{folder}`",
-            hint="`ttac compile` prints the path of the bundle it wrote",
+            hint=NO_BUNDLE,
         )
     if path.stat().st_size > LARGEST:
         raise VerificationError("the manifest is larger than 64 MiB", where=f"`{path}`", hint=HINT)
-    return parse_manifest(decode_object(path.read_bytes(), f"`{path}`"))
+    return path.read_bytes()
 
 
 def _report(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
@@ -176,8 +214,8 @@ def _report(folder: Path, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether `path` is a folder with a manifest, valid or not."""
-    return path.is_dir() and (path / MANIFEST).is_file()
+    """Whether `path` is a folder with a manifest, or a zip that begins with one, valid or not."""
+    return (path / MANIFEST).is_file() if path.is_dir() else is_archive(path)
 
 
 def _has_format(folder: Path) -> bool:

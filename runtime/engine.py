@@ -1,6 +1,6 @@
 """onnxruntime behind a seam: sessions, tensors and the settings that make planned memory real.
 
-Only this file of the runtime imports onnxruntime, and only when a bundle is loaded.  It works with 1.18 to 1.31 and
+It works with 1.18 to 1.31 and
 with the last training wheel, 1.19.2.  `docs/decisions/engine-memory.md` gives the reasons for the settings.
 """
 
@@ -9,28 +9,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import platform
+import os
 import re
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, TtacError, UnsupportedError
+from ttac.runtime.engine_import import engine, first_line, release
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.program.world import Tensor
 from ttac.runtime.providers import CPU, Provider, chosen_providers, device_of, only_cpu
-
-OLDEST = (1, 18)
-DENIED = {
-    ("1.21.0", "aarch64"): "it stops with an illegal instruction on some ARM cores (microsoft/onnxruntime#23957)",
-    ("1.21.0", "arm64"): "it stops with an illegal instruction on some ARM cores (microsoft/onnxruntime#23957)",
-}
-"""Engine versions known to be bad, by version and machine, with the reason."""
 
 QUIET = 4
 """The engine's log level for fatal messages only; a failure is raised anyway."""
@@ -114,16 +107,16 @@ class Port:
 class Session:
     """One graph, ready to run on tensors."""
 
-    def __init__(self, path: Path, settings: EngineSettings) -> None:
-        """Load the graph `path`, with its external data in the same folder; raises RuntimeMissingError on failure."""
-        self.path = path
+    def __init__(self, graph: Path | PackedGraph, settings: EngineSettings) -> None:
+        """Load a graph, with its external data in the same bundle; raises RuntimeMissingError on failure."""
+        self.path = path = graph if isinstance(graph, Path) else graph.path
         if settings.shared_arena:
             _make_shared_arena()
         options = _options(settings)
         _register(options, settings.library)
         if settings.profile:
             options.enable_profiling, options.profile_file_prefix = True, str(Path(settings.profile) / f"{path.stem}@")
-        self.native = _open(path, options, chosen(settings.providers))
+        self.native = _open(graph, options, chosen(settings.providers))
         self._device = settings.device
         self.inputs = {value.name: _port(value) for value in self.native.get_inputs()}
         self.outputs = {value.name: _port(value) for value in self.native.get_outputs()}
@@ -139,7 +132,7 @@ class Session:
             return [_released(tensor) for tensor in tensors]
         except Exception as error:
             raise RuntimeMissingError(
-                f"onnxruntime {engine().__version__} failed: {_first_line(error)}",
+                f"onnxruntime {engine().__version__} failed: {first_line(error)}",
                 where=f"`{self.path.name}`",
                 hint="run `ttac doctor`; if memory is short, compile with a smaller `--batch`",
             ) from error
@@ -200,58 +193,16 @@ def warm_engine() -> None:
     engine()
 
 
-@cache
-def engine() -> Any:
-    """Return the onnxruntime module; raises RuntimeMissingError if it is missing, too old or known to be bad here."""
-    try:
-        module = _import_without_training()
-        version = str(module.__version__)
-    except (ImportError, AttributeError) as error:
-        raise RuntimeMissingError(
-            f"no working onnxruntime: {_first_line(error)}", where="this environment", hint="`pip install onnxruntime`"
-        ) from error
-    if problem := problem_with(version, platform.machine()):
-        raise RuntimeMissingError(
-            f"onnxruntime {version} cannot be used: {problem}",
-            where="this environment",
-            hint="`pip install 'onnxruntime>=1.18,!=1.21.0'`",
-        )
-    return module
-
-
-def _import_without_training() -> Any:
-    """Import onnxruntime without PyTorch, which the training wheel would also import: 2.5 s and 240 MB without use.
-
-    The wheel behaves like an inference build if `onnxruntime.training` is absent, so that package is hidden during the
-    import.
-    """
-    training = "onnxruntime.training"
-    hide = "onnxruntime" not in sys.modules and training not in sys.modules
-    if hide:
-        sys.modules[training] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("onnxruntime")
-    finally:
-        if hide:
-            sys.modules.pop(training, None)
-
-
 def chosen(providers: Sequence[Provider]) -> list[Provider]:
     """Return the providers under the engine's names; raises the errors of `chosen_providers`."""
     module = engine()
     return chosen_providers(providers, module.get_available_providers(), str(module.__version__))
 
 
-def problem_with(version: str, machine: str) -> str:
-    """Return the reason against this engine version on a machine such as `aarch64`; empty if there is none."""
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if release < OLDEST:
-        return "it is older than 1.18"
-    return DENIED.get((version, machine.lower()), "")
-
-
-def open_session(path: Path, threads: int = 0, *, optimised: bool = True, library: Path | None = None) -> Any:
-    """Return the engine's own session on `path`: default settings, but quiet, and with threads that sleep when idle.
+def open_session(
+    path: Path | PackedGraph, threads: int = 0, *, optimised: bool = True, library: Path | None = None
+) -> Any:
+    """Return the engine's own session on a graph: default settings, but quiet, and with threads that sleep when idle.
 
     With `optimised=False` the engine executes the unchanged graph.  `library` is a shared library of further operators.
     Raises RuntimeMissingError if the engine is missing, or refuses the file or the library.
@@ -291,7 +242,7 @@ def _register(options: Any, library: Path | None) -> None:
         options.register_custom_ops_library(str(library))
     except Exception as error:
         raise RuntimeMissingError(
-            f"onnxruntime {engine().__version__} does not load the operator library: {_first_line(error)}",
+            f"onnxruntime {engine().__version__} does not load the operator library: {first_line(error)}",
             where=f"`{library}`",
             hint='`pip install --force-reinstall ttac-kernels`, or load the bundle with `form="blocked"`',
         ) from error
@@ -305,19 +256,36 @@ def _run_options(*, partial: bool) -> Any:
     return options
 
 
-def _open(path: Path, options: Any, providers: Sequence[Provider] = (CPU,)) -> Any:
+def _open(graph: Path | PackedGraph, options: Any, providers: Sequence[Provider] = (CPU,)) -> Any:
     """The engine's session; the lines that the engine prints before it raises are suppressed."""
+    path = graph if isinstance(graph, Path) else graph.path
     try:
+        model = _model(graph, options)
         with contextlib.redirect_stdout(io.StringIO()):
-            return engine().InferenceSession(str(path), options, providers=list(providers), disabled_optimizers=FAULTY)
+            return engine().InferenceSession(model, options, providers=list(providers), disabled_optimizers=FAULTY)
     except TtacError:
         raise
     except Exception as error:
         raise RuntimeMissingError(
-            f"onnxruntime {engine().__version__} does not load the graph: {_first_line(error)}",
+            f"onnxruntime {engine().__version__} does not load the graph: {first_line(error)}",
             where=f"`{path}`",
             hint=REFUSED_BY_ENGINE if only_cpu(providers) else REFUSED_BY_PROVIDER,
         ) from error
+
+
+def _model(graph: Path | PackedGraph, options: Any) -> str | bytes:
+    """The graph as a session of `options` takes it.
+
+    A graph in a bundle of one file comes as bytes.  1.21 and later map its weights, from a folder that the options
+    name.  Older engines cannot optimise such a graph, so they get copies of the weights.
+    """
+    if isinstance(graph, Path):
+        return str(graph)
+    if release(str(engine().__version__)) < (1, 21):
+        return graph.inlined()
+    bundle = Path(os.path.realpath(graph.bundle))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.parent))
+    return graph.located(bundle.name)
 
 
 def _make_shared_arena() -> None:
@@ -341,8 +309,3 @@ def _port(value: Any) -> Port:
         raise UnsupportedError(f"`{value.name}` is a {value.type}, not a tensor", hint="recompile the bundle")
     shape = tuple(size if isinstance(size, int) else str(size or "") for size in value.shape)
     return Port(value.name, DTYPES.get(kind[1], kind[1]), shape)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

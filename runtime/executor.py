@@ -48,7 +48,7 @@ class Executor:
     ) -> None:
         self._path, self._opened, self._manifest = path, opened, opened.manifest
         self._settings, self._device, self._state = settings, device, state
-        self.choice = choose_form(path, self._manifest, form if only_cpu(settings.providers) else PORTABLE)
+        self.choice = choose_form(path, opened, form if only_cpu(settings.providers) else PORTABLE)
         self.form = self._load_chosen()
         self.reference = None if self.choice.confirmed else self._load(None)
 

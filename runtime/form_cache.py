@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ttac.errors import UsageError
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 from ttac.runtime.whole_file import write_whole
 
 FILE = "form-cache.json"
@@ -50,9 +50,14 @@ def recall(folder: Path, key: str) -> tuple[str, str] | None:
 
 
 def remember(folder: Path, key: str, form: str, reason: str) -> str:
-    """Remember the form for later processes; return the reason if only this process can remember it, else nothing."""
+    """Remember the form for later processes; return the reason if only this process can remember it, else nothing.
+
+    A bundle in one file stays unchanged: only this process remembers, without a reason.
+    """
     place = folder.resolve()
     _memory[place, key] = form, reason
+    if place.is_file():
+        return ""
     path = place / FILE
     if path.is_symlink():
         return "a symbolic link has the name of the file"

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
+from ttac.runtime.bundle import OpenBundle
 from ttac.runtime.engine import open_session
 from ttac.runtime.form_cache import cache_key, recall
 from ttac.runtime.form_table import PORTABLE, FormSpec
-from ttac.runtime.hash_check import digest_of, inside
+from ttac.runtime.hash_check import digest_of
 from ttac.runtime.json_values import HINT
 from ttac.runtime.kernel_library import KernelLibrary, kernel_library
-from ttac.runtime.records import Manifest
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.reorder import reordered
 from ttac.runtime.tensors import leave_on_disk
 
@@ -62,7 +63,7 @@ class Choice:
         return {"form": self.name, **({"form_reason": self.reason} if self.reason else {})}
 
 
-def choose_form(folder: Path, manifest: Manifest, form: str) -> Choice:
+def choose_form(folder: Path, opened: OpenBundle, form: str) -> Choice:
     """Return the form of the bundle that this engine runs.
 
     Args:
@@ -78,13 +79,14 @@ def choose_form(folder: Path, manifest: Manifest, form: str) -> Choice:
         raise UsageError(f"there is no form {form!r}", where="`form=`", hint=hint)
     if form == PORTABLE:
         return Choice(None)
+    manifest = opened.manifest
     key = cache_key(manifest.raw, _library_identity(manifest.forms)) if manifest.forms and form == "auto" else ""
     if (remembered := recall(folder, key) if key else None) is not None:
         name, reason = remembered
         spec = next((spec for spec in manifest.forms if spec.name == name), None)
         return Choice(spec, reason)
     forms = [spec for spec in manifest.forms if form == "auto" or bool(spec.kernels) == (form == "kernels")]
-    spec, reason = _first_that_runs(folder, forms)
+    spec, reason = _first_that_runs(opened, forms)
     if spec is not None:
         return Choice(spec, reason, confirmed=False, key=key)
     if form == "auto":
@@ -95,14 +97,14 @@ def choose_form(folder: Path, manifest: Manifest, form: str) -> Choice:
     )
 
 
-def _first_that_runs(folder: Path, forms: Sequence[FormSpec]) -> tuple[FormSpec | None, str]:
+def _first_that_runs(opened: OpenBundle, forms: Sequence[FormSpec]) -> tuple[FormSpec | None, str]:
     """The first form that this engine runs, and the reason against the form with kernels of the same block.
 
     Without a form, the reason is that against the last one.
     """
     reasons: dict[tuple[bool, int], str] = {}
     for spec in forms:
-        reason = form_failure(folder, spec)
+        reason = probe_failure(opened.files.graph(spec.probe), spec.kernels)
         if not reason:
             return spec, reasons.get((True, spec.block), "")
         reasons[bool(spec.kernels), spec.block] = f"{spec.name}: {reason}"
@@ -113,26 +115,22 @@ def _library_identity(forms: Sequence[FormSpec]) -> str:
     return next((kernel_library(spec.kernels).identity for spec in forms if spec.kernels), "")
 
 
-def form_failure(folder: Path, spec: FormSpec) -> str:
-    """Return the reason why this engine does not run the form in the bundle `folder`; empty if it does."""
-    return probe_failure(inside(folder, spec.probe), spec.kernels)
-
-
-def probe_failure(path: Path, kernels: int = 0) -> str:
-    """Return the reason why this engine does not run the form of the probe at `path`; empty if it does.
+def probe_failure(probe: Path | PackedGraph, kernels: int = 0) -> str:
+    """Return the reason why this engine does not run the form of the graph `probe`; empty if it does.
 
     Args:
         kernels: version of the operators of `ttac-kernels` in the probe; 0 for none.
     """
     library = kernel_library(kernels) if kernels else KernelLibrary(None)
-    return library.reason or _probe_failure(path, digest_of(path), library)
+    digest = digest_of(probe) if isinstance(probe, Path) else ""
+    return library.reason or _probe_failure(probe, digest, library)
 
 
 @cache
-def _probe_failure(path: Path, digest: str, library: KernelLibrary) -> str:
+def _probe_failure(probe: Path | PackedGraph, digest: str, library: KernelLibrary) -> str:
     """`digest` tells two contents of one path apart."""
     try:
-        session = open_session(path, threads=1, optimised=False, library=library.path)
+        session = open_session(probe, threads=1, optimised=False, library=library.path)
         random = np.random.default_rng(0)
         feed = {port.name: random.standard_normal(port.shape, dtype=np.float32) for port in session.get_inputs()}
         internal, standard = session.run(None, feed)

@@ -1,4 +1,4 @@
-"""The hash check of a bundle: each listed file lies inside the folder and has the SHA-256 of the manifest."""
+"""The hash check of a bundle: each listed file lies inside the bundle and has the SHA-256 of the manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 
 from ttac.errors import VerificationError
+from ttac.runtime.archive import Archive, Span, identity_of
 from ttac.runtime.json_values import HINT, is_plain_name
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.records import WEIGHTS
 
 PRIVATE_BYTES = 4 * 2**20
@@ -27,14 +29,15 @@ class BundleFiles:
     the hashed files.  The engine maps the weights too, so `check_unchanged` looks for writes to mapped files.
 
     Args:
-        folder: the bundle.
+        folder: the bundle: a folder, or the file of `archive`.
         digests: file name -> SHA-256.
+        archive: the members of a bundle in one file; None for a folder.
 
-    Raises VerificationError if a file is missing, leads out of the folder, or has another hash.
+    Raises VerificationError if a file is missing, leads out of the bundle, or has another hash.
     """
 
-    def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, digests: Mapping[str, str], archive: Archive | None = None) -> None:
+        self._folder, self._archive = folder, archive
         self._identities: dict[str, tuple[int, ...]] = {}
         self._content: dict[str, np.ndarray] = {}
         self._mapped: dict[str, int] = {}  # name -> descriptor
@@ -46,6 +49,13 @@ class BundleFiles:
         """The bytes of a file: uint8 [size]."""
         return self._content[name]
 
+    def graph(self, name: str) -> Path | PackedGraph:
+        """The graph in the file `name`, as `ttac.runtime.engine` takes it."""
+        if self._archive is None:
+            return self._folder / name
+        weights = self._archive.members.get(WEIGHTS)
+        return PackedGraph(self._folder, name, self.content(name).tobytes(), weights.start if weights else 0)
+
     def keep_only(self, names: Collection[str]) -> None:
         """Forget the bytes of all other files, and watch the files among `names` that are mapped."""
         self._content = {name: content for name, content in self._content.items() if name in names}
@@ -56,7 +66,7 @@ class BundleFiles:
         """Raise VerificationError if the path of a file leads to another file than the hashed one."""
         for name in names:
             try:
-                same = _identity(os.stat(self._folder / name)) == self._identities[name]
+                same = identity_of(os.stat(self._place(name))) == self._identities[name]
             except OSError:
                 same = False
             if not same:
@@ -65,49 +75,59 @@ class BundleFiles:
     def check_unchanged(self) -> None:
         """Raise VerificationError if a mapped file was cut or written to; one system call for each file."""
         for name, handle in self._mapped.items():
-            if _identity(os.fstat(handle)) != self._identities[name]:
+            if identity_of(os.fstat(handle)) != self._identities[name]:
                 self._refuse(name, "the file changed while the bundle was in use")
 
+    def _place(self, name: str) -> Path:
+        """The path of the file that holds `name`."""
+        return self._archive.path if self._archive else self._folder / name
+
     def _read(self, name: str, digest: str) -> None:
-        path = inside(self._folder, name)
+        path = self._place(name) if self._archive else inside(self._folder, name)
         try:
             with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError("not a file")
-                content, actual = _hashed(file, status.st_size)
+                content, actual = _hashed(file, self._span(name, status))
                 if name == WEIGHTS or isinstance(content, np.memmap):
                     self._mapped[name] = os.dup(file.fileno())
         except (OSError, ValueError) as error:
             raise VerificationError("a file of the bundle is missing", where=f"`{path}`", hint=HINT) from error
         if actual != digest:
             self._refuse(name, "a file of the bundle is not the one the manifest was written for")
-        self._identities[name], self._content[name] = _identity(status), content
+        self._identities[name], self._content[name] = identity_of(status), content
+
+    def _span(self, name: str, status: os.stat_result) -> Span:
+        """The bytes of `name` in the opened file; raises VerificationError if the archive lacks it, or was replaced."""
+        if self._archive is None:
+            return Span(0, status.st_size)
+        if identity_of(status) != self._archive.identity:
+            self._refuse(name, "the bundle was replaced while it was opened")
+        if name not in self._archive.members:
+            raise OSError("no such member")
+        return self._archive.members[name]
 
     def _refuse(self, name: str, problem: str) -> NoReturn:
         raise VerificationError(problem, where=f"`{self._folder / name}`", hint=f"load the bundle again, or {HINT}")
 
 
-def _hashed(file: BinaryIO, size: int) -> tuple[np.ndarray, str]:
-    """Content and SHA-256 of the file: private bytes, or a map of a file above `PRIVATE_BYTES`.
+def _hashed(file: BinaryIO, span: Span) -> tuple[np.ndarray, str]:
+    """Content and SHA-256 of the span: private bytes, or a map of a span above `PRIVATE_BYTES`.
 
-    Blocks are read for the hash of a large file, so that no page of the map is touched.
+    Blocks are read for the hash of a large span, so that no page of the map is touched.
     """
-    if size <= PRIVATE_BYTES:
-        data = file.read()
+    file.seek(span.start)
+    if span.size <= PRIVATE_BYTES:
+        data = file.read(span.size)
         return np.frombuffer(data, np.uint8), hashlib.sha256(data).hexdigest()
-    digest = _digest(file)
-    return np.memmap(file, np.uint8, "r"), digest
+    digest = _digest(file, span.size)
+    return np.memmap(file, np.uint8, "r", span.start, (span.size,)), digest
 
 
 def _close(handles: dict[str, int]) -> None:
     while handles:
         os.close(handles.popitem()[1])
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size and time of the last write."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -136,11 +156,13 @@ def _target(path: Path) -> Path:
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in lower-case hexadecimal."""
     with path.open("rb") as file:
-        return _digest(file)
+        return _digest(file, os.fstat(file.fileno()).st_size)
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: BinaryIO, size: int) -> str:
+    """SHA-256 of the next `size` bytes."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
         digest.update(block)
+        size -= len(block)
     return digest.hexdigest()

@@ -96,7 +96,7 @@ class LoadedForm:
         files = form.graphs if form else {}
         paths = {name: files.get(name, spec.file) for name, spec in self._manifest.graphs.items() if name in needed}
         graphs = {
-            name: LoadedGraph(self._folder / file, self._manifest.graphs[name], self._manifest, settings)
+            name: LoadedGraph(self._files.graph(file), self._manifest.graphs[name], self._manifest, settings)
             for name, file in paths.items()
         }
         self._files.check_paths({*paths.values(), WEIGHTS} & set(self._manifest.files))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ttac.errors import VerificationError
 from ttac.runtime.engine import EngineSettings, Port, Session
 from ttac.runtime.json_values import HINT
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.records import GraphSpec, Manifest, TensorSpec
 
 
@@ -17,9 +18,11 @@ class LoadedGraph:
     Raises VerificationError if an input or output of the graph does not fit the manifest.
     """
 
-    def __init__(self, path: Path, spec: GraphSpec, manifest: Manifest, settings: EngineSettings) -> None:
+    def __init__(
+        self, graph: Path | PackedGraph, spec: GraphSpec, manifest: Manifest, settings: EngineSettings
+    ) -> None:
         level = spec.optimization or settings.optimization
-        self.session = Session(path, replace(settings, optimization=level))
+        self.session = Session(graph, replace(settings, optimization=level))
         self.inputs, self.outputs = tuple(self.session.inputs), tuple(self.session.outputs)
         self.state, self.stats = spec.state, spec.stats
         self.run = self.session.run

@@ -13,7 +13,9 @@ import numpy as np
 
 from ttac.errors import TtacError, UsageError
 from ttac.runtime import load
-from ttac.runtime.engine import chosen, engine, open_session
+from ttac.runtime.bundle import graph_at
+from ttac.runtime.engine import chosen, open_session
+from ttac.runtime.engine_import import engine
 from ttac.runtime.io_binding import IOBinding
 from ttac.runtime.providers import CPU, Provider, divided, provider_name
 from ttac.runtime.records import SOURCE, TensorSpec
@@ -121,7 +123,7 @@ class InferenceSession:
 
     def get_modelmeta(self) -> ModelMetadata:
         """The metadata of the compiled model, read from the bundle's source graph at each call."""
-        meta = open_session(self.adapter.path / SOURCE, optimised=False).get_modelmeta()
+        meta = open_session(graph_at(self.adapter.path / SOURCE), optimised=False).get_modelmeta()
         custom = {key: text for key, text in meta.custom_metadata_map.items() if not key.startswith("ttac.")}
         return ModelMetadata(
             producer_name=meta.producer_name,

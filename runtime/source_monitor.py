@@ -50,7 +50,8 @@ class SourceMonitor:
         folder = Path(bundle)
 
         def read() -> Any:
-            return open_bundle(folder).manifest, open_session(folder / SOURCE, threads)
+            opened = open_bundle(folder)
+            return opened.manifest, open_session(opened.files.graph(SOURCE), threads)
 
         self._manifest, self._session = read_unreplaced(folder, read)
         head = self._manifest.head

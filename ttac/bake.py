@@ -21,8 +21,10 @@ import onnx_ir as ir
 from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
 from ttac.runtime.bundle import open_bundle
-from ttac.runtime.engine import engine, open_session
+from ttac.runtime.engine import open_session
+from ttac.runtime.engine_import import engine
 from ttac.runtime.manifest import parse_manifest
+from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.program.words import Run, all_words
 from ttac.runtime.records import BATCH_AXIS, Manifest
 from ttac.runtime.replacement import read_unreplaced
@@ -68,7 +70,7 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
         UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, its outputs are not finite, or it is much worse.
     """
-    manifest, model = read_unreplaced(bundle, lambda: (open_bundle(bundle).manifest, _source(bundle / GRAPH)))
+    manifest, model = read_unreplaced(bundle, lambda: _read(bundle))
     learned = _learned(manifest, state)
     referee = Referee.of(manifest, samples) if samples else None
     with _staged(output) as folder:
@@ -90,16 +92,28 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
     )
 
 
-def _source(path: Path) -> ir.Model:
+def _read(bundle: Path) -> tuple[Manifest, ir.Model]:
+    """Return the manifest and the source graph of one version of the bundle."""
+    opened = open_bundle(bundle)
+    return opened.manifest, _source(opened.files.graph(GRAPH))
+
+
+def _source(graph: Path | PackedGraph) -> ir.Model:
     """Return the source graph of the bundle with its weights in memory.
 
     Raises VerificationError if the file holds no graph, or names weights outside the bundle.
     """
     try:
-        return _self_contained(ir.load(path))
+        if isinstance(graph, Path):
+            return _self_contained(ir.load(graph))
+        bundle = graph.bundle.resolve()
+        model = ir.from_proto(onnx.load_model_from_string(graph.located(bundle.name)))
+        ir.external_data.set_base_dir(model.graph, bundle.parent)
+        return _self_contained(model)
     except (OSError, RuntimeError, TypeError, ValueError, *DAMAGED) as error:
         hint = "copy the bundle again, or compile it again"
-        raise VerificationError("the source graph of the bundle is damaged", where=f"`{path}`", hint=hint) from error
+        where = f"`{graph if isinstance(graph, Path) else graph.path}`"
+        raise VerificationError("the source graph of the bundle is damaged", where=where, hint=hint) from error
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
 from ttac.passes.verify.compare import relative
 from ttac.runtime.form_table import parse_forms
-from ttac.runtime.forms import form_failure, form_weights, probe_failure
+from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.tensors import map_tensors
 
@@ -120,7 +120,7 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
     """How the form's numbers differ from the portable ones; empty if they agree, or this engine cannot run it."""
     files = dict.fromkeys([entry["probe"], *entry["graphs"].values()], "")
     (spec,) = parse_forms([entry], files, entry["graphs"])
-    if form_failure(folder, spec):
+    if probe_failure(folder / spec.probe, spec.kernels):
         return ""
     library = kernel_library(spec.kernels).path if spec.kernels else None
     portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], feeds)

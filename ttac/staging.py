@@ -1,4 +1,4 @@
-"""The folder in which a bundle or a model is written and verified before it moves to its place."""
+"""Folders on the way: one in which a bundle is written and verified, or one with the files of a packed bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 
 from ttac.errors import UsageError
 from ttac.options import CompileOptions
-from ttac.runtime.replacement import locked, sweep_staged
+from ttac.runtime.archive import is_archive
+from ttac.runtime.bundle import open_bundle
+from ttac.runtime.replacement import locked, read_unreplaced, sweep_staged
 
 STAGED = r"\.ttac-[a-z0-9_]{8}"
 """Name of a staging folder, as a regular expression."""
@@ -62,3 +64,21 @@ def _remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def as_folder(path: Path) -> Iterator[Path]:
+    """The path, or for a bundle in one file a temporary folder of the same name with its files.
+
+    Raises the errors of `open_bundle` for a bundle in one file.
+    """
+    if not is_archive(path):
+        yield path
+        return
+    opened = read_unreplaced(path, lambda: open_bundle(path))
+    with tempfile.TemporaryDirectory(prefix="ttac-") as parent:
+        folder = Path(parent) / path.name
+        folder.mkdir()
+        for name in opened.manifest.files:
+            (folder / name).write_bytes(opened.files.content(name))
+        yield folder

@@ -21,7 +21,7 @@ from ttac.errors import RuntimeMissingError, UnsupportedError
 from ttac.method_fit import methods_that_train
 from ttac.options import TRAINING_FILES
 from ttac.program_writer import programs
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 
 MICROSOFT = "com.microsoft"
 IR_VERSION = 10

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from ttac.errors import RuntimeMissingError, TtacError, UsageError, VerificationError
 from ttac.runtime import load
 from ttac.runtime.adapter import Adapter
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 
 ERRORS = {"runtime-missing": RuntimeMissingError, "verification": VerificationError}
 COUNTED = ("form", "form_reason", "milliseconds")

@@ -225,6 +225,9 @@ namespace fs = std::filesystem;
 
 Manifest parse_manifest(const std::string& folder, json& raw) {
   const fs::path path = fs::path(folder) / "manifest.json";
+  if (fs::is_regular_file(folder))
+    throw Error(Kind::usage, "the bundle is one file, and this reader takes a folder", "`" + folder + "`",
+                "`unzip` it into a folder");
   if (!fs::exists(path))
     throw Error(Kind::usage, "the folder is not a bundle: it has no `manifest.json`", "`" + folder + "`",
                 "compile one");

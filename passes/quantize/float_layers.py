@@ -10,7 +10,8 @@ import onnx
 
 from ttac.errors import TtacError, UnsupportedError
 from ttac.passes.quantize.module_list import Module
-from ttac.runtime.engine import QUIET, engine
+from ttac.runtime.engine import QUIET
+from ttac.runtime.engine_import import engine
 
 FLOAT = frozenset({"Conv", "FusedConv", "FusedGemm"})
 """Names that engines give to layers in float32."""

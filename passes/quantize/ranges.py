@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ttac.errors import RuntimeMissingError, UnsupportedError
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.sample_set import SampleSet
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 
 SAMPLES_AT_ONCE = 8
 """Number of samples run together: the calibrators keep every activation of the samples of one call."""

@@ -17,9 +17,10 @@ import ttac
 from tests.support import tiny_bundles as tiny
 from tests.support.tiny_bundles import batch
 from ttac.errors import RuntimeMissingError, UsageError
-from ttac.runtime import EngineSettings, engine, hash_check
+from ttac.runtime import EngineSettings, engine, engine_import, hash_check
 from ttac.runtime.adapter import Adapter
-from ttac.runtime.engine import open_session, problem_with
+from ttac.runtime.engine import open_session
+from ttac.runtime.engine_import import problem_with
 from ttac.runtime.state_files import write_state
 
 
@@ -69,9 +70,9 @@ def test_the_session_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 @pytest.fixture
 def fresh_engine() -> Iterator[None]:
     """The engine is looked for again, before and after the test."""
-    engine.engine.cache_clear()
+    engine_import.engine.cache_clear()
     yield
-    engine.engine.cache_clear()
+    engine_import.engine.cache_clear()
 
 
 def test_a_missing_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_engine: None) -> None:

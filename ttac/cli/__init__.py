@@ -10,7 +10,8 @@
 | `viewing`, `running`         | `ttac view`, `ttac run`                                             |
 | `evaluating`, `eval_tables`  | `ttac eval`: the options, and the tables that it prints             |
 | `benching`                   | `ttac bench`                                                        |
-| `baking`, `demonstrating`    | `ttac bake`, `ttac demo`                                            |
+| `packing`, `baking`          | `ttac pack`, `ttac bake`                                            |
+| `demonstrating`              | `ttac demo`                                                         |
 | `listing`, `diagnosing`      | `ttac methods` and `ttac targets`, `ttac doctor`                    |
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import click
 
-from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, running, viewing
+from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, packing, running, viewing
 from ttac.cli.common_options import CONTEXT, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
@@ -94,6 +95,7 @@ for command in (
     running.run,
     LazyCommand("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
     LazyCommand("bench", "ttac.cli.benching", "Measure the time and the memory of a step."),
+    packing.pack,
     baking.bake,
     listing.methods_command,
     listing.targets_command,

@@ -45,7 +45,7 @@ def _refuse_source(bundle: Path, output: Path) -> None:
     from ttac.runtime.hash_check import digest_of
 
     hint = "give another name with `-o`"
-    if bundle.resolve() in output.resolve().parents:
+    if bundle.resolve() in (output.resolve(), *output.resolve().parents):
         raise UsageError("the output lies in the bundle", where=f"`{output}`", hint=hint)
     if output.is_file() and digest_of(output) == read_manifest(bundle)["source"]["sha256"]:
         raise UsageError("the source model would be overwritten", where=f"`{output}`", hint=hint)

@@ -15,6 +15,7 @@ from ttac.cli.report_text import render
 from ttac.cli.terminal import Terminal
 from ttac.errors import UsageError
 from ttac.runtime.bundle import is_bundle
+from ttac.staging import as_folder
 
 if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
@@ -43,7 +44,7 @@ def inspect(
             raise UsageError("there is no such model or bundle", where=f"`{file}`", hint=hint)
     for option, given in (("--svg", svg is not None), ("--plan", plan)):
         if given and (other is not None or not is_bundle(path)):
-            raise UsageError("only a bundle has a plan", where=f"`{option}`", hint="give one bundle's folder")
+            raise UsageError("only a bundle has a plan", where=f"`{option}`", hint="give one bundle")
     if other:
         report = _comparison(path, other, as_json)
     elif is_bundle(path):
@@ -59,7 +60,8 @@ def inspect(
 def _comparison(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
     from ttac.reports.comparison import compare_graphs
 
-    report = compare_graphs(path, other)
+    with as_folder(path) as before, as_folder(other) as after:
+        report = compare_graphs(before, after)
     if not as_json:
         report["changes"] = [{name: row[name] for name in row if name != "nodes"} for row in report["changes"]]
     return report

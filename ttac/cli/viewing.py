@@ -12,6 +12,7 @@ from ttac.cli.common_options import CONTEXT, PATH, count, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import is_bundle
+from ttac.staging import as_folder
 from ttac.suggest import did_you_mean
 
 DEFAULT = "forward"
@@ -30,16 +31,17 @@ def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, po
 
     In a folder from `ttac compile --dump`, GRAPH is a room: `adapt`, `autodiff`, `lower/forward`.
     """
-    file = graph_file(path, graph)
-    try:
-        import netron
-    except ImportError as error:
-        raise RuntimeMissingError("`ttac view` needs Netron", hint="`pip install 'ttac[view]'`") from error
-    with redirect_stdout(sys.stderr):
-        host, port = netron.start(str(file), address=port, browse=not no_browser)
-    terminal.data(f"http://{host}:{port}")
-    terminal.say("stop with Ctrl-C")
-    netron.wait()
+    with as_folder(path) as place:
+        file = graph_file(place, graph)
+        try:
+            import netron
+        except ImportError as error:
+            raise RuntimeMissingError("`ttac view` needs Netron", hint="`pip install 'ttac[view]'`") from error
+        with redirect_stdout(sys.stderr):
+            host, port = netron.start(str(file), address=port, browse=not no_browser)
+        terminal.data(f"http://{host}:{port}")
+        terminal.say("stop with Ctrl-C")
+        netron.wait()
 
 
 def graph_file(path: Path, graph: str | None) -> Path:

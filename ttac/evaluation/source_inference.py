@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ttac.reports.measure import kilobytes, measured_by, random_samples, step_memory
+from ttac.runtime.bundle import graph_at
 from ttac.runtime.engine import open_session, warm_engine
 
 
 def inference(path: Path, threads: int) -> Callable[[np.ndarray], object]:
-    """Return a function that runs the file on samples; raises RuntimeMissingError where the engine cannot load it."""
-    session = open_session(path, threads)
+    """Return a function that runs the model on samples; raises RuntimeMissingError where the engine cannot load it."""
+    session = open_session(graph_at(path), threads)
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x})
 

@@ -11,6 +11,9 @@ export function folder(path) {
     where: path,
     path: (name) => join(path, name),
     async read(name) {
+      if ((await lstat(path).catch(() => null))?.isFile()) {
+        usage("the bundle is one file, and this reader takes a folder", `\`${path}\``, "`unzip` it into a folder");
+      }
       const file = join(path, name);
       const status = await lstat(file).catch(() => null);
       if (name === "manifest.json" && !status) usage("the folder is not a bundle: it has no `manifest.json`", `\`${path}\``, "compile one");

@@ -22,7 +22,7 @@ from ttac.passes.lower.stages import _lowest, choose_cuts, split_backward
 from ttac.passes.partition.partition import partition
 from ttac.passes.plan.decisions import SMALL_BYTES, nbytes
 from ttac.passes.plan.schedule import encode_early, recompute_late
-from ttac.runtime.engine import engine
+from ttac.runtime.engine_import import engine
 
 
 def test_stages_give_what_one_backward_gives() -> None:
