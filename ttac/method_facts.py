@@ -137,8 +137,8 @@ def refine(state: CompileState, say: Callable[[str], None]) -> Adaptation:
     if not hook:
         return adaptation
     tensors: Sequence[StateTensor] = function_of(hook)(subject_of(state, say))
-    parameters = [tensor for tensor in tensors if tensor.role == "parameter"]
-    tracked = [tensor for tensor in tensors if tensor.role != "parameter"]
+    parameters = [tensor for tensor in tensors if tensor.next is None]
+    tracked = [tensor for tensor in tensors if tensor.next is not None]
     return replace(
         adaptation,
         parameters=(*adaptation.parameters, *parameters),

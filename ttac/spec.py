@@ -122,8 +122,8 @@ class Method:
         pixels: defaults of options from the input values of a black and of a white pixel, each a text of numbers with
             commas; None if no option depends on pixels.
         check: `(subject) -> None`; raises UnsupportedError or UsageError for a model or samples that do not fit.
-        refine: `(subject) -> state tensors`; rewrites the adapted model in place.  Tensors of the role "parameter"
-            train; the forward moves the others.
+        refine: `(subject) -> state tensors`; rewrites the adapted model in place.  Tensors without `next` train, with
+            the role "parameter", or "optimizer" if no prediction reads them; the forward moves the others.
         constants: `(subject) -> arrays by name`, computed once while compiling, for the method's graphs.
         keep: the part of each layer's cached input that is kept; None keeps all of it.
         graphs: name -> reference to `(context) -> MethodGraph`, for all graphs of the program in addition to `forward`

@@ -42,8 +42,9 @@ def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], setting
     """The vector `flat` of the `members`, at most `guard_radius` from the source in units of the source's length.
 
     A farther vector moves to the sphere along the line to the source.  The first call in a graph names the drift.
+    Tensors that no prediction reads have no bound.
     """
-    if not is_on(settings):
+    if not is_on(settings) or members[0].role != "parameter":
         return flat
     radius = float(settings["guard_radius"])
     source = np.concatenate([p.initial.reshape(-1) for p in members]).astype(np.float32)

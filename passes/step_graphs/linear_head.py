@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
@@ -36,10 +37,8 @@ def last_linear(scores: ir.Value, purpose: str) -> ir.Node:
 
     Raises UnsupportedError if another operator makes the scores; `purpose` completes "so there are no features to ...".
     """
-    node = scores.producer()
-    while node is not None and node.op_type in BETWEEN:
-        computed = [value.producer() for value in node.inputs if value is not None and value.const_value is None]
-        node = computed[0] if computed else None
+    nodes = _classifier(scores)
+    node = nodes[-1] if nodes else None
     if node is None or node.op_type not in LINEAR or node.inputs[0] is None:
         raise UnsupportedError(
             f"no linear layer makes the predictions, so there are no features to {purpose}",
@@ -49,11 +48,49 @@ def last_linear(scores: ir.Value, purpose: str) -> ir.Node:
     return node
 
 
+def _classifier(scores: ir.Value) -> list[ir.Node]:
+    """Return the nodes from `scores` back to the first operator that is no bias and no change of shape."""
+    nodes, node = [], scores.producer()
+    while node is not None:
+        nodes.append(node)
+        inputs = node.inputs if node.op_type in BETWEEN else []
+        computed = [value.producer() for value in inputs if value is not None and value.const_value is None]
+        node = computed[0] if computed else None
+    return nodes
+
+
 def flat_features(op: Builder, node: ir.Node) -> ir.Value:
     """Return the features that the linear layer reads, [N, features]."""
     x = node.inputs[0]
     assert x is not None
     return x if len(dims(x)) == 2 else op.Flatten(x, axis=1)
+
+
+def classified(op: Builder, layer: ir.Node, scores: ir.Value, features: ir.Value) -> ir.Value:
+    """Return the scores that the classifier from `layer` to `scores` gives other `features` [N, features]."""
+    before = layer.inputs[0]
+    assert before is not None
+    shape = dims(before)
+    made = features if len(shape) == 2 else op.Reshape(features, [-1, *shape[1:]], like=before)
+    for node in reversed(_classifier(scores)):
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        made = op.node(node.op_type, [made if value is before else value for value in node.inputs], attributes)
+        before, made.shape = node.outputs[0], node.outputs[0].shape
+    return made
+
+
+def weight_rows(layer: ir.Node) -> np.ndarray:
+    """Return the weight of the layer, [classes, features] float32; raises UnsupportedError if it is computed."""
+    value = layer.inputs[1]
+    if value is None or value.const_value is None:
+        raise UnsupportedError(
+            "the weight of the classifier is no constant float32 tensor, so it gives no first prototypes",
+            where=f"node `{layer.name}`",
+            hint="compile the float32 file without `--quantize`; `ttac inspect` lists the methods that fit",
+        )
+    weight = value.const_value.numpy().astype(np.float32)
+    upright = layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) != 0)
+    return np.ascontiguousarray(weight.reshape(len(weight), -1) if upright else weight.T)
 
 
 def unit_rows(op: Builder, rows: ir.Value | None) -> ir.Value:

@@ -69,14 +69,15 @@ def update(
     gradients: Sequence[str] | None = None,
     anchor: Anchor | None = None,
     after: AfterStep | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> MethodGraph:
     """One step of the optimizer that the settings name, with the backward's gradients or others of their shapes.
 
-    `after` changes each vector of parameters once more.
+    `after` changes each vector of parameters once more; `rates` are the learning rates of tensors with their own.
     """
     names = context.gradients if gradients is None else gradients
     (model, moved), *large = update_graphs(
-        context.parameters, names, context.settings, context.opset, anchor=anchor, after=after
+        context.parameters, names, context.settings, context.opset, anchor=anchor, after=after, rates=rates
     )
     stats = drift_stats(model)
     return MethodGraph(
@@ -92,6 +93,7 @@ def update_graphs(
     *,
     anchor: Anchor | None = None,
     after: AfterStep | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[Update]:
     """One optimizer step as graphs that run in turn: all small parameters, then large ones, the largest alone.
 
@@ -106,7 +108,14 @@ def update_graphs(
         parts = [part for part in [*parts, *_batches(large)] if part]
     return [
         update_graph(
-            [p for p, _ in part], [g for _, g in part], settings, opset, anchor=anchor, first=number == 0, after=after
+            [p for p, _ in part],
+            [g for _, g in part],
+            settings,
+            opset,
+            anchor=anchor,
+            first=number == 0,
+            after=after,
+            rates=rates,
         )
         for number, part in enumerate(parts)
     ]
@@ -132,22 +141,22 @@ def update_graph(
     anchor: Anchor | None = None,
     first: bool = True,
     after: AfterStep | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Update:
     """The graph of one optimizer step, and all state it moves, initial values included.
 
-    Its inputs are `<parameter>` and the value names `gradients`, in pairs, then the optimizer's state; its outputs
-    `<parameter>.next` and `<state>.next`.
+    It reads `<parameter>` and the values `gradients`, in pairs, and gives `<parameter>.next` and `<state>.next`.
 
     Args:
         settings: "optimizer" ("adam" or "sgd") and its options: lr, beta1, beta2, eps; momentum, nesterov;
             weight_decay.
         first: whether the graph counts Adam's steps; else it reads the number as `adam.step.next` from another graph.
         after: a further change of each vector of parameters after its step.
+        rates: learning rates of tensors that are stepped alone, in place of the settings'.
     """
     op = new_graph("update", opset)
     values = [state_input(op.graph, p.name, p.initial) for p in parameters]
     grads = [state_input(op.graph, g, p.initial) for p, g in zip(parameters, gradients, strict=True)]
-    after = after or (lambda op, flat, members: (flat, []))
     counter = _counter(op, settings, first=first)
     moved_parameters, state = list[StateTensor](), list[StateTensor]()
     for group, suffix in groups(parameters):
@@ -156,13 +165,25 @@ def update_graph(
             flat, gradient = flatten(op, [values[i] for i in group]), flatten(op, [grads[i] for i in group])
             gradient = _regularised(op, flat, gradient, members, settings, anchor)
             of = FlatParameters(flat, gradient, suffix, counter.next if counter else None)
-            following, memory = OPTIMIZERS[settings["optimizer"]](op, of, settings)
+            following, memory = _stepped(op, of, members, settings, rates)
             following = bounded(op, ensembled(op, following, members, settings), members, settings)
-            following, further = after(op, following, members)
+            following, further = after(op, following, members) if after else (following, [])
             moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += [*memory, *further]
     return _with_outputs(op, [*moved_parameters, *state, *([counter] if first and counter else [])])
+
+
+def _stepped(
+    op: Builder,
+    of: FlatParameters,
+    members: Sequence[StateTensor],
+    settings: Mapping[str, Any],
+    rates: Mapping[str, float] | None,
+) -> tuple[ir.Value, list[StateTensor]]:
+    """The vector of the `members` after a step of the optimizer, with their own learning rate if there is one."""
+    own = {**settings, "lr": (rates or {}).get(members[0].name, settings["lr"])}
+    return OPTIMIZERS[settings["optimizer"]](op, of, own)
 
 
 def ensembled(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:
@@ -213,9 +234,12 @@ def _with_outputs(op: Builder, state: list[StateTensor]) -> Update:
 
 
 def groups(parameters: Sequence[StateTensor]) -> list[tuple[list[int], str]]:
-    """Positions of parameters that are stepped together, with the suffix of their memory; large ones are alone."""
-    small = [i for i, p in enumerate(parameters) if p.initial.size < LARGE_ELEMENTS]
-    alone = [([i], f"/{p.name}") for i, p in enumerate(parameters) if p.initial.size >= LARGE_ELEMENTS]
+    """Positions of parameters that are stepped together, with the suffix of their memory.
+
+    Large tensors are alone, and tensors that no prediction reads.
+    """
+    small = [i for i, p in enumerate(parameters) if p.initial.size < LARGE_ELEMENTS and p.role == "parameter"]
+    alone = [([i], f"/{p.name}") for i, p in enumerate(parameters) if i not in small]
     return [*([(small, "")] if small else []), *alone]
 
 

@@ -98,6 +98,7 @@ def test_five_steps_of_the_api_equal_the_bundle(
         ("tent", {"guard": "on"}, "has more than forward, backward and update"),
         ("eata", {"optimizer": "adam"}, "has more than forward, backward and update"),
         ("tent", {"statistics": "ema", **PLAIN}, "the step reads the state"),
+        ("zerosiam", {"optimizer": "adam", **PLAIN}, "a learning rate of its own"),
     ],
 )
 def test_steps_without_such_files_are_refused(

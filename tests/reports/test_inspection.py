@@ -27,6 +27,7 @@ def expected(training: str, statistics: str) -> dict[str, str]:
         **dict.fromkeys(TRAINING, training),
         **dict.fromkeys(STATISTICS, statistics),
         **dict.fromkeys(IDLE, "yes"),
+        "sight": "with --batch",
     }
 
 

@@ -37,6 +37,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "black": "-3", "white": "3", "guard": "off",
     },
     "roid": {"lr": 0.0005, "optimizer": "sgd", "black": "-3", "white": "3", "seed": 2, "guard": "off"},
+    "zerosiam": {"lr": 0.005, "predictor_lr": 0.02},
+    "sight": {
+        "prototype_rate": 0.05, "source_pull": 0.01, "surprise": 1.0, "habit_rate": 0.05, "temperature": 0.2,
+    },
     "deyo": {"lr": 0.02, "margin": 0.8, "shape_margin": 0.05, "exclude_last_stage": False, "seed": 3},
 }  # fmt: skip
 """Settings of each run in ttac."""
@@ -49,19 +53,20 @@ METHODS = {
 
 def official(run: str, kind: str) -> Arrays:
     """Return `logits` [5, 8, 6] of each step, and the state after the last as `after/NAME`."""
-    numbers = load_file(GOLDEN / "official_methods.safetensors")
+    files = ("official_methods", "official_grafts")
+    numbers = {key: value for file in files for key, value in load_file(GOLDEN / f"{file}.safetensors").items()}
     prefix = f"{run}/{kind}/"
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
-def trajectory(run: str, kind: str, folder: Path, **choices: Any) -> Arrays:
+def trajectory(run: str, kind: str, folder: Path, *, batch: int = BATCH, **choices: Any) -> Arrays:
     """Return the logits of each step of ttac's run, and the state after the last step by name."""
     method, settings = METHODS.get(run, run), SETTINGS[run]
-    bundle = compiled(model(kind), folder, method=method, batch=BATCH, norms="keep", settings=settings, **choices)
+    bundle = compiled(model(kind), folder, method=method, batch=batch, norms="keep", settings=settings, **choices)
     adapter = ttac.load(bundle, threads=1)
     logits, unsure = [], []
     for x in inputs(seed_of(kind))["x"]:
-        logits.append(adapter.step(x))
+        logits.append(np.concatenate([adapter.step(x[i : i + batch]) for i in range(0, BATCH, batch)]))
         unsure.append(adapter.stats.get("unsure", 0.0))
     assert adapter.stats["rejected"] == 0
     return {"logits": np.stack(logits), "unsure": np.array(unsure), **state_of(adapter)}

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.differentiate.losses import entropies
 from ttac.passes.graph.builder import Builder
@@ -20,7 +19,14 @@ from ttac.passes.graph.execute import run
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, replace_output, unit_rows
+from ttac.passes.step_graphs.linear_head import (
+    class_head,
+    flat_features,
+    last_linear,
+    replace_output,
+    unit_rows,
+    weight_rows,
+)
 
 ROOM = "refine"
 SUPPORTS, ENTROPIES = "supports", "supports.entropy"
@@ -51,7 +57,7 @@ def classify_by_prototypes(subject: Subject) -> list[StateTensor]:
 
 def _initial(subject: Subject, layer: ir.Node, scores: ir.Value) -> tuple[np.ndarray, np.ndarray]:
     """Supports [classes * supports, features] and entropies [classes, supports] from the rows of the weight."""
-    weight, x = _weight(layer), layer.inputs[0]
+    weight, x = weight_rows(layer), layer.inputs[0]
     assert x is not None
     classifier = ir.convenience.extract(subject.model.graph, inputs=[x], outputs=[scores])
     rows = weight.reshape(len(weight), *dims(x)[1:])
@@ -67,20 +73,6 @@ def _initial(subject: Subject, layer: ir.Node, scores: ir.Value) -> tuple[np.nda
         own = own[np.argsort(entropy[own], kind="stable")][:kept]
         supports[c, : len(own)], least[c, : len(own)] = weight[own], entropy[own]
     return supports.reshape(-1, weight.shape[1]), least
-
-
-def _weight(layer: ir.Node) -> np.ndarray:
-    """The weight of the layer, [classes, features] float32."""
-    value = layer.inputs[1]
-    if value is None or value.const_value is None:
-        raise UnsupportedError(
-            "the weight of the classifier is no constant float32 tensor, so it gives no first prototypes",
-            where=f"node `{layer.name}`",
-            hint="compile the float32 file without `--quantize`; `ttac inspect` lists the methods that fit",
-        )
-    weight = value.const_value.numpy().astype(np.float32)
-    upright = layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.attributes.get_int("transB", 0) != 0)
-    return np.ascontiguousarray(weight.reshape(len(weight), -1) if upright else weight.T)
 
 
 def _kept(
