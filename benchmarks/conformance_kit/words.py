@@ -391,6 +391,44 @@ def _rejected_deferred() -> list[Call]:
     return [*steps(4, 2), ("step", huge), ("predict", samples(2, 3)), *steps(1), *[("step", huge)] * 10, *steps(2)]
 
 
+def open_sizes() -> Made:
+    """Two inputs with the open size `width`, and one with an open size of its own; `level` learns from all of them."""
+    text = """
+forward (float[N,2,width] x, float[width] gain, float[length] bias, float level) => (float[N,2] logits, float mean)
+  <int64[1] last = {-1}>
+{
+  scaled = Mul(x, gain)
+  pooled = ReduceMean <keepdims = 0> (scaled, last)
+  offset = ReduceMean <keepdims = 0> (bias)
+  moved = Add(pooled, offset)
+  logits = Add(moved, level)
+  mean = ReduceMean <keepdims = 0> (logits)
+}"""
+    learn = "learn (float mean, float level) => (float level_next) { level_next = Add(level, mean) }"
+    return Made(
+        graphs={"forward": text, "learn": learn},
+        step=[FORWARD, {"run": "learn"}, RETURN],
+        state={"level": (ONE, "parameter")},
+        moves={"learn": {"level_next": "level"}},
+        inputs={"x": ("float32", ["N", 2, "width"]), "gain": ("float32", ["width"]), "bias": ("float32", ["length"])},
+        outputs=TWO_CLASSES,
+        sizes={"width": (8, 2), "length": (5, 1)},
+    )
+
+
+def _open_sizes() -> list[Call]:
+    def of(count: int, width: int, length: int, gain: int | None = None) -> dict[str, np.ndarray]:
+        inputs = samples(count, width, (2, width))
+        gains = np.linspace(0.5, 1.5, width if gain is None else gain, dtype=np.float32)
+        return {**inputs, "gain": gains, "bias": np.arange(length, dtype=np.float32)}
+
+    bad = [of(4, 3, 1), of(4, 10, 1), of(4, 0, 1), of(4, 4, 6), of(4, 4, 0), of(4, 4, 1, gain=6)]
+    spoilt = of(3, 8, 2)
+    spoilt["x"][1, 0, 7] = NAN
+    good: list[Call] = [("step", of(4, 8, 5)), ("step", of(2, 2, 1)), ("step", spoilt), ("predict", of(1, 6, 3))]
+    return [*good, *(("refused", ("step", inputs)) for inputs in bad), ("step", of(4, 4, 4))]
+
+
 def cases() -> dict[str, tuple[Made, list[Call]]]:
     """Name -> bundle and calls."""
     saved = [*steps(4, 3), ("save", "trained.safetensors"), *steps(2), ("restore", "trained.safetensors"), *steps(1)]
@@ -411,4 +449,5 @@ def cases() -> dict[str, tuple[Made, list[Call]]]:
         ),
         "several-inputs-and-outputs": _shapes(),
         "samples-on-any-axis": _axes(),
+        "open-sizes": (open_sizes(), _open_sizes()),
     }

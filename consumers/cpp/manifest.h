@@ -71,6 +71,10 @@ struct Spec {
   std::string name, dtype;
   Shape shape;          // -1: the samples; -2: a size that a run decides
   int batch_axis = -1;  // axis of the samples
+  std::map<size_t, std::string> open;  // axis -> name of the size, where the shape has -2
+};
+struct Size {
+  int64_t largest, multiple;
 };
 struct Graph {
   std::string file, level;
@@ -83,6 +87,7 @@ struct Manifest {
   int threads = 0;
   std::map<std::string, std::string> files;
   std::vector<Spec> inputs, outputs;
+  std::map<std::string, Size> sizes;  // open sizes of the inputs
   std::map<std::string, Spec> state;
   int64_t planned = 0, smallest = 0;
   std::map<std::string, Graph> graphs;
@@ -93,13 +98,14 @@ Spec a_spec(const json& v, const std::string& where, const Names& more = {}, boo
   Names keys = {"name", "dtype", "shape"};
   keys.insert(more.begin(), more.end());
   an_object(v, where, keys, true);
-  Spec spec{a_name(v["name"], where + ".name"), "", {}, -1};
+  Spec spec{a_name(v["name"], where + ".name"), "", {}, -1, {}};
   if (!v["dtype"].is_string() || !dtype_named(v["dtype"])) refuse(where + ".dtype", "is not a dtype");
   spec.dtype = v["dtype"];
   for (const auto& size : a_list(v["shape"], where + ".shape")) {
     const bool open = symbolic && size.is_string() && size != "", samples = open && size == "N";
     if (samples && spec.batch_axis >= 0) refuse(where + ".shape", "has `N` twice");
     if (samples) spec.batch_axis = static_cast<int>(spec.shape.size());
+    if (open && !samples) spec.open[spec.shape.size()] = size;
     spec.shape.push_back(samples ? -1 : open ? -2 : a_count(size, where + ".shape", 0));
   }
   return spec;
@@ -114,9 +120,37 @@ std::vector<Spec> specs(const json& v, const std::string& where, const Names& mo
   return found;
 }
 
+std::map<std::string, Size> open_sizes(const json& v) {
+  std::map<std::string, Size> found;
+  for (const auto& entry : a_list(v, "sizes")) {
+    an_object(entry, "sizes", {"name", "largest", "multiple"}, true);
+    const int64_t largest = a_count(entry["largest"], "sizes.largest", 1);
+    const int64_t multiple = a_count(entry["multiple"], "sizes.multiple", 1);
+    if (largest % multiple) refuse("sizes.largest", "is no multiple of `multiple`");
+    const std::string name = a_name(entry["name"], "sizes.name");
+    if (name == "N" || !found.insert({name, {largest, multiple}}).second) refuse("sizes", "has a name twice, or `N`");
+  }
+  return found;
+}
+// The input with an open size that is too large, no multiple, or different in two inputs; empty if there is none.
+std::string misfit(const Manifest& m, const Tensors& given) {
+  std::map<std::string, int64_t> seen;
+  for (const auto& spec : m.inputs)
+    for (const auto& [axis, name] : spec.open) {
+      const int64_t size = given.at(spec.name).shape[axis];
+      const auto& [largest, multiple] = m.sizes.at(name);
+      if (size < 1 || size > largest || size % multiple || seen.insert({name, size}).first->second != size)
+        return "the size `" + name + "` of the input `" + spec.name + "` is " + std::to_string(size) +
+               ", not at most " + std::to_string(largest) + ", a multiple of " + std::to_string(multiple) +
+               ", and equal in all inputs";
+    }
+  return "";
+}
+
 void check_head(const json& v, const std::vector<Spec>& outputs) {
   if (v.is_null()) return;
   an_object(v, "head", {"output", "kind", "axis", "values"}, true, {"first", "count", "ignored", "objectness"});
+  if (!v.value("objectness", json(false)).is_boolean()) refuse("head.objectness", "is not true or false");
   one_of(v["kind"], "head.kind", {"classes", "binary", "dense", "detection", "ctc"});
   one_of(v["values"], "head.values", {"logits", "probabilities", "log_probabilities"});
   auto output = std::find_if(outputs.begin(), outputs.end(), [&](const Spec& s) { return v["output"] == s.name; });
@@ -243,7 +277,7 @@ Manifest parse_manifest(const std::string& folder, json& raw) {
   an_object(raw, "the top level",
             {"format", "ttac", "method", "target", "source", "files", "inputs", "outputs", "head", "batch",
              "preprocessing", "state", "sites", "graphs", "programs", "memory", "verified", "executed_on"},
-            true, {"forms"});
+            true, {"forms", "sizes"});
   check_informative(raw);
   Manifest m;
   m.text = bytes.text();
@@ -253,8 +287,10 @@ Manifest parse_manifest(const std::string& folder, json& raw) {
   if (m.files.count("manifest.json")) refuse("files", "lists `manifest.json` itself");
   m.inputs = specs(raw["inputs"], "inputs");
   m.outputs = specs(raw["outputs"], "outputs");
+  m.sizes = open_sizes(raw.value("sizes", json::array()));
   for (const auto& spec : m.inputs)
-    if (std::count(spec.shape.begin(), spec.shape.end(), -2)) refuse("inputs", "has an open size");
+    for (const auto& item : spec.open)
+      if (!m.sizes.count(item.second)) refuse("inputs", "has the size `" + item.second + "`, which `sizes` lacks");
   if (std::all_of(m.inputs.begin(), m.inputs.end(), [](const Spec& s) { return s.batch_axis < 0; }))
     refuse("inputs", "has no shape with `N`");
   if (m.inputs.empty() || m.outputs.empty()) refuse("inputs", "or `outputs` is empty");

@@ -155,7 +155,7 @@ void check_tensor(const Message& t, size_t weights) {
 Spec port(const Message& value) {
   const Message& type = value.one(2).one(1);
   const Dtype* found = dtype_by([&](const Dtype& d) { return static_cast<uint64_t>(d.element) == type.one(1).number; });
-  Spec spec{value.one(1).bytes, found ? found->name : "", {}, -1};
+  Spec spec{value.one(1).bytes, found ? found->name : "", {}, -1, {}};
   for (const auto& size : type.one(2).all(1))
     spec.shape.push_back(size.all(1).empty() ? -2 : static_cast<int64_t>(size.one(1).number));
   return spec;
@@ -457,10 +457,13 @@ struct Adapter::Parts {
       Shape shape = spec.shape;
       const bool ranked = t.shape.size() == shape.size();
       if (ranked && spec.batch_axis >= 0) shape[spec.batch_axis] = samples_of(given);
+      for (const auto& item : spec.open)
+        if (ranked) shape[item.first] = t.shape[item.first];
       if (t.dtype != spec.dtype || t.shape != shape || samples_of(given) < m.smallest || samples_of(given) > m.planned)
         wrong("the input `" + spec.name + "` is " + t.dtype + " " + text(t.shape) + "; the bundle takes " + spec.dtype +
               " and " + std::to_string(m.smallest) + " to " + std::to_string(m.planned) + " samples");
     }
+    if (const std::string problem = misfit(m, given); !problem.empty()) wrong(problem);
   }
   // Run on the finite samples.  `learns`: whether enough are left.
   Tensors go(const Tensors& given, bool step, Pass& pass, bool& learns, int64_t& dropped) const {

@@ -36,6 +36,8 @@ export interface Manifest {
   outputs: { name: string; dtype: string; shape: (number | string)[] }[];
   head: { output: string; kind: string; axis: number | null; values: string } | null;
   batch: { planned: number; smallest: number };
+  /** Open sizes of the inputs. */
+  sizes?: { name: string; largest: number; multiple: number }[];
   preprocessing: { layout?: string; mean?: number[]; std?: number[]; range?: number[] } | null;
   [key: string]: unknown;
 }

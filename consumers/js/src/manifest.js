@@ -26,7 +26,7 @@ export async function parseManifest(bytes, sha256) {
   if (bytes.length > LARGEST) damaged("the manifest is larger than 64 MiB", "`manifest.json`");
   const raw = decoded(bytes);
   checkFormat(raw);
-  const keys = Object.keys(raw).filter((key) => key !== "forms");
+  const keys = Object.keys(raw).filter((key) => !["forms", "sizes"].includes(key));
   const odd = keys.filter((key) => !KEYS.includes(key))[0] ?? KEYS.filter((key) => !keys.includes(key))[0];
   if (odd) refuse("the top level", `has or lacks the key \`${odd}\``);
   checkInformative(raw);
@@ -40,14 +40,15 @@ export async function parseManifest(bytes, sha256) {
   const graphs = new Map(Object.entries(anObject(raw.graphs, "graphs")).map(([name, entry]) => [name, graph(name, entry, files, state)]));
   const outputs = tensors(raw.outputs, "outputs");
   if (!outputs.length) refuse("outputs", "is empty");
-  const inputs = inputsOf(raw.inputs);
+  const sizes = sizesOf(raw.sizes ?? []);
+  const inputs = inputsOf(raw.inputs, sizes);
   checkHead(raw.head, outputs);
   const batch = batchOf(raw.batch);
   const programs = programsOf(raw.programs, graphs, state, outputs.length);
   checkForms(raw.forms ?? [], files, graphs);
   const identity = await identityOf(raw, sha256);
   const threads = aCount(raw.target.threads, "target.threads", 0, 1024);
-  return { raw: plain(raw), identity, threads, files, inputs, outputs, ...batch, stateFile, state, graphs, programs };
+  return { raw: plain(raw), identity, threads, files, inputs, outputs, sizes, ...batch, stateFile, state, graphs, programs };
 }
 
 function decoded(bytes) {
@@ -134,13 +135,26 @@ function graphFile(value, where, files) {
   return file;
 }
 
-function inputsOf(value) {
+/** The open sizes of the inputs: name -> `{ largest, multiple }`. */
+function sizesOf(value) {
+  const entries = aList(value, "sizes").map((entry, number) => {
+    const where = `sizes[${number}]`;
+    anObject(entry, where, { only: ["name", "largest", "multiple"] });
+    const [largest, multiple] = ["largest", "multiple"].map((key) => aCount(entry[key], `${where}.${key}`, 1));
+    if (largest % multiple) refuse(`${where}.largest`, `is no multiple of ${multiple}`);
+    return [aName(entry.name, `${where}.name`), { largest, multiple }];
+  });
+  checkDistinct([BATCH_AXIS, ...entries.map(([name]) => name)], "sizes");
+  return new Map(entries);
+}
+
+function inputsOf(value, sizes) {
   const inputs = tensors(value, "inputs");
   if (!inputs.length) refuse("inputs", "is empty");
   if (inputs.every(({ shape }) => !shape.includes(BATCH_AXIS))) refuse("inputs", `has no shape with \`${BATCH_AXIS}\``);
   inputs.forEach(({ shape }, number) => {
-    const odd = shape.find((size) => typeof size === "string" && size !== BATCH_AXIS);
-    if (odd !== undefined) refuse(`inputs[${number}].shape`, `has the open size \`${odd}\``);
+    const odd = shape.find((size) => typeof size === "string" && size !== BATCH_AXIS && !sizes.has(size));
+    if (odd !== undefined) refuse(`inputs[${number}].shape`, `has the size \`${odd}\`, which \`sizes\` lacks`);
   });
   return inputs;
 }
@@ -164,6 +178,7 @@ function tensor(value, where, more = [], symbolic = true) {
 function checkHead(value, outputs) {
   if (value === null) return;
   const entry = anObject(value, "head", { only: ["output", "kind", "axis", "values"], also: SCORES });
+  if (![undefined, true, false].includes(entry.objectness)) refuse("head.objectness", "is not true or false");
   if (!HEADS.includes(entry.kind)) refuse("head.kind", "is not a kind of head");
   if (!VALUES.includes(entry.values)) refuse("head.values", "is not a meaning of numbers");
   const output = outputs.find(({ name }) => name === entry.output);

@@ -13,7 +13,26 @@ export function checkInputs(given, manifest) {
   if (new Set(counts).size > 1) {
     usage("the inputs differ in their number of samples", "the input", "pass one batch");
   }
+  checkSizes(inputs, manifest);
   return new Map(inputs);
+}
+
+/** Refuse an open size that is too large, no multiple, or different in two inputs. */
+function checkSizes(inputs, { inputs: specs, sizes }) {
+  const seen = new Map();
+  inputs.forEach(([name, { dims }], number) => {
+    specs[number].shape.forEach((symbol, axis) => {
+      if (!sizes.has(symbol)) return;
+      const { largest, multiple } = sizes.get(symbol);
+      const size = dims[axis];
+      const before = seen.get(symbol) ?? size;
+      if (size < 1 || size > largest || size % multiple || size !== before) {
+        const rule = `at most ${largest}, a multiple of ${multiple}, and equal in all inputs`;
+        usage(`the input has shape [${dims}]; its size \`${symbol}\` is ${size}, not ${rule}`, `input \`${name}\``, "resize the samples");
+      }
+      seen.set(symbol, size);
+    });
+  });
 }
 
 /** Input -> axis of its samples; -1 for an input that all samples share. */
@@ -33,7 +52,7 @@ function checked(tensor, { name, dtype, shape }, { smallest, planned }) {
   if (tensor.type !== DTYPES.get(dtype).type) {
     usage(`the input has dtype ${tensor.type}; the model takes ${dtype}`, where, "scale and normalise the values as in training");
   }
-  if (tensor.dims.length !== shape.length || !shape.every((size, at) => size === "N" || size === tensor.dims[at])) {
+  if (tensor.dims.length !== shape.length || !shape.every((size, at) => typeof size === "string" || size === tensor.dims[at])) {
     usage(`the input has shape [${tensor.dims}]; the model takes [${shape}]`, where, "the samples lie along the axis `N`");
   }
   const samples = tensor.dims[shape.indexOf("N")] ?? smallest;
