@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ttac.errors import VerificationError
@@ -42,7 +42,7 @@ class Step:
     """
 
     world: World
-    values: dict[str, Tensor]
+    values: Mapping[str, Tensor]
     pending: dict[str, Tensor] = field(default_factory=dict)
     deferred: list[DeferredRun] = field(default_factory=list)
     reported: dict[str, float] = field(default_factory=dict)
@@ -94,7 +94,8 @@ class Step:
         self.reported.update(
             (graph.stats[name], self._scalar(tensor)) for name, tensor in outputs.items() if name in graph.stats
         )
-        self.values.update(outputs)
+        # A new dict: whoever made the old one may hold it, and with it every residual until the step ends.
+        self.values = {**self.values, **outputs}
 
     def _rows(self, name: str, word: Run) -> Tensor:
         tensor = self.find(word.feed.get(name, name))

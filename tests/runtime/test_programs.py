@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ def level_after(folder: Path, *words: Any) -> float:
     """The value of `level` that the last forward of a step reads."""
     adapter = ttac.load(tiny.counting(folder, [*words, {"run": "forward"}, RETURN]))
     return float(adapter.step(np.zeros((2, 3), np.float32))[0, 0])
+
+
+def test_a_value_dies_after_its_last_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residuals that outlive their readers are the difference between the planned and the measured peak."""
+    gates: list[weakref.ref[Any]] = []
+    alive_at: dict[str, bool] = {}
+    run = Session.run
+
+    def watched(session: Session, feed: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        alive_at[session.path.stem] = any(gate() is not None for gate in gates)
+        tensors = run(session, feed, outputs)
+        if session.path.stem == "measure":
+            gates.extend(weakref.ref(tensor) for tensor in tensors)
+        return tensors
+
+    monkeypatch.setattr(Session, "run", watched)
+    choice = {"when": "gate", "then": [{"run": "double"}], "otherwise": [{"run": "raise"}]}
+    level_after(tmp_path / "b", {"run": "measure", "only": ["gate"]}, choice)
+    assert gates and alive_at == {"measure": False, "raise": True, "forward": False}
 
 
 def test_later_runs_see_pending_state(tmp_path: Path) -> None:
