@@ -154,7 +154,9 @@ def source_errors(images: Images, labels: np.ndarray) -> dict[str, float]:
 def show(every: list[Stream], source: dict[str, float]) -> None:
     """Print a row for each stream: clean errors, and the corruption whose error is highest beside the source's."""
     print("source:", ", ".join(f"{name} {error:.1f}" for name, error in source.items()))
-    print("| method | settings | stream | steps | clean before | clean after | worst corruption: source, after | held |")
+    print(
+        "| method | settings | stream | steps | clean before | clean after | worst corruption: source, after | held |"
+    )
     print("|---|---|---|---:|---:|---:|---|---:|")
     for stream in every:
         rows = stream.rows

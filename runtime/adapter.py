@@ -274,7 +274,7 @@ class Adapter:
         """Add the `counts` of a step to the stats, replace the `figures`, and announce the events."""
         before = self._stats
         if not before["steps"]:
-            warn_of_one(self.path, self._manifest.raw["sites"], counts["samples"])
+            warn_of_one(self.path, self._manifest.raw, counts["samples"])
         self._stats = {**before, **{name: before[name] + count for name, count in counts.items()}, **figures}
         for event in events(before, self._stats):
             log("WARNING" if event.kind == RESET else "INFO", "`%s`: %s", self.path, event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ def events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Even
         yield Event(RESET, step, now)
 
 
-def warn_of_one(place: Path, sites: Sequence[Mapping[str, Any]], samples: int) -> None:
+def warn_of_one(place: Path, manifest: Mapping[str, Any], samples: int) -> None:
     """Warn of a step with one sample if norms take the statistics of the batch, which are then those of the sample."""
-    if samples == 1 and any(site.get("statistics") == "batch" for site in sites):
-        hint = "compile with `--set statistics=blend` or a method for single samples, or give more samples a step"
+    alone = samples == 1 and not manifest["method"]["settings"].get("window")
+    if alone and any(site.get("statistics") == "batch" for site in manifest["sites"]):
+        hint = "compile with `--set window=16` or a method for single samples, or give more samples a step"
         log("WARNING", "`%s`: one sample a step, and its norms take the statistics of the batch: %s", place, hint)
 
 

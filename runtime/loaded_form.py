@@ -51,13 +51,14 @@ class LoadedForm:
         }
 
     def _respelled(self) -> Mapping[str, tuple[Word, ...]]:
-        """The programs, where a second run of a graph gives the residuals that this form's graph has."""
+        """The programs with the inputs of this form's graphs; a second run of a graph gives the residuals it has."""
         returned = {output.name for output in self._manifest.outputs}
 
         def run(word: Run) -> Run:
+            graph = self.graphs[word.graph]
+            word = replace(word, feed={name: value for name, value in word.feed.items() if name in graph.inputs})
             if word.only is None or returned.issuperset(word.only):
                 return word
-            graph = self.graphs[word.graph]
             first = {*returned, *graph.state, *graph.stats}
             return replace(word, only=tuple(name for name in graph.outputs if name not in first))
 

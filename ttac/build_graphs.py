@@ -25,6 +25,7 @@ from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.context import MethodGraph
+from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
 
@@ -119,10 +120,24 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
     if halves.backward is not None:
         graphs |= {"backward": halves.backward, **{name: step.model for name, step in steps.items()}}
+    window = _window(state)
+    graphs, steps = {**graphs, **window[0]}, {**steps, **window[1]}
     for model in graphs.values():
         model.graph.meta[OPEN] = state.options.max_shape is not None
         lower(model, state.options.target)
     return WholeGraphs(graphs=graphs, residuals=halves.residuals, steps=steps)
+
+
+def _window(state: CompileState) -> tuple[dict[str, ir.Model], dict[str, MethodGraph]]:
+    """The graphs of the setting `window`, and those of them that move state; without the setting, none."""
+    size, joint, infer = state.options.settings.get(WINDOW), state.joint, state.infer
+    if not size:
+        return {}, {}
+    assert joint is not None and infer is not None
+    graph = window(infer.graph.inputs, size, infer.opset_imports[""])
+    trained = {tensor.name for tensor in joint.parameters}
+    running = running_model(in_file_order(infer, state), state.sites, trained)
+    return {WINDOW: graph.model, PREDICT: running}, {WINDOW: graph}
 
 
 def finished_graphs(

@@ -21,6 +21,7 @@ from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
+from ttac.passes.step_graphs.window import WINDOW
 from ttac.program_writer import Word
 from ttac.runtime.hash_check import digest_of
 from ttac.runtime.manifest import FORMAT
@@ -59,7 +60,7 @@ def manifest(
         "inputs": [_tensor_entry(value) for value in infer.inputs],
         "outputs": [_tensor_entry(value) for value in infer.outputs],
         "head": _head_entry(content),
-        "batch": {"planned": options.batch, "smallest": smallest_batch(content)},
+        "batch": {"planned": options.step, "smallest": smallest_batch(content)},
         "preprocessing": _preprocessing(content),
         "state": {"file": STATE, "tensors": [_state_entry(tensor) for tensor in content.tensors]},
         "sites": [_site_entry(content, site) for site in content.state.sites],
@@ -80,6 +81,8 @@ def smallest_batch(content: BundleContent) -> int:
     """
     state = content.state
     is_single = any(site.kind == "batch" and site.spatial == 1 for site in state.sites)
+    if state.options.settings.get(WINDOW):
+        return 1
     return 2 if is_single and state.adaptation.statistics.needs == "batch" and state.options.batch > 1 else 1
 
 

@@ -127,7 +127,8 @@ class CompileOptions:
         method: the method, with the variants that `settings` turn on.
         target: the device, by its name (`ttac targets`) or a `.toml` file.
         output: folder of the bundle; `MODEL-METHOD-TARGET.ttac` in the working directory by default.
-        batch: samples of one step that the bundle is planned for; the target's number by default.
+        batch: samples of one step that the bundle is planned for; the target's number by default.  With the setting
+            `window`, the window's size, and `step` is the number that the user gave.
         calibration: a few hundred unlabelled source samples: float32 array [n, ...], `.npz`, `.npy` or a folder of
             images; for several inputs, arrays by their names, also in an `.npz`; None without samples.
         norms: "auto" inserts norms only into a file without any, "insert" after every Conv with a bias, "keep" never.
@@ -226,6 +227,7 @@ class CompileOptions:
         metadata=_rule(one_of("ort-training"), "ort-training", "Also write the files of onnxruntime-training's API.")
     )
     dry_run: bool = field(metadata=_rule(truth, "", "Plan and report, write nothing.", False))
+    step: int = 1
 
     @classmethod
     def from_mapping(cls, path: str | Path, choices: Mapping[str, Any]) -> CompileOptions:
@@ -249,7 +251,30 @@ class CompileOptions:
             check_replaceable(output)
             _check_emitted(output, values["emit"])
         values |= {"method": method.variant(settings), "target": target, "settings": settings, "output": output}
-        return cls(**{**values, "path": path, "batch": values["batch"] or target.batch})
+        return cls(**{**values, "path": path, **_batch(values, target, settings.get("window", 0))})
+
+
+def _batch(values: Mapping[str, Any], target: Target, window: int) -> dict[str, int]:
+    """The samples to adapt to, and the most samples of a step, which a window may exceed.
+
+    Raises UsageError for options that a window excludes, or for a step larger than the window.
+    """
+    batch = values["batch"] or (min(target.batch, window) if window else target.batch)
+    if not window:
+        return {"batch": batch, "step": batch}
+    where, size = f"`--set window={window}`", f"a step takes {batch} samples"
+    if batch > window:
+        raise UsageError(
+            f"{size}, and the window holds {window}", where=where, hint="enlarge the window, or leave it out"
+        )
+    for name, value in (
+        ("max-shape", values["max_shape"]),
+        ("train all", values["train"] == ALL),
+        ("quantize", values["quantize"]),
+    ):
+        if value:
+            raise UsageError(f"a window excludes `--{name}`", where=where, hint="leave one of the two out")
+    return {"batch": window, "step": batch}
 
 
 def _check_emitted(output: Path, emit: str | None) -> None:

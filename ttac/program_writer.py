@@ -10,9 +10,12 @@ import numpy as np
 from ttac.bundle_content import BundleContent
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.guard import GUARD, LEARN, RESET, TOTALS
+from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
 from ttac.spec import SOURCE_SET
 
 Word = Mapping[str, Any]
+STATISTICS = "statistics."
+"""First part of the names of the counters of statistics."""
 
 
 def programs(content: BundleContent) -> dict[str, list[Word]]:
@@ -20,7 +23,27 @@ def programs(content: BundleContent) -> dict[str, list[Word]]:
     chosen = _feed(content, {"set": content.state.options.method.predicts}, "forward")
     predict: list[Word] = [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
     step = spelled(content, content.state.options.method.program)
-    return {"step": with_guard(content, step) if GUARD in content.graphs else step, "predict": predict}
+    step = with_guard(content, step) if GUARD in content.graphs else step
+    return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
+
+
+def _windowed(content: BundleContent, step: Sequence[Word]) -> dict[str, list[Word]]:
+    """The programs with a window: each step predicts its samples, and a full window does the words of `step`."""
+    feed = {str(x.name): kept(str(x.name)) for x in windowed(content.inputs)}
+    adapt = [_on_window(content, word, feed) for word in step[:-1]]
+    chosen = _feed(content, {"set": content.state.options.method.predicts}, PREDICT)
+    predict: list[Word] = [{"run": PREDICT, **chosen}, {"return": [predicted(name) for name in content.outputs]}]
+    return {"step": [{"run": WINDOW}, predict[0], {"when": FULL, "then": adapt}, predict[1]], "predict": predict}
+
+
+def _on_window(content: BundleContent, word: Word, feed: Mapping[str, str]) -> Word:
+    """The word, whose runs read the window in place of the user's samples."""
+    if "run" not in word:
+        inner = {key: word[key] for key in ("then", "otherwise", "do") if key in word}
+        return {**word, **{key: [_on_window(content, each, feed) for each in words] for key, words in inner.items()}}
+    read = {str(value.name) for value in content.graphs[word["run"]].graph.inputs}
+    fed = {**{name: value for name, value in feed.items() if name in read}, **word.get("feed", {})}
+    return {**word, "feed": fed} if fed else word
 
 
 def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
@@ -29,18 +52,26 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
     If the guard calls for a reset, all state but the counters of the guard gets its compiled value instead.
     """
     returned = set(words[-1]["return"])
-    predicted = max(
+    last = max(
         number
         for number, word in enumerate(words)
         if (word.get("run") == "forward" and "only" not in word) or returned & _outputs(content, word)
     )
     compiled = [tensor.name for tensor in content.tensors if tensor.name not in TOTALS]
+    reset: Word = {"when": RESET, "then": [{"reset": compiled}]}
     guarded: Word = {
         "when": LEARN,
-        "then": list(words[predicted + 1 : -1]),
-        "otherwise": [{"when": RESET, "then": [{"reset": compiled}]}],
+        "then": list(words[last + 1 : -1]),
+        "otherwise": [*_forgotten(content), reset],
     }
-    return [*words[: predicted + 1], {"run": GUARD}, guarded, words[-1]]
+    return [*words[: last + 1], {"run": GUARD}, guarded, words[-1]]
+
+
+def _forgotten(content: BundleContent) -> list[Word]:
+    """The word that forgets the statistics of a held window, from which the next samples would be predicted."""
+    names = [tensor.name for tensor in content.tensors if tensor.name.startswith(STATISTICS)]
+    names += [tensor.name for tensor in content.tensors if tensor.role == "statistic"]
+    return [{"reset": names}] if WINDOW in content.graphs and names else []
 
 
 def _outputs(content: BundleContent, word: Word) -> set[str]:

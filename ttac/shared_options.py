@@ -16,6 +16,16 @@ from ttac.spec import (
     Statistics,
 )
 
+WINDOW = Option(
+    "window",
+    0,
+    "for steps with few samples: keep the last samples in the state, this many, and adapt once per full window; "
+    "0 adapts to the samples of each step",
+    low=0,
+    high=4096,
+)
+"""A ring buffer of the stream (`ttac.passes.step_graphs.window`)."""
+
 STATISTICS = (
     Option(
         "statistics",
@@ -28,6 +38,7 @@ STATISTICS = (
     Option(
         "statistics_momentum", 0.1, "with `ema`, `renorm`: weight of the newest batch in the average", low=0.0, high=1.0
     ),
+    WINDOW,
 )
 """Options of a method whose batch norms take other statistics than those of the source."""
 

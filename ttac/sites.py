@@ -99,10 +99,8 @@ def note_single_samples(sites: Sequence[NormSite], options: CompileOptions, say:
     """Say that batch norms cannot take the statistics of a batch from a single sample, and the ways out."""
     alone = any(site.kind == "batch" for site in sites) and options.batch == 1
     if alone and options.method.statistics(options.settings).needs == "batch":
-        mixed = any(option.name == "statistics" for option in options.method.options)
-        ways = "`--batch 16`, a method of single samples (`ttac methods`)" + (
-            " or `--set statistics=blend`" if mixed else ""
-        )
+        own = any(option.name == "window" for option in options.method.options)
+        ways = ("`--set window=16`, " if own else "") + "`--batch 16` or a method of single samples (`ttac methods`)"
         say(f"warning: one sample gives batch norms poor statistics, often worse than the source's; use {ways}")
 
 

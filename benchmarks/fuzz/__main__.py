@@ -7,7 +7,8 @@ A model is inspected and compiled.  A bundle, whose hashes are corrected, is loa
     python -m benchmarks.fuzz --minutes 10 --seed 7 --keep bad-cases
     python -m benchmarks.fuzz --only 137 --seed 0          one case again, with its file kept
 
-A bad end is a traceback, a signal, more than 10 s, or a file opened outside the permitted folders.
+A bad end is a traceback, a signal, more than 10 s of processor time, more than 2 GiB of memory, or a file opened
+outside the permitted folders.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ MODELS = ROOT / "tests" / "models"
 BUNDLED = ("tent", "sar", "surgeon", "leantta")
 METHODS = ("tent", "bn", "surgeon", "sar", "leantta", "source")
 SECONDS = 10
-"""A case that takes longer counts as a hang."""
+"""A case that takes more processor time counts as a hang."""
+MEMORY = 2 << 30
+"""Most resident bytes of a case."""
 
 
 def main() -> int:
@@ -61,12 +64,12 @@ def main() -> int:
             end = _run(number, asked, sources, folder)
             highest, longest = max(highest, end.peak), max(longest, end.seconds)
             counts[_kind(end)] += 1
-            if end.is_bad:
+            if end.is_bad or end.peak > MEMORY:
                 print(f"case {number}: {_kind(end)}\n{end.text.strip()[-700:]}\n", flush=True)
                 _keep(asked.keep, number, folder, bundles=asked.bundles)
     print(json.dumps({"cases": counts.total(), "ends": dict(counts), "longest_s": round(longest, 1)}))
     print(f"highest peak {highest / 2**20:.0f} MiB")
-    return int(any(key in counts for key in ("traceback", "signal", "hang", "outside")))
+    return int(any(key in counts for key in ("traceback", "signal", "hang", "outside", "memory")))
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=0, help="number of cases; 0 goes by --minutes")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, with --cases")
     parser.add_argument("--only", type=int, help="number of the one case to run")
     parser.add_argument("--keep", type=Path, help="folder that gets the files of bad cases")
     return parser.parse_args()
@@ -92,7 +96,7 @@ def _numbers(asked: argparse.Namespace) -> Iterator[int]:
     if asked.only is not None:
         return iter([asked.only])
     if asked.cases:
-        return iter(range(asked.cases))
+        return iter(range(asked.first, asked.first + asked.cases))
     end = time.monotonic() + 60 * asked.minutes
     return itertools.takewhile(lambda _: time.monotonic() < end, itertools.count())
 
@@ -153,6 +157,8 @@ def _bundles(folder: Path) -> list[Path]:
 def _kind(end: End) -> str:
     if end.status < 0:
         return "signal"
+    if end.peak > MEMORY:
+        return "memory"
     return {0: "compiled", 1: "traceback", 99: "outside", 124: "hang"}.get(end.status, f"exit {end.status}")
 
 

@@ -19,11 +19,20 @@ from ttac.errors import TtacError
 
 INTERNAL, HANG, OUTSIDE = 1, 124, 99
 """Ends of a child: a traceback, a time-out, and a file opened outside the permitted folders."""
+PATIENCE = 4
+"""Seconds that a case may last for each second of processor time that it may take: other processes need some."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The end of one case: exit status, or minus the signal; seconds; peak resident bytes; the last lines it wrote."""
+    """The end of one case.
+
+    Attributes:
+        status: exit status, or minus the signal.
+        seconds: of processor time.
+        peak: resident bytes.
+        text: the last lines that it wrote.
+    """
 
     status: int
     seconds: float
@@ -37,14 +46,19 @@ class End:
 
 
 def run_case(case: Callable[[], None], *, seconds: float, permitted: Sequence[str], log: Path) -> End:
-    """Run `case` in a forked child and return its end; the output of the child goes to `log`."""
+    """Run `case` in a forked child and return its end; the output of the child goes to `log`.
+
+    A case hangs if it takes more than `seconds` of processor time, or lasts `PATIENCE` times as long.
+    """
     start = time.monotonic()
     child = os.fork()
     if not child:
         _in_child(case, permitted, log)
-    status, usage = _wait(child, start + seconds)
+    status, usage = _wait(child, start + PATIENCE * seconds)
+    used = usage.ru_utime + usage.ru_stime
+    status = HANG if used > seconds else status
     text = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""
-    return End(status=status, seconds=time.monotonic() - start, peak=usage.ru_maxrss * 1024, text=text)
+    return End(status=status, seconds=used, peak=usage.ru_maxrss * 1024, text=text)
 
 
 def _in_child(case: Callable[[], None], permitted: Sequence[str], log: Path) -> None:

@@ -31,6 +31,8 @@ FARTHEST = 10.0
 """Farthest distance of a batch mean from the source mean that counts, in deviations of the source."""
 TRACKED = 0.01
 """Least weight of the newest batch in the statistics for `bake`: they cover the last hundred batches, roughly."""
+WINDOWED = 0.1
+"""The same, for predictions between full windows (`ttac.passes.step_graphs.window`), which must follow the stream."""
 TRACKED_BATCHES = "statistics.batches"
 """State that counts the batches in the statistics for `bake`."""
 
@@ -125,7 +127,8 @@ def adapt_norms(
             if site.kind == "batch" and rewrite:
                 tracked += rewrite(rewriter, site)
     if rewriter.observed and not tracked:
-        tracked = track(op, rewriter.observed, rewriter.size)
+        newest = WINDOWED if settings.get("window") else TRACKED
+        tracked = track(op, rewriter.observed, rewriter.size, newest)
     return Adaptation(tuple(sites), statistics, tuple(parameters), tuple(tracked))
 
 
@@ -221,11 +224,13 @@ def _between(op: Builder, value: ir.Value, middle: np.ndarray, reach: np.ndarray
     return op.Max(op.Min(value, middle + reach), middle - reach)
 
 
-def track(op: Builder, observed: Sequence[tuple[NormSite, Moments]], size: ir.Value) -> list[StateTensor]:
-    """Average the batch statistics for `bake`; the step itself does not read them.
+def track(
+    op: Builder, observed: Sequence[tuple[NormSite, Moments]], size: ir.Value, newest: float
+) -> list[StateTensor]:
+    """Average the batch statistics for `bake` and for predictions of a window; the forward does not read them.
 
     The source statistics count as one batch, and the newest of t batches has the weight 1 / (t + 1), at least
-    `TRACKED`.  No batch counts with a mean or a deviation farther than `FARTHEST` deviations of the source.  Means, and
+    `newest`.  No batch counts with a mean or a deviation farther than `FARTHEST` deviations of the source.  Means, and
     unbiased variances, of all sites are averaged as one vector: a hundred tiny nodes become eleven.
     """
     sites = [site for site, _ in observed]
@@ -235,7 +240,7 @@ def track(op: Builder, observed: Sequence[tuple[NormSite, Moments]], size: ir.Va
     before = state_input(op.graph, TRACKED_BATCHES, zero)
     with op.at("statistics"):
         batches = op.Add(before, 1.0)
-        weight = op.Max(op.Div(1.0, op.Add(batches, 1.0)), TRACKED)
+        weight = op.Max(op.Div(1.0, op.Add(batches, 1.0)), newest)
         means = [op.Add(m.mean, m.shift) if m.shift.any() else m.mean for _, m in observed]
         count = op.Mul(size, np.concatenate([np.full(s.channels, float(s.spatial), np.float32) for s in sites]))
         unbiased = op.Div(count, op.Max(op.Sub(count, 1.0), 1.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from ttac.passes.differentiate.reverse_walk import differentiate
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import SEED
 from ttac.passes.graph.shapes import sample_size
-from ttac.passes.graph.state import StateTensor
+from ttac.passes.graph.state import StateTensor, freeze
 from ttac.passes.operators.gelu import gather_gelus
 from ttac.spec import Reference
 
@@ -59,7 +58,7 @@ def differentiate_loss(
     forward = set(graph) - _weighing(attached)
     gradients = differentiate(graph, attached.scalar, [p.value for p in parameters], model.opset_imports[""])
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    _freeze(graph, [p for p, g in zip(parameters, gradients, strict=True) if g is None])
+    freeze(graph, [p for p, g in zip(parameters, gradients, strict=True) if g is None])
     for parameter, gradient in pairs:
         gradient.name = f"{parameter.name}.grad"
     share_counts(model)
@@ -94,15 +93,6 @@ def own_outputs(joint: Joint) -> Joint:
         graph.outputs[position] = copy
         joint = replace(joint, logits=copy) if value is joint.logits else joint
     return joint
-
-
-def _freeze(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
-    """Make `parameters` constants instead of graph inputs, with their initial values."""
-    for parameter in parameters:
-        value = parameter.value
-        graph.inputs.remove(value)
-        value.const_value = ir.tensor(parameter.initial, name=value.name)
-        graph.register_initializer(value)
 
 
 def _weighing(loss: Loss) -> set[ir.Node]:

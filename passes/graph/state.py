@@ -52,3 +52,12 @@ def state_input(graph: ir.Graph, name: str, initial: np.ndarray) -> ir.Value:
     value = ir.val(name, dtype=ir.DataType.from_numpy(initial.dtype), shape=initial.shape)
     graph.inputs.append(value)
     return value
+
+
+def freeze(graph: ir.Graph, parameters: Sequence[StateTensor]) -> None:
+    """Make `parameters` constants instead of graph inputs, with their initial values."""
+    for parameter in parameters:
+        value = parameter.value
+        graph.inputs.remove(value)
+        value.const_value = ir.tensor(parameter.initial, name=value.name)
+        graph.register_initializer(value)

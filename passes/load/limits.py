@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ttac.errors import UnsupportedError
 
 MOST_NODES = 500_000
 """Nodes that a model may have after its functions are inlined; the largest published networks have some 10,000."""
+MOST_COPIES = 2000
+"""Calls of one function, counted through other functions: the time that unique names take grows with their square."""
 DEEPEST = 16
 """Levels of subgraphs inside each other."""
 Key = tuple[str, str, str]
@@ -30,6 +33,13 @@ def refuse_unbounded(proto: onnx.ModelProto, path: Path) -> None:
     total = _count_nodes(proto.graph.node, functions, counted, path, depth=0)
     if total > MOST_NODES:
         raise _refusal(f"its functions expand to more than {MOST_NODES:,} nodes", path)
+    copies = Counter(call for call in _calls(proto.graph.node, path) if call in functions)
+    for key in reversed(list(counted)):  # a function comes after those that it calls
+        for call in _calls(functions[key].node, path):
+            copies[call] += copies[key] if call in functions else 0
+    most = max(copies, key=lambda key: copies[key], default=None)
+    if most is not None and copies[most] > MOST_COPIES:
+        raise _refusal(f"its function `{most[1]}` is called {copies[most]:,} times, more than {MOST_COPIES:,}", path)
 
 
 def _count_function(start: Key, functions: dict[Key, onnx.FunctionProto], counted: dict[Key, int], path: Path) -> None:

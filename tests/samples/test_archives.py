@@ -42,6 +42,15 @@ def test_an_archive_that_states_too_much_is_refused(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18, "KiB"
 
 
+def test_an_array_that_inflates_a_hundredfold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "UNPACKED", 1 << 20)
+    refuse_large(bomb(tmp_path / "small.npz", (1 << 18,)))
+    with pytest.raises(UsageError, match="more than 100 times its size in the file"):
+        refuse_large(bomb(tmp_path / "bomb.npz", (1 << 19,), 1 << 21))
+    np.savez_compressed(tmp_path / "noise.npz", x=np.random.default_rng(0).random((1 << 19,), np.float32))
+    refuse_large(tmp_path / "noise.npz")
+
+
 def test_names_and_shapes_are_read_from_headers(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, x=np.zeros((4, 3, 8, 8), np.float32), labels=np.arange(4))
@@ -52,6 +61,7 @@ def test_names_and_shapes_are_read_from_headers(tmp_path: Path) -> None:
 
 def test_a_machine_of_unknown_memory_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "physical_memory", lambda: 0)
+    monkeypatch.setattr(archives, "UNPACKED", 1 << 60)
     refuse_large(bomb(tmp_path / "bomb.npz", (1 << 34,)))
 
 

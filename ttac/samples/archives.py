@@ -14,6 +14,10 @@ from numpy.lib.npyio import NpzFile
 
 from ttac.errors import UsageError
 
+UNPACKED, RATIO = 1 << 29, 100
+"""Bytes of an array from which it is suspicious, and how much smaller its compressed form then is at least: images
+compress to a tenth, zeros to a thousandth."""
+
 
 class Stated(NamedTuple):
     """Shape and dtype that the header of an array states."""
@@ -57,13 +61,21 @@ def open_archive(path: Path) -> NpzFile:
 def refuse_large(path: Path) -> None:
     """Raise UsageError where an array of the `.npz` file states more than half of this machine's memory.
 
-    An archive of a few megabytes may inflate to any size.
+    So does an array of more than `UNPACKED` bytes that fills less than a `RATIO`-th of that in the file: an archive of
+    a few megabytes may inflate to any size.
     """
     limit = physical_memory() // 2
+    with zipfile.ZipFile(path) as archive:
+        packed = {entry.filename.removesuffix(".npy"): entry.compress_size for entry in archive.infolist()}
     for name, stated in stated_arrays(path).items():
+        problem = ""
         if limit and stated.bytes > limit:
+            problem = "more than half of this machine's memory"
+        elif stated.bytes > max(UNPACKED, RATIO * packed[name]):
+            problem = f"more than {RATIO} times its size in the file"
+        if problem:
             raise UsageError(
-                f"the array `{name}` states shape {list(stated.shape)}, more than half of this machine's memory",
+                f"the array `{name}` states shape {list(stated.shape)}, {problem}",
                 where=f"`{path}`",
                 hint="save the array as `.npy`, which ttac maps instead of reading",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def test_doubling_functions_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="expand to more than"):
         load(path)
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(("length", "refused"), [(11, False), (12, True)])
+def test_calls_of_one_function_are_counted(length: int, refused: bool) -> None:
+    with pytest.raises(UnsupportedError, match="is called 2,048 times") if refused else nullcontext():
+        refuse_unbounded(chain(length, 2), Path("m.onnx"))
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])

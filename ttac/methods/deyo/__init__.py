@@ -7,7 +7,7 @@ other batches of shuffled images there; group and layer norms make no difference
 
 from __future__ import annotations
 
-from ttac.shared_options import EXCLUDE_LAST_STAGE, SEED, optimizer_options, published_lr
+from ttac.shared_options import EXCLUDE_LAST_STAGE, SEED, WINDOW, optimizer_options, published_lr
 from ttac.spec import BATCH_STATISTICS, Method, Option
 
 METHOD = Method(
@@ -28,6 +28,7 @@ METHOD = Method(
         Option("patches", 4, "number of patches of an image along each side", low=2, high=16),
         SEED,
         EXCLUDE_LAST_STAGE,
+        WINDOW,
     ),
     settle=published_lr,
     graphs={

@@ -16,6 +16,7 @@ from ttac.shared_options import (
     GUARD,
     PUBLISHED_LR,
     SOURCE_WEIGHT,
+    WINDOW,
     come_variant,
     published_lr,
 )
@@ -69,6 +70,7 @@ METHOD = Method(
         *GUARD,
         COME,
         EXCLUDE_LAST_STAGE,
+        WINDOW,
     ),
     check="ttac.passes.step_graphs.class_options:check",
     settle=published_lr,
