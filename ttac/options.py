@@ -267,13 +267,9 @@ def _batch(values: Mapping[str, Any], target: Target, window: int) -> dict[str, 
         raise UsageError(
             f"{size}, and the window holds {window}", where=where, hint="enlarge the window, or leave it out"
         )
-    for name, value in (
-        ("max-shape", values["max_shape"]),
-        ("train all", values["train"] == ALL),
-        ("quantize", values["quantize"]),
-    ):
-        if value:
-            raise UsageError(f"a window excludes `--{name}`", where=where, hint="leave one of the two out")
+    excluded = {"max-shape": values["max_shape"], "train all": values["train"] == ALL, "quantize": values["quantize"]}
+    for name in (name for name, value in excluded.items() if value):
+        raise UsageError(f"a window excludes `--{name}`", where=where, hint="leave one of the two out")
     return {"batch": window, "step": batch}
 
 
@@ -282,11 +278,8 @@ def _check_emitted(output: Path, emit: str | None) -> None:
     folder = emitted_folder(output, emit)
     if folder is None or not (folder.exists() or folder.is_symlink()):
         return
-    if (
-        not folder.is_dir()
-        or folder.is_symlink()
-        or not {path.name for path in folder.iterdir()} <= set(TRAINING_FILES)
-    ):
+    own = folder.is_dir() and not folder.is_symlink()
+    if not own or not {path.name for path in folder.iterdir()} <= set(TRAINING_FILES):
         hint = "choose another `-o`, or remove the folder"
         raise UsageError("there is something else where the emitted files should go", where=f"`{folder}`", hint=hint)
 
