@@ -49,8 +49,14 @@ MODEL: dict[str, Schema] = {
     ),
     "node": _schema({3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES}, {1: BYTES, 2: BYTES, 5: "attribute", 9: "entry"}),
     "attribute": _schema(
-        {1: BYTES, 2: FIXED32, 3: INT, 4: BYTES, 5: "tensor", 13: BYTES, 20: INT}, {7: FIXED32, 8: INT, 9: BYTES}
+        {1: BYTES, 2: FIXED32, 3: INT, 4: BYTES, 5: "tensor", 6: "body", 13: BYTES, 20: INT},
+        {7: FIXED32, 8: INT, 9: BYTES},
     ),
+    "body": _schema(
+        {2: BYTES, 10: BYTES}, {1: "inner node", 11: "value", 12: "value", 13: "value", 14: "annotation", 16: "entry"}
+    ),
+    "inner node": _schema({3: BYTES, 4: BYTES, 6: BYTES, 7: BYTES}, {1: BYTES, 2: BYTES, 5: "plain", 9: "entry"}),
+    "plain": _schema({1: BYTES, 2: FIXED32, 3: INT, 4: BYTES, 13: BYTES, 20: INT}, {7: FIXED32, 8: INT, 9: BYTES}),
     "tensor": _schema(
         {2: INT, 8: BYTES, 9: BYTES, 12: BYTES, 14: INT},
         {1: INT, 4: FIXED32, 5: INT, 7: INT, 10: FIXED64, 11: INT, 13: "entry", 16: "entry"},
@@ -64,8 +70,9 @@ MODEL: dict[str, Schema] = {
 }
 """Message -> field number -> kind or message of the field, and whether it may repeat.
 
-Absent on purpose: functions, subgraphs, training information, sparse tensors, strings in tensors, and types other than
-tensors.  ttac writes none of them.
+Absent on purpose: functions, training information, sparse tensors, strings in tensors, and types other than tensors.
+ttac writes none of them.  A body is the subgraph of a Scan, which takes one step for each slice of its inputs, so it
+ends.  A body has no tensors and no bodies.
 """
 
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
@@ -92,8 +99,9 @@ Message = dict[int, list[Any]]
 def check_graph(data: bytes, where: str, domains: Collection[str] = ()) -> list[External]:
     """Return the places of external data of the ONNX file `data`; `domains` are operator domains beyond `DOMAINS`.
 
-    Raises VerificationError for anything that ttac does not write: unknown fields, other domains, functions, subgraphs,
-    tensors whose data does not fit their shape, and constant shapes of more than `LARGEST_ELEMENTS`.
+    Raises VerificationError for anything that ttac does not write: unknown fields, other domains, functions, subgraphs
+    of other operators than Scan, tensors whose data does not fit their shape, and constant shapes of more than
+    `LARGEST_ELEMENTS`.
     """
     try:
         model = _Reader(data).message(0, len(data), "model")
@@ -250,6 +258,11 @@ def _check_node(node: Message, constants: Mapping[bytes, list[int]], domains: Co
     domain, kind, name = _text(node, 7), _text(node, 4), _text(node, 3)
     if domain not in domains:
         raise ValueError(f"node `{name}` is of the operator domain `{domain}`")
+    for body in (body for attribute in node.get(5, []) for body in attribute.get(6, [])):
+        if kind != "Scan" or domain:
+            raise ValueError(f"node `{name}` ({kind}) has a subgraph")
+        for inner in body.get(1, []):
+            _check_node(inner, {}, domains)
     inputs = node.get(1, [])
     if kind in SHAPE_INPUT and len(inputs) > SHAPE_INPUT[kind]:
         sizes = constants.get(inputs[SHAPE_INPUT[kind]], [])

@@ -94,7 +94,7 @@ class Builder:
         types = composite.types(node) if composite else infer(node, self.opset)
         for position, (value, (dtype, shape)) in enumerate(zip(node.outputs, types, strict=True)):
             value.type, value.shape = ir.TensorType(dtype) if dtype is not None else None, shape
-            value.name = self._fresh(self._suffixed(name, op_type, position))
+            value.name = self.fresh(self._suffixed(name, op_type, position))
         self._insert(node)
         return node.outputs[0] if len(node.outputs) == 1 else tuple(node.outputs)
 
@@ -102,7 +102,7 @@ class Builder:
         """Name the node and its outputs after the layer, and insert the node; an output named "" is absent."""
         for value in node.outputs:
             if value.name != "":
-                value.name = self._fresh(".".join(part for part in (self.layer, suffix) if part))
+                value.name = self.fresh(".".join(part for part in (self.layer, suffix) if part))
         self._insert(node)
 
     def _insert(self, node: ir.Node) -> None:
@@ -146,7 +146,8 @@ class Builder:
         base = name or ".".join(part for part in (self.layer, op_type.lower()) if part)
         return f"{base}.{position}" if position else base
 
-    def _fresh(self, name: str) -> str:
+    def fresh(self, name: str) -> str:
+        """Return `name`, or the first free name of `name.2`, `name.3`, ..., and take it."""
         candidate, count = name, 1
         while candidate in self._taken:
             count += 1

@@ -25,7 +25,7 @@ CHEAP = frozenset(
 # Dearer operators: they run twice only where memory is tight.
 AFFORDABLE = frozenset("Softmax Transpose".split())
 # Operators that are never cheap, even with a small output.
-COSTLY = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN".split())
+COSTLY = frozenset("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN Scan".split())
 MOST_TERMS = 128
 """Longest sum of products whose product may run twice where memory is tight: the features of one attention head."""
 

@@ -72,6 +72,13 @@ def branch(made: onnx.ModelProto) -> None:
     made.graph.node.append(helper.make_node("If", ["c"], [], then_branch=body, else_branch=body))
 
 
+def steps(made: onnx.ModelProto, domain: str, *inside: onnx.GraphProto) -> None:
+    """A Scan whose body has one node of `domain`, with the attribute `inside`."""
+    inner = helper.make_node("Relu", ["a"], ["b"], domain=domain, **({"inside": inside[0]} if inside else {}))
+    body = helper.make_graph([inner], "b", [], [])
+    made.graph.node.append(helper.make_node("Scan", ["x"], ["z"], body=body, num_scan_inputs=1))
+
+
 def sizes(kind: str, at: int, values: list[int]) -> Callable[[onnx.ModelProto], None]:
     """A node `kind` whose input `at` is a constant."""
 
@@ -97,7 +104,9 @@ def test_a_tag_above_32_bits_is_refused(bundle: Path, kind: int) -> None:
     ("change", "problem"),
     [
         (recursive, "a model has the unknown field 25"),
-        (branch, "a attribute has the unknown field 6"),
+        (branch, "(If) has a subgraph"),
+        (lambda m: steps(m, "com.evil"), "is of the operator domain `com.evil`"),
+        (lambda m: steps(m, "", helper.make_graph([], "b", [], [])), "a plain has the unknown field 6"),
         (lambda m: m.training_info.add(), "a model has the unknown field 20"),
         (lambda m: m.graph.sparse_initializer.add(), "a graph has the unknown field 15"),
         (lambda m: m.graph.initializer.append(tensor(string_data=[b"x"])), "a tensor has the unknown field 6"),
@@ -159,6 +168,10 @@ def test_domains_of_the_manifest_are_accepted() -> None:
     with pytest.raises(VerificationError, match="operator domain"):
         check_graph(data, "here")
     assert check_graph(data, "here", {"ttac"}) == []
+
+
+def test_the_body_of_a_scan_is_accepted() -> None:
+    assert check_graph(model(lambda m: steps(m, "")), "here") == []
 
 
 def test_places_of_external_data(bundle: Path) -> None:

@@ -66,4 +66,24 @@ class ConvTranspose(OpRun):
         return (y if b is None else y + b.reshape(-1, *[1] * count),)
 
 
-OPERATORS: list[type[OpRun]] = [Erf, GlobalMaxPool, GatherElements, ConvTranspose]
+class Scan(OpRun):
+    """onnx.reference begins with the first slice only."""
+
+    op_domain = ""
+
+    def _run(self, *args: Any, num_scan_inputs: int, **given: Any) -> tuple[np.ndarray, ...]:
+        states, sequences = list(args[:-num_scan_inputs]), args[-num_scan_inputs:]
+        backwards = bool(given["scan_input_directions"])
+        steps = range(len(sequences[0]))
+        results = []
+        for step in reversed(steps) if backwards else steps:
+            names = self.body.input_names
+            feeds = dict(zip(names, [*states, *(each[step] for each in sequences)], strict=True))
+            outputs = self.body.run(None, feeds)
+            states = outputs[: len(states)]
+            results.append(outputs[len(states) :])
+        stacked = [np.stack(each[::-1] if backwards else each) for each in zip(*results, strict=True)]
+        return (*states, *stacked)
+
+
+OPERATORS: list[type[OpRun]] = [Erf, GlobalMaxPool, GatherElements, ConvTranspose, Scan]

@@ -23,6 +23,10 @@ def apart(*shape: int | str) -> Floats:
     return Floats(shape, "apart")
 
 
+def fixed(*shape: int | str) -> Floats:
+    return Floats(shape, "fixed")
+
+
 def positive(*shape: int | str) -> Floats:
     return Floats(shape, "positive")
 
@@ -324,3 +328,19 @@ case("Entropy", "classes", (N, 5), axis=1, used=(0,))
 case("Entropy", "dense", (N, 5, 3, 4), axis=1, used=(0,))
 case("Entropy", "channels last", (N, 3, 4, 2), axis=3, used=(0,))
 case("BinaryEntropy", "plain", (N, 3, 4))
+
+# Recurrent layers: [T, N, I], weights [directions, gates * H, I]; the weights get no gradient
+for name, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+    small = [fixed(1, gates * 3, 4), fixed(1, gates * 3, 3), fixed(1, gates * 6)]
+    double = [fixed(2, gates * 3, 4), fixed(2, gates * 3, 3), fixed(2, gates * 6)]
+    case(name, "forward", (5, N, 4), *small, hidden_size=3, outputs=1)
+    case(name, "reverse", (5, N, 4), *small, hidden_size=3, outputs=1, direction="reverse")
+    case(name, "both", (5, N, 4), *double, hidden_size=3, outputs=1, direction="bidirectional",
+         torch=name != "GRU")  # fmt: skip
+    case(name, "last state", (5, N, 4), *small, None, (1, N, 3), hidden_size=3, outputs=2, used=(1,))
+    case(name, "one step, no bias", (1, N, 4), *small[:2], hidden_size=3, outputs=1)
+state = (2, N, 3)
+case("LSTM", "states", (5, N, 4), *[fixed(2, 12, 4), fixed(2, 12, 3), fixed(2, 24)], None, state, state, outputs=3,
+     hidden_size=3, direction="bidirectional")  # fmt: skip
+case("GRU", "linear before reset", (5, N, 4), *[fixed(2, 9, 4), fixed(2, 9, 3), fixed(2, 18)], None, state, outputs=2,
+     hidden_size=3, direction="bidirectional", linear_before_reset=1, used=(0,), torch=True)  # fmt: skip

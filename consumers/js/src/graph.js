@@ -27,7 +27,17 @@ const MODEL = {
   ),
   node: schema({ 3: "bytes", 4: "bytes", 6: "bytes", 7: "bytes" }, { 1: "bytes", 2: "bytes", 5: "attribute", 9: "entry" }),
   attribute: schema(
-    { 1: "bytes", 2: "fixed32", 3: "int", 4: "bytes", 5: "tensor", 13: "bytes", 20: "int" },
+    { 1: "bytes", 2: "fixed32", 3: "int", 4: "bytes", 5: "tensor", 6: "body", 13: "bytes", 20: "int" },
+    { 7: "fixed32", 8: "int", 9: "bytes" },
+  ),
+  // The subgraph of a Scan: no tensors, no further subgraphs.
+  body: schema(
+    { 2: "bytes", 10: "bytes" },
+    { 1: "innerNode", 11: "value", 12: "value", 13: "value", 14: "annotation", 16: "entry" },
+  ),
+  innerNode: schema({ 3: "bytes", 4: "bytes", 6: "bytes", 7: "bytes" }, { 1: "bytes", 2: "bytes", 5: "plain", 9: "entry" }),
+  plain: schema(
+    { 1: "bytes", 2: "fixed32", 3: "int", 4: "bytes", 13: "bytes", 20: "int" },
     { 7: "fixed32", 8: "int", 9: "bytes" },
   ),
   tensor: schema(
@@ -200,6 +210,10 @@ function integers(tensor) {
 function checkNode(node, constants) {
   const [domain, kind, name] = [text(node, 7), text(node, 4), text(node, 3)];
   if (!DOMAINS.includes(domain)) fail(`node \`${name}\` is of the operator domain \`${domain}\``);
+  for (const body of (node.get(5) ?? []).flatMap((attribute) => attribute.get(6) ?? [])) {
+    if (kind !== "Scan" || domain) fail(`node \`${name}\` (${kind}) has a subgraph`);
+    for (const inner of body.get(1) ?? []) checkNode(inner, new Map());
+  }
   const inputs = node.get(1) ?? [];
   if (Object.hasOwn(SHAPE_INPUT, kind) && inputs.length > SHAPE_INPUT[kind]) {
     const sizes = constants.get(decode(inputs[SHAPE_INPUT[kind]])) ?? [];
