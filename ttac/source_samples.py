@@ -56,7 +56,7 @@ def samples_of(options: CompileOptions, model: ir.Model, say: Callable[[str], No
         return Samples()
     x = inputs[0]
     if len(inputs) > 1 or axes[str(x.name)] or isinstance(source, Mapping):
-        arrays, _ = read_arrays(source, [_sizes(value, axes, options.shape) for value in inputs], "`--calibration`")
+        arrays, _ = read_arrays(source, sizes_of(model, options.shape), "`--calibration`")
         known = SampleSet(arrays, dict(axes))
         for name, array in arrays.items():
             calibration.refuse_infinite(array, f"the array `{name}`")
@@ -68,6 +68,11 @@ def samples_of(options: CompileOptions, model: ir.Model, say: Callable[[str], No
     dtype = str((x.dtype or ir.DataType.FLOAT).numpy())
     array = calibration.read(source, _bound(shape, stated), options.pixels, say, dtype=dtype)
     return Samples(SampleSet({str(x.name): array}, {str(x.name): 0}))
+
+
+def sizes_of(model: ir.Model, shape: Shape | None = None) -> tuple[InputSizes, ...]:
+    """The sizes of every input of a loaded `model`, with those of `shape` where the file leaves them open."""
+    return tuple(_sizes(value, axes_of(model), shape) for value in model.graph.inputs)
 
 
 def _sizes(value: ir.Value, axes: Mapping[str, int | None], shape: Shape | None) -> InputSizes:

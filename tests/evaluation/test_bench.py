@@ -137,8 +137,9 @@ def test_inference_runs_the_source_model(bundle: Path) -> None:
 
 @LINUX
 @pytest.mark.slow
-def test_memory_of_the_inference_of_the_source(bundle: Path) -> None:
-    found = measure_inference(bundle / "infer.onnx", 4, (3,), 1)
+def test_memory_of_the_inference_of_the_source(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 3), np.float32))
+    found = measure_inference(bundle / "infer.onnx", tmp_path / "x.npz", 1)
     assert found is not None and 0 <= found["peak"] < 2**25 and 0 < found["loaded"] < 2**28
 
 

@@ -10,6 +10,8 @@
 | `protocols`                | the order of shifts and samples, and the resets                                 |
 | `subjects`                 | models and methods, and the bundles to compile                                  |
 | `cells`                    | one method on one model over one stream: description, run, result               |
+| `named_data`               | the samples of models with several inputs: arrays by their names                |
+| `answers`, `texts`, `boxes` | answers by the head of a bundle, and their errors against labels               |
 | `metrics`                  | predictions, calibration bins, drift                                            |
 | `shift_files`              | the arrays that cells stream, as files                                          |
 | `result_folder`            | the folder that keeps bundles, arrays and results                               |

@@ -24,15 +24,14 @@ from ttac.errors import TtacError, UsageError
 from ttac.evaluation.bench_figures import Benchmark, Figures
 from ttac.evaluation.cells import Subject
 from ttac.evaluation.dataset import open_dataset
-from ttac.evaluation.shift_files import preparation_of
+from ttac.evaluation.named_data import NamedInputs, open_named, preparation_of
 from ttac.evaluation.source_inference import inference, measure_inference
 from ttac.evaluation.subjects import MethodSpec, Recipe, compile_subject, method_specs, subjects_of
 from ttac.evaluation.timing import FEWEST, PAIRS, Times, paired
 from ttac.methods import DEFAULT, find
-from ttac.reports.measure import measure, random_samples
+from ttac.reports.measure import measure, random_feeds
 from ttac.runtime import load
 from ttac.runtime.bundle import Bundle, is_bundle
-from ttac.samples.named_arrays import only_input
 
 if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
@@ -41,7 +40,7 @@ BATCH = 8
 """Default number of samples of a step for models without a bundle."""
 PACKAGES = ("ttac", "onnxruntime-training-cpu", "onnxruntime", "onnx", "torch", "numpy")
 
-Step = Callable[[np.ndarray], object]
+Step = Callable[[Any], object]
 
 
 class Peers(Protocol):
@@ -132,17 +131,22 @@ class Bench:
                 missing.append((subject.model, subject.method, error))
         return seconds
 
-    def samples(self, subject: Subject, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the samples of a step, [batch, *shape]; raises UsageError when the data do not fit."""
+    def samples(self, subject: Subject, adapter: Adapter) -> Any:
+        """Return the samples of a step: [batch, ...], or arrays by the names of several inputs.
+
+        Raises UsageError when the data do not fit.
+        """
         if self.data is None:
-            return random_samples(subject.batch, shape)
-        dataset, how = open_dataset(self.data), preparation_of(subject.bundle)
+            feeds = random_feeds(adapter, subject.batch)
+            return feeds if len(feeds) > 1 else next(iter(feeds.values()))
+        how = preparation_of(subject.bundle)
+        named = isinstance(how, NamedInputs)
+        dataset = open_named(self.data, how.inputs) if named else open_dataset(self.data)
         if dataset.count < subject.batch:
             problem = f"there are {dataset.count} samples, a step takes {subject.batch}"
             raise UsageError(problem, where="`--data`", hint="give more samples, or a smaller `--batch`")
         x = dataset.read(dataset.variants[-1], np.arange(subject.batch), how)
-        prepared: np.ndarray = how.prepare(x) if x.dtype == np.uint8 else x
-        return prepared
+        return x if named or x.dtype != np.uint8 else how.prepare(x)
 
 
 class Group:
@@ -163,27 +167,27 @@ class Group:
         self.threads = threads
         first = subjects[0]
         self.title = f"{first.model}, batch {first.batch}"
-        self.source = recipes[first.bundle].model if first.bundle in recipes else first.bundle / "infer.onnx"
+        is_whole = first.bundle in recipes and not bench.options.get("hold")
+        self.source = recipes[first.bundle].model if is_whole else first.bundle / "infer.onnx"
 
     def figures(self) -> list[Figures]:
         """Measure time and memory of every subject."""
         self.bench.say(f"timing {self.title}")
         adapters = {subject.bundle: load(subject.bundle, threads=self.threads) for subject in self.subjects}
         first = self.subjects[0]
-        only_input(adapters[first.bundle].bundle.manifest)
-        shape = adapters[first.bundle].input_shape
-        x = self.bench.samples(first, shape)
+        x = self.bench.samples(first, adapters[first.bundle])
         source = partial(inference(self.source, self.threads), x)
         pairs, peer_steps = self.bench.pairs, self._peer_steps()
         times = {bundle: paired(source, partial(each.step, x), pairs) for bundle, each in adapters.items()}
         peer_times = {key: paired(source, partial(step, x), pairs) for key, step in peer_steps.items()}
         self._note_held(adapters)
+        feeds = x if isinstance(x, dict) else {adapters[first.bundle].inputs[0].name: x}
         adapters.clear()
         self.bench.say(f"measuring the memory of {self.title}")
-        base = measure_inference(self.source, first.batch, shape, self.threads)
         with tempfile.TemporaryDirectory(prefix="ttac-bench-") as folder:
-            file = Path(folder) / "samples.npy"
-            np.save(file, x)
+            file = Path(folder) / "samples.npz"
+            np.savez(file, **feeds)
+            base = measure_inference(self.source, file, self.threads)
             memory = {subject.bundle: _memory(subject, self.threads, file) for subject in self.subjects}
         return [
             self._figures(each, times[each.bundle], memory[each.bundle], base, self._peers(each, peer_times))

@@ -17,10 +17,10 @@ import numpy as np
 
 from ttac.evaluation.answers import ERROR, Reading, reading_of
 from ttac.evaluation.metrics import Predictions, calibration_bins, packed
+from ttac.evaluation.named_data import NamedInputs, gathered_feeds, preparation_of
 from ttac.evaluation.protocols import Batch, Order, Shift, schedule
 from ttac.runtime.records import COUNTED
-from ttac.samples.images import Preparation, preparation
-from ttac.samples.named_arrays import only_input
+from ttac.samples.images import Preparation
 
 if TYPE_CHECKING:
     from ttac.runtime.adapter import Adapter
@@ -89,12 +89,14 @@ class Job:
 
     Attributes:
         arrays: one `.npy` file for each shift of the cell.
+        count: number of samples.
         labels: an `.npy` file of labels, or None.
         threads: threads of the engine; 0 leaves the number to the engine.
     """
 
     cell: Cell
     arrays: tuple[Path, ...]
+    count: int
     labels: Path | None
     threads: int
 
@@ -137,13 +139,12 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     adapter.reset()
     manifest = adapter.bundle.manifest
     reading = reading_of(manifest)
-    entry = only_input(manifest)
-    how = preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.arrays]
+    how = preparation_of(job.cell.subject.bundle)
+    arrays = [loaded(path) for path in job.arrays]
     labels = None if job.labels is None else np.load(job.labels, allow_pickle=False)
     course = Course(reading=reading)
     for batch in schedule(
-        *(job.cell.protocol, job.cell.shifts, len(arrays[0]), labels, job.cell.order),
+        *(job.cell.protocol, job.cell.shifts, job.count, labels, job.cell.order),
         batch=job.cell.subject.batch,
         smallest=adapter.smallest_batch,
     ):
@@ -163,8 +164,16 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     }
 
 
-def gathered(arrays: list[np.ndarray], batch: Batch, how: Preparation) -> np.ndarray:
-    """Return the samples of a batch as the model's input, float32 [n, *sample]."""
+def loaded(path: Path) -> Any:
+    """Return the array of an `.npy` file, mapped, or the arrays of an `.npz` file by their names."""
+    file = np.load(path, mmap_mode="r", allow_pickle=False)
+    return {name: file[name] for name in file.files} if path.suffix == ".npz" else file
+
+
+def gathered(arrays: list[Any], batch: Batch, how: Preparation | NamedInputs) -> Any:
+    """Return the samples of a batch as the model's input, float32 [n, *sample], or as inputs by their names."""
+    if isinstance(how, NamedInputs):
+        return gathered_feeds(arrays, batch.shifts, batch.rows, how.axes)
     samples = np.stack([arrays[shift][row] for shift, row in zip(batch.shifts, batch.rows, strict=True)])
     return how.prepare(samples) if samples.dtype == np.uint8 else samples
 

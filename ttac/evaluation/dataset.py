@@ -17,6 +17,7 @@ import numpy as np
 
 from ttac.errors import UsageError
 from ttac.evaluation.idx import image_file, is_idx, label_file, read_idx
+from ttac.runtime.hash_check import digest_of
 from ttac.samples.archives import open_archive
 from ttac.samples.image_folder import ImageFolder
 from ttac.samples.images import Preparation, channels_first, fitted_image, prepared_floats, read_image
@@ -37,7 +38,8 @@ class Dataset:
         count: number of samples.
         labels: classes int64 [count], or numbers [count, ...] for other heads than `classes`, or None.
         variants: names of the arrays, all of the same samples; the first array is the clean one.
-        read: function of a variant, positions and a preparation that returns uint8 [n, C, H, W] or prepared float32.
+        read: function of a variant, positions and a preparation that returns uint8 [n, C, H, W], prepared float32, or
+            for several inputs arrays by their names (`ttac.evaluation.named_data`).
     """
 
     name: str
@@ -45,7 +47,7 @@ class Dataset:
     count: int
     labels: np.ndarray | None
     variants: tuple[str, ...]
-    read: Callable[[str, np.ndarray, Preparation], np.ndarray] = field(repr=False)
+    read: Callable[[str, np.ndarray, Any], Any] = field(repr=False)
 
 
 def open_dataset(data: Any) -> Dataset:
@@ -70,6 +72,23 @@ def open_dataset(data: Any) -> Dataset:
     if isinstance(data, Iterable):
         return _collected(data)
     raise UsageError(f"samples cannot be read from `{type(data).__name__}`", hint=FORMS)
+
+
+def content_digest(data: Any) -> str:
+    """Return the SHA-256 of samples in any form of `open_dataset`, or of arrays of any dtype by their names."""
+    if isinstance(data, (str, Path)) and Path(data).suffix == ".npz" and Path(data).is_file():
+        return digest_of(Path(data))
+    return arrays_digest(data) if isinstance(data, Mapping) else open_dataset(data).digest
+
+
+def arrays_digest(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the names, dtypes, shapes and numbers of arrays."""
+    content = hashlib.sha256()
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        content.update(f"{name} {array.dtype} {array.shape}".encode())
+        content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
 
 
 def subset(count: int, wanted: int | None) -> np.ndarray:
@@ -122,19 +141,12 @@ def _of_arrays(name: str, arrays: Mapping[str, np.ndarray], labels: Any) -> Data
     """Return a data set of arrays of the same samples, in their order, with the clean array first."""
     count = _checked_count(name, arrays)
     order = tuple(sorted(arrays, key=lambda key: key != CLEAN))
-    checked = _checked_labels(labels, count, name)
-    content = hashlib.sha256()
-    for key in order:
-        array = arrays[key]
-        content.update(f"{key} {array.dtype} {array.shape}".encode())
-        content.update(np.ascontiguousarray(array).data)
-    if checked is not None:
-        content.update(checked.tobytes())
+    checked = checked_labels(labels, count, name)
 
     def read(variant: str, rows: np.ndarray, how: Preparation) -> np.ndarray:
         return geometry(arrays[variant][rows], how, f"`{name}`")
 
-    digest = content.hexdigest()
+    digest = arrays_digest({**{key: arrays[key] for key in order}, **({} if checked is None else {"labels": checked})})
     return Dataset(name=name, digest=digest, count=count, labels=checked, variants=order, read=read)
 
 
@@ -165,7 +177,8 @@ def geometry(array: np.ndarray, how: Preparation, where: str) -> np.ndarray:
     return np.ascontiguousarray(prepared_floats(array, how, where), np.float32)
 
 
-def _checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
+def checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
+    """Return the labels of `count` samples, int64 or float32 [count, ...]; raises UsageError for any other."""
     if labels is None:
         return None
     array = np.asarray(labels)
@@ -181,7 +194,7 @@ def _open_idx(path: Path) -> Dataset:
     images, beside = read_idx(path), label_file(path)
     if images.ndim != 3 or not len(images):
         raise UsageError(f"the file holds shape {list(images.shape)}, not images", where=f"`{path}`", hint=FORMS)
-    labels = None if beside is None else _checked_labels(read_idx(beside), len(images), str(beside))
+    labels = None if beside is None else checked_labels(read_idx(beside), len(images), str(beside))
     content = hashlib.sha256(images.data)
     content.update(b"" if labels is None else labels.tobytes())
 

@@ -85,6 +85,16 @@ class ResultFolder:
         self._land(path, "wb", lambda file: np.save(file, array, allow_pickle=False))
         return path
 
+    def archive(self, name: str) -> Path:
+        """Return the path of the arrays of that name, whether they exist or not."""
+        return self.data / f"{name}.npz"
+
+    def keep_archive(self, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
+        """Write arrays by their names and return the path."""
+        path = self.archive(name)
+        self._land(path, "wb", lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        return path
+
     def _land(self, path: Path, mode: str, write: Callable[[IO[Any]], object]) -> None:
         """Write a neighbour of `path` and rename it, so that a reader sees the whole file or none."""
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ttac.errors import UsageError
 from ttac.evaluation import corruptions as images_of
 from ttac.evaluation.cells import Cell, digest
 from ttac.evaluation.dataset import Dataset, subset
+from ttac.evaluation.named_data import NamedInputs, preparation_of
 from ttac.evaluation.protocols import Shift
 from ttac.evaluation.result_folder import ResultFolder
 from ttac.evaluation.sweep import perform
 from ttac.evaluation.watch import Watch
-from ttac.runtime.bundle import read_manifest
-from ttac.samples.images import Preparation, preparation
-from ttac.samples.named_arrays import only_input
+from ttac.samples.images import Preparation
 
 CHUNK = 256
 """Number of samples that one piece of work corrupts."""
 
-Geometry = tuple[tuple[int, ...], str]
-"""Shape and layout of a model's samples."""
+Geometry = tuple[Any, str]
+"""Shape and layout of a model's samples, or its inputs."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,18 @@ class ShiftFileMaker:
     def prepare(self, cells: Sequence[Cell], jobs: int, watch: Watch) -> ShiftFiles:
         """Write the missing files of the cells, and return all; raises UsageError when samples do not fit a model."""
         how = {bundle: preparation_of(bundle) for bundle in dict.fromkeys(cell.subject.bundle for cell in cells)}
-        geometry = {bundle: (each.sample, each.layout) for bundle, each in how.items()}
+        geometry = {bundle: geometry_of(each) for bundle, each in how.items()}
         rules = {geometry[bundle]: each for bundle, each in how.items()}
         keys = dict.fromkeys((geometry[cell.subject.bundle], shift) for cell in cells for shift in cell.shifts)
         files = {(shape, shift): self._array(shift, rules[shape]) for shape, shift in keys if shift.severity is None}
         corrupted = [(shape, shift) for shape, shift in keys if shift.severity is not None]
         if corrupted:
+            _refuse_named(how.values())
             clean = {shape: self._array(Shift(self.dataset.variants[0]), rules[shape]) for shape, _ in corrupted}
             files |= self._corrupted([(shape, shift, clean[shape]) for shape, shift in corrupted], jobs, watch)
-        if not all(each.known for each in how.values()) and any(map(_holds_bytes, files.values())):
+        if not all(isinstance(each, NamedInputs) or each.known for each in how.values()) and any(
+            map(_holds_bytes, files.values())
+        ):
             watch.say("note: some models do not say how pixels are prepared; their pixels are scaled to [0, 1]")
         return ShiftFiles(files, geometry, self._labels(), len(self.rows))
 
@@ -77,11 +80,14 @@ class ShiftFileMaker:
             return None
         return self.folder.keep_array(f"labels-{self._name()}", self.dataset.labels[self.rows])
 
-    def _array(self, shift: Shift, how: Preparation) -> Path:
-        """Return the file of an array of the data set in the geometry of a model."""
-        name = self._name(shift.name, how.sample, how.layout)
-        path = self.folder.array(name)
-        return path if path.exists() else self.folder.keep_array(name, self.dataset.read(shift.name, self.rows, how))
+    def _array(self, shift: Shift, how: Preparation | NamedInputs) -> Path:
+        """Return the file of an array of the data set in the geometry of a model, or of arrays by their names."""
+        name = self._name(shift.name, *geometry_of(how))
+        path = self.folder.archive(name) if isinstance(how, NamedInputs) else self.folder.array(name)
+        if path.exists():
+            return path
+        read = self.dataset.read(shift.name, self.rows, how)
+        return self.folder.keep_archive(name, read) if isinstance(read, dict) else self.folder.keep_array(name, read)
 
     def _corrupted(
         self, shifts: Sequence[tuple[Geometry, Shift, Path]], jobs: int, watch: Watch
@@ -119,7 +125,7 @@ class ShiftFileMaker:
 
 
 def _holds_bytes(path: Path) -> bool:
-    return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
+    return path.suffix == ".npy" and bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
 
 
 def corrupt_piece(piece: Piece) -> np.ndarray:
@@ -129,8 +135,13 @@ def corrupt_piece(piece: Piece) -> np.ndarray:
     return images_of.corrupted(np.asarray(images), piece.shift.name, piece.shift.severity, first=piece.start)
 
 
-def preparation_of(bundle: Path) -> Preparation:
-    """Return the rule by which bytes become the input of the bundle's model."""
-    manifest = read_manifest(bundle)
-    entry = only_input(manifest)
-    return preparation(entry["shape"], manifest["preprocessing"], entry["dtype"])
+def geometry_of(how: Preparation | NamedInputs) -> Geometry:
+    """Return a key of the arrays that a rule makes."""
+    return (how.inputs, "named") if isinstance(how, NamedInputs) else (how.sample, how.layout)
+
+
+def _refuse_named(rules: Iterable[Preparation | NamedInputs]) -> None:
+    if any(isinstance(each, NamedInputs) for each in rules):
+        problem = "corruptions are made of the images of a single input"
+        hint = "give shifted inputs as arrays `NAME/SHIFT`"
+        raise UsageError(problem, where="`--corruptions`", hint=hint)

@@ -16,6 +16,7 @@ from ttac.evaluation.cells import Cell, Job, Subject, run_cell
 from ttac.evaluation.dataset import Dataset, open_dataset
 from ttac.evaluation.evaluation_options import EvaluationOptions
 from ttac.evaluation.evaluation_result import Evaluation, MissingCell
+from ttac.evaluation.named_data import named_inputs, open_named
 from ttac.evaluation.protocols import WITH_LABELS, Order, streams
 from ttac.evaluation.result_folder import ResultFolder, kept_or_temporary
 from ttac.evaluation.shift_files import ShiftFileMaker
@@ -44,7 +45,8 @@ def evaluate(
     paths = [Path(models)] if isinstance(models, (str, Path)) else [Path(model) for model in models]
     choices = EvaluationOptions.from_mapping(options)
     specs = method_specs(choices.methods, choices.settings)
-    dataset = open_dataset(data)
+    inputs = named_inputs(paths, choices.options)
+    dataset = open_named(data, inputs) if inputs else open_dataset(data)
     with kept_or_temporary(choices.output) as folder:
         subjects, recipes = subjects_of(paths, specs, choices.batches, choices.options, folder.bundles)
         cells = cells_of(subjects, choices, dataset)
@@ -140,7 +142,8 @@ class EvaluationRun:
             self._check_labels(bundle)
         files = maker.prepare(cells, self.options.jobs, self.watch)
         threads = self.options.engine_threads
-        jobs = [Job(cell=cell, arrays=files.of(cell), labels=files.labels, threads=threads) for cell in cells]
+        facts: dict[str, Any] = {"count": files.count, "labels": files.labels, "threads": threads}
+        jobs = [Job(cell=cell, arrays=files.of(cell), **facts) for cell in cells]
         here = self.options.jobs == 1 and self.options.cluster is None
         sizes = [len(cell.shifts) * files.count for cell in cells]
         self.watch.expect("evaluating", sum(sizes))

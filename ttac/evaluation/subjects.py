@@ -164,10 +164,10 @@ def _is_default(option: str, value: Any) -> bool:
 
 def _identity_of(option: str, value: Any) -> Any:
     """Return a JSON value that identifies an option of `ttac.compile`; for files and samples, a digest."""
-    from ttac.evaluation.dataset import open_dataset
+    from ttac.evaluation.dataset import content_digest
 
     if option == "calibration":
-        return open_dataset(value).digest
+        return content_digest(value)
     if option == "target":
         path = Path(value)
         return digest_of(path) if path.suffix == ".toml" and path.is_file() else targets.find(value).name

@@ -37,7 +37,7 @@ def measure(
     """Return `peak` and `loaded` of a bundle in bytes, and the median `seconds` of a step; None without counters.
 
     Args:
-        samples: an `.npy` with at least one batch of the model's input; None for random numbers.  A method that learns
+        samples: an `.npz` with one batch of each input, by its name; None for random numbers.  A method that learns
             from certain samples only may learn nothing from random numbers, and then needs less memory.
         form: of the graphs, as in `ttac.load`.
 
@@ -141,8 +141,13 @@ def main() -> None:
     adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
     samples, few = (random_feeds(adapter, count) for count in (adapter.batch, adapter.smallest_batch))
     if file:
-        array = np.load(file, allow_pickle=False)[: adapter.batch]
-        samples, few = ({adapter.inputs[0].name: array[:count]} for count in (len(array), adapter.smallest_batch))
+        with np.load(file, allow_pickle=False) as arrays:
+            samples = {name: arrays[name] for name in arrays.files}
+        axes = {spec.name: spec.batch_axis for spec in adapter.inputs}
+        few = {
+            name: array if (axis := axes[name]) is None else array.take(range(adapter.smallest_batch), axis)
+            for name, array in samples.items()
+        }
     report = step_memory(adapter.step, samples, bare, few=few, steps=steps, reset=adapter.reset)
     print(json.dumps({**report, "steps": steps, "batch": adapter.batch}))
 

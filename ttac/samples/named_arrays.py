@@ -60,12 +60,9 @@ def read_arrays(source: Any, inputs: Sequence[InputSizes], where: str) -> tuple[
     return ready, labels
 
 
-def named_stream(path: Path, inputs: Sequence[Mapping[str, Any]]) -> Stream:
-    """Return the samples of an `.npz` with an array for each of the manifest's `inputs`, and its labels.
-
-    Raises UsageError where the arrays do not fit.
-    """
-    sizes = [
+def input_sizes(inputs: Sequence[Mapping[str, Any]]) -> tuple[InputSizes, ...]:
+    """Return the sizes of the `inputs` of a manifest."""
+    return tuple(
         InputSizes(
             name=entry["name"],
             dtype=entry["dtype"],
@@ -73,7 +70,20 @@ def named_stream(path: Path, inputs: Sequence[Mapping[str, Any]]) -> Stream:
             sizes=tuple(size if isinstance(size, int) else None for size in entry["shape"]),
         )
         for entry in inputs
-    ]
+    )
+
+
+def taken(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int | None], rows: Any) -> dict[str, np.ndarray]:
+    """Return the samples `rows`, positions or a slice, of named arrays; a shared array is whole."""
+    return {name: array if (axis := axes[name]) is None else array[along(axis, rows)] for name, array in arrays.items()}
+
+
+def named_stream(path: Path, inputs: Sequence[Mapping[str, Any]]) -> Stream:
+    """Return the samples of an `.npz` with an array for each of the manifest's `inputs`, and its labels.
+
+    Raises UsageError where the arrays do not fit.
+    """
+    sizes = input_sizes(inputs)
     if not path.exists():
         raise UsageError(
             "there is no such input", where=f"`{path}`", hint="give an `.npz` with an array for each input"
@@ -83,28 +93,9 @@ def named_stream(path: Path, inputs: Sequence[Mapping[str, Any]]) -> Stream:
     count = next(arrays[name].shape[axis] for name, axis in axes.items() if axis is not None)
 
     def read(start: int, stop: int) -> dict[str, np.ndarray]:
-        return {
-            name: array if (axis := axes[name]) is None else array[along(axis, slice(start, stop))]
-            for name, array in arrays.items()
-        }
+        return taken(arrays, axes, slice(start, stop))
 
     return Stream(count=count, read=read, labels=labels)
-
-
-def only_input(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the single entry of the manifest's `inputs`, with the largest values of open sizes.
-
-    Raises UsageError for several inputs, or for samples on another axis than the first: such arrays have names.
-    """
-    inputs = manifest["inputs"]
-    if len(inputs) == 1 and inputs[0]["shape"][0] == BATCH_AXIS:
-        return with_sizes(inputs[0], manifest)
-    names = ", ".join(f"`{entry['name']}` {entry['shape']}".replace("'", "") for entry in inputs)
-    raise UsageError(
-        f"the samples of this model are arrays by the names of its inputs: {names}",
-        where="the samples",
-        hint="stream them with `ttac run`, from an `.npz` with these arrays",
-    )
 
 
 def with_sizes(entry: Mapping[str, Any], manifest: Mapping[str, Any], sample: Sequence[int] = ()) -> dict[str, Any]:
