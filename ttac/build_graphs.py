@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
 from ttac.compile_state import CompileState
-from ttac.method_facts import method_graphs
+from ttac.method_facts import correction_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import OPEN
 from ttac.passes.graph.state import StateTensor
@@ -118,8 +118,9 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     halves = cut(state, joint, choice.plan)
     graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
     steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
-    if halves.backward is not None:
-        graphs |= {"backward": halves.backward, **{name: step.model for name, step in steps.items()}}
+    steps |= correction_graph(state)
+    graphs |= {"backward": halves.backward} if halves.backward is not None else {}
+    graphs |= {name: step.model for name, step in steps.items()}
     window = _window(state)
     graphs, steps = {**graphs, **window[0]}, {**steps, **window[1]}
     for model in graphs.values():

@@ -23,6 +23,8 @@ from ttac.passes.load.model_file import OUTPUTS
 from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
+from ttac.passes.step_graphs import prior_correction
+from ttac.passes.step_graphs.answer import refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
 from ttac.samples.images import preparation
 from ttac.spec import Facts, function_of
@@ -48,7 +50,8 @@ def head_of(
     be meant.
     """
     output, text = model.graph.outputs[0], reads_text(model)
-    needed = bool(options.method.loss or options.method.refine) or options.head != "auto" or options.axis is not None
+    hooks = options.method.loss or options.method.refine or prior_correction.is_on(options.settings)
+    needed = bool(hooks) or options.head != "auto" or options.axis is not None
     if needed and options.logits is None:
         refuse_several(model, outputs)
     try:
@@ -118,6 +121,8 @@ def settled(state: CompileState, say: Callable[[str], None]) -> CompileState:
     subject = subject_of(state, say)
     if method.check:
         function_of(method.check)(subject)
+    if prior_correction.is_on(subject.settings):
+        refuse_other_answers(subject, "`prior_correction` corrects the frequencies of classes")
     if method.choose_trained and options.train == "norms":
         state = replace(state, sites=_trained(subject, function_of(method.choose_trained)(subject)))
     return state
@@ -154,26 +159,40 @@ def constants_of(state: CompileState, say: Callable[[str], None]) -> Mapping[str
     return constants
 
 
-def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str, MethodGraph]:
-    """The method's graphs by name, in addition to forward and backward."""
+def _context(state: CompileState, layers: Sequence[Layer] = ()) -> Context:
+    """The values and settings that further graphs are built from."""
     options, joint = state.options, state.joint
     assert joint is not None
-    assert joint.loss is not None
-    scores = joint.loss.scores or joint.logits
-    context = Context(
+    scores, head = (joint.loss.scores, joint.loss.head) if joint.loss else (None, state.head)
+    assert head is not None
+    return Context(
         parameters=joint.parameters,
         gradients=[str(value.name) for value in joint.gradients],
-        logits=str(scores.name),
-        head=joint.loss.head,
+        logits=str((scores or joint.logits).name),
+        head=head,
         settings=options.settings,
         opset=joint.model.opset_imports[""],
         constants=state.constants,
         layers=layers,
         x=joint.model.graph.inputs[0],
         batch=options.batch,
-        logits_are_probabilities=joint.loss.scores is None and joint.loss.head.values == "probabilities",
+        logits_are_probabilities=scores is None and head.values == "probabilities",
     )
-    graphs = {name: function_of(reference)(context) for name, reference in options.method.graphs.items()}
+
+
+def correction_graph(state: CompileState) -> dict[str, MethodGraph]:
+    """The graph that corrects the returned scores, if the option is on; a step with a window returns plain scores."""
+    if not prior_correction.is_on(state.options.settings) or state.options.settings.get("window"):
+        return {}
+    returned = str(state.options.method.program[-1]["return"])
+    own = "" if returned == "logits" else returned
+    return {prior_correction.CORRECT: prior_correction.correct_prior(_context(state), own)}
+
+
+def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str, MethodGraph]:
+    """The method's graphs by name, in addition to forward and backward."""
+    context = _context(state, layers)
+    graphs = {name: function_of(reference)(context) for name, reference in state.options.method.graphs.items()}
     graphs |= guard_graph(state, context)
     more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
     return {**graphs, **more}

@@ -10,6 +10,7 @@ import numpy as np
 from ttac.bundle_content import BundleContent
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.guard import GUARD, LEARN, RESET, TOTALS
+from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
 from ttac.spec import SOURCE_SET
 
@@ -22,7 +23,7 @@ def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     chosen = _feed(content, {"set": content.state.options.method.predicts}, "forward")
     predict: list[Word] = [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
-    step = spelled(content, content.state.options.method.program)
+    step = spelled(content, with_correction(content, content.state.options.method.program))
     step = with_guard(content, step) if GUARD in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
 
@@ -44,6 +45,22 @@ def _on_window(content: BundleContent, word: Word, feed: Mapping[str, str]) -> W
     read = {str(value.name) for value in content.graphs[word["run"]].graph.inputs}
     fed = {**{name: value for name, value in feed.items() if name in read}, **word.get("feed", {})}
     return {**word, "feed": fed} if fed else word
+
+
+def with_correction(content: BundleContent, words: Sequence[Word]) -> Sequence[Word]:
+    """The words of a step that returns corrected scores, if the bundle has the graph of the correction.
+
+    The correction comes behind the last run of the forward, or of the graph that gives the method's own answer.
+    """
+    if CORRECT not in content.graphs:
+        return words
+    own = "" if words[-1]["return"] == "logits" else words[-1]["return"]
+    given = max(
+        number
+        for number, word in enumerate(words)
+        if (own in _outputs(content, word) if own else word.get("run") == "forward" and not word.get("again"))
+    )
+    return [*words[: given + 1], {"run": CORRECT}, *words[given + 1 : -1], {"return": CORRECTED}]
 
 
 def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:

@@ -56,6 +56,11 @@ SOURCE_WEIGHT = Option(
 )
 """Weight ensembling (Marsden et al., arXiv:2306.00650), which bounds the drift of long streams."""
 
+PRIOR_CORRECTION = Option(
+    "prior_correction", False, "multiply the returned scores by the smoothed frequencies of the classes in the batch"
+)
+"""Prior correction (Marsden et al., arXiv:2306.00650), for streams whose batches hold few of the classes."""
+
 GUARD = (
     Option(
         "guard",
@@ -164,5 +169,6 @@ def optimizer_options(optimizer: str, lr: float | None = None) -> tuple[Option, 
         Option("eps", 1e-8, "with `adam`: added to the root of the squared gradient's average", low=0.0),
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
         SOURCE_WEIGHT,
+        PRIOR_CORRECTION,
         *GUARD,
     )

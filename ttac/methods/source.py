@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ttac.shared_options import PRIOR_CORRECTION
 from ttac.spec import Method
 
 METHOD = Method(
@@ -10,4 +11,5 @@ METHOD = Method(
     paper="",
     needs="nothing",
     adapts=False,
+    options=(PRIOR_CORRECTION,),
 )

@@ -7,6 +7,7 @@ softmax is the assignment z.
 
 from __future__ import annotations
 
+from ttac.shared_options import PRIOR_CORRECTION
 from ttac.spec import Method, Option
 
 METHOD = Method(
@@ -30,5 +31,6 @@ METHOD = Method(
         Option(
             "iterations", 100, "iterations of the fixed-point equation, three small operators each", low=1, high=200
         ),
+        PRIOR_CORRECTION,
     ),
 )

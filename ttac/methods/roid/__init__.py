@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttac.shared_options import DISTORTIONS, SOURCE_WEIGHT, STATISTICS, chosen_statistics, optimizer_options
+from ttac.shared_options import DISTORTIONS, STATISTICS, chosen_statistics, optimizer_options
 from ttac.spec import Method, Option
 
-BLENDED = replace(SOURCE_WEIGHT, default=0.01)
+OWN = {"source_weight": 0.01, "prior_correction": True}
+"""Defaults of shared options."""
 
 METHOD = Method(
     name="roid",
@@ -24,10 +25,9 @@ METHOD = Method(
     loss="ttac.methods.roid.certainty:likely_and_alike",
     check="ttac.methods.roid.certainty:check",
     options=(
-        *(BLENDED if option.name == BLENDED.name else option for option in optimizer_options("adam", 1e-3)),
+        *(replace(option, default=OWN.get(option.name, option.default)) for option in optimizer_options("adam", 1e-3)),
         Option("probabilities_decay", 0.9, "weight of the past in the classes' probabilities", low=0.0, high=1.0),
         Option("temperature", 1 / 3, "of the weights exp(diversity * certainty / temperature)", low=1e-3),
-        Option("prior_correction", True, "multiply the scores by the smoothed frequencies of the predicted classes"),
         *DISTORTIONS,
         *STATISTICS,
     ),
@@ -37,7 +37,6 @@ METHOD = Method(
         "weigh_diverse": "ttac.methods.roid.certainty:weigh_diverse",
         "keep_gradients": "ttac.methods.roid.certainty:keep_gradients",
         "add_gradients": "ttac.methods.roid.certainty:add_gradients",
-        "correct_prior": "ttac.methods.roid.certainty:correct_prior",
         "update": "ttac.passes.step_graphs.two_views:update",
     },
     program=(
@@ -48,11 +47,10 @@ METHOD = Method(
         {"run": "backward", "on": "augmented"},
         {"run": "keep_gradients"},
         {"run": "forward"},
-        {"run": "correct_prior"},
         {"run": "backward"},
         {"run": "add_gradients"},
         {"run": "update"},
-        {"return": "answer"},
+        {"return": "logits"},
     ),
     oracle="tests/golden/make/official_methods.py",
 )

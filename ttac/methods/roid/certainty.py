@@ -1,4 +1,4 @@
-"""The loss, the weights and the corrected prediction of ROID (Marsden et al., arXiv:2306.00650)."""
+"""The loss and the weights of ROID (Marsden et al., arXiv:2306.00650)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ttac.passes.differentiate.losses import SAMPLES, WEIGHTS, Loss, entropies, 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs import augmentation
-from ttac.passes.step_graphs.answer import ANSWER, in_output_form, refuse_other_answers
+from ttac.passes.step_graphs.answer import refuse_other_answers
 from ttac.passes.step_graphs.augmentation import image_sizes
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
 from ttac.passes.step_graphs.pixel_range import check_images, pixel_range
@@ -108,20 +108,3 @@ def add_gradients(context: Context) -> MethodGraph:
     """The gradients of both views as `<gradient>.sum`."""
     op = new_graph("add_gradients", context.opset)
     return finished(op, summed_gradients(op, context))
-
-
-def correct_prior(context: Context) -> MethodGraph:
-    """The scores times (f + s)/(1 + s C) of f, the mean probabilities of the batch; s = max(1/N, 1/C)/max f.
-
-    As in the authors' code, the factor multiplies the scores, also negative ones.
-    """
-    op = new_graph("correct_prior", context.opset)
-    scores = read(op, context.logits, context.head.shape)
-    corrected = scores
-    if context.settings["prior_correction"]:
-        f = op.ReduceMean(op.Softmax(scores, axis=1), [0], keepdims=1)
-        count = op.Cast(op.Shape(scores, start=0, end=1), to=int(ir.DataType.FLOAT))
-        share = op.Max(op.Reciprocal(count), 1.0 / context.classes)
-        s = op.Div(share, op.ReduceMax(f, [1], keepdims=1))
-        corrected = op.Mul(scores, op.Div(op.Add(f, s), op.Add(op.Mul(s, float(context.classes)), 1.0)))
-    return finished(op, {ANSWER: in_output_form(op, corrected, context.head)})

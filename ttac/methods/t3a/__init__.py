@@ -6,6 +6,7 @@ The logits are products with vectors of length 1, so their softmax is less certa
 
 from __future__ import annotations
 
+from ttac.shared_options import PRIOR_CORRECTION
 from ttac.spec import Method, Option
 
 METHOD = Method(
@@ -16,5 +17,8 @@ METHOD = Method(
     adapts=False,
     refine="ttac.methods.t3a.prototypes:classify_by_prototypes",
     oracle="tests/golden/make/official_methods.py",
-    options=(Option("supports", 20, "number of features that a class keeps, those of least entropy", low=1),),
+    options=(
+        Option("supports", 20, "number of features that a class keeps, those of least entropy", low=1),
+        PRIOR_CORRECTION,
+    ),
 )
