@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
 from ttac.compile_state import CompileState
+from ttac.guard_defaults import guard_without_loss
 from ttac.method_facts import correction_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import OPEN
@@ -25,6 +26,7 @@ from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.context import MethodGraph
+from ttac.passes.step_graphs.guard import FOLLOW
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
@@ -117,7 +119,7 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     assert joint is not None and infer is not None
     halves = cut(state, joint, choice.plan)
     graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
-    steps = method_graphs(state, choice.layers) if halves.backward is not None else {}
+    steps = method_graphs(state, choice.layers) if halves.backward is not None else guard_without_loss(state)
     steps |= correction_graph(state)
     graphs |= {"backward": halves.backward} if halves.backward is not None else {}
     graphs |= {name: step.model for name, step in steps.items()}
@@ -194,12 +196,13 @@ def exact_graphs(state: CompileState, joint: Joint, plan: Plan) -> dict[str, ir.
 def state_tensors(state: CompileState, steps: Mapping[str, MethodGraph]) -> list[StateTensor]:
     """The state of the bundle: statistics that the forward tracks, and the state of the method's graphs."""
     moved = {tensor.name: tensor for step in steps.values() for tensor in step.state}
-    return [replace(tensor, next=None) for tensor in (*state.adaptation.tracked, *moved.values())]
+    moved = {tensor.name: tensor for tensor in state.adaptation.tracked} | moved
+    return [replace(tensor, next=None) for tensor in moved.values()]
 
 
 def moves_of(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, Mapping[str, str]]:
     """Graph -> graph output -> the state tensor that takes its value."""
-    tracked = {str(tensor.next.name): tensor.name for tensor in state.adaptation.tracked if tensor.next is not None}
+    tracked = {} if FOLLOW in steps else state.adaptation.moves
     return {"forward": tracked, **{name: step.moves for name, step in steps.items()}}
 
 

@@ -12,13 +12,15 @@ import numpy as np
 from ttac.compile_state import CompileState
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.differentiate.losses import entropies, mean
+from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.lower.lower import lower
 from ttac.passes.step_graphs.context import Context, MethodGraph
-from ttac.passes.step_graphs.guard import GUARD, WINDOW, guard, is_on, marginal
+from ttac.passes.step_graphs.guard import FOLLOW, GUARD, WINDOW, follow, guard, is_on, marginal
 
 BATCH_NORMS, OTHER_NORMS = 0.03, 0.01
 """Radius with batch norms and without, chosen on the tuning half of `benchmarks/guard_study.py`."""
@@ -32,23 +34,52 @@ def settled_guard(settings: Mapping[str, Any], kinds: frozenset[str]) -> Mapping
     if not is_on(settings):
         return settings
     radius = BATCH_NORMS if "batch" in kinds else OTHER_NORMS
-    return {**settings, "guard_radius": settings["guard_radius"] or radius}
+    given = settings.get("guard_radius")
+    return settings if given is None else {**settings, "guard_radius": given or radius}
 
 
 def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]:
-    """The graph `guard`, if it is on and the loss reports the entropy of the predictions."""
+    """The graphs `guard` and `follow`, if the guard is on and the loss reports the entropy of the predictions."""
     assert state.joint is not None and state.joint.loss is not None
     entropy = state.joint.loss.stats.get(ENTROPY)
     if not is_on(context.settings) or entropy is None:
         return {}
-    scores = state.joint.loss.scores or state.joint.logits
-    return {GUARD: guard(context, str(entropy.name), state.usual_information, dims(scores))}
+    scores, moved = state.joint.loss.scores or state.joint.logits, followed(state)
+    judged = guard(context, str(entropy.name), state.usual_information, dims(scores), follows=bool(moved))
+    return {GUARD: judged, **({FOLLOW: follow(moved, context.opset)} if moved else {})}
+
+
+def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
+    """The graphs `guard` and `follow` of a method without a loss whose predictions depend on state that they move."""
+    joint, head, moved = state.joint, state.head, followed(state)
+    if not moved or head is None:
+        return {}
+    assert joint is not None
+    context = Context(
+        parameters=(),
+        gradients=(),
+        logits=str(joint.logits.name),
+        head=head,
+        settings=state.options.settings,
+        opset=joint.model.opset_imports[""],
+    )
+    judged = guard(context, "", state.usual_information, dims(joint.logits), follows=True)
+    return {GUARD: judged, FOLLOW: follow(moved, context.opset)}
+
+
+def followed(state: CompileState) -> list[StateTensor]:
+    """The state that the forward moves, if the guard is on and the predictions depend on that state."""
+    tracked = [tensor for tensor in state.adaptation.tracked if tensor.next is not None]
+    output = state.joint.logits if state.joint else state.model.graph.outputs[0]
+    inputs = [tensor.value for tensor in tracked]
+    depends = is_on(state.options.settings) and nodes_between(state.model.graph, inputs, output, detached=True)
+    return tracked if depends else []
 
 
 def usual_information(state: CompileState) -> float:
     """The mean information of batches of the calibration data, as the adapted source model predicts; 0 if unknown."""
     samples, head, options = state.samples.known, state.head, state.options
-    if not is_on(options.settings) or samples is None or head is None:
+    if not is_on(options.settings) or samples is None or head is None or not (options.method.loss or followed(state)):
         return 0.0
     copy = state.model.clone()
     op = Builder(copy.graph, GUARD, copy.opset_imports[""])

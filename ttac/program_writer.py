@@ -9,7 +9,7 @@ import numpy as np
 
 from ttac.bundle_content import BundleContent
 from ttac.passes.graph.state import StateTensor
-from ttac.passes.step_graphs.guard import GUARD, LEARN, RESET, TOTALS
+from ttac.passes.step_graphs.guard import FOLLOW, FOLLOWS, GUARD, LEARN, RESET, TOTALS
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
 from ttac.spec import SOURCE_SET
@@ -81,7 +81,8 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         "then": list(words[last + 1 : -1]),
         "otherwise": [*_forgotten(content), reset],
     }
-    return [*words[: last + 1], {"run": GUARD}, guarded, words[-1]]
+    follow: list[Word] = [{"when": FOLLOWS, "then": [{"run": FOLLOW}]}] if FOLLOW in content.graphs else []
+    return [*words[: last + 1], {"run": GUARD}, *follow, guarded, words[-1]]
 
 
 def _forgotten(content: BundleContent) -> list[Word]:
@@ -149,7 +150,8 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
         return [{"run": name, **_conditions(content, word, name)} for name in names]
     runs: list[Word] = []
     for name in names:
-        first = {*content.outputs, *content.moves.get(name, {}), *content.stats.get(name, {})}
+        moves = content.state.adaptation.moves if name == "forward" else content.moves.get(name, {})
+        first = {*content.outputs, *moves, *content.stats.get(name, {})}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
         runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
     return runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ttac.spec import (
@@ -87,6 +88,16 @@ GUARD = (
     Option("guard_period", 0, "with `guard`: steps after which the state is reset; 0 for never", low=0),
 )
 """Options of the guard (`ttac.passes.step_graphs.guard`)."""
+FOLLOWING = tuple(
+    replace(
+        option, default=0.1, help="with `guard`: statistics do not follow a batch with less of the usual information"
+    )
+    if option.name == "guard_information"
+    else option
+    for option in GUARD
+    if option.name != "guard_radius"
+)
+"""Options of the guard of a method that trains nothing, and keeps statistics of the stream."""
 
 PUBLISHED_LR = Option(
     "lr", 0.0, "learning rate; 0 takes the official code's for the batch and the kind of norms", low=0.0

@@ -101,7 +101,7 @@ def rounding_error(content: BundleContent) -> float:
 def compare_gradients(content: BundleContent, feeds: Arrays, folder: Path, differences: Differences) -> Differences:
     """Add the differences between the written halves and the joint graph to `differences`."""
     joint, logits = content.joint, content.logits
-    written = ExecutableHalves(folder, content.stages("backward"), content.moves["forward"])
+    written = ExecutableHalves(folder, content.stages("backward"), content.state.adaptation.moves)
     steps = STATE_STEPS if reads_moved_state(content) else 1
     gradients = [str(value.name) for value in joint.gradients]
     target = content.state.options.target
@@ -133,7 +133,7 @@ def exact_halves(content: BundleContent, written: ExecutableHalves) -> Iterator[
 
 def reads_moved_state(content: BundleContent) -> bool:
     """Whether the loss depends on state that the forward moves: then the gradients differ from step to step."""
-    joint, moved = content.joint, set(content.moves["forward"].values())
+    joint, moved = content.joint, set(content.state.adaptation.moves.values())
     inputs = [value for value in joint.model.graph.inputs if value.name in moved]
     return joint.loss is not None and bool(nodes_between(joint.model.graph, inputs, joint.loss.scalar, detached=True))
 

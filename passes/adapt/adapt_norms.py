@@ -51,6 +51,11 @@ class Adaptation:
         """All new state."""
         return self.parameters + self.tracked
 
+    @property
+    def moves(self) -> dict[str, str]:
+        """Output of the forward -> the tracked tensor that takes its value."""
+        return {str(tensor.next.name): tensor.name for tensor in self.tracked if tensor.next is not None}
+
 
 @dataclass(frozen=True)
 class Moments:

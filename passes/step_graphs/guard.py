@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import Head
+from ttac.passes.differentiate.heads import Head, scores_of
+from ttac.passes.differentiate.losses import entropies
+from ttac.passes.differentiate.losses import mean as average
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
@@ -22,11 +25,16 @@ from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
 GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
+FOLLOW, FOLLOWS = "follow", "guard.follow"
+"""The graph that moves statistics of the forward, and the guard's output that is 1 if they may follow the batch."""
+FOLLOWED = 0.1
+"""Least fraction of the usual information of a batch that statistics follow: shifts of the data have more, and noise,
+constants and single classes mostly less."""
 TOTALS = ("guard.held", "guard.resets")
 """State that counts held batches and resets; no reset of the guard clears these counters."""
 WINDOW = 16
 """Samples that the moving averages of a small batch cover; a batch of this size is judged alone."""
-FOLLOW = 0.01
+NEWEST = 0.01
 """Weight of a learned batch in the usual information, where no calibration data gave it."""
 TINY = 1e-12
 """Added to a mean probability in its logarithm: 0 ln 0 is 0."""
@@ -70,18 +78,38 @@ def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bo
     return over_positions(op.ReduceMean, *probabilities(op, scores, head, are_probabilities=are_probabilities))
 
 
-def guard(context: Context, entropy: str, usual: float, shape: Sequence[int | str] | None = None) -> MethodGraph:
+def follow(tensors: Sequence[StateTensor], opset: int) -> MethodGraph:
+    """The state that the forward would move: each next value of the `tensors` becomes the state."""
+    op, state = new_graph(FOLLOW, opset), []
+    with op.at(FOLLOW):
+        for tensor in tensors:
+            assert tensor.next is not None
+            value = state_input(op.graph, str(tensor.next.name), tensor.initial)
+            kept = op.Identity(value, name=f"{tensor.name}.kept")
+            op.graph.outputs.append(kept)
+            state.append(replace(tensor, next=kept))
+    return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state))
+
+
+def guard(
+    context: Context, entropy: str, usual: float, shape: Sequence[int | str] | None = None, *, follows: bool = False
+) -> MethodGraph:
     """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
 
+    With `follows`, `guard.follow` is 1 if statistics may follow the batch.
+
     Args:
-        entropy: name of the forward's output with the mean entropy.
+        entropy: name of the forward's output with the mean entropy; empty computes it from the scores.
         usual: information of a batch of calibration data; 0 follows the stream's.
         shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
     """
     op, head = new_graph(GUARD, context.opset), context.head
-    scores, mean = read(op, context.logits, shape or head.shape), read(op, entropy, ())
+    scores = read(op, context.logits, shape or head.shape)
+    given = read(op, entropy, ()) if entropy else None
     settings = context.settings
     with op.at(GUARD):
+        scores = scores if entropy else scores_of(op, scores, head)
+        mean = given or average(op, entropies(op, scores, head), "guard.mean")
         if shape is not None and tuple(shape) != tuple(head.shape):
             scores = op.Slice(scores, [head.first], [head.first + head.outputs], [head.axis])
         information, window = _information(op, context, scores, mean, usual)
@@ -97,7 +125,9 @@ def guard(context: Context, entropy: str, usual: float, shape: Sequence[int | st
         state = [*window, row, *clock, *_totals(op, learned, reset)]
         state += [_following(op, level, information, good)] if followed else []
         learn = learned if due is None else op.Mul(learned, op.Sub(1.0, due))
-    outputs = {LEARN: learn, RESET: reset, "guard.information": information}
+        enough = op.GreaterOrEqual(information, op.Mul(level, min(FOLLOWED, float(settings["guard_information"]))))
+        followed_too = {FOLLOWS: op.Cast(enough, to=FLOAT)} if follows else {}
+    outputs = {LEARN: learn, RESET: reset, **followed_too, "guard.information": information}
     stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
     return finished(op, outputs, state, {**stats, "guard.held.next": "held", "guard.resets.next": "guard_resets"})
 
@@ -147,7 +177,7 @@ def _usual(op: Builder, usual: float) -> tuple[ir.Value, bool]:
 
 def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Value) -> StateTensor:
     """The usual information as state: that of the first batch, then an average over learned batches."""
-    average = op.Add(level, op.Mul(op.Sub(information, level), FOLLOW))
+    average = op.Add(level, op.Mul(op.Sub(information, level), NEWEST))
     after = op.Where(good, op.Where(op.Greater(level, 0.0), average, information), level)
     zero = np.zeros((), np.float32)
     return StateTensor(name=str(level.name), role="counter", initial=zero, value=level, next=after)

@@ -58,3 +58,29 @@ def test_a_guarded_step_equals_an_unguarded_step(tmp_path: Path) -> None:
     free = ttac.load(tmp_path / "c.ttac", threads=1)
     free.step(x)
     np.testing.assert_allclose(guarded.predict(x), free.predict(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("t3a", {}), ("neo", {}), ("bn", {"statistics": "ema"}), ("mecta", {})]
+)
+def test_statistics_do_not_follow_constants(method: str, settings: dict[str, str], tmp_path: Path) -> None:
+    """Images move the state of methods that follow the stream; constants do not, and a row of them resets it."""
+    ttac.compile(
+        DEMO / "fashion_resnet_bn.onnx",
+        method=method,
+        batch=BATCH,
+        calibration=DEMO / "fashion_calibration.npz",
+        settings={**settings, "guard_patience": 2},
+        output=tmp_path / "b.ttac",
+    )
+    guarded, x = ttac.load(tmp_path / "b.ttac", threads=1), images()
+    other = np.ascontiguousarray(x[:8])
+    first = guarded.predict(other)
+    guarded.step(x)
+    followed = guarded.predict(other)
+    assert not np.array_equal(first, followed)
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(followed, guarded.predict(other))
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(first, guarded.predict(other))
+    assert (guarded.stats["held"], guarded.stats["guard_resets"]) == (2, 1)

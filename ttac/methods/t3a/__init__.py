@@ -6,7 +6,7 @@ The logits are products with vectors of length 1, so their softmax is less certa
 
 from __future__ import annotations
 
-from ttac.shared_options import PRIOR_CORRECTION
+from ttac.shared_options import FOLLOWING, PRIOR_CORRECTION
 from ttac.spec import Method, Option
 
 METHOD = Method(
@@ -20,5 +20,6 @@ METHOD = Method(
     options=(
         Option("supports", 20, "number of features that a class keeps, those of least entropy", low=1),
         PRIOR_CORRECTION,
+        *FOLLOWING,
     ),
 )
