@@ -87,7 +87,7 @@ def streams(asked: argparse.Namespace) -> Iterator[Stream]:
     """The streams of each method, with the guard and without."""
     for text in asked.methods:
         method, *own = text.split()
-        for guard in ("on", "off") if method in TRAINED else ("",):
+        for guard in ("",) if method in ("lame", "leantta") else ("on", "off"):
             settings = (*own, *asked.set, *([f"guard={guard}"] if guard else []))
             part = SLOW.get(method, 1) * (asked.unguarded if guard == "off" else 1)
             for kind, steps in (("hostile", asked.hostile), ("harmless", asked.harmless)):

@@ -55,10 +55,14 @@ def main() -> int:
             "kills during autosave": lambda: kills_during_autosave(folder, random, options.compiles),
             "damaged states": lambda: damaged_states(folder, random, options.flips),
             "damaged bundles": lambda: damaged_bundles(folder, random, options.flips),
-            "loads during replacement": lambda: loads_during_replacement(folder, options.loads, options.seconds),
+            "loads during replacement": lambda: loads_during_replacement(
+                folder, options.loads, options.seconds, options.pause
+            ),
             "threads": lambda: threads(folder, options.seconds / 10),
         }
         for part, run in parts.items():
+            if options.only and part not in options.only:
+                continue
             start = time.perf_counter()
             counts = run()
             counts["seconds"] = round(time.perf_counter() - start, 1)
@@ -76,6 +80,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--loads", type=int, default=20000, help="loads during replacement")
     parser.add_argument("--seconds", type=float, default=300, help="most seconds of the loads")
+    parser.add_argument("--pause", type=float, default=0.3, help="seconds between two replacements")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts, as `damaged states`")
     parser.add_argument("--flips", type=int, default=2000, help="damaged states, and damaged bundles")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -252,8 +258,8 @@ def _damaged(file: Path, random: Random, times: int, read: Callable[[], object])
     return dict(counts)
 
 
-def loads_during_replacement(folder: Path, times: int, seconds: float) -> Counts:
-    """Load and run a bundle that a second process replaces all the time."""
+def loads_during_replacement(folder: Path, times: int, seconds: float, pause: float) -> Counts:
+    """Load and run a bundle that a second process replaces again and again, with a `pause` of some seconds."""
     x, target = _samples(), folder / "replaced.ttac"
     versions = {name: load(folder / f"{name}.ttac", threads=1).predict(x) for name in ("tent", "bn")}
     shutil.copytree(folder / "bn.ttac", target)
@@ -261,7 +267,7 @@ def loads_during_replacement(folder: Path, times: int, seconds: float) -> Counts
     if writer == 0:
         for number in range(10**9):
             place(shutil.copytree(folder / f"{('tent', 'bn')[number % 2]}.ttac", folder / "staged"), target)
-            time.sleep(0.03)
+            time.sleep(pause)
     counts = {"loads": 0, "mixtures": 0, "raw": 0, "refused": 0}
     seen: set[str] = set()
     end = time.monotonic() + seconds

@@ -5,6 +5,7 @@ The parent imports everything once; a child costs a few milliseconds.  Linux onl
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -19,8 +20,8 @@ from ttac.errors import TtacError
 
 INTERNAL, HANG, OUTSIDE = 1, 124, 99
 """Ends of a child: a traceback, a time-out, and a file opened outside the permitted folders."""
-PATIENCE = 4
-"""Seconds that a case may last for each second of processor time that it may take: other processes need some."""
+PATIENCE = 300
+"""Seconds that a case may last in which it takes no processor time: other work may pause it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +46,30 @@ class End:
         return self.status < 0 or self.status in (INTERNAL, HANG, OUTSIDE)
 
 
-def run_case(case: Callable[[], None], *, seconds: float, permitted: Sequence[str], log: Path) -> End:
+def run_case(
+    case: Callable[[], None], *, seconds: float, permitted: Sequence[str], log: Path, patience: float = PATIENCE
+) -> End:
     """Run `case` in a forked child and return its end; the output of the child goes to `log`.
 
-    A case hangs if it takes more than `seconds` of processor time, or lasts `PATIENCE` times as long.
+    A case hangs if it takes more than `seconds` of processor time, or lasts longer than `patience`.
     """
     start = time.monotonic()
     child = os.fork()
     if not child:
-        _in_child(case, permitted, log)
-    status, usage = _wait(child, start + PATIENCE * seconds)
+        _in_child(case, permitted, log, math.ceil(seconds))
+    status, usage = _wait(child, start + patience)
     used = usage.ru_utime + usage.ru_stime
-    status = HANG if used > seconds else status
+    status = HANG if used > seconds or status == -signal.SIGXCPU else status
     text = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else ""
     return End(status=status, seconds=used, peak=usage.ru_maxrss * 1024, text=text)
 
 
-def _in_child(case: Callable[[], None], permitted: Sequence[str], log: Path) -> None:
+def _in_child(case: Callable[[], None], permitted: Sequence[str], log: Path, limit: int) -> None:
     """Run the case and end the process; never returns."""
     status = INTERNAL
     try:
         os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)

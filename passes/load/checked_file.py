@@ -37,6 +37,8 @@ def checked(path: Path) -> onnx.ModelProto:
     refuse_unbounded(proto, path)
     try:
         _shorten_domain(proto)
+        _refuse_names(proto, path)
+        _refuse_bytes(proto, path)
         _refuse_versions(proto, path)
         _refuse_tensors(proto, path)
         _check(proto, path)
@@ -90,6 +92,25 @@ def _archive_kind(path: Path) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return "arrays of NumPy (`.npz`)"
     return "a PyTorch checkpoint or zip"
+
+
+def _refuse_names(proto: onnx.ModelProto, path: Path) -> None:
+    """Raise UnsupportedError for an input or output whose name holds control characters: a bundle keeps these names."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.name and not value.name.isprintable():
+            problem = f"the name of the input or output `{value.name}` holds control characters"
+            raise UnsupportedError(problem, where=f"`{path}`", hint="rename it, and export the model again")
+
+
+def _refuse_bytes(proto: onnx.ModelProto, path: Path) -> None:
+    """Raise UnsupportedError for notes or metadata that are no text; a later room could not write them."""
+    graph = proto.graph
+    values = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    for owner in (proto, graph, *_nodes(proto), *values):
+        for text in (owner.doc_string, *(part for entry in owner.metadata_props for part in (entry.key, entry.value))):
+            if not isinstance(text, str):
+                hint = "export the model again; the file is damaged"
+                raise UnsupportedError(f"a name in the file is no text: {text!r:.80}", where=f"`{path}`", hint=hint)
 
 
 def _refuse_versions(proto: onnx.ModelProto, path: Path) -> None:

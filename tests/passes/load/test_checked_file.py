@@ -88,9 +88,22 @@ def _unknown(model: onnx.ModelProto) -> None:
     model.graph.node[2].op_type = "Reloo"
 
 
+def _escaped(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x\x1b[2J"
+
+
+def test_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    model = source()
+    model.graph.node[1].metadata_props.add(key="namespace", value="MARK")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"MARK", b"\xad\xff\xad\xff"))
+    refusal(UnsupportedError, lambda: load(path), "a name in the file is no text")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_escaped, "holds control characters"),
         (_wrong_size, "damaged weights: 428 bytes where its shape [4, 3, 3, 3] needs 432"),
         (_huge, "damaged weights"),
         (_negative, "damaged weights"),
