@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,9 +16,12 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms import calibration
 from ttac.passes.step_graphs.context import Subject
+from ttac.passes.step_graphs.guard import is_on
 from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear
 
 ROOM = "refine"
+LONGEST = 1.5
+"""Largest length of the mean of a batch, in lengths of the mean of the stream; shifts of the data change it by less."""
 MEAN, COUNT = "features.mean", "features.count"
 
 
@@ -37,7 +43,7 @@ def centred(subject: Subject) -> list[StateTensor]:
     size = batch_size(op, graph)
     with op.at("centre", before=layer):
         mean = op.ReduceMean(flat_features(op, layer), [0], keepdims=0)
-        state = _followed(op, mean, size, float(subject.settings["newest"]))
+        state = _followed(op, mean, size, subject.settings)
         following = state[0].next
         assert following is not None
         shift = op.Sub(following, origin) if origin is not None else following
@@ -60,10 +66,18 @@ def _origin(subject: Subject, x: ir.Value) -> np.ndarray | None:
     return calibration.statistics(subject.model, samples, [x], subject.batch)[str(x.name)][0]
 
 
-def _followed(op: Builder, mean: ir.Value, size: ir.Value, newest: float) -> list[StateTensor]:
-    """The mean of the stream with its next value, and without `newest` the number of samples."""
+def _followed(op: Builder, mean: ir.Value, size: ir.Value, settings: Mapping[str, Any]) -> list[StateTensor]:
+    """The mean of the stream with its next value, and without `newest` the number of samples.
+
+    With the guard, no batch counts with a mean longer than `LONGEST` times the mean of the stream.
+    """
+    newest = float(settings["newest"])
     initial = np.zeros([int(size) for size in dims(mean)], np.float32)
     running = state_input(op.graph, MEAN, initial)
+    if is_on(settings):
+        known, length = op.ReduceL2(running, keepdims=0), op.ReduceL2(mean, keepdims=0)
+        limit = op.Where(op.Greater(known, 0.0), op.Mul(known, LONGEST), length)
+        mean = op.Mul(mean, op.Div(limit, op.Max(limit, length)))
     counter: list[StateTensor] = []
     weight: ir.Value | float = newest
     if not newest:
