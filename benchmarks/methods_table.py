@@ -17,8 +17,8 @@ import numpy as np
 
 import ttac
 from ttac import methods
-from ttac.evaluation.bench import about
 from ttac.evaluation.evaluation_result import Evaluation
+from ttac.evaluation.machine import about
 from ttac.evaluation.watch import Watch
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"

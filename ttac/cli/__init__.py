@@ -108,7 +108,7 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves this function."""
-    terminal = Terminal()
+    terminal = Terminal(sys.argv[1:] if arguments is None else arguments)
     try:
         outcome = commands.main(args=arguments, prog_name="ttac", standalone_mode=False, obj=terminal)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,7 @@ def evaluate(
 
         check_installed()
     evaluation = _evaluate(terminal, models, **choices)
+    evaluation = replace(evaluation, about={**evaluation.about, "command": terminal.command})
     if csv is not None:
         csv.write_text(evaluation.csv(), encoding="utf-8")
     if html is not None:

@@ -6,15 +6,12 @@ ratio is the median over the turns.  Memory: `ttac.reports.measure`, in a fresh 
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +21,7 @@ from ttac.errors import TtacError, UsageError
 from ttac.evaluation.bench_figures import Benchmark, Figures
 from ttac.evaluation.cells import Subject
 from ttac.evaluation.dataset import open_dataset
+from ttac.evaluation.machine import about
 from ttac.evaluation.named_data import NamedInputs, open_named, preparation_of
 from ttac.evaluation.source_inference import inference, measure_inference
 from ttac.evaluation.subjects import MethodSpec, Recipe, compile_subject, method_specs, subjects_of
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Default number of samples of a step for models without a bundle."""
-PACKAGES = ("ttac", "onnxruntime-training-cpu", "onnxruntime", "onnx", "torch", "numpy")
 
 Step = Callable[[Any], object]
 
@@ -273,21 +270,6 @@ def _memory(subject: Subject, threads: int, samples_file: Path) -> dict[str, Any
     memory = measure(subject.bundle, threads=threads, samples=samples_file)
     stated = manifest["memory"].get("measured", {}).get("peak", 0)
     return memory and {**memory, "peak": max(memory["peak"], stated)}
-
-
-def about(threads: int) -> dict[str, str]:
-    """Return the date, the machine, the versions and the threads that figures hold for."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor())
-    versions = {package.name.lower(): package.version for package in metadata.distributions() if package.name}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores of {processor}",
-        "packages": ", ".join(f"{package} {versions[package]}" for package in PACKAGES if package in versions),
-        "threads": str(threads),
-    }
 
 
 def _published_cache(bundle: Bundle) -> int | None:
