@@ -55,7 +55,7 @@ BETWEEN = 10.0
 @click.option(
     "--concentration", metavar="X", type=float, default=0.1, show_default=True, help="Parameter of `dirichlet`."
 )
-@several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 64, or the bundle's]")
+@several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: the target's, or the bundle's]")
 @several("--seed", "seeds", metavar="N,...", default="0", check=numbers, help="Seeds of the order.")
 @click.option("--samples", metavar="N", callback=count(), help="Use N samples, the same at every call.")
 @click.option(

@@ -64,6 +64,7 @@ class Bench:
         threads: threads of the engine; 0 for all cores.
         data: samples as for `ttac.evaluate`, of which a step takes the first; None for random numbers.
         peers: the same methods in another framework, or None.
+        beside: a model whose inference is timed too, such as the float model of an 8-bit bundle; or None.
         say: gets one line before each measurement.
     """
 
@@ -75,6 +76,7 @@ class Bench:
     threads: int = 0
     data: Any = None
     peers: Peers | None = None
+    beside: Path | None = None
     say: Callable[[str], object] = lambda line: None
 
     def run(self, models: Sequence[Path]) -> Benchmark:
@@ -164,6 +166,8 @@ class Group:
         self.threads = threads
         first = subjects[0]
         self.title = f"{first.model}, batch {first.batch}"
+        self.beside: Mapping[str, Any] = {}
+        self.beside_name = bench.beside.name if bench.beside else ""
         is_whole = first.bundle in recipes and not bench.options.get("hold")
         self.source = recipes[first.bundle].model if is_whole else first.bundle / "infer.onnx"
 
@@ -177,6 +181,9 @@ class Group:
         pairs, peer_steps = self.bench.pairs, self._peer_steps()
         times = {bundle: paired(source, partial(each.step, x), pairs) for bundle, each in adapters.items()}
         peer_times = {key: paired(source, partial(step, x), pairs) for key, step in peer_steps.items()}
+        if (model := self.bench.beside) is not None:
+            beside = paired(source, partial(inference(model, self.threads), x), pairs)
+            peer_times |= {(subject.bundle, self.beside_name): beside for subject in self.subjects}
         self._note_held(adapters)
         feeds = x if isinstance(x, dict) else {adapters[first.bundle].inputs[0].name: x}
         adapters.clear()
@@ -185,6 +192,8 @@ class Group:
             file = Path(folder) / "samples.npz"
             np.savez(file, **feeds)
             base = measure_inference(self.source, file, self.threads)
+            if self.bench.beside is not None:
+                self.beside = measure_inference(self.bench.beside, file, self.threads) or {}
             memory = {subject.bundle: _memory(subject, self.threads, file) for subject in self.subjects}
         return [
             self._figures(each, times[each.bundle], memory[each.bundle], base, self._peers(each, peer_times))
@@ -238,7 +247,7 @@ class Group:
         )
 
     def _peers(self, subject: Subject, times: Mapping[tuple[Path, str], Times]) -> dict[str, dict[str, Any]]:
-        """Return the figures of the peers by variant; their memory is measured here."""
+        """Return the figures of the peers, and of the model beside them, by variant; their memory is measured here."""
         return {
             variant: self._peer(subject, variant, measured)
             for (bundle, variant), measured in times.items()
@@ -246,9 +255,7 @@ class Group:
         }
 
     def _peer(self, subject: Subject, variant: str, times: Times) -> dict[str, Any]:
-        assert self.bench.peers is not None
-        model, manifest = self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest
-        memory = self.bench.peers.memory(model, manifest, self.threads, variant) or {}
+        memory = self.beside if variant == self.beside_name else self._peer_memory(subject, variant)
         return {
             "milliseconds": 1e3 * float(np.median(times.step)),
             "ratio": times.ratio,
@@ -256,6 +263,11 @@ class Group:
             "peak": memory.get("peak"),
             "loaded": memory.get("loaded"),
         }
+
+    def _peer_memory(self, subject: Subject, variant: str) -> Mapping[str, Any]:
+        assert self.bench.peers is not None
+        model, manifest = self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest
+        return self.bench.peers.memory(model, manifest, self.threads, variant) or {}
 
 
 def _memory(subject: Subject, threads: int, samples_file: Path) -> dict[str, Any] | None:

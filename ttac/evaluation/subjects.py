@@ -18,8 +18,8 @@ from ttac.runtime.bundle import is_bundle, read_manifest
 from ttac.runtime.hash_check import digest_of
 from ttac.settings import resolve, split_assignments
 
-BATCH = 64
-"""Default number of samples of a step for models without a bundle."""
+TARGET = RULES["target"].default
+"""The target of a compile without the option, whose batch is also the default of `ttac run`."""
 
 SOURCE = "source"
 
@@ -91,7 +91,7 @@ def subjects_of(
     subjects: list[Subject] = []
     recipes: dict[Path, Recipe] = {}
     for model in models:
-        for batch in batches or [BATCH]:
+        for batch in batches or [targets.find(options.get("target") or TARGET).batch]:
             for spec in specs:
                 subject, recipe = _to_compile(model, names[model], spec, batch, options, bundles)
                 subjects.append(subject)
