@@ -79,7 +79,7 @@ def evaluation(labelled: bool = True) -> Evaluation:
     report = {"plan": PLAN, "planned": {"residuals": 2**20, "dense": 4 * 2**20}}
     reports = {(HOSTILE, method, 32): report for method in ("tent", "surgeon")}
     missing = [MissingCell(cell, UnsupportedError("no batch norm"))]
-    return Evaluation(results, missing, reports, "made-up images", ABOUT)
+    return Evaluation(results=results, missing=missing, reports=reports, data="made-up images", about=ABOUT)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ class MissingCell:
     reason: TtacError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """All results, in the order of the models, methods and streams of the call.
 

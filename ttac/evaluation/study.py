@@ -171,7 +171,7 @@ class EvaluationRun:
             if is_bundle(subject.bundle) and (report := Bundle.read(subject.bundle).report):
                 reports[subject.model, subject.method, subject.batch] = dict(report)
         return Evaluation(
-            [named(results[cell.key], cell.subject) for cell in cells if cell.key in results],
+            results=[named(results[cell.key], cell.subject) for cell in cells if cell.key in results],
             missing=[MissingCell(cell, failures[cell.key]) for cell in cells if cell.key in failures],
             reports=reports,
             data=self.dataset.name,
