@@ -144,7 +144,7 @@ def test_the_command_prints_a_line_for_each_step(
     assert [(line["step"], line["samples"]) for line in lines] == [(1, 4), (2, 6)]
     assert all(line["milliseconds"] > 0 and line["entropy"] > 0 for line in lines)
     assert sum(lines[1]["classes"].values()) == pytest.approx(1, abs=1e-3)
-    assert "6 images in 2 steps" in captured.err
+    assert "6 images, 2 steps" in captured.err
     ttac.load(bundle).restore(state)
     assert main([*arguments[:5], "--state", str(state), "--no-adapt"]) == 0
     assert capsys.readouterr().out.startswith("step 1: ")

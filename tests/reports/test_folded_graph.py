@@ -76,6 +76,16 @@ def test_a_graph_without_layers_stays() -> None:
     assert [node.op_type for node in folded(model).graph.node] == [node.op_type for node in model.graph.node]
 
 
+def test_parameters_are_inside_their_nodes() -> None:
+    text = (
+        "g (float[N,3] x, float[3] scale) => (float[N,3] y, float[3] turned) { y = Mul(x, scale) turned = Neg(scale) }"
+    )
+    graph = folded(onnx.parser.parse_model(HEAD + text)).graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["x", "y"]
+    assert [node.op_type for node in graph.node] == ["Mul"]
+    assert [(tensor.name, list(tensor.dims)) for tensor in graph.initializer] == [("scale", [3])]
+
+
 def test_no_line_of_a_bundle_is_stray(tmp_path: Path) -> None:
     """Every box and node of the forward and the backward is joined to others by values."""
     bundle = tmp_path / "net.ttac"

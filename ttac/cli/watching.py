@@ -63,7 +63,7 @@ def watch(terminal: Terminal, /, bundle: Path, source: str, as_json: bool, **cho
         if choices["save_state"] is not None:
             adapter.save(choices["save_state"])
         figures = session.figures
-        terminal.say(f"{figures.samples} images in {figures.steps} steps; the guard {figures.guard}")
+        terminal.say(f"{figures.samples} images, {figures.steps} steps; the guard {figures.guard}")
 
 
 def _size(adapter: Adapter, batch: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -14,7 +15,7 @@ from ttac import methods, targets
 from ttac.errors import UsageError
 from ttac.evaluation.cells import Subject, digest
 from ttac.options import RULES
-from ttac.runtime.bundle import is_bundle, read_manifest
+from ttac.runtime.bundle import is_bundle, manifest_bytes, read_manifest
 from ttac.runtime.hash_check import digest_of
 from ttac.settings import resolve, split_assignments
 
@@ -142,7 +143,7 @@ def _of_bundle(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> l
             raise UsageError(problem, where=f"`{path}`, `--batch {batch}`", hint=f"compile with `--batch {batch}`")
     same = [other for other in bundles if _named(other) == _named(path)]
     model, method = _named(path) if len(same) == 1 else (_named(path)[0], path.name.removesuffix(".ttac"))
-    identity = {"ttac": metadata.version("ttac"), "bundle": digest_of(path / "manifest.json")}
+    identity = {"ttac": metadata.version("ttac"), "bundle": hashlib.sha256(manifest_bytes(path)).hexdigest()}
     facts: dict[str, Any] = {"model": model, "method": method, "identity": identity, "bundle": path.absolute()}
     return [Subject(batch=batch, **facts) for batch in batches or [planned]]
 

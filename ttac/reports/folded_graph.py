@@ -31,17 +31,18 @@ def folded(model: onnx.ModelProto, most: int = MOST) -> onnx.ModelProto:
     A box holds consecutive nodes, so that no box reads its own result through another box.  A graph without names of
     layers stays unchanged.  The data of the weights is left out.
     """
-    boxes = _boxes(model.graph.node, most)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
         _forget_data(tensor)
+    _hide_parameters(copy.graph)
+    boxes = _boxes([*copy.graph.node], most)
     if not any(box.name for box in boxes):
         return copy
     del copy.graph.node[:], copy.graph.value_info[:]
     copy.ir_version = max(copy.ir_version, 8)
     copy.opset_import.add(domain=DOMAIN, version=1)
-    outside = {value.name for value in model.graph.output}
+    outside = {value.name for value in copy.graph.output}
     readers = Counter(name for box in boxes for name in _inputs(box))
     totals, numbers = Counter(box.name for box in boxes), Counter[str]()
     for box in boxes:
@@ -51,10 +52,39 @@ def folded(model: onnx.ModelProto, most: int = MOST) -> onnx.ModelProto:
         numbers[box.name] += 1
         title = f"{box.name} ({numbers[box.name]})" if totals[box.name] > 1 else box.name
         made = [name for node in box.nodes for name in node.output if name and (readers[name] or name in outside)]
-        copy.graph.node.add(name=title, op_type=title, domain=DOMAIN, input=_inputs(box), output=made)
-        function = copy.functions.add(name=title, domain=DOMAIN, input=_inputs(box), output=made, node=box.nodes)
+        kind = title.replace(".", "/")  # Netron shows the part behind the last dot only
+        copy.graph.node.add(name=title, op_type=kind, domain=DOMAIN, input=_inputs(box), output=made)
+        function = copy.functions.add(name=kind, domain=DOMAIN, input=_inputs(box), output=made, node=box.nodes)
         function.opset_import.extend(model.opset_import)
     return copy
+
+
+def _hide_parameters(graph: onnx.GraphProto) -> None:
+    """Show parameters inside their nodes, and leave out the nodes that depend on them alone.
+
+    A parameter is an input without samples, in a graph with others.  An output without samples disappears likewise,
+    and so does each node that no other output needs.
+    """
+    if any(_has_samples(value) for value in graph.input):
+        for value in [value for value in graph.input if not _has_samples(value)]:
+            kind = value.type.tensor_type
+            graph.initializer.add(name=value.name, data_type=kind.elem_type, dims=[d.dim_value for d in kind.shape.dim])
+            _forget_data(graph.initializer[-1])
+            graph.input.remove(value)
+    if any(_has_samples(value) for value in graph.output):
+        for value in [value for value in graph.output if not _has_samples(value)]:
+            graph.output.remove(value)
+        needed = {value.name for value in graph.output}
+        for node in reversed([*graph.node]):
+            if needed.isdisjoint(node.output):
+                graph.node.remove(node)
+            else:
+                needed.update(node.input)
+
+
+def _has_samples(value: onnx.ValueInfoProto) -> bool:
+    """Whether a size of the value has a name, as the number of samples has."""
+    return any(size.dim_param for size in value.type.tensor_type.shape.dim)
 
 
 def _boxes(nodes: Sequence[onnx.NodeProto], most: int) -> list[Box]:
