@@ -2,7 +2,8 @@
 
 Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
 (arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and
-memory do not depend on the weights.
+memory do not depend on the weights.  EfficientNet-B0 (arXiv:1905.11946), MobileNetV3 (arXiv:1905.02244) and ConvNeXt-Atto
+(arXiv:2201.03545) are those of timm.
 """
 
 from __future__ import annotations
@@ -190,6 +191,18 @@ def vit_tiny() -> nn.Module:
     return VisionTransformer(side=224, patch=16, width=192, heads=3, depth=12, classes=1000)
 
 
+def of_timm(name: str) -> Callable[[], nn.Module]:
+    """Return the maker of a network of timm with random weights."""
+
+    def make() -> nn.Module:
+        import timm
+
+        model: nn.Module = timm.create_model(name, pretrained=False, exportable=True)
+        return model
+
+    return make
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (resnet18, 224),
     "resnet18_32": (resnet18_32, 32),
@@ -198,6 +211,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "wrn28_10": (wrn28_10, 32),
     "resnext29": (resnext29, 32),
     "vit_tiny": (vit_tiny, 224),
+    "efficientnet_b0": (of_timm("efficientnet_b0"), 224),
+    "mobilenet_v3": (of_timm("mobilenetv3_large_100"), 224),
+    "convnext_atto": (of_timm("convnext_atto"), 224),
 }
 
 

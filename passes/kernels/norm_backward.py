@@ -13,6 +13,7 @@ from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, mask_of, reduced
+from ttac.passes.kernels.smooth import smooth_gradient
 from ttac.passes.kernels.terms import VECTORS, Terms
 
 STEEP = 1e30
@@ -32,7 +33,7 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The product du = dy * mask.
+    """The product du = dy * act'(u).
 
     Attributes:
         mask: kept by the forward; None if the kernel computes it from the norm's input.
@@ -239,7 +240,12 @@ def _mask(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
             norm, attributes = found
             scale, bias = norm.inputs[1:3]
             return Mask(node=node, dy=dy, mask=None, bias=bias, scale=scale, activation=attributes)
-    return None
+    smooth = smooth_gradient(graphs, sums.du, lambda found: _is_again(graphs, found, sums.norm))
+    if smooth is None:
+        return None
+    last, dy, norm, act = smooth
+    scale, bias = norm.inputs[1:3]
+    return Mask(node=last, dy=dy, mask=None, bias=bias, scale=scale, activation={"act": act})
 
 
 def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) -> tuple[ir.Node, dict[str, Any]] | None:

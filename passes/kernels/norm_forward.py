@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ttac.passes.graph.match import array_of, made_by, only_reader
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.smooth import smooth_activation
 
 MAPS, SAMPLES = [2, 3], [0]
 """Axes of a map, and of the samples."""
@@ -158,7 +159,9 @@ def _residual_sum(y: ir.Value) -> ir.Node | None:
 
 
 def _activation(u: ir.Value) -> Activation | None:
-    """The activation of `u`, if nothing but this activation and the mask of its derivative reads `u`."""
+    """The activation of `u`; that of a Relu or Clip only if nothing but its gradient's mask also reads `u`."""
+    if (smooth := smooth_activation(u)) is not None:
+        return Activation(smooth[0], None, {"act": smooth[1]})
     if u.is_graph_output():
         return None
     readers = list(dict.fromkeys(use.node for use in u.uses()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.graph.match import array_of
@@ -78,4 +79,6 @@ def _counted(graphs: LinkedGraphs, value: ir.Value) -> int | str | None:
 
 def _content(attribute: ir.Attr) -> str:
     held = attribute.value
+    if attribute.type == ir.AttributeType.FLOAT:
+        return str(np.float32(held))
     return str(held.numpy().tolist() if attribute.type == ir.AttributeType.TENSOR else held)
