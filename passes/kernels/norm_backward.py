@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
-from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, mask_of, reduced
+from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, is_again, mask_of, reduced
 from ttac.passes.kernels.smooth import smooth_gradient
 from ttac.passes.kernels.terms import VECTORS, Terms
 
@@ -240,7 +240,7 @@ def _mask(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
             norm, attributes = found
             scale, bias = norm.inputs[1:3]
             return Mask(node=node, dy=dy, mask=None, bias=bias, scale=scale, activation=attributes)
-    smooth = smooth_gradient(graphs, sums.du, lambda found: _is_again(graphs, found, sums.norm))
+    smooth = smooth_gradient(graphs, sums.du, lambda found: is_again(graphs, found, sums.norm))
     if smooth is None:
         return None
     last, dy, norm, act = smooth
@@ -254,7 +254,7 @@ def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) ->
     if steep is not None:
         again = graphs.made_by(steep.inputs[0], "BatchNormalization")
         fits = steep.attributes.get_float("alpha", 0.2) > STEEP and steep.attributes.get_float("beta", 0.5) == 0
-        return (again, {"act": "relu"}) if fits and again is not None and _is_again(graphs, again, norm) else None
+        return (again, {"act": "relu"}) if fits and again is not None and is_again(graphs, again, norm) else None
     cast = graphs.made_by(factor, "Cast")
     both = graphs.made_by(cast.inputs[0], "And") if cast is not None else None
     bounds = [graphs.made_by(value, "Greater", "Less") for value in both.inputs] if both is not None else []
@@ -262,17 +262,9 @@ def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) ->
         return None
     again = graphs.made_by(bounds[0].inputs[0], "BatchNormalization")
     limits = {node.op_type: array_of(node.inputs[1]) for node in bounds if node is not None}
-    if again is None or not _is_again(graphs, again, norm) or any(a is None or a.size != 1 for a in limits.values()):
+    if again is None or not is_again(graphs, again, norm) or any(a is None or a.size != 1 for a in limits.values()):
         return None
     if set(limits) != {"Greater", "Less"}:
         return None
     attributes = {"act": "clip", "low": float(limits["Greater"]), "high": float(limits["Less"])}  # type: ignore[arg-type]
     return (again, attributes) if mask_of(list(bounds), bounds[0].inputs[0], attributes) is not None else None  # type: ignore[arg-type]
-
-
-def _is_again(graphs: LinkedGraphs, node: ir.Node, norm: Norm) -> bool:
-    """Whether `node` is the norm computed again."""
-    same = [graphs.key(value) for value in (norm.x, norm.scale, norm.bias, norm.mean, norm.variance)]
-    return [graphs.key(value) for value in node.inputs] == same and node.attributes.get_float(
-        "epsilon", 1e-5
-    ) == norm.epsilon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,29 @@ def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
                 assert old is not None
                 graphs.replace(old, new)
     return list(norms.values())
+
+
+def fuse_again(graphs: LinkedGraphs, norms: Sequence[Norm]) -> None:
+    """Replace every norm with a smooth activation that a gradient computes again, from the moments of the forward."""
+    by_mean: dict[object, Norm] = {norm.mean: norm for norm in norms}
+    for node in graphs.nodes("BatchNormalization"):
+        norm = by_mean.get(graphs.source(node.inputs[3]))
+        found = smooth_activation(node.outputs[0])
+        if norm is None or found is None or not is_again(graphs, node, norm):
+            continue
+        end, act = found
+        inputs = [*node.inputs[:3], None, norm.mean, norm.variance]
+        types = [(ir.DataType.FLOAT, dims(norm.x))]
+        given = {"epsilon": norm.epsilon, "act": act, "statistics": "given"}
+        (made,) = graphs.insert(end, "NormForward", inputs, types, **given)
+        graphs.replace(end.outputs[0], made)
+
+
+def is_again(graphs: LinkedGraphs, node: ir.Node, norm: Norm) -> bool:
+    """Whether `node` is the norm computed again."""
+    same = [graphs.key(value) for value in (norm.x, norm.scale, norm.bias, norm.mean, norm.variance)]
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    return [graphs.key(value) for value in node.inputs] == same and epsilon == norm.epsilon
 
 
 def _reads_statistics(node: ir.Node) -> bool:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.norm_backward import fuse_backward
-from ttac.passes.kernels.norm_forward import fuse_forward
+from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
 
 
@@ -21,6 +21,7 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
     graphs = LinkedGraphs({name: model.clone() for name, model in models.items()})
     norms = fuse_forward(graphs)
     fuse_backward(graphs, norms)
+    fuse_again(graphs, norms)
     fuse_pools(graphs)
     graphs.tidy(outside)
     return graphs.models

@@ -110,11 +110,33 @@ def _norm_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     u = _affine(op, node, op.Div(centred, op.Sqrt(op.Add(variance, _epsilon(node)))), scale, bias)
     if residual is not None:
         u = op.Add(u, plain(op, residual, dims(x), _block_of(node)))
-    act = node.attributes.get_string("act")
-    low, high = (node.attributes.get_float(name, 0.0) for name in ("low", "high"))
-    y = op.Relu(u) if act == "relu" else op.Clip(u, low, high) if act == "clip" else op.Identity(u)
+    y = _activated(op, node, u)
     y, mask = (blocked(op, value, dims(x), _block_of(node)) for value in (y, _mask(op, node, u)))
     return y, op.Squeeze(mean, [0, 2, 3]), op.Squeeze(variance, [0, 2, 3]), op.Cast(mask, to=int(ir.DataType.BOOL))
+
+
+def _activated(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
+    act = node.attributes.get_string("act")
+    low, high = (node.attributes.get_float(name, 0.0) for name in ("low", "high"))
+    spellings: dict[str, Callable[[], ir.Value]] = {
+        "none": lambda: op.Identity(u),
+        "relu": lambda: op.Relu(u),
+        "clip": lambda: op.Clip(u, low, high),
+        "silu": lambda: op.Mul(u, op.Sigmoid(u)),
+        "hardswish": lambda: op.HardSwish(u),
+    }
+    return spellings[act]()
+
+
+def _derivative(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
+    act = node.attributes.get_string("act")
+    if act == "silu":
+        s = op.Sigmoid(u)
+        return op.Mul(s, op.Add(1.0, op.Mul(u, op.Sub(1.0, s))))
+    if act == "hardswish":
+        inside = op.Cast(op.Less(op.Abs(u), 3.0), to=int(ir.DataType.FLOAT))
+        return op.Add(op.HardSigmoid(u, alpha=1 / 6, beta=0.5), op.Mul(op.Mul(u, 1 / 6), inside))
+    return _mask(op, node, u)
 
 
 def _block_of(node: ir.Node) -> int:
@@ -151,7 +173,7 @@ def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     if mask is not None:
         du = op.Mul(dy, plain(op, op.Cast(mask, to=int(ir.DataType.FLOAT)), shape, block))
     elif node.attributes.get_string("act") != "none":
-        du = op.Mul(dy, _mask(op, node, _affine(op, node, xhat, scale, bias)))
+        du = op.Mul(dy, _derivative(op, node, _affine(op, node, xhat, scale, bias)))
     dbias = op.ReduceSum(du, [0, 2, 3], keepdims=0)
     dscale = op.ReduceSum(op.Mul(du, xhat), [0, 2, 3], keepdims=0)
     count = op.Cast(op.Div(op.Size(x), op.Size(scale)), to=int(ir.DataType.FLOAT))

@@ -31,6 +31,16 @@ def test_every_norm_and_pool_of_a_convnet_has_a_node(name: str, tmp_path: Path) 
     assert fused["MaxPoolBackward"] == plain["ScatterElements"] and not fused["ScatterElements"]
 
 
+@pytest.mark.parametrize(("name", "act"), [("efficientnet", "silu"), ("mobilenet_v3", "hardswish")])
+def test_smooth_activations_are_part_of_their_norm(name: str, act: str, tmp_path: Path) -> None:
+    bundle = compiled(MODELS[name], tmp_path, batch=8, method="tent")
+    fused = with_kernels(step_graphs(bundle), names_outside(bundle))
+    nodes = [node for model in fused.values() for node in model.graph if node.op_type.startswith("Norm")]
+    found = Counter((node.op_type, node.attributes.get_string("act", "")) for node in nodes)
+    assert found["NormBackward", act] > 2
+    assert found["NormForward", act] >= found["NormBackward", act]
+
+
 def test_layer_norms_keep_their_operators(tmp_path: Path) -> None:
     plain, fused = counted("transformer", tmp_path)
     assert fused == plain
