@@ -2,8 +2,8 @@
 
 Layer shapes follow the papers: ResNet (arXiv:1512.03385), MobileNetV2 (arXiv:1801.04381), Wide ResNet
 (arXiv:1605.07146), ResNeXt for 32x32 images (arXiv:1611.05431) and ViT-Tiny (arXiv:2010.11929, 2012.12877).  Time and
-memory do not depend on the weights.  EfficientNet-B0 (arXiv:1905.11946), MobileNetV3 (arXiv:1905.02244) and ConvNeXt-Atto
-(arXiv:2201.03545) are those of timm.
+memory do not depend on the weights.  EfficientNet-B0 (arXiv:1905.11946), MobileNetV3 (arXiv:1905.02244) and
+ConvNeXt-Atto (arXiv:2201.03545) are those of timm.
 """
 
 from __future__ import annotations

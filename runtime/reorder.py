@@ -15,6 +15,8 @@ def reordered(
 ) -> np.ndarray:
     """The kernel `weight` [O, I, h, w] in the layout `order` with blocks of `block` channels.
 
+    Zeros fill the last block of the outputs, and of the inputs where they are in blocks.
+
     Args:
         taps: for each spatial axis, the taps that are kept, in their new order; empty for all of them.
         groups: groups of outputs in which in- and outputs are exchanged first; 0 for no exchange.
@@ -25,6 +27,8 @@ def reordered(
         outputs, inputs, *kernel = weight.shape
         split = weight.reshape(groups, outputs // groups, inputs, *kernel)
         weight = split.swapaxes(1, 2).reshape(groups * inputs, outputs // groups, *kernel)
+    fills = (-weight.shape[0] % block, -weight.shape[1] % block if order == "OIHWBiBo" else 0)
+    weight = np.pad(weight, [(0, fills[0]), (0, fills[1]), (0, 0), (0, 0)]) if any(fills) else weight
     outputs, inputs, height, width = weight.shape
     blocks = weight.reshape(outputs // block, block, inputs, height, width)
     if order == "OIHWBo":

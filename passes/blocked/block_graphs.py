@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common
 from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_squares
 from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
 from ttac.passes.blocked.fuse import fuse
+from ttac.passes.blocked.gates import block_gated
 from ttac.passes.blocked.kernels import block_kernel
 from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
 from ttac.passes.graph.keys import LAYER
@@ -25,6 +26,8 @@ ELEMENTWISE = frozenset(
     "LeakyRelu HardSwish Identity Erf Reciprocal Pow Softplus Elu GreaterOrEqual LessOrEqual".split()
 )
 """Operators whose outputs depend on the elements at the same place only."""
+NOT_OF_ZERO = frozenset({"Div", "Reciprocal", "Pow"})
+"""Operators among them with infinite or undefined results for the zeros of padding."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,13 @@ def is_worthwhile(made: BlockedGraphs) -> bool:
 def _block(at: Layouts, model: ir.Model, crossing: set[str], outside: frozenset[str]) -> ir.Model:
     """`model` rewritten in place; `crossing` names the values that come in blocked, and gets those that go out so."""
     graph = model.graph
-    for value in graph.inputs:
+    for index, value in enumerate(graph.inputs):
         if value.name in crossing:
             at.of[value] = value
             at.only.add(value)
+            if at.padded(value):
+                port = ir.Value(name=value.name, type=value.type, shape=ir.Shape(at.shape(dims(value))))
+                at.of[value] = graph.inputs[index] = port
     for node in list(graph):
         with at.op.at(node.metadata_props.get(LAYER, ""), before=node):
             if not _rewritten(at, node):
@@ -115,7 +121,9 @@ def _rewritten(at: Layouts, node: ir.Node) -> bool:
 def _block_elementwise(at: Layouts, node: ir.Node) -> bool:
     """The same operator on blocked operands; scalars stay."""
     out = node.outputs[0]
-    if not at.fits(out) or len(node.outputs) != 1:
+    if node.op_type in ("Mul", "Add") and block_gated(at, node):
+        return True
+    if not at.fits(out) or len(node.outputs) != 1 or (at.padded(out) and node.op_type in NOT_OF_ZERO):
         return False
     large = [value for value in node.inputs if value is not None and not _is_scalar(value)]
     floating = out.dtype == ir.DataType.FLOAT
@@ -133,18 +141,26 @@ def _is_scalar(value: ir.Value) -> bool:
 
 
 def _block_size(at: Layouts, node: ir.Node) -> bool:
-    """Size and Shape are those of either form."""
+    """Size and Shape are those of either form; with padding only where nothing depends on the channels."""
     x = node.inputs[0]
-    if at.has(x):
+    if at.has(x) and (not at.padded(x) or _only_waits(node)):  # type: ignore[arg-type]
         node.replace_input_with(0, at.blocked(x))
         return True
     return False
+
+
+def _only_waits(node: ir.Node) -> bool:
+    if node.op_type == "Size":
+        return all(use.node.op_type == "Min" for use in node.outputs[0].uses())
+    return (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) == (0, 1)
 
 
 def _block_reshape(at: Layouts, node: ir.Node) -> bool:
     """A Reshape to the shape that the value has, which only makes it wait."""
     x, shape = node.inputs
     if not at.has(x) or not at.fits(node.outputs[0]) or known_dims(x) != dims(node.outputs[0]):
+        return False
+    if at.padded(node.outputs[0]) and shape is not None and shape.const_value is not None:
         return False
     at.replace(node.outputs[0], at.op.copy(node, [at.blocked(x), shape]))
     return True
@@ -155,7 +171,7 @@ def _block_concat(at: Layouts, node: ir.Node) -> bool:
     out = node.outputs[0]
     if node.attributes.get_int("axis") != 1 or not at.fits(out) or not any(at.has(value) for value in node.inputs):
         return False
-    if not all(at.can(value) for value in node.inputs):
+    if not all(at.can(value) and value is not None and not at.padded(value) for value in node.inputs):
         return False
     at.replace(out, at.op.copy(node, [at.blocked(value) for value in node.inputs]))
     return True

@@ -19,18 +19,26 @@ def block_norm(at: Layouts, node: ir.Node) -> bool:
     x, scale, bias, mean, var = node.inputs
     if not at.has(x) or len(node.outputs) != 1 or scale is None or var is None:
         return False
-    op, channels = at.op, int(dims(x)[1])
+    op, channels = at.op, at.filled(int(dims(x)[1]))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     slope: ir.Value = scale
     if not _is(var, 1.0) or epsilon:
         slope = op.Div(scale, op.Sqrt(op.Add(var, float(epsilon))))
     offset = bias if _is(mean, 0.0) else op.Sub(bias, op.Mul(mean, slope))
-    kernel = op.Reshape(slope, [channels, 1, 1, 1])
+    slope, offset = at.vector(_sized(slope, x)), at.vector(_sized(offset, x))
+    kernel, shape = op.Reshape(slope, [channels, 1, 1, 1]), at.shape(dims(x))
     made = op.internal(
-        "Conv", [at.blocked(x), kernel, offset], dims(x), group=channels, kernel_shape=[1, 1], pads=[0, 0, 0, 0]
+        "Conv", [at.blocked(x), kernel, offset], shape, group=channels, kernel_shape=[1, 1], pads=[0, 0, 0, 0]
     )
     at.replace(node.outputs[0], made)
     return True
+
+
+def _sized(value: ir.Value, x: ir.Value) -> ir.Value:
+    """A new vector of x's channels with its shape."""
+    if value.shape is None:
+        value.shape = ir.Shape(dims(x)[1:2])
+    return value
 
 
 def _is(value: ir.Value | None, number: float) -> bool:
@@ -89,6 +97,8 @@ def _elements(x: ir.Value | None) -> int:
 def _put(at: Layouts, node: ir.Node, found: ir.Value) -> None:
     """Let `found` [N, C] or [C] take the place of the node's output, in its shape."""
     old = node.outputs[0]
+    channels, axis = (int(dims(old)[1]), 1) if len(dims(old)) > 1 else (int(dims(old)[0]), 0)
+    found = at.cut(found, channels, axis)
     if len(dims(old)) == 4:
         found = at.op.Reshape(found, [0, int(dims(old)[1]), 1, 1])
     found.shape, found.type = old.shape, old.type

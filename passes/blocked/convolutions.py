@@ -19,7 +19,7 @@ def block_conv(at: Layouts, node: ir.Node) -> bool:
     if x is None or w is None or not at.is_weight(w) or len(known_dims(w)) != 4 or not at.fits(node.outputs[0]):
         return False
     group = node.attributes.get_int("group", 1)
-    order = weight_order(at.block, [int(size) for size in dims(w)], group)
+    order = weight_order(at, [int(size) for size in dims(w)], group)
     if not order:
         return False
     narrow = order == "OIHWBo" and group == 1
@@ -27,23 +27,24 @@ def block_conv(at: Layouts, node: ir.Node) -> bool:
         return False
     source = at.plain(x) if narrow else at.blocked(x)
     kernel = at.weight(Recipe(w, order), [int(size) for size in dims(w)])
-    bias = [value for value in rest if value is not None]
-    made = at.op.internal(
-        "Conv", [source, kernel, *bias], dims(node.outputs[0]), group=group, **attributes_of(node, *WINDOW)
-    )
+    bias = [at.vector(value) for value in rest if value is not None]
+    shape, group = at.shape(dims(node.outputs[0])), at.filled(group) if group > 1 and order == "OIHWBo" else group
+    made = at.op.internal("Conv", [source, kernel, *bias], shape, group=group, **attributes_of(node, *WINDOW))
     at.replace(node.outputs[0], made)
     return True
 
 
-def weight_order(block: int, shape: Sequence[int], group: int) -> str:
+def weight_order(at: Layouts, shape: Sequence[int], group: int) -> str:
     """How the engine's kernels want a kernel [O, I/group, h, w] to be blocked; empty where they cannot take it."""
-    outputs, inputs = shape[0], shape[1]
-    if outputs % block:
+    outputs, inputs, block = shape[0], shape[1], at.block
+    if not at.fills(outputs):
         return ""
     if group == 1:
-        return "OIHWBiBo" if inputs % block == 0 else "OIHWBo" if inputs < block else ""
+        return "OIHWBiBo" if at.fills(inputs) else "OIHWBo" if inputs < block else ""
     if inputs == 1 and outputs == group:
         return "OIHWBo"
+    if outputs % block:
+        return ""
     return "OIHWBiBo" if inputs % block == 0 and outputs // group % block == 0 else ""
 
 
@@ -85,7 +86,7 @@ def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list
     group = node.attributes.get_int("group", 1)
     # A kernel [O, C/group, h, w] of the forward becomes [C, O/group, h, w].
     swapped = [sizes[1] * group, sizes[0] // group, *sizes[2:]]
-    order = weight_order(at.block, swapped, group)
+    order = weight_order(at, swapped, group)
     dilated = any(step != 1 for step in node.attributes.get_ints("dilations", (1, 1)))
     if dilated or not order or (order == "OIHWBo" and group == 1):
         return None
@@ -101,6 +102,8 @@ def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list
         return None
     source = at.blocked(g)
     groups = 0 if order == "OIHWBo" else group
+    if order == "OIHWBo":
+        group = at.filled(group)
     found: list[list[ir.Value | None]] = []
     for rows, row_pads in axes[0]:
         line: list[ir.Value | None] = []
@@ -111,7 +114,7 @@ def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list
             shape = [*swapped[:2], len(rows), len(columns)]
             kernel = at.weight(Recipe(w, order, (tuple(rows), tuple(columns)), groups), shape)
             pads = [row_pads[0], column_pads[0], row_pads[1], column_pads[1]]
-            size = [dims(g)[0], swapped[0], outs[0] // 2, outs[1] // 2]
+            size = at.shape([dims(g)[0], swapped[0], outs[0] // 2, outs[1] // 2])
             line.append(at.op.internal("Conv", [source, kernel], size, group=group, kernel_shape=shape[2:], pads=pads))
         found.append(line)
     return found
@@ -130,7 +133,7 @@ def _phase(kernel: int, begin: int, phase: int, size: int, out: int) -> tuple[li
 
 def interleave(at: Layouts, phases: list[list[ir.Value | None]], like: ir.Value) -> ir.Value:
     """The map whose even and odd rows and columns are the `phases`, all blocked."""
-    _, channels, height, width = dims(like)
+    _, channels, height, width = at.shape(dims(like))
     w, block = int(width) // 2, at.block
     rows = [_row(at, line, [-1, w, block], [-1, 2 * w * block]) for line in phases]
     if rows[1] is None:
@@ -141,7 +144,7 @@ def interleave(at: Layouts, phases: list[list[ir.Value | None]], like: ir.Value)
     else:
         both = at.op.Concat(rows[0], rows[1], axis=1)
     made = at.op.Reshape(both, [-1, int(channels), int(height), int(width)])
-    made.shape = like.shape
+    made.shape = ir.Shape(at.shape(dims(like)))
     return made
 
 
@@ -165,5 +168,5 @@ def block_pool(at: Layouts, node: ir.Node) -> bool:
     if not at.has(x) or not at.fits(node.outputs[0]) or len(node.outputs) != 1:
         return False
     kept = attributes_of(node, *WINDOW, "ceil_mode", "count_include_pad")
-    at.replace(node.outputs[0], at.op.internal(node.op_type, [at.blocked(x)], dims(node.outputs[0]), **kept))
+    at.replace(node.outputs[0], at.op.internal(node.op_type, [at.blocked(x)], at.shape(dims(node.outputs[0])), **kept))
     return True

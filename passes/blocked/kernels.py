@@ -21,18 +21,24 @@ def block_kernel(at: Layouts, node: ir.Node) -> bool:
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
-    inputs = [at.blocked(value) if is_map(value) else value for value in node.inputs]
+    inputs = [at.blocked(v) if is_map(v) else at.vector(v) if v is not None else None for v in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
     made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
     for old, new in zip(node.outputs, made.outputs, strict=True):
-        new.type, new.shape, new.name = old.type, old.shape, "" if old.name == "" else None
+        new.type, new.shape, new.name = old.type, _blocked_shape(at, old), "" if old.name == "" else None
     at.op.place(made, node.op_type.lower())
     for old, new in zip(node.outputs, made.outputs, strict=True):
         if is_map(old):
             at.replace(old, new)
         elif old.name != "":
-            rename(old, new)
+            rename(old, at.cut(new, int(dims(old)[0])))
     return True
+
+
+def _blocked_shape(at: Layouts, value: ir.Value) -> ir.Shape | None:
+    if value.name == "" or not (sizes := known_dims(value)):
+        return value.shape
+    return ir.Shape(at.shape(sizes) if is_map(value) else [at.filled(int(sizes[0]))])
 
 
 def is_map(value: ir.Value | None) -> bool:
@@ -57,7 +63,7 @@ def input_gradient_by_kernel(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Valu
     window = {"kernel_shape": dims(w)[2:], "strides": [1, 1], "pads": [0, 0, 0, 0], **attributes_of(node, *WINDOW)}
     sizes = [int(size) for size in dims(node.outputs[0])[2:]]
     attributes = {"block": at.block, "sizes": sizes, **window}
-    made = ir.node("DepthwiseInputGrad", [at.blocked(g), w], attributes, domain=KERNEL_DOMAIN)
+    made = ir.node("DepthwiseInputGrad", [at.blocked(g), at.vector(w)], attributes, domain=KERNEL_DOMAIN)
     made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     at.op.place(made, "depthwiseinputgrad")
     return made.outputs[0]

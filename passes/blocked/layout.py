@@ -87,9 +87,45 @@ class Layouts:
     _plain: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def fits(self, value: ir.Value | None) -> bool:
-        """Whether `value` is [N, C, H, W] with whole blocks of channels and known sizes of a sample."""
+        """Whether `value` is [N, C, H, W] with known sizes of a sample, and channels that fill their blocks well."""
         sizes = known_dims(value)[1:]
-        return len(sizes) == 3 and all(isinstance(size, int) for size in sizes) and int(sizes[0]) % self.block == 0
+        return len(sizes) == 3 and all(isinstance(size, int) for size in sizes) and self.fills(int(sizes[0]))
+
+    def fills(self, channels: int) -> bool:
+        """Whether blocks of so many channels hold at most a quarter of padding; the engine wants a multiple of four."""
+        return channels % self.block == 0 or (channels % 4 == 0 and 4 * channels >= 3 * self.filled(channels))
+
+    def filled(self, channels: int) -> int:
+        """Channels of whole blocks; the last ones are padding."""
+        return channels + -channels % self.block
+
+    def shape(self, shape: Sequence[int | str]) -> list[int | str]:
+        """The shape [N, C, H, W] with whole blocks."""
+        return [shape[0], self.filled(int(shape[1])), *shape[2:]]
+
+    def padded(self, value: ir.Value) -> bool:
+        """Whether the blocked form of `value` has channels that `value` lacks."""
+        return int(dims(value)[1]) % self.block != 0
+
+    def vector(self, value: ir.Value, axis: int = 0) -> ir.Value:
+        """`value` with zeros for the channels that only the blocked form has."""
+        channels, rank = int(dims(value)[axis]), len(dims(value))
+        if not (missing := -channels % self.block):
+            return value
+        ends = [missing if each == axis else 0 for each in range(rank)]
+        made = self.op.Pad(value, [*[0] * rank, *ends])
+        made.shape = ir.Shape(
+            [self.filled(channels) if each == axis else size for each, size in enumerate(dims(value))]
+        )
+        return made
+
+    def cut(self, value: ir.Value, channels: int, axis: int = 0) -> ir.Value:
+        """`value` without the channels that only the blocked form has."""
+        if not -channels % self.block:
+            return value
+        made = self.op.Slice(value, [0], [channels], [axis])
+        made.shape = ir.Shape([channels if each == axis else size for each, size in enumerate(dims(value))])
+        return made
 
     def has(self, value: ir.Value | None) -> bool:
         """Whether the blocked form of `value` is there already."""
@@ -103,29 +139,37 @@ class Layouts:
         """The blocked form of `value`, reordered if need be."""
         assert value is not None
         if value not in self.of:
-            self.of[value] = self.op.internal("ReorderInput", [value], dims(value))
+            self.of[value] = (
+                value if self._is_either(value) else self.op.internal("ReorderInput", [value], self.shape(dims(value)))
+            )
         return self.of[value]
 
     def plain(self, value: ir.Value) -> ir.Value:
         """The plain form of `value`, reordered if need be."""
         if value not in self.only:
             return value
+        if self._is_either(value):
+            return self.of[value]
         if value not in self._plain:
-            self._plain[value] = self._reordered_output(self.of[value])
+            self._plain[value] = self._reordered_output(self.of[value], dims(value))
         return self._plain[value]
 
-    def _reordered_output(self, blocked: ir.Value) -> ir.Value:
+    def _is_either(self, value: ir.Value) -> bool:
+        """Whether maps of one pixel in whole blocks have the same bytes in either layout."""
+        return dims(value)[2:] == [1, 1] and not self.padded(value)
+
+    def _reordered_output(self, blocked: ir.Value, shape: Sequence[int | str]) -> ir.Value:
         """The engine reorders float32 only, so other types are cast before and after."""
-        op, dtype, channels = self.op, blocked.dtype, int(dims(blocked)[1])
+        op, dtype, channels = self.op, blocked.dtype, int(shape[1])
         assert dtype is not None
         if dtype == ir.DataType.FLOAT:
-            return op.internal("ReorderOutput", [blocked], dims(blocked), channels=channels)
+            return op.internal("ReorderOutput", [blocked], shape, channels=channels)
         single = op.Cast(blocked, to=int(ir.DataType.FLOAT))
-        return op.Cast(op.internal("ReorderOutput", [single], dims(blocked), channels=channels), to=int(dtype))
+        return op.Cast(op.internal("ReorderOutput", [single], shape, channels=channels), to=int(dtype))
 
     def replace(self, value: ir.Value, blocked: ir.Value) -> None:
         """Let `blocked` be the only form of `value` from here on."""
-        blocked.shape, blocked.type = value.shape, value.type
+        blocked.shape, blocked.type = ir.Shape(self.shape(dims(value))), value.type
         blocked.metadata_props.update(value.metadata_props)
         blocked.meta.update(value.meta)
         self.of[value] = blocked
@@ -133,6 +177,8 @@ class Layouts:
 
     def weight(self, recipe: Recipe, shape: Sequence[int]) -> ir.Value:
         """The graph input that holds the weight made by `recipe`, of the plain `shape`; a small one is a constant."""
+        outputs, inputs, *kernel = shape
+        shape = [self.filled(outputs), self.filled(inputs) if recipe.order == "OIHWBiBo" else inputs, *kernel]
         name, held = _named(recipe), recipe.value.const_value
         if held is not None and not is_outside(held):
             array = reordered(held.numpy(), self.block, recipe.order, recipe.taps, recipe.groups)

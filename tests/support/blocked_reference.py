@@ -98,10 +98,28 @@ def _pool(op: Builder, node: ir.Node, block: int) -> ir.Value:
 def _reorder(op: Builder, node: ir.Node, block: int) -> ir.Value:
     (x,) = node.inputs
     assert x is not None
-    return (blocked if node.op_type == "ReorderInput" else plain)(op, x, dims(x), block)
+    if node.op_type == "ReorderInput":
+        missing = int(dims(node.outputs[0])[1]) - int(dims(x)[1])
+        return blocked(op, op.Pad(x, [0, 0, 0, 0, 0, missing, 0, 0]), dims(node.outputs[0]), block)
+    return op.Slice(plain(op, x, dims(x), block), [0], [node.attributes.get_int("channels")], [1])
+
+
+def _norm_given(op: Builder, node: ir.Node) -> tuple[ir.Value, ...]:
+    """A norm with given statistics; its channels may be those of all samples."""
+    x, scale, bias, _, mean, variance = node.inputs
+    batch, channels, *sizes = dims(x)
+    height, width = (int(size) for size in sizes)
+    groups = [] if batch == 1 else [int(channels) // _block_of(node)]
+    cells = op.Reshape(x, [-1, *groups, height * width, _block_of(node)])
+    slope, offset, mean, variance = (op.Reshape(v, [-1, 1, _block_of(node)]) for v in (scale, bias, mean, variance))
+    u = op.Add(op.Mul(op.Div(op.Sub(cells, mean), op.Sqrt(op.Add(variance, _epsilon(node)))), slope), offset)
+    rows = [1, -1] if batch == 1 else [-1, int(channels)]
+    return (op.Reshape(_activated(op, node, u), [*rows, height, width]),)
 
 
 def _norm_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    if node.attributes.get_string("statistics", "batch") == "given":
+        return _norm_given(op, node)
     x, scale, bias, residual = (*node.inputs, None)[:4]
     made = plain(op, x, dims(x), _block_of(node))
     mean = op.ReduceMean(made, [0, 2, 3], keepdims=1)
