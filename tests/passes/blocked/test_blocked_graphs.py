@@ -75,3 +75,20 @@ def test_plain_convnets_stay_in_blocks(tmp_path: Path) -> None:
     nodes = [node for model in made.graphs.values() for node in model.graph]
     assert not [node for node in nodes if node.op_type in ("Conv", "ConvTranspose") and node.domain != DOMAIN]
     assert sum(node.op_type.startswith("Reorder") for node in nodes) <= 4
+
+
+def test_zeros_fill_the_last_block_of_a_kernel() -> None:
+    weight = np.arange(12 * 20 * 9, dtype=np.float32).reshape(12, 20, 3, 3)
+    filled = np.zeros((16, 24, 3, 3), np.float32)
+    filled[:12, :20] = weight
+    np.testing.assert_array_equal(reordered(weight, 8, "OIHWBiBo"), reordered(filled, 8, "OIHWBiBo"))
+    np.testing.assert_array_equal(reordered(weight, 8, "OIHWBo"), reordered(filled[:, :20], 8, "OIHWBo"))
+
+
+def test_twelve_channels_stay_in_blocks_of_eight(tmp_path: Path) -> None:
+    folder = compiled(MODELS["mobilenet_v2"], tmp_path, batch=8, method="tent")
+    weights = load_file(folder / "weights.safetensors")
+    made = block_graphs(step_graphs(folder), 8, set(weights), names_outside(folder), kernels=True)
+    nodes = [node for model in made.graphs.values() for node in model.graph]
+    assert any(recipe.order == "OIHWBiBo" and recipe.value.shape[0] == 12 for recipe in made.recipes.values())  # type: ignore[index]
+    assert sum(node.op_type.startswith("Reorder") for node in nodes) <= 1
