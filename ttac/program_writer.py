@@ -93,8 +93,10 @@ def _forgotten(content: BundleContent) -> list[Word]:
 
 
 def _outputs(content: BundleContent, word: Word) -> set[str]:
-    """Names of the values that the graph of the word gives; none of a word that runs no graph."""
-    return {str(value.name) for value in content.graphs[word["run"]].graph.outputs} if "run" in word else set()
+    """Names of the values that the run of the word gives; none of a word that runs no graph."""
+    if "run" not in word:
+        return set()
+    return set(word.get("only", (str(value.name) for value in content.graphs[word["run"]].graph.outputs)))
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:

@@ -121,7 +121,7 @@ def statistics(
     """Return, by value name, channel mean and biased variance over all samples, float32 [C] each.
 
     The pass over `samples` takes `batch` at a time. The graph itself reduces every value to means and variances of
-    the batch. The law of total variance combines the batches in float64. `model` stays unchanged.
+    the batch. The total variance formula combines the batches in float64. `model` stays unchanged.
 
     Args:
         model: a normalised model.
@@ -147,7 +147,7 @@ def statistics(
 
 
 def combine(first: Moments, size: int, second: Moments, more: int) -> Moments:
-    """Return mean and biased variance of two sets of samples together, by the law of total variance."""
+    """Return mean and biased variance of two sets of samples together, by the total variance formula."""
     weight = more / (size + more)
     step = second[0] - first[0]
     within = first[1] * (1 - weight) + second[1] * weight

@@ -71,7 +71,7 @@ def test_each_fault_changes_the_series_as_described(sensors: ModuleType) -> None
     )
 
 
-IMAGES_ONLY = ("cotta", "deyo", "roid")
+IMAGES_ONLY = ("cotta", "deyo", "law", "roid")
 
 
 @pytest.mark.parametrize("method", IMAGES_ONLY)

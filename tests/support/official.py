@@ -36,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lr": 0.05, "optimizer": "sgd", "nesterov": True, "symmetric": True, "confidence": 0.1, "restored": 0.001,
         "black": "-3", "white": "3", "guard": "off",
     },
+    "law": {"lr": 0.01, "exponent": 1.0, "agreement": 0.06, "black": "-3", "white": "3", "seed": 2, "guard": "off"},
+    "law-exponent": {
+        "lr": 0.02, "exponent": 0.6, "agreement": 0.06, "black": "-3", "white": "3", "seed": 5, "guard": "off",
+    },
     "roid": {"lr": 0.0005, "optimizer": "sgd", "black": "-3", "white": "3", "seed": 2, "guard": "off"},
     "zerosiam": {"lr": 0.005, "predictor_lr": 0.02},
     "sight": {
@@ -46,14 +50,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Settings of each run in ttac."""
 METHODS = {
     "neo-newest": "neo", "tent-come": "tent", "eata-come": "eata", "delta": "eata", "cotta-all": "cotta",
-    "cotta-imagenet": "cotta",
+    "cotta-imagenet": "cotta", "law-exponent": "law",
 }  # fmt: skip
 """Methods of the runs with other names."""
 
 
 def official(run: str, kind: str) -> Arrays:
     """Return `logits` [5, 8, 6] of each step, and the state after the last as `after/NAME`."""
-    files = ("official_methods", "official_grafts")
+    files = ("official_methods", "official_grafts", "official_law")
     numbers = {key: value for file in files for key, value in load_file(GOLDEN / f"{file}.safetensors").items()}
     prefix = f"{run}/{kind}/"
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}

@@ -7,8 +7,7 @@
 | `report_text`                | a report in JSON values as tables and lists                         |
 | `bundle_summary`             | the manifest and the report of a bundle, for a person               |
 | `compiling`, `inspecting`    | `ttac compile`, `ttac inspect`                                      |
-| `viewing`                    | `ttac view`                                                         |
-| `running`, `watching`        | `ttac run`, `ttac watch`                                            |
+| `viewing`, `running`         | `ttac view`, `ttac run`                                             |
 | `evaluating`, `eval_tables`  | `ttac eval`: the options, and the tables that it prints             |
 | `benching`                   | `ttac bench`                                                        |
 | `packing`, `baking`          | `ttac pack`, `ttac bake`                                            |
@@ -29,18 +28,7 @@ from typing import Any
 
 import click
 
-from ttac.cli import (
-    baking,
-    compiling,
-    demonstrating,
-    diagnosing,
-    inspecting,
-    listing,
-    packing,
-    running,
-    viewing,
-    watching,
-)
+from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, packing, running, viewing
 from ttac.cli.common_options import CONTEXT, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
@@ -105,7 +93,6 @@ for command in (
     inspecting.inspect,
     viewing.view,
     running.run,
-    watching.watch,
     LazyCommand("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
     LazyCommand("bench", "ttac.cli.benching", "Measure the time and the memory of a step."),
     packing.pack,
@@ -121,7 +108,7 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves this function."""
-    terminal = Terminal(sys.argv[1:] if arguments is None else arguments)
+    terminal = Terminal()
     try:
         outcome = commands.main(args=arguments, prog_name="ttac", standalone_mode=False, obj=terminal)
         sys.stdout.flush()

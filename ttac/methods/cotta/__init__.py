@@ -57,7 +57,7 @@ METHOD = Method(
         "confidence": "ttac.methods.cotta.teacher:confidence",
         "plain_view": "ttac.methods.cotta.teacher:plain_view",
         "no_view": "ttac.methods.cotta.teacher:no_view",
-        "augment": "ttac.methods.cotta.teacher:augment",
+        "augment": "ttac.passes.step_graphs.two_views:augment",
         "add_view": "ttac.methods.cotta.teacher:add_view",
         "answer": "ttac.methods.cotta.teacher:answer",
         "update": "ttac.methods.cotta.follow:update",

@@ -7,11 +7,9 @@ import onnx_ir as ir
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.losses import Loss, entropies, mean, surprises
 from ttac.passes.graph.builder import Builder
-from ttac.passes.step_graphs import augmentation
 from ttac.passes.step_graphs.answer import ANSWER, in_output_form, refuse_other_answers
-from ttac.passes.step_graphs.augmentation import image_sizes
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
-from ttac.passes.step_graphs.pixel_range import check_images, pixel_range
+from ttac.passes.step_graphs.pixel_range import check_images
 
 TARGET, BEFORE = "teacher.scores", "teacher.before"
 FLOAT = int(ir.DataType.FLOAT)
@@ -68,13 +66,6 @@ def no_view(context: Context) -> MethodGraph:
     """Zeros, from which the mean over views starts."""
     op = new_graph("no_view", context.opset)
     return finished(op, {TARGET: op.Mul(read(op, context.logits, context.head.shape), 0.0)})
-
-
-def augment(context: Context) -> MethodGraph:
-    """A distorted view of the batch."""
-    assert context.x is not None
-    black, white = pixel_range(context.settings, image_sizes(context.x)[1])
-    return augmentation.augment(context, black, white, int(context.settings["seed"]))
 
 
 def add_view(context: Context) -> MethodGraph:

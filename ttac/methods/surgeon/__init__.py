@@ -36,12 +36,12 @@ SPARSITY = (
 )
 
 CONSISTENT: Mapping[str, Any] = {
-    "loss": "ttac.methods.surgeon.consistency:consistent_entropy",
+    "loss": "ttac.passes.step_graphs.two_views:consistent_entropy",
     "check": "ttac.methods.surgeon.consistency:check",
     "graphs": {
         "probe": "ttac.methods.surgeon.consistency:probe",
         "importance": "ttac.methods.surgeon.importance:importance",
-        "augment": "ttac.methods.surgeon.consistency:augment",
+        "augment": "ttac.passes.step_graphs.two_views:augment",
         "plain_view": "ttac.methods.surgeon.consistency:plain_view",
         "keep_gradients": "ttac.methods.surgeon.consistency:keep_gradients",
         "weigh_certain": "ttac.methods.surgeon.weigh_certain:weigh_certain",
