@@ -3,6 +3,7 @@
 #include "depthwise_table.h"
 #include "norm_table.h"
 #include "pool_table.h"
+#include "sparse_table.h"
 
 namespace ttac {
 
@@ -11,6 +12,7 @@ struct Instructions {
   NormTable norm;
   PoolTable pool;
   DepthwiseTable depthwise;
+  SparseTable sparse;
 };
 
 // The build compiles tables.cpp once for each of these.

@@ -28,7 +28,7 @@ struct ApiBase {
 };
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat32 = 1, kUint8 = 2, kBool = 9 };
+enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kBool = 9 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // The numbers of the slots, and the type of the function in each.

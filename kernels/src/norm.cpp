@@ -48,6 +48,7 @@ NormPiece NormTensors::piece(int64_t block, const Stretch& stretch) const {
   piece.dy = dy.floats(stretch.offset);
   piece.out = out.floats(stretch.offset);
   piece.mask = mask.bytes(stretch.offset);
+  if (bits) piece.bits = bits.bytes(stretch.offset / layout.run * ((layout.run + 7) / 8) + stretch.offset % layout.run / 8);
   piece.du = du.floats(stretch.offset);
   piece.length = stretch.length;
   return piece;

@@ -20,7 +20,9 @@ class NormForward : public Kernel {
     at.require_like_x(at.residual, "input residual: not of the shape of x");
     at.out = call.output(0, at.x.shape);
     at.mask = call.output(3, at.x.shape);
-    require(!at.mask || settings_.act == kRelu || settings_.act == kClip, "output mask: only relu and clip have one");
+    at.bits = call.output(4, {at.layout.samples, at.layout.blocks * ((at.layout.run + 7) / 8)});
+    require(!at.mask || !at.bits, "outputs mask and bits: both are asked for");
+    require(!(at.mask || at.bits) || settings_.act == kRelu || settings_.act == kClip, "output mask or bits: only relu and clip have one");
     if (settings_.given) {
       run_given(call, at);
     } else {
@@ -57,9 +59,9 @@ class NormForward : public Kernel {
 
 }  // namespace
 
-// x, scale, bias, residual, mean, variance -> y, mean, variance, mask
+// x, scale, bias, residual, mean, variance -> y, mean, variance, mask, bits
 const Operator kNormForward("NormForward",
                             {kTensor, kTensor, kTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor},
-                            {kTensor, kMaybeTensor, kMaybeTensor, kMaybeMask}, make_kernel<NormForward>);
+                            {kTensor, kMaybeTensor, kMaybeTensor, kMaybeMask, kMaybeBytes}, make_kernel<NormForward>);
 
 }  // namespace ttac

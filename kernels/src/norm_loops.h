@@ -59,7 +59,7 @@ void moments(const float* x, int64_t length, int block, Moments& into) {
   }
 }
 
-template <class Act, bool residual, bool masked>
+template <class Act, bool residual, MaskKind kind>
 void forward(const NormPiece& p) {
   const Vec mean = load(p.mean.value), slope = load(p.slope.value), offset = load(p.offset.value);
   const Vec low = all(p.low), high = all(p.high);
@@ -67,7 +67,8 @@ void forward(const NormPiece& p) {
     Vec u = (at.read(p.x + i) - mean) * slope + offset;
     if (residual) u += at.read(p.residual + i);
     at.write(p.out + i, Act::value(u, low, high));
-    if constexpr (masked) at.write(p.mask + i, Act::mask(u, low, high) & all(1));
+    if constexpr (kind == kMaskBytes) at.write(p.mask + i, Act::mask(u, low, high) & all(1));
+    if constexpr (kind == kMaskBits) at.write_bits(p.bits, i, Act::mask(u, low, high));
   });
 }
 
@@ -149,8 +150,8 @@ constexpr void put_rule(NormTable& table, int rule) {
 
 template <class Act>
 constexpr void put_forward(NormTable& table) {
-  table.forward[Act::kind][0][0] = forward<Act, false, false>;
-  table.forward[Act::kind][1][0] = forward<Act, true, false>;
+  table.forward[Act::kind][0][kNoMask] = forward<Act, false, kNoMask>;
+  table.forward[Act::kind][1][kNoMask] = forward<Act, true, kNoMask>;
 }
 
 template <class Act>
@@ -163,8 +164,10 @@ constexpr void put_activation(NormTable& table) {
 template <class Act>
 constexpr void put_masked(NormTable& table) {
   put_activation<Act>(table);
-  table.forward[Act::kind][0][1] = forward<Act, false, true>;
-  table.forward[Act::kind][1][1] = forward<Act, true, true>;
+  table.forward[Act::kind][0][kMaskBytes] = forward<Act, false, kMaskBytes>;
+  table.forward[Act::kind][1][kMaskBytes] = forward<Act, true, kMaskBytes>;
+  table.forward[Act::kind][0][kMaskBits] = forward<Act, false, kMaskBits>;
+  table.forward[Act::kind][1][kMaskBits] = forward<Act, true, kMaskBits>;
 }
 
 constexpr NormTable norm_table() {

@@ -25,8 +25,9 @@ struct ForwardSteps {
   }
 
   void apply(int64_t block, const Stretch& stretch) const {
-    const bool residual(at.residual), mask(at.mask);
-    instructions().norm.forward[at.settings.act][residual][mask](at.piece(block, stretch));
+    const bool residual(at.residual);
+    const MaskKind kind = at.bits ? kMaskBits : at.mask ? kMaskBytes : kNoMask;
+    instructions().norm.forward[at.settings.act][residual][kind](at.piece(block, stretch));
   }
 };
 

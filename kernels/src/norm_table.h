@@ -41,7 +41,7 @@ struct Lanes {
 struct NormPiece {
   const float *x, *residual, *dy;
   float *out, *du;
-  uint8_t* mask;
+  uint8_t *mask, *bits;  // one byte or one bit an element; at most one of them
   int64_t length;
   int block;
   float low, high;
@@ -49,13 +49,16 @@ struct NormPiece {
   Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear
 };
 
+// How the forward pass keeps the mask.
+enum MaskKind : int { kNoMask, kMaskBytes, kMaskBits, kMaskKinds };
+
 struct NormTable {
   // Moments of the piece, joined with those in `into`.
   void (*moments)(const float* x, int64_t length, int block, Moments& into);
   void (*join)(const Moments& part, Moments& into);
-  // out = activation(u), and mask = its derivative is not zero; the indices say whether there are a residual and a
-  // mask.  Only Relu and Clip have masks.
-  void (*forward[kActivations][2][2])(const NormPiece&);
+  // out = activation(u), and mask = its derivative is not zero; the indices say whether there is a residual, and
+  // how the mask is kept.  Only Relu and Clip have masks.
+  void (*forward[kActivations][2][kMaskKinds])(const NormPiece&);
   // du is stored where the piece has a place for it, and its sums are added to `into`.
   void (*sums[kRules])(const NormPiece&, Sums& into);
   // out = dx; the last index says whether the statistics are constants, so that dx = slope * du.

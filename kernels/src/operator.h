@@ -21,6 +21,7 @@ struct Port {
 
 constexpr Port kTensor{kFloat32, kRequired}, kMaybeTensor{kFloat32, kOptional};
 constexpr Port kMaybeMask{kBool, kOptional}, kBytes{kUint8, kRequired}, kMaybeBytes{kUint8, kOptional};
+constexpr Port kSignedBytes{kInt8, kRequired}, kIntegers{kInt64, kRequired};
 
 // The name, the ports and the maker of an operator.
 struct Operator : CustomOp {
@@ -37,6 +38,6 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
 }
 
 extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
-    kDepthwiseForward, kDepthwiseBackward;
+    kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward;
 
 }  // namespace ttac

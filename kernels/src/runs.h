@@ -13,9 +13,34 @@ INLINE Vec all(float value) { return Memory<kLanes>::all(value); }
 INLINE Mask all(int32_t value) { return Memory<kLanes>::all(value); }
 INLINE Vec load(const float* from) { return Memory<kLanes>::read(from); }
 
+constexpr int32_t kBitOfLane[kLanes] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                        1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+
+// Bits of an integer as a mask.
+INLINE Mask spread_bits(int32_t bits) { return (all(bits) & Numbers<kLanes>::read(kBitOfLane)) != Mask{}; }
+
+// `count` bits from bit i on, at most sixteen.
+INLINE int32_t some_bits(const uint8_t* from, int64_t i, int count) {
+  if (i % 8 == 0 && count == kLanes) {
+    uint16_t found;
+    __builtin_memcpy(&found, from + i / 8, sizeof found);
+    return found;
+  }
+  int32_t found = 0;
+  for (int64_t byte = i / 8; byte <= (i + count - 1) / 8; ++byte) found |= from[byte] << 8 * (byte - i / 8);
+  return found >> i % 8;
+}
+
 // Access to sixteen numbers, and to the fewer numbers at the end of a run.
 struct Whole : Memory<kLanes> {
   INLINE Vec keep(Vec value) { return value; }
+  // The sixteen bits from bit i on, lowest first.
+  INLINE Mask bits(const uint8_t* from, int64_t i) { return spread_bits(some_bits(from, i, kLanes)); }
+  // The sixteen bits at bit i, a multiple of eight.
+  INLINE void write_bits(uint8_t* to, int64_t i, Mask mask) {
+    const uint16_t packed = static_cast<uint16_t>(packed_bits(mask));
+    __builtin_memcpy(to + i / 8, &packed, sizeof packed);
+  }
 };
 
 struct Part {
@@ -31,6 +56,11 @@ struct Part {
     Number held[kLanes];
     Whole::write(held, value);
     __builtin_memcpy(to, held, sizeof(Number) * static_cast<size_t>(count));
+  }
+  Mask bits(const uint8_t* from, int64_t i) const { return spread_bits(some_bits(from, i, count)); }
+  void write_bits(uint8_t* to, int64_t i, Mask mask) const {
+    const int packed = packed_bits(mask) & ((1 << count) - 1);
+    for (int byte = 0; byte < (count + 7) / 8; ++byte) to[i / 8 + byte] = static_cast<uint8_t>(packed >> 8 * byte);
   }
   // Zero where the run has ended.
   Vec keep(Vec value) const {

@@ -4,10 +4,12 @@
 #include "dispatch.h"
 #include "norm_loops.h"
 #include "pool_loops.h"
+#include "sparse_loops.h"
 
 namespace ttac {
 
 // A constant expression: no code of this file may run before the choice.
-constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table(), depthwise_table()};
+constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table(), depthwise_table(),
+                                       sparse_table()};
 
 }  // namespace ttac

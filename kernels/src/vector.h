@@ -6,6 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 namespace ttac {
@@ -129,6 +133,28 @@ INLINE Value select(Mask mask, Value yes, Value no) {
 template <class Mask, class Half>
 INLINE Twice<Half> select(Twice<Mask> mask, Twice<Half> yes, Twice<Half> no) {
   return {select(mask.low, yes.low, no.low), select(mask.high, yes.high, no.high)};
+}
+
+// The sign bits of a mask as an integer, the first lane lowest.
+template <class Ints>
+INLINE int packed_bits(Ints mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Ints) == 64) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(Ints) == 32) return _mm256_movemask_ps((__m256)mask);
+#endif
+#if defined(__SSE__)
+  if constexpr (sizeof(Ints) == 16) return _mm_movemask_ps((__m128)mask);
+#endif
+  int packed = 0;
+  for (size_t lane = 0; lane < sizeof(Ints) / sizeof(int32_t); ++lane) packed |= (mask[lane] & 1) << lane;
+  return packed;
+}
+
+template <class Half>
+INLINE int packed_bits(Twice<Half> mask) {
+  return packed_bits(mask.low) | packed_bits(mask.high) << sizeof(Half) / sizeof(int32_t);
 }
 
 // Numbers in memory need no alignment; bytes become integers and back.

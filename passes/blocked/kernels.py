@@ -11,27 +11,37 @@ from ttac.passes.graph.shapes import dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 WINDOW = ("kernel_shape", "strides", "pads")
+SPARSE = ("KeepBlocks", "SparseNormBackward")
+"""Nodes that number the blocks of the plain tensor, so they know no padding."""
 
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
     maps = [value for value in node.inputs if is_map(value)]
     results = [value for value in node.outputs if is_map(value)]
-    if not any(at.has(value) for value in maps) or not all(at.can(value) for value in maps):
+    # Both nodes of a mask in bits need the same order, so they are blocked wherever they can be.
+    if not (any(at.has(value) for value in maps) or _has_bits(node)) or not all(at.can(value) for value in maps):
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
-    inputs = [at.blocked(v) if is_map(v) else at.vector(v) if v is not None else None for v in node.inputs]
+    whole = all(int(dims(value)[1]) % at.block == 0 for value in [*maps, *results])
+    if not whole and (node.op_type in SPARSE or _has_bits(node)):
+        return False
+    inputs = [at.blocked(v) if is_map(v) else v if v is None or whole else at.vector(v) for v in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
     made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
     for old, new in zip(node.outputs, made.outputs, strict=True):
-        new.type, new.shape, new.name = old.type, _blocked_shape(at, old), "" if old.name == "" else None
+        new.type, new.shape, new.name = (
+            old.type,
+            old.shape if whole else _blocked_shape(at, old),
+            "" if old.name == "" else None,
+        )
     at.op.place(made, node.op_type.lower())
     for old, new in zip(node.outputs, made.outputs, strict=True):
         if is_map(old):
             at.replace(old, new)
         elif old.name != "":
-            rename(old, at.cut(new, int(dims(old)[0])))
+            rename(old, new if whole else at.cut(new, int(dims(old)[0])))
     return True
 
 
@@ -39,6 +49,14 @@ def _blocked_shape(at: Layouts, value: ir.Value) -> ir.Shape | None:
     if value.name == "" or not (sizes := known_dims(value)):
         return value.shape
     return ir.Shape(at.shape(sizes) if is_map(value) else [at.filled(int(sizes[0]))])
+
+
+def _has_bits(node: ir.Node) -> bool:
+    """Whether the node writes or reads a mask with one bit an element."""
+    return any(
+        v is not None and v.name and v.dtype == ir.DataType.UINT8 and not is_map(v)
+        for v in (*node.inputs, *node.outputs)
+    )
 
 
 def is_map(value: ir.Value | None) -> bool:

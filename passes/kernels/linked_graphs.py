@@ -157,6 +157,7 @@ class LinkedGraphs:
             graph = model.graph
             graph.outputs[:] = [value for value in graph.outputs if value.name in read]
             common.RemoveUnusedNodesPass()(model)
+            _drop_unread_outputs(graph)
             drop_unread_inputs(graph)
             if not len(graph):
                 self._refill(graph)
@@ -176,6 +177,15 @@ class LinkedGraphs:
         passed = Builder(graph, ROOM).Identity(port)
         passed.name = name
         graph.outputs.append(passed)
+
+
+def _drop_unread_outputs(graph: ir.Graph) -> None:
+    """Make the outputs of nodes of the library that nothing reads absent; y of NormForward is never absent."""
+    for node in graph:
+        if node.domain == KERNEL_DOMAIN:
+            for value in node.outputs[1:]:
+                if not value.uses() and not value.is_graph_output():
+                    value.name = ""
 
 
 def _waits(value: ir.Value) -> bool:

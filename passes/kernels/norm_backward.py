@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.mask_bits import is_unpacked
 from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, is_again, mask_of, reduced
 from ttac.passes.kernels.smooth import smooth_gradient
 from ttac.passes.kernels.terms import VECTORS, Terms
@@ -22,12 +23,17 @@ STEEP = 1e30
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """The sums of one gradient of a norm, as values of the plain graphs, and the first node that reads du."""
+    """The sums of one gradient of a norm, as values of the plain graphs, and the first nodes that read du.
+
+    Attributes:
+        reciprocal: 1/sqrt(variance + epsilon), in a graph that has `dscale`.
+    """
 
     norm: Norm
     du: ir.Value
     dbias: ir.Value
     dscale: ir.Value
+    reciprocal: ir.Value
     readers: Sequence[ir.Node]
 
 
@@ -36,15 +42,17 @@ class Mask:
     """The product du = dy * act'(u).
 
     Attributes:
-        mask: kept by the forward; None if the kernel computes it from the norm's input.
+        mask: kept by the forward, a byte an element; None if it is kept in bits, or computed from the norm's input.
+        bits: the same, a bit an element.
         bias: of the norm, where the kernel computes the mask.
     """
 
     node: ir.Node
     dy: ir.Value
-    mask: ir.Value | None
-    bias: ir.Value | None
-    scale: ir.Value | None
+    mask: ir.Value | None = None
+    bits: ir.Value | None = None
+    bias: ir.Value | None = None
+    scale: ir.Value | None = None
     activation: Mapping[str, Any]
 
 
@@ -64,16 +72,34 @@ class Gradient:
     scale: ir.Value | None
     known: Sequence[ir.Node]
 
+    def wants_du(self, graphs: LinkedGraphs) -> bool:
+        """Whether a node that stays reads the product du."""
+        others = [reader for reader in graphs.readers(self.sums.du) if reader not in self.known]
+        return self.mask is not None and (bool(others) or self.sums.du.is_graph_output())
+
+
+Dot = Callable[[ir.Value | None, Norm, ir.Value], Sequence[ir.Node] | None]
+"""Returns the nodes that read du, where a value is the sum of du*x of a norm."""
+
 
 def fuse_backward(graphs: LinkedGraphs, norms: Sequence[Norm]) -> None:
     """Replace the gradient of every norm that has the expected shape.
 
     All gradients are found before the first one is replaced, because two norms may share du and dbias.
     """
-    by_mean: dict[object, Norm] = {norm.mean: norm for norm in norms}
-    sums = [found for node in graphs.nodes("Sub") if (found := _sums(graphs, node, by_mean)) is not None]
+
+    def dense_dot(total: ir.Value | None, norm: Norm, du: ir.Value) -> Sequence[ir.Node] | None:
+        product = graphs.made_by(_summed(graphs, total), "Mul")
+        pairs = [(graphs.source(a), graphs.source(b)) for a, b in _both(product)] if product is not None else []
+        return [product] if product is not None and (du, graphs.source(norm.x)) in pairs else None
+
+    sums = [found for node in graphs.nodes("Sub") if (found := sums_of(graphs, node, norms, dense_dot)) is not None]
     gradients = [_gradient(graphs, found) for found in sums]
-    made = [pair for gradient in gradients for pair in _insert(graphs, gradient)]
+    replace_all(graphs, [pair for gradient in gradients for pair in _insert(graphs, gradient)])
+
+
+def replace_all(graphs: LinkedGraphs, made: Sequence[tuple[ir.Value, ir.Value]]) -> None:
+    """Let the readers of each first value read the second; the first of two replacements counts."""
     replaced: set[ir.Value] = set()
     for old, new in made:
         if old not in replaced:
@@ -81,8 +107,9 @@ def fuse_backward(graphs: LinkedGraphs, norms: Sequence[Norm]) -> None:
             replaced.add(old)
 
 
-def _sums(graphs: LinkedGraphs, node: ir.Node, by_mean: Mapping[object, Norm]) -> Sums | None:
+def sums_of(graphs: LinkedGraphs, node: ir.Node, norms: Sequence[Norm], dot: Dot) -> Sums | None:
     """dscale = (dot - mean*dbias)*r, with the difference `node`, dot = sum du*x and dbias = sum du."""
+    by_mean: dict[object, Norm] = {norm.mean: norm for norm in norms}
     product = graphs.made_by(node.inputs[1], "Mul")
     if product is None:
         return None
@@ -93,16 +120,14 @@ def _sums(graphs: LinkedGraphs, node: ir.Node, by_mean: Mapping[object, Norm]) -
     du = _summed(graphs, dbias)
     if norm is None or dbias is None or du is None:
         return None
-    dot = graphs.made_by(_summed(graphs, node.inputs[0]), "Mul")
-    pairs = [(graphs.source(a), graphs.source(b)) for a, b in _both(dot)] if dot is not None else []
-    if (du, graphs.source(norm.x)) not in pairs:
-        return None
-    expected = Expected(graphs, norm)
+    readers, expected = dot(node.inputs[0], norm, du), Expected(graphs, norm)
     scaled = [reader for reader in graphs.readers(node.outputs[0]) if reader.op_type == "Mul"]
-    dscale = next((r.outputs[0] for r in scaled if any(expected.is_r(v) for v in r.inputs)), None)
-    if dscale is None or dot is None:
+    found = next(((r.outputs[0], v) for r in scaled for v in r.inputs if v is not None and expected.is_r(v)), None)
+    if found is None or readers is None:
         return None
-    return Sums(norm=norm, du=du, dbias=dbias, dscale=dscale, readers=[dot, _first_sum(graphs, dbias)])
+    dscale, reciprocal = found
+    known = [*readers, _first_sum(graphs, dbias)]
+    return Sums(norm=norm, du=du, dbias=dbias, dscale=dscale, reciprocal=reciprocal, readers=known)
 
 
 def _both(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
@@ -140,11 +165,17 @@ class Expected:
         """Whether `value` is 1/sqrt(variance + epsilon)."""
         return self._terms.of(self._graphs, value, self._atoms) == self._r
 
+    def scale_of(self, affine: ir.Node) -> ir.Value | None:
+        """The norm's scale, where `affine` is the part du*scale*r of dx."""
+        if affine.op_type != "BatchNormalization" or not _is_affine(affine):
+            return None
+        slope = self._graphs.made_by(affine.inputs[1], "Mul")
+        return next((b for a, b in _both(slope) if self.is_r(a)), None) if slope is not None else None
+
     def input_gradient(self, sums: Sums, affine: ir.Node) -> tuple[ir.Value, ir.Value] | None:
         """dx and scale, where `affine` is the part du*scale*r of dx; None if the other part is not as expected."""
-        slope = self._graphs.made_by(affine.inputs[1], "Mul")
-        scale = next((b for a, b in _both(slope) if self.is_r(a)), None) if slope is not None else None
-        if scale is None or not _is_affine(affine):
+        scale = self.scale_of(affine)
+        if scale is None:
             return None
         for node in self._graphs.readers(affine.outputs[0]):
             other = (
@@ -161,8 +192,18 @@ class Expected:
         """Whether `rest` is the part of dx through the statistics: x*factor + offset."""
         if not _is_affine(rest) or self._graphs.source(rest.inputs[0]) is not self._graphs.source(self._norm.x):
             return False
-        t = self._terms.term
-        atoms = {**self._atoms, sums.dbias: t("dbias"), sums.dscale: t("dscale")}
+        return self.numbers(sums, rest.inputs[1:3]) == self.rest(sums, scale)
+
+    def numbers(self, sums: Sums, values: Sequence[ir.Value | None]) -> list[int]:
+        """The numbers of `values`, to compare with those of `rest`."""
+        return [self._terms.of(self._graphs, value, self._known(sums)) for value in values]
+
+    def _known(self, sums: Sums) -> dict[ir.Value, int]:
+        return {**self._atoms, sums.dbias: self._terms.term("dbias"), sums.dscale: self._terms.term("dscale")}
+
+    def rest(self, sums: Sums, scale: ir.Value) -> list[int]:
+        """The numbers of factor and offset in the part x*factor + offset of dx."""
+        t, atoms = self._terms.term, self._known(sums)
         spatial = float(np.prod([float(size) for size in dims(self._norm.x)[2:]]))
         count = t("batch", dims(self._norm.x)[0])
         count = t("Mul", count, self._terms.scalar(spatial))
@@ -172,8 +213,7 @@ class Expected:
         factor = t("Div", t("Mul", dvar, two), count)
         shift = t("Div", t("Neg", t("Mul", slope, t("dbias"))), count)
         offset = t("Add", t("Neg", t("Mul", factor, t("mean"))), shift)
-        found = [self._terms.of(self._graphs, value, atoms) for value in rest.inputs[1:3]]
-        return found == [factor, offset]
+        return [factor, offset]
 
 
 def _is_affine(node: ir.Node) -> bool:
@@ -191,7 +231,7 @@ def _gradient(graphs: LinkedGraphs, sums: Sums) -> Gradient:
             found = part
             known.append(reader)
     dx, scale = found or (None, None)
-    return Gradient(sums=sums, mask=_mask(graphs, sums), dx=dx, scale=scale, known=known)
+    return Gradient(sums=sums, mask=mask_product(graphs, sums), dx=dx, scale=scale, known=known)
 
 
 def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir.Value]]:
@@ -199,16 +239,21 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
     place = mask.node if mask is not None else min(sums.readers, key=lambda node: graphs.place(node.outputs[0]))
     assert place.graph is not None
+    if mask is not None and mask.bits is not None:
+        return []
     computed = mask is not None and mask.mask is None
-    scale = _local(graphs, place.graph, mask.scale if mask is not None else None, gradient.scale, norm.scale)
-    bias = _local(graphs, place.graph, mask.bias) if mask is not None and computed else None
+    scale = local(graphs, place.graph, mask.scale if mask is not None else None, gradient.scale, norm.scale)
+    bias = local(graphs, place.graph, mask.bias) if mask is not None and computed else None
     if scale is None or (computed and bias is None):
         return []
-    others = [reader for reader in graphs.readers(sums.du) if reader not in gradient.known]
-    wants_du = mask is not None and (bool(others) or sums.du.is_graph_output())
     shape = dims(norm.x)
     whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
-    types = [whole if gradient.dx is not None else None, vector, vector, *([whole] if wants_du else [])]
+    types = [
+        whole if gradient.dx is not None else None,
+        vector,
+        vector,
+        *([whole] if gradient.wants_du(graphs) else []),
+    ]
     dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
     inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept]
     attributes = mask.activation if mask is not None else {"act": "none"}
@@ -217,7 +262,7 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
 
 
-def _local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -> ir.Value | None:
+def local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -> ir.Value | None:
     """The first candidate that `graph` has or can read as an input."""
     for value in candidates:
         if value is not None and (value.graph is graph or graphs.source(value).is_graph_input()):  # type: ignore[union-attr]
@@ -225,7 +270,7 @@ def _local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) 
     return None
 
 
-def _mask(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
+def mask_product(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
     """The product that makes du, where its factor is the derivative of an activation of this norm alone."""
     node = graphs.made_by(sums.du, "Mul")
     for dy, factor in _both(node) if node is not None else []:
@@ -234,18 +279,20 @@ def _mask(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
         cast = graphs.made_by(factor, "Cast")
         if cast is not None and sums.norm.mask is not None and graphs.source(cast.inputs[0]) is sums.norm.mask:
             kept = sums.norm.mask
-            return Mask(node=node, dy=dy, mask=kept, bias=None, scale=None, activation=sums.norm.activation)
+            return Mask(node=node, dy=dy, mask=kept, activation=sums.norm.activation)
+        if sums.norm.bits is not None and is_unpacked(graphs, factor, sums.norm.bits):
+            return Mask(node=node, dy=dy, bits=sums.norm.bits, activation=sums.norm.activation)
         found = _computed_mask(graphs, sums.norm, factor)
         if found is not None:
             norm, attributes = found
             scale, bias = norm.inputs[1:3]
-            return Mask(node=node, dy=dy, mask=None, bias=bias, scale=scale, activation=attributes)
+            return Mask(node=node, dy=dy, bias=bias, scale=scale, activation=attributes)
     smooth = smooth_gradient(graphs, sums.du, lambda found: is_again(graphs, found, sums.norm))
     if smooth is None:
         return None
     last, dy, norm, act = smooth
     scale, bias = norm.inputs[1:3]
-    return Mask(node=last, dy=dy, mask=None, bias=bias, scale=scale, activation={"act": act})
+    return Mask(node=last, dy=dy, bias=bias, scale=scale, activation={"act": act})
 
 
 def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) -> tuple[ir.Node, dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from ttac.passes.graph.match import array_of, made_by, only_reader
 from ttac.passes.graph.shapes import dims
-from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.linked_graphs import LinkedGraphs, Type
+from ttac.passes.kernels.mask_bits import packed_of
 from ttac.passes.kernels.smooth import smooth_activation
 
 MAPS, SAMPLES = [2, 3], [0]
@@ -24,6 +25,7 @@ class Norm:
 
     Attributes:
         mask: whether the derivative of the activation is 1 or 0, as bool; None if no other node reads the mask.
+        bits: the same with one bit an element, if the graph packs the mask; then `mask` is None.
     """
 
     x: ir.Value
@@ -32,6 +34,7 @@ class Norm:
     mean: ir.Value
     variance: ir.Value
     mask: ir.Value | None
+    bits: ir.Value | None
     activation: dict[str, Any]
     epsilon: float
 
@@ -45,8 +48,10 @@ class Activation:
     attributes: dict[str, Any]
 
 
-def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
+def fuse_forward(graphs: LinkedGraphs, plain_bits: Collection[str] = ()) -> list[Norm]:
     """Replace every norm that has the statistics of its batch; return the norms.
+
+    `plain_bits` are names of packed masks that standard nodes read.
 
     A norm whose scale or bias follows from its own statistics stays: one node gives the statistics with the result.  A
     gradient may compute a norm again.  There the statistics are read from the first node, and the norm stays.
@@ -56,7 +61,7 @@ def fuse_forward(graphs: LinkedGraphs) -> list[Norm]:
     for node in [node for node in found if not _reads_statistics(node)]:
         key = graphs.key(node.inputs[0]), node.attributes.get_float("epsilon", 1e-5)
         if key not in norms:
-            norms[key] = _fuse(graphs, node)
+            norms[key] = _fuse(graphs, node, plain_bits)
         elif node.graph is not norms[key].mean.graph:
             for old, new in zip(node.inputs[3:5], (norms[key].mean, norms[key].variance), strict=True):
                 assert old is not None
@@ -147,7 +152,7 @@ def _axes(node: ir.Node) -> list[int]:
     return [int(axis) for axis in axes.reshape(-1)] if axes is not None else []
 
 
-def _fuse(graphs: LinkedGraphs, node: ir.Node) -> Norm:
+def _fuse(graphs: LinkedGraphs, node: ir.Node, plain_bits: Collection[str]) -> Norm:
     x, scale, bias, mean, variance = node.inputs
     assert x is not None and scale is not None and bias is not None and mean is not None and variance is not None
     added = _residual_sum(node.outputs[0])
@@ -158,16 +163,33 @@ def _fuse(graphs: LinkedGraphs, node: ir.Node) -> Norm:
     mask = found.mask if found is not None else None
     shape, epsilon = dims(x), node.attributes.get_float("epsilon", 1e-5)
     whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
-    types = [whole, vector, vector, *([(ir.DataType.BOOL, shape)] if mask is not None else [])]
+    packed = packed_of(graphs, mask) if mask is not None else None
+    if packed is not None and packed.name in plain_bits:
+        packed = None
+    types = [whole, vector, vector, *_mask_types(x, mask, packed)]
     end = found.node if found is not None else last
     made = graphs.insert(end, "NormForward", [x, scale, bias, residual], types, epsilon=epsilon, **attributes)
-    for old, new in zip([end.outputs[0], mean, variance, mask], made, strict=False):
-        assert old is not None
-        graphs.replace(old, new)
-    mask = made[3] if mask is not None else None
+    for old, new in zip([end.outputs[0], mean, variance, mask if packed is None else None, packed], made, strict=False):
+        if old is not None:
+            graphs.replace(old, new)
     return Norm(
-        x=x, scale=scale, bias=bias, mean=made[1], variance=made[2], mask=mask, activation=attributes, epsilon=epsilon
+        x=x,
+        scale=scale,
+        bias=bias,
+        mean=made[1],
+        variance=made[2],
+        mask=made[3] if mask is not None and packed is None else None,
+        bits=made[4] if packed is not None else None,
+        activation=attributes,
+        epsilon=epsilon,
     )
+
+
+def _mask_types(x: ir.Value, mask: ir.Value | None, packed: ir.Value | None) -> list[Type | None]:
+    """Types of the outputs `mask` and `bits` of the node; the number of bytes depends on the block."""
+    if packed is not None:
+        return [None, (ir.DataType.UINT8, [dims(x)[0], f"{packed.name}.bytes"])]
+    return [(ir.DataType.BOOL, dims(x))] if mask is not None else []
 
 
 def _residual_sum(y: ir.Value) -> ir.Node | None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.windows import Window, spatial, window_of
+from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.terms import Terms
 
@@ -66,7 +65,7 @@ def _taps(graphs: LinkedGraphs, x: ir.Value, y: ir.Value, window: Window) -> ir.
     """The value that is the expansion of `MaxPoolTaps(x, y)` in the pool's graph."""
     terms = Terms()
     atoms = {graphs.source(v): terms.term(name) for name, v in (("x", x), ("y", y))}
-    wanted = _expanded(terms, "MaxPoolTaps", {"x": x, "y": y}, window)
+    wanted = _expected(terms, "MaxPoolTaps", {"x": x, "y": y}, window)
     assert y.graph is not None
     casts = [n for n in y.graph if n.op_type == "Cast" and n.outputs[0].dtype == ir.DataType.UINT8]
     return next((n.outputs[0] for n in casts if terms.of(graphs, n.outputs[0], atoms) == wanted), None)  # type: ignore[arg-type]
@@ -83,16 +82,9 @@ def _scattered(
         return None
     terms = Terms()
     atoms = {dy: terms.term("dy"), taps: terms.term("taps")}
-    wanted = _expanded(terms, "MaxPoolScatter", {"dy": dy, "taps": taps}, window)
+    wanted = _expected(terms, "MaxPoolScatter", {"dy": dy, "taps": taps}, window)
     return (dy, ends[0]) if terms.of(graphs, ends[0], atoms) == wanted else None
 
 
-def _expanded(terms: Terms, operator: str, operands: dict[str, ir.Value], window: Window) -> int:
-    """The number of a freshly expanded composite of these operands, which are atoms."""
-    inputs = [ir.Value(name=name, type=value.type, shape=value.shape) for name, value in operands.items()]
-    graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 18, "ttac": 1}, name="expected")
-    op = Builder(graph, "expected", 18)
-    graph.outputs.append(op.node(operator, inputs, window.attributes()))
-    model = expand_all(ir.Model(graph, ir_version=8))
-    atoms = {value: terms.term(str(value.name)) for value in model.graph.inputs}
-    return terms.of(LinkedGraphs({"expected": model}), model.graph.outputs[0], atoms)
+def _expected(terms: Terms, operator: str, operands: dict[str, ir.Value], window: Window) -> int:
+    return expected(terms, operands, lambda op, *inputs: [op.node(operator, list(inputs), window.attributes())])[0]

@@ -14,6 +14,13 @@ from ttac.passes.kernels.linked_graphs import LinkedGraphs
 COMMUTATIVE = ("Add", "Mul", "And", "Max")
 VECTORS = frozenset("Add Sub Mul Div Neg Reciprocal Sqrt".split())
 """Operators in the formulas of norms, on vectors [C] and scalars."""
+BITS = frozenset("Flatten Cast Pad Reshape MatMulInteger Gather Slice".split())
+"""Operators that pack masks into bits, and unpack them."""
+BLOCKS = VECTORS | frozenset(
+    "Abs Cast ConstantOfShape DequantizeLinear Floor Gather GatherND Max Mod QuantizeLinear Range ReduceMax ReduceMean "
+    "ReduceSum Reshape ScatterND Shape Slice Squeeze Unsqueeze".split()
+)
+"""Operators of the codec `blocks` and of its readers."""
 
 
 class Terms:

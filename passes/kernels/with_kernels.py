@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from ttac.passes.kernels.kept_blocks import fuse_saves
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.mask_bits import read_elsewhere
 from ttac.passes.kernels.norm_backward import fuse_backward
 from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
+from ttac.passes.kernels.sparse_backward import fuse_sparse_backward
 
 
 def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Mapping[str, ir.Model]:
@@ -18,10 +21,17 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
     Args:
         outside: names of outputs that anybody but a later one of `models` reads.
     """
-    graphs = LinkedGraphs({name: model.clone() for name, model in models.items()})
-    norms = fuse_forward(graphs)
-    fuse_backward(graphs, norms)
-    fuse_again(graphs, norms)
-    fuse_pools(graphs)
-    graphs.tidy(outside)
-    return graphs.models
+    plain_bits: set[str] = set()
+    while True:
+        graphs = LinkedGraphs({name: model.clone() for name, model in models.items()})
+        norms = fuse_forward(graphs, plain_bits)
+        saved = fuse_saves(graphs)
+        fuse_backward(graphs, norms)
+        fuse_again(graphs, norms)
+        fuse_sparse_backward(graphs, norms, saved)
+        fuse_pools(graphs)
+        graphs.tidy(outside)
+        found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
+        if not found:
+            return graphs.models
+        plain_bits |= found
