@@ -14,6 +14,7 @@ from collections.abc import Callable
 from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
 from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
 from tests.support.kernel_norm_case import check_norm, norm_case
+from tests.support.kernel_sparse_case import check_sparse, sparse_case
 
 CHECKS: dict[str, Callable[[int], None]] = {
     "norm": lambda seed: check_norm(norm_case(seed)),
@@ -21,6 +22,7 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "interleave": check_interleave,
     "input-gradient": check_input_gradient,
     "depthwise": check_depthwise,
+    "sparse": lambda seed: check_sparse(sparse_case(seed)),
 }
 """Name of the operators -> the check of one seed."""
 

@@ -15,7 +15,7 @@ namespace ttac {
 struct Array {
   Array(ElementType type_, std::vector<int64_t> shape_);
   size_t elements() const;
-  size_t bytes() const { return elements() * (type == kFloat32 ? 4 : 1); }
+  size_t bytes() const { return elements() * (type == kFloat32 ? 4 : type == kInt64 ? 8 : 1); }
   float* floats() const { return reinterpret_cast<float*>(data.get()); }
   ElementType type;
   std::vector<int64_t> shape;

@@ -75,7 +75,8 @@ Arrays random_norm_forward(Node& node) {
   for (int i : {1, 2}) arrays.push_back(floats({channels + 0 * i}));
   arrays.push_back(often() ? floats(shape) : nullptr);
   for (int i : {4, 5}) arrays.push_back(floats({channels + 0 * i}));
-  node.outputs = {true, often(), often(), has_mask(node) && often()};
+  const bool masked = has_mask(node) && often(), bits = masked && often();
+  node.outputs = {true, often(), often(), masked && !bits, bits};
   return arrays;
 }
 
@@ -195,6 +196,59 @@ Arrays random_depthwise_backward(Node& node) {
   return arrays_of(shapes);
 }
 
+// A map whose channels consist of `tiles` blocks of `size` elements.
+struct Blocks {
+  int64_t block = int64_t{1} << pick(0, 4), samples = pick(1, 3), channels = block * pick(1, 3);
+  int64_t size = pick(8, 128), tiles = pick(1, 5), count = samples * channels * tiles;
+  std::vector<int64_t> shape{samples, channels, tiles, size};
+  Node node(const char* op_type) const {
+    Node made;
+    made.op_type = op_type;
+    made.integers = {{"block", block}, {"size", size}};
+    return made;
+  }
+};
+
+Arrays random_keep_blocks(Node& node) {
+  const Blocks at;
+  node = at.node("KeepBlocks");
+  node.lists["layers"] = {pick(0, 1), 1};
+  node.outputs = std::vector<bool>(4, true);
+  Arrays arrays = arrays_of({at.shape, {2}});
+  for (int i : {0, 1}) arrays[1]->floats()[i] = static_cast<float>(pick(0, 20)) / 20.0f;
+  return arrays;
+}
+
+std::unique_ptr<Array> integers(const std::vector<int64_t>& values) {
+  auto made = std::make_unique<Array>(kInt64, std::vector<int64_t>{static_cast<int64_t>(values.size())});
+  std::memcpy(made->data.get(), values.data(), made->bytes());
+  return made;
+}
+
+Arrays random_sparse_backward(Node& node) {
+  const Blocks at;
+  node = at.node("SparseNormBackward");
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < at.count; ++i) {
+    if (!often()) places.push_back(i);
+  }
+  const int64_t kept = static_cast<int64_t>(places.size());
+  Arrays arrays;
+  arrays.push_back(floats(at.shape));
+  arrays.push_back(bytes(kInt8, {kept, at.size}, 256));
+  arrays.push_back(floats({kept}));
+  arrays.push_back(integers(places));
+  arrays.push_back(floats({at.count}));
+  arrays.push_back(integers({often() ? 0 : kept}));
+  for (int i = 0; i < 3; ++i) arrays.push_back(floats({at.channels}));
+  const bool bits = often();
+  const int64_t run = at.block * at.tiles * at.size;
+  arrays.push_back(!bits && often() ? bytes(kBool, at.shape, 2) : nullptr);
+  arrays.push_back(bits ? bytes(kUint8, {at.samples, at.channels / at.block * ((run + 7) / 8)}, 256) : nullptr);
+  node.outputs = {often(), often(), often(), often()};
+  return arrays;
+}
+
 // Whether two runs made the same bits.
 bool same(const Arrays& a, const Arrays& b) {
   for (size_t i = 0; i < a.size(); ++i) {
@@ -219,7 +273,8 @@ double size_of(const Arrays& arrays) {
 int run(int shapes) {
   Arrays (*const kMakers[])(Node&) = {random_norm_forward, random_norm_backward, random_pool_forward,
                                       random_pool_backward, random_interleave,
-                                      random_input_gradient, random_depthwise_forward, random_depthwise_backward};
+                                      random_input_gradient, random_depthwise_forward, random_depthwise_backward, random_keep_blocks,
+                                      random_sparse_backward};
   for (const auto maker : kMakers) {
     Node node;
     double sum = 0;

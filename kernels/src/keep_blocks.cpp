@@ -14,7 +14,7 @@ namespace {
 std::vector<int64_t> spread(int64_t count, float ratio) {
   constexpr int64_t kGolden = 40503, kPeriod = 65536;
   const float share = std::floor(static_cast<float>(count) * ratio);
-  require(share >= 0 && share <= static_cast<float>(count), "input ratio: not between 0 and 1");
+  require(share >= 0 && share <= static_cast<float>(count), "input ratios: one is not between 0 and 1");
   const int64_t kept = static_cast<int64_t>(share);
   std::vector<int64_t> places(static_cast<size_t>(kept));
   for (int64_t i = 0; i < kept; ++i) {
@@ -27,17 +27,16 @@ std::vector<int64_t> spread(int64_t count, float ratio) {
 class KeepBlocks : public Kernel {
  public:
   explicit KeepBlocks(const Attributes& attributes)
-      : block_(block_of(attributes)), size_(attributes.integer("size", 64)) {
+      : block_(block_of(attributes)), size_(attributes.integer("size", 64)), layers_(attributes.integers("layers", {0})) {
     require(size_ > 0 && size_ <= kLargestKept, "attribute size: not from 1 to 128");
   }
 
   void run(const Call& call) const override {
-    const Tensor x = call.input(0), ratio = call.input(1);
+    const Tensor x = call.input(0), ratios = call.input(1);
     const Layout layout(x.shape, block_);
     require(layout.positions % size_ == 0, "input x: its maps are no multiple of the size");
-    require(ratio.shape.empty(), "input ratio: no scalar");
     const int64_t tiles = layout.positions / size_, count = layout.samples * layout.channels * tiles;
-    const std::vector<int64_t> places = spread(count, *ratio.floats());
+    const std::vector<int64_t> places = spread(count, largest(ratios));
     const int64_t kept = static_cast<int64_t>(places.size());
     const Tensor values = call.output(0, {kept, size_}), scale = call.output(1, {kept});
     const Tensor numbers = call.output(2, {kept}), mean = call.output(3, {count});
@@ -56,6 +55,19 @@ class KeepBlocks : public Kernel {
   }
 
  private:
+  // The largest keep ratio of the layers; a scalar is the ratio of layer 0.
+  float largest(const Tensor& ratios) const {
+    require(ratios.shape.size() <= 1 && !layers_.empty(), "input ratios: no vector");
+    const int64_t count = ratios.shape.empty() ? 1 : ratios.shape[0];
+    float found = -1;
+    for (int64_t layer : layers_) {
+      require(layer >= 0 && layer < count, "attribute layers: no keep ratio");
+      const float ratio = *ratios.floats(layer);
+      found = ratio <= found ? found : ratio;
+    }
+    return found;
+  }
+
   void means(const float* from, int64_t tiles, float* means) const {
     float lanes[kMaxBlock];
     for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -66,11 +78,12 @@ class KeepBlocks : public Kernel {
 
   int block_;
   int64_t size_;
+  std::vector<int64_t> layers_;
 };
 
 }  // namespace
 
-// x, keep ratio -> values, scale, places, mean
+// x, keep ratios -> values, scale, places, mean
 const Operator kKeepBlocks("KeepBlocks", {kTensor, kTensor}, {kSignedBytes, kTensor, kIntegers, kTensor},
                            make_kernel<KeepBlocks>);
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
@@ -56,7 +57,11 @@ def _fuse(graphs: LinkedGraphs, node: ir.Node) -> Saved | None:
         (ir.DataType.INT64, [f"{values.name}.kept"]),
         (ir.DataType.FLOAT, dims(mean)),
     ]
-    made = graphs.insert(node, "KeepBlocks", [x, own], types, size=block_of(x))
+    entries = _entries(graphs, own)
+    if entries is None:
+        return None
+    ratios, layers = entries
+    made = graphs.insert(node, "KeepBlocks", [x, ratios], types, size=block_of(x), layers=layers)
     for old, new in zip((values, scale, places, mean), made, strict=True):
         graphs.replace(old, new)
     return Saved(x, dict(zip(PARTS, (made[0], made[1], column, made[3], single), strict=True)))
@@ -73,6 +78,22 @@ def _ratio(graphs: LinkedGraphs, places: ir.Value) -> ir.Value | None:
         node = graphs.made_by(value, op_type)
         value = node.inputs[index] if node is not None else None
     return value
+
+
+def _entries(graphs: LinkedGraphs, own: ir.Value) -> tuple[ir.Value, list[int]] | None:
+    """The vector of keep ratios, and the layers in it of which `own` is the largest; None for another computation.
+
+    The node reads the vector.  The engine would merge the Gathers of all entries into one late Split, and so keep all
+    saved values until then.
+    """
+    if array_of(own) is not None:
+        return own, [0]
+    last = graphs.made_by(own, "Squeeze", "ReduceMax")
+    gathered = graphs.made_by(last.inputs[0], "Gather") if last is not None else None
+    layers = array_of(gathered.inputs[1]) if gathered is not None else None
+    if gathered is None or layers is None or gathered.inputs[0] is None or len(dims(gathered.inputs[0])) != 1:
+        return None
+    return gathered.inputs[0], [int(layer) for layer in layers.reshape(-1)]
 
 
 def _single(graphs: LinkedGraphs, places: ir.Value) -> ir.Value | None:

@@ -16,7 +16,7 @@ from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
-VERSION = 1
+VERSION = 2
 """Version of the operator set: a library with another number is refused."""
 
 MOST_COMPARED = 1 << 14

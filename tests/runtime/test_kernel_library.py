@@ -23,7 +23,7 @@ from ttac.runtime.bundle import write_manifest
 from ttac.runtime.kernel_library import PACKAGE, kernel_library
 
 DEMO = Path(ttac.__file__).parent / "demo"
-METHODS = ["tent", "sar", "eata", "bn", "deyo"]
+METHODS = ["tent", "sar", "eata", "bn", "deyo", "surgeon", "dropit"]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,13 @@ def spoiled(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> n
     return x
 
 
+def bits_of(mask: np.ndarray, block: int) -> np.ndarray:
+    """The mask with one bit an element, in the order of the memory; each block of channels begins with a byte."""
+    samples, channels = mask.shape[:2]
+    runs = blocked(mask, block).reshape(samples * channels // block, -1)
+    return np.packbits(runs, axis=1, bitorder="little").reshape(samples, -1)
+
+
 def check_norm(case: NormCase, threads: int = 2) -> None:
     """Run both operators of a case; AssertionError where a number is further off than rounding explains."""
     random = np.random.default_rng(case.seed + 1)
@@ -107,6 +114,9 @@ def _forward(case: NormCase, norm: Norm, threads: int) -> dict[str, np.ndarray |
         inputs |= {"mean": norm.given[0], "variance": norm.given[1]}
     outputs = ["y", "m", "v", "mask"] if case.mask else ["y", "m", "v"]
     made = run("NormForward", inputs, outputs, attributes(case, norm), threads)
+    if case.mask:
+        packed = run("NormForward", inputs, ["y", "m", "v", "", "bits"], attributes(case, norm), threads)
+        assert np.array_equal(packed["bits"], bits_of(plain(made["mask"], case.block), case.block)), "bits"
     if case.mask:
         known = ~norm.near_a_corner(TIMES)
         assert np.array_equal(plain(made["mask"], case.block)[known], norm.mask()[known]), "mask"

@@ -13,7 +13,13 @@ from onnx import helper
 
 DOMAIN = "ttac.kernels"
 FLOAT = onnx.TensorProto.FLOAT
-TYPES = {"mask": onnx.TensorProto.BOOL, "taps": onnx.TensorProto.UINT8}
+TYPES = {
+    "mask": onnx.TensorProto.BOOL,
+    "taps": onnx.TensorProto.UINT8,
+    "bits": onnx.TensorProto.UINT8,
+    "values": onnx.TensorProto.INT8,
+    "places": onnx.TensorProto.INT64,
+}
 """Types of the outputs that are not float32, by name."""
 
 
