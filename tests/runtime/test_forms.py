@@ -17,17 +17,19 @@ from ttac import blocked_form as written_forms
 from ttac.errors import RuntimeMissingError, UsageError, VerificationError
 from ttac.passes.blocked.probe import engine_block, probe
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.kernels.linked_graphs import VERSION
 from ttac.runtime import executor, form_cache, forms
 from ttac.runtime.bundle import write_manifest
 from ttac.runtime.forms import probe_failure
 from ttac.runtime.hash_check import digest_of
+from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.tensors import map_tensors
 
 DEMO = Path(ttac.__file__).parent / "demo"
 NET, CALIBRATION = DEMO / "fashion_resnet_bn.onnx", DEMO / "fashion_calibration.npz"
 SGD = {"optimizer": "sgd", "lr": 0.01}
-PLAIN_ONLY = ("surgeon", "leantta")
-"""Methods that read most activations in the plain layout."""
+PLAIN_ONLY = ("leantta", *(["surgeon"] if kernel_library(VERSION).reason else []))
+"""Methods that read most activations in the plain layout; sparse saves need the operator library."""
 METHODS: dict[str, dict[str, Any]] = {
     "tent": {"settings": SGD, "memory_budget": "3MiB"},
     "sar": {"settings": {"lr": 0.01}},
