@@ -1,4 +1,4 @@
-"""`python -m benchmarks.forms NETWORK ...`: one step of `tent` in each form and in PyTorch, as multiples of inference.
+"""`python -m benchmarks.forms NETWORK ...`: one step in each form and in PyTorch, as multiples of inference.
 
 Every turn runs inference of the source, the portable graphs, the blocked graphs, those with kernels and the four
 variants of PyTorch once, in one process.  A form that does not run here is left out.  The figures are medians of the
@@ -34,6 +34,7 @@ def main() -> None:
     """Print one line of ratios for each network on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__)
     parser.add_argument("networks", nargs="+", choices=list(NETWORKS))
+    parser.add_argument("--method", default="tent", help="PyTorch runs `tent` alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=TURNS)
@@ -42,10 +43,10 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/forms"))
     options = parser.parse_args()
-    variants = [variant for variant in options.pytorch.split(",") if variant]
+    variants = [variant for variant in options.pytorch.split(",") if variant and options.method == "tent"]
     print(*header(variants), sep="\n", flush=True)
     for name in options.networks:
-        bundle = bundle_of(name, options.batch, options.folder)
+        bundle = bundle_of(name, options.batch, options.folder, options.method)
         print(line(name, measured(name, bundle, options.batch, options.threads, options.turns, variants)), flush=True)
 
 
@@ -63,12 +64,12 @@ def measured(
     return timed(actions_of(name, bundle, threads, variants), random_samples(batch, (3, side, side)), turns)
 
 
-def bundle_of(name: str, batch: int, folder: Path) -> Path:
-    """Return the network's bundle of `tent`; it is compiled if the folder has none."""
+def bundle_of(name: str, batch: int, folder: Path, method: str = "tent") -> Path:
+    """Return the network's bundle of the method; it is compiled if the folder has none."""
     folder.mkdir(parents=True, exist_ok=True)
-    bundle = folder / f"{name}-{batch}.ttac"
+    bundle = folder / f"{name}-{method}-{batch}.ttac"
     if not bundle.exists():
-        ttac.compile(export(name, folder), method="tent", batch=batch, settings={"guard": "off"}, output=bundle)
+        ttac.compile(export(name, folder), method=method, batch=batch, settings={"guard": "off"}, output=bundle)
     return bundle
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.expected import expected
-from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.linked_graphs import LinkedGraphs, Type
 from ttac.passes.kernels.terms import BLOCKS, Terms
 from ttac.passes.plan.codecs.block_layout import block_of
 from ttac.passes.plan.codecs.blocks import encode
@@ -51,7 +51,7 @@ def _fuse(graphs: LinkedGraphs, node: ir.Node) -> Saved | None:
     atoms = {x: terms.term("x"), graphs.source(own): terms.term("own")}
     if [terms.of(graphs, value, atoms) for value in (values, scale, column, mean)] != wanted:  # type: ignore[arg-type]
         return None
-    types = [
+    types: list[Type | None] = [
         (ir.DataType.INT8, [f"{values.name}.kept", block_of(x)]),
         (ir.DataType.FLOAT, [f"{values.name}.kept"]),
         (ir.DataType.INT64, [f"{values.name}.kept"]),
