@@ -74,6 +74,9 @@ def main() -> None:
     parser.add_argument("--unguarded", type=int, default=5, help="divisor of the number of steps without the guard")
     parser.add_argument("--chunk", type=int, default=1000)
     parser.add_argument("--show", action="store_true")
+    parser.add_argument(
+        "--recover", type=int, default=0, help="print the clean error after this many clean batches too"
+    )
     asked = parser.parse_args()
     every = list(streams(asked))
     images, labels = halved("reporting")
@@ -81,6 +84,8 @@ def main() -> None:
         for stream in left:
             advance(stream, images, labels, min(asked.chunk, stream.steps - stream.step))
     show(every, source_errors(images, labels))
+    for stream in (stream for stream in every if asked.recover and stream.rows):
+        print(stream.name, f"{recovered(stream, images['clean'], labels, asked.recover):.1f}", flush=True)
 
 
 def streams(asked: argparse.Namespace) -> Iterator[Stream]:
@@ -137,6 +142,14 @@ def play(adapter: ttac.Adapter, stream: Stream, images: Images, labels: np.ndarr
             if random.random() >= 0.3:
                 x = kinds[random.integers(len(kinds))](random, x, images, labels)
         adapter.step(np.ascontiguousarray(x, np.float32))
+
+
+def recovered(stream: Stream, clean: np.ndarray, labels: np.ndarray, batches: int) -> float:
+    """The clean error in % after clean batches that follow the stream."""
+    adapter, random = opened(stream, stream.folder / stream.name), np.random.default_rng(0)
+    for _ in range(batches):
+        adapter.step(clean[random.choice(HALF, BATCH, replace=False)])
+    return 100 * wrong(adapter.predict, clean, labels)
 
 
 def errors(predict: Any, images: Images, labels: np.ndarray) -> dict[str, float]:
