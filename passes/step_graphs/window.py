@@ -54,7 +54,7 @@ def window(inputs: Sequence[ir.Value], size: int, opset: int) -> MethodGraph:
             axis, shape = sample_axis(x) or 0, dims(x)
             value = ir.val(str(x.name), dtype=x.dtype, shape=ir.Shape(shape))
             op.graph.inputs.append(value)
-            initial = np.zeros([size if place == axis else n for place, n in enumerate(shape)], _dtype(x))
+            initial = np.zeros([size if i == axis else int(n) for i, n in enumerate(shape)], _dtype(x))
             before = state_input(op.graph, kept(str(x.name)), initial)
             after = op.Slice(op.Concat(before, value, axis=axis), [-size], [END], [axis])
             state.append(StateTensor(name=str(before.name), role="counter", initial=initial, value=before, next=after))
