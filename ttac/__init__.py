@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ttac import methods, targets
     from ttac.errors import TtacError
+    from ttac.evaluation.recommendation import recommend
     from ttac.evaluation.study import evaluate
     from ttac.pipeline import compile_model as compile
     from ttac.runtime import Adapter, Bundle, InferenceSession, SourceMonitor, load
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "load",
     "methods",
+    "recommend",
     "targets",
 ]
 
@@ -46,6 +48,7 @@ _PLACES = {
     "evaluate": ("ttac.evaluation.study", "evaluate"),
     "load": ("ttac.runtime", "load"),
     "methods": ("ttac.methods", ""),
+    "recommend": ("ttac.evaluation.recommendation", "recommend"),
     "targets": ("ttac.targets", ""),
 }
 

@@ -9,6 +9,7 @@
 | `compiling`, `inspecting`    | `ttac compile`, `ttac inspect`                                      |
 | `viewing`, `running`         | `ttac view`, `ttac run`                                             |
 | `evaluating`, `eval_tables`  | `ttac eval`: the options, and the tables that it prints             |
+| `recommending`               | `ttac recommend`                                                    |
 | `benching`                   | `ttac bench`                                                        |
 | `packing`, `baking`          | `ttac pack`, `ttac bake`                                            |
 | `demonstrating`              | `ttac demo`                                                         |
@@ -94,6 +95,7 @@ for command in (
     viewing.view,
     running.run,
     LazyCommand("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
+    LazyCommand("recommend", "ttac.cli.recommending", "Choose a method for a model, by trying all of them."),
     LazyCommand("bench", "ttac.cli.benching", "Measure the time and the memory of a step."),
     packing.pack,
     baking.bake,

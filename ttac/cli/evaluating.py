@@ -123,13 +123,13 @@ def _evaluate(terminal: Terminal, models: tuple[Path, ...], **choices: Any) -> E
         choices["methods"] = tuple(sorted(methods.names(), key=lambda name: (name != "source", name)))
     with terminal.progress() as progress:
         try:
-            return evaluate(models, options=options, watch=_watch(terminal, progress), **choices)
+            return evaluate(models, options=options, watch=watch_of(terminal, progress), **choices)
         except KeyboardInterrupt:
             terminal.say(f"`{choices['output']}` holds the finished results; the same command goes on from there")
             raise
 
 
-def _watch(terminal: Terminal, progress: Progress) -> Watch:
+def watch_of(terminal: Terminal, progress: Progress) -> Watch:
     """Return a receiver that shows progress as a bar, or as lines where stderr is no terminal."""
     from ttac.evaluation.watch import Watch
 

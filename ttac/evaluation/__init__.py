@@ -4,6 +4,8 @@
 |----------------------------|---------------------------------------------------------------------------------|
 | `study`                    | `ttac.evaluate`: compiles the bundles, runs the cells, collects the results      |
 | `evaluation_options`       | the options of `ttac.evaluate`, checked                                         |
+| `recommendation`           | `ttac.recommend`: tries the methods on shifts of calibration samples            |
+| `sensor_shifts`            | shifts of samples that are no images                                            |
 | `watch`                    | the receiver of the progress                                                    |
 | `dataset`, `idx`           | the samples: folders of images, arrays, iterators, IDX files                    |
 | `corruptions`              | the 15 corruptions of ImageNet-C                                                |
