@@ -80,5 +80,5 @@ def as_folder(path: Path) -> Iterator[Path]:
         folder = Path(parent) / path.name
         folder.mkdir()
         for name in opened.manifest.files:
-            (folder / name).write_bytes(opened.files.content(name))
+            (folder / name).write_bytes(opened.files.content(name).tobytes())
         yield folder
