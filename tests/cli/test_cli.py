@@ -209,6 +209,15 @@ def test_doctor_reports_an_engine_that_crashes(run: Run, monkeypatch: pytest.Mon
     assert seen.err.startswith("error: engine: it cannot be imported, the process ends with signal 4\n\nhint: `pip")
 
 
+def test_doctor_reports_an_import_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(code: str, *, seconds: float) -> None:
+        raise subprocess.TimeoutExpired("python", seconds)
+
+    monkeypatch.setattr(doctor, "run_code", endless)
+    assert doctor.import_failure() == "the import does not end within 120 s"
+    assert doctor.engine_block() is None
+
+
 @pytest.mark.usefixtures("importable")
 def test_doctor(run: Run) -> None:
     seen = run("doctor")
