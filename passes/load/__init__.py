@@ -11,5 +11,9 @@
 | `limits` | refuse recursive or doubling functions, and deep subgraphs |
 | `weights_apart` | take the weights out of a graph and put them back |
 | `held_inputs` | inputs that keep one value become constants |
+| `engine_operators` | write fused operators of onnxruntime as standard operators |
+| `engine_attention` | the same for Attention |
+| `engine_integers` | the same for operators of integers |
+| `engine_rules` | all of these rules |
 | `training_mode` | turn training-mode operators into their inference form |
 """

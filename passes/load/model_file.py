@@ -20,6 +20,8 @@ from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import PARAMETRIC, name_layers, name_nodes
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
+from ttac.passes.load.engine_operators import DOMAIN
+from ttac.passes.load.engine_rules import unfuse
 from ttac.passes.load.held_inputs import hold_inputs
 from ttac.passes.load.input_axes import AXES, sample_axes
 from ttac.passes.load.training_mode import inference_form
@@ -43,6 +45,10 @@ INPUTS, OUTPUTS = "ttac.inputs", "ttac.outputs"
 
 DTYPES = ("float", "double", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool")
 """Types of an input, in the names of onnx: no gradient reaches an input."""
+
+KEPT = {(DOMAIN, "DynamicQuantizeLSTM"): "LSTM"}
+"""Operators of onnxruntime that a bundle keeps unchanged, without a gradient -> standard operators of the same shapes.
+"""
 
 CLASSICAL = "ai.onnx.ml"
 """Domain of scalers, trees and other classical models."""
@@ -80,6 +86,8 @@ def load(
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
     hold_inputs(model, hold or {})
+    if fused := unfuse(model):
+        say(f"written as standard operators: {', '.join(f'`{name}`' for name in fused)}")
     inputs, outputs = (tuple(str(v.name) for v in values) for values in (model.graph.inputs, model.graph.outputs))
     choose(model, input=input, output=output, say=say)
     axes = sample_axes(model.graph.inputs, batch_axis or {})
@@ -130,7 +138,7 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
 def _drop_outputs(model: ir.Model, say: Say) -> None:
     """Drop each further output that needs a foreign operator."""
     for value in list(model.graph.outputs[1:]):
-        foreign = [f"node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if n.domain]
+        foreign = [f"node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if is_foreign(n)]
         if foreign:
             say(f"output `{value.name}` dropped: it needs {foreign[0]}")
             model.graph.outputs.remove(value)
@@ -194,9 +202,14 @@ def _listed(values: Sequence[ir.Value]) -> str:
     return "\n     ".join(f"`{v.name}` {v.dtype.name.lower() if v.dtype else '?'} {v.shape or '[?]'}" for v in values)
 
 
+def is_foreign(node: ir.Node) -> bool:
+    """Whether ttac cannot keep a node, because its operator is not standard ONNX."""
+    return node.domain != "" and (node.domain, node.op_type) not in KEPT
+
+
 def _refuse_operators(model: ir.Model) -> None:
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
-    foreign = [node for node in nodes if node.domain != ""]
+    foreign = [node for node in nodes if is_foreign(node)]
     if foreign:
         listed = [f"node `{node.name}` ({node.domain}.{node.op_type})" for node in foreign[:8]]
         more = [f"and {len(foreign) - 8} more"] if len(foreign) > 8 else []
@@ -237,8 +250,8 @@ def _refuse_types(model: ir.Model) -> None:
     """Refuse a model without finite float32 weights, inputs of numbers and a float32 output to learn from."""
     _refuse_no_numbers(model)
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
-    narrow = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.dtype in HALF]
-    narrow = [v for v in narrow if v.const_value is not None and v.const_value.size > 16]
+    read = {value for node in nodes_before(model.graph.outputs[0]) for value in node.inputs if value is not None}
+    narrow = [v for v in read if v.const_value is not None and v.const_value.dtype in HALF and v.const_value.size > 16]
     if narrow:
         kind = HALF[narrow[0].const_value.dtype]  # type: ignore[union-attr]
         raise UnsupportedError(f"weights in {kind}, ttac adapts float32 models", where=_listed(narrow[:4]), hint=hint)

@@ -29,8 +29,9 @@ def lower(model: ir.Model, target: Target) -> ir.Model:
             f"the model uses opset {opset}, `{target.name}` executes up to {target.opset}",
             hint=f"export with `opset_version={target.opset}`",
         )
+    domains = {node.domain for node in model.graph if node.domain}
     model.opset_imports.clear()
-    model.opset_imports[""] = opset
+    model.opset_imports.update({"": opset, **dict.fromkeys(sorted(domains), 1)})
     model.ir_version = min(target.ir_version, ir_version_for(opset))
     return model
 

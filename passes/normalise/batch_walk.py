@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import BATCH
+from ttac.passes.load.model_file import KEPT
 
 ROOM = "normalise"
 OPEN = "?"
@@ -244,10 +245,14 @@ class Walk:
             if known.data is not None:
                 data[str(value.name)] = onnx.numpy_helper.from_array(known.data[case], str(value.name))
         try:
-            schema = onnx.defs.get_schema(node.op_type, self.opset, "")
-            opsets = [onnx.helper.make_opsetid("", self.opset)]
+            proto, opsets = ir.to_proto(node), [onnx.helper.make_opsetid("", self.opset)]
+            if node.domain:
+                proto.op_type, proto.domain = KEPT[node.domain, node.op_type], ""
+                del proto.input[3:]  # the others hold scales of 8-bit weights, and decide no shape
+                types |= {str(name): types[proto.input[0]] for name in proto.input[1:]}
+            schema = onnx.defs.get_schema(proto.op_type, self.opset, "")
             types_out = onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), types, data, opset_imports=opsets, ir_version=10
+                schema, proto, types, data, opset_imports=opsets, ir_version=10
             )
         except Exception as error:
             raise self.refusal(node, str(error).strip().splitlines()[-1]) from error

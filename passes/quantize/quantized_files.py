@@ -51,8 +51,14 @@ KEEPS_SIGN = MOVES | {"MaxPool", "GlobalMaxPool", "GlobalAveragePool", "AverageP
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Return whether the file contains 8-bit layers."""
-    return any(node.op_type in INTEGER | {"QuantizeLinear", "DequantizeLinear"} for node in model.graph)
+    """Return whether the file contains 8-bit layers whose grids it states.
+
+    Layers that round each batch by its own range stay as they are: their integers run unchanged, without a gradient.
+    """
+    kinds = {node.op_type for node in model.graph}
+    if "DynamicQuantizeLinear" in kinds and not kinds & {"QuantizeLinear", "QLinearConv", "QLinearMatMul"}:
+        return False
+    return bool(kinds & (INTEGER | {"QuantizeLinear", "DequantizeLinear"}))
 
 
 def lift(model: ir.Model) -> tuple[ir.Model, int]:

@@ -199,7 +199,7 @@ def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
 def test_foreign_operators_are_listed(tmp_path: Path) -> None:
     text = """
     net (float[N,4] x) => (float[N,4] y) {
-      [fused] h = com.microsoft.FusedGemm (x, "fc.weight")
+      [fused] h = com.microsoft.Trilu (x, "fc.weight")
       [mine] y = my.own.Thing (h)
     }"""
     model = source(text, {"fc.weight": (4, 4)})
@@ -208,8 +208,8 @@ def test_foreign_operators_are_listed(tmp_path: Path) -> None:
     refusal(
         UnsupportedError,
         lambda: load(saved(model, tmp_path)),
-        "`com.microsoft.FusedGemm`, `my.own.Thing`",
-        "node `fused` (com.microsoft.FusedGemm)",
+        "`com.microsoft.Trilu`, `my.own.Thing`",
+        "node `fused` (com.microsoft.Trilu)",
         "node `mine`",
         "as it was exported",
     )
@@ -219,7 +219,7 @@ def test_foreign_operators_off_the_chosen_output_do_not_matter(tmp_path: Path) -
     text = """
     net (float[N,4] x) => (float[N,5] y, float[N,4] debug) {
       y = Gemm <transB = 1> (x, "fc.weight", "fc.bias")
-      debug = com.microsoft.Gelu (x)
+      debug = com.microsoft.Trilu (x)
     }"""
     model = source(text, HEAD)
     model.opset_import.add(domain="com.microsoft", version=1)

@@ -1,0 +1,65 @@
+"""Write integer operators (QLinear*) as float operators between DequantizeLinear and QuantizeLinear.
+
+The room `quantize` lifts this form.  Products of integers with dynamic scales become standard integer operators.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ttac.passes.load.engine_operators import Writer, given, unfused, without
+
+
+def dequantized(op: Writer, node: ir.Node, position: int) -> ir.Value:
+    """Return the floats of the integers at `position`, whose scale and zero point are the next two inputs."""
+    return op("DequantizeLinear", *(given(node, place) for place in range(position, position + 3)))
+
+
+def requantized(op: Writer, node: ir.Node, y: ir.Value, position: int) -> list[ir.Value | None]:
+    """Return `y` as integers, with the scale and zero point at `position`."""
+    return [op("QuantizeLinear", y, given(node, position), given(node, position + 1))]
+
+
+@unfused("QLinearAdd", "QLinearMul")
+def _binary(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    y = op(node.op_type.removeprefix("QLinear"), dequantized(op, node, 0), dequantized(op, node, 3))
+    return requantized(op, node, y, 6)
+
+
+@unfused("QLinearSigmoid", "QLinearLeakyRelu")
+def _unary(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    y = op(node.op_type.removeprefix("QLinear"), dequantized(op, node, 0), **without(node))
+    return requantized(op, node, y, 3)
+
+
+@unfused("QLinearGlobalAveragePool", "QLinearAveragePool")
+def _pool(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    if node.attributes.get_int("channels_last", 0):
+        return None
+    y = op(node.op_type.removeprefix("QLinear"), dequantized(op, node, 0), **without(node, "channels_last"))
+    return requantized(op, node, y, 3)
+
+
+@unfused("QLinearConcat")
+def _concat(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    parts = [dequantized(op, node, place) for place in range(2, len(node.inputs), 3)]
+    return requantized(op, node, op("Concat", *parts, **without(node)), 0)
+
+
+@unfused("DynamicQuantizeMatMul")
+def _dynamic(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = a b + c, where a is rounded to 8 bits with a scale of its own range."""
+    a, b, scale, zero, bias = (given(node, place) for place in range(5))
+    rounded, range_, middle = op("DynamicQuantizeLinear", a, outputs=3)
+    product = op("Cast", op("MatMulInteger", rounded, b, middle, zero), to=1)
+    y = op("Mul", product, op("Mul", range_, scale))
+    return [y if bias is None else op("Add", y, bias)]
+
+
+@unfused("MatMulIntegerToFloat")
+def _integer(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = a b * (scale of a) * (scale of b) + c."""
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = (given(node, place) for place in range(7))
+    product = op("Cast", op("MatMulInteger", a, b, a_zero, b_zero), to=1)
+    y = op("Mul", product, op("Mul", a_scale, b_scale))
+    return [y if bias is None else op("Add", y, bias)]
