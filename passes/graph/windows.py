@@ -106,5 +106,9 @@ def spatial(value: ir.Value | None) -> list[int]:
     assert value is not None
     sizes = list(value.shape or ())[2:]
     if value.shape is None or not all(isinstance(size, int) for size in sizes):
-        raise UnsupportedError(f"the spatial size of `{value.name}` is only known as {value.shape}")
+        raise UnsupportedError(
+            f"the spatial size of `{value.name}` is only known as {value.shape}",
+            hint="take a method that needs no gradient (`ttac inspect` lists those that fit), or adapt only norms "
+            "behind this value: `--train SELECTOR`",
+        )
     return [int(size) for size in sizes]  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def _concat(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
 def _dynamic(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     """y = a b + c, where a is rounded to 8 bits with a scale of its own range."""
     a, b, scale, zero, bias = (given(node, place) for place in range(5))
-    rounded, range_, middle = op("DynamicQuantizeLinear", a, outputs=3)
+    rounded, range_, middle = op.several("DynamicQuantizeLinear", 3, a)
     product = op("Cast", op("MatMulInteger", rounded, b, middle, zero), to=1)
     y = op("Mul", product, op("Mul", range_, scale))
     return [y if bias is None else op("Add", y, bias)]

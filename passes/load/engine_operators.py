@@ -60,8 +60,12 @@ class Writer:
     def __init__(self, model: ir.Model, node: ir.Node) -> None:
         self._graph, self._node, self.opset, self.nodes = model.graph, node, model.opset_imports[""], list[ir.Node]()
 
-    def __call__(self, op_type: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node; numbers and arrays become constants.  Return its output, or a tuple of several."""
+    def __call__(self, op_type: str, *inputs: Any, **attributes: Any) -> ir.Value:
+        """Append a node, and return its output; numbers and arrays become constants."""
+        return self.several(op_type, 1, *inputs, **attributes)[0]
+
+    def several(self, op_type: str, outputs: int, *inputs: Any, **attributes: Any) -> Sequence[ir.Value]:
+        """Append a node with several outputs, and return them."""
         values = [value if value is None or isinstance(value, ir.Value) else self.constant(value) for value in inputs]
         while values and values[-1] is None:
             values.pop()
@@ -71,7 +75,7 @@ class Writer:
             value.name = f"{self._node.outputs[0].name}.{op_type.lower()}.{len(self.nodes)}.{place}"
         self._graph.insert_before(self._node, node)
         self.nodes.append(node)
-        return node.outputs[0] if outputs == 1 else node.outputs
+        return node.outputs
 
     def constant(self, content: Any) -> ir.Value:
         """Return an initializer: float32 for floats, int64 for integers."""

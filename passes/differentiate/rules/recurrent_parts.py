@@ -67,7 +67,9 @@ def directions(op: GradientBuilder, node: ir.Node, dy: Gradient, dh: Gradient) -
             before=shifted(op, of_direction(op, states, place, 1), first, backwards=backwards),
             w=of_direction(op, w, place, 0),
             r=of_direction(op, r, place, 0),
-            bias=() if bias is None else op.Split(of_direction(op, bias, place, 0), [half] * 2, axis=0, outputs=2),
+            bias=()
+            if bias is None
+            else tuple(op.Split(of_direction(op, bias, place, 0), [half] * 2, axis=0, outputs=2)),
             dy=None if dy is None else of_direction(op, dy, place, 1),
             dh=last,
         )
