@@ -33,8 +33,8 @@ def unfused(*op_types: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def unfuse(model: ir.Model) -> list[str]:
-    """Replace each fused operator that has a rule, in place; return the names of the replaced operators."""
+def unfuse(model: ir.Model, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Replace each fused operator that has a rule, in place; return, and `say`, the names of the replaced operators."""
     replaced: dict[str, None] = {}
     for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type in RULES]:
         writer = Writer(model, node)
@@ -51,6 +51,8 @@ def unfuse(model: ir.Model) -> list[str]:
                 result.name, result.type, result.shape = name, result.type or old.type, result.shape or old.shape
         model.graph.remove(node, safe=True)
         replaced[node.op_type] = None
+    if replaced:
+        say(f"written as standard operators: {', '.join(f'`{name}`' for name in replaced)}")
     return list(replaced)
 
 

@@ -86,8 +86,7 @@ def load(
     path = Path(path)
     model = _inlined(_with_data(checked(path), path.parent), path)
     hold_inputs(model, hold or {})
-    if fused := unfuse(model):
-        say(f"written as standard operators: {', '.join(f'`{name}`' for name in fused)}")
+    unfuse(model, say)
     inputs, outputs = (tuple(str(v.name) for v in values) for values in (model.graph.inputs, model.graph.outputs))
     choose(model, input=input, output=output, say=say)
     axes = sample_axes(model.graph.inputs, batch_axis or {})
