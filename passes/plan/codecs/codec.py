@@ -69,8 +69,9 @@ class Codec:
 
 def row_of(x: ir.Value) -> int:
     """Return the elements of a row of `x`: one channel's map, one token's features, or a whole sample [N, F]."""
-    sizes = [int(size) for size in dims(x)[1:]]
-    return math.prod(sizes[1:]) if len(sizes) > 1 else math.prod(sizes)
+    sizes = dims(x)[1:]
+    row = sizes[1:] if len(sizes) > 1 else sizes
+    return math.prod(size for size in row if isinstance(size, int))  # the samples of [T, N, F] lie on the second axis
 
 
 def elements_of(x: ir.Value) -> int:
