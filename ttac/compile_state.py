@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ttac.learned_outputs import FurtherOutput
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.heads import Head
@@ -33,6 +34,7 @@ class CompileState:
         single: whether the file works for one sample at a time only.
         samples: calibration samples.
         head: the reading of the output, None where it is unclear and the method needs none.
+        further: outputs that the loss reads in addition to the first.
         sites: the norms to adapt, in graph order; their nodes belong to `model`, and to `infer` from the adapt room on.
         int8: the layers that run in 8 bits; no module without `--quantize`.
         infer: the source model with initializers of its own for every site; None before the adapt room.
@@ -50,6 +52,7 @@ class CompileState:
     single: bool = False
     samples: Samples = field(default_factory=Samples)
     head: Head | None = None
+    further: tuple[FurtherOutput, ...] = ()
     sites: tuple[NormSite, ...] = ()
     int8: Int8Modules = field(default_factory=lambda: Int8Modules([]))
     infer: ir.Model | None = None

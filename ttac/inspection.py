@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
+from ttac.learned_outputs import main_output
 from ttac.method_facts import outputs_of
 from ttac.options import CompileOptions
-from ttac.passes.differentiate.heads import decide_head, reads_text
+from ttac.passes.differentiate.head_clues import padding_mask, reads_text
+from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.load.checked_file import checked
 from ttac.passes.load.input_axes import axes_of
 from ttac.passes.load.model_file import INPUTS, load
@@ -24,6 +26,7 @@ from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
+from ttac.spec import WITHOUT_PREDICTIONS
 from ttac.verdicts import Verdict, missing_rules, refused, verdict
 
 GUESSES = (224, 320, 640, 64, 32)
@@ -52,9 +55,9 @@ class Opened:
 def inspect_model(path: str | Path, say: Say = lambda line: None, **choices: Any) -> dict[str, Any]:
     """Return a report of the model in JSON values, in the order in which `ttac inspect` prints them.
 
-    `choices` are options of `ttac.compile`: norms, head, axis, input, logits, hold, shape.  A fault of a valid file is
-    part of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that is damaged or no ONNX
-    model.
+    `choices` are options of `ttac.compile`: norms, head, axis, background, input, logits, hold, shape.  A fault of a
+    valid file is part of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that is damaged
+    or no ONNX model.
     """
     proto = checked(Path(path))
     opened = _opened(path, choices, say)
@@ -71,7 +74,7 @@ def inspect_model(path: str | Path, say: Say = lambda line: None, **choices: Any
     lacking = missing_rules(model, starts)
     return {
         **report,
-        "head": _head(model, str(choices.get("head") or "auto"), choices.get("axis")),
+        "head": _head(model, choices),
         "norms": census.summary,
         "norm_sites": _site_rows(census.sites),
         "folded": _listed(census.folded),
@@ -86,7 +89,11 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
     """Open the file as a compile does; where the file leaves sizes open, with the first guess that works."""
     shape = choices.get("shape")
     try:
-        names = {"input": choices.get("input"), "output": choices.get("logits"), "hold": choices.get("hold")}
+        names = {
+            "input": choices.get("input"),
+            "output": main_output(choices.get("logits")),
+            "hold": choices.get("hold"),
+        }
         names["batch_axis"] = choices.get("batch_axis")
         source = load(path, **names, say=say)
     except UnsupportedError as error:
@@ -196,9 +203,14 @@ def _listed(items: Sequence[Candidate | Rejection]) -> list[dict[str, str]]:
     return [{"name": item.name, "operator": item.node.op_type, "because": item.because} for item in items]
 
 
-def _head(model: ir.Model, choice: str, axis: int | None) -> str:
+def _head(model: ir.Model, choices: Mapping[str, Any]) -> str:
     """Return the reading of the first output, or the reason why there is none."""
+    choice, background = (str(choices.get(name) or "auto") for name in ("head", "background"))
+    if choice in WITHOUT_PREDICTIONS:
+        return f"none: {choice}, without predictions"
     try:
-        return str(decide_head(model.graph.outputs[0], choice, axis, reads_text=reads_text(model)))
+        text = reads_text(model)
+        head = decide_head(model.graph.outputs[0], choice, choices.get("axis"), reads_text=text, background=background)
+        return str(replace(head, mask=padding_mask(model, head)))
     except UnsupportedError as error:
         return f"none: {error.problem} ({error.hint})"

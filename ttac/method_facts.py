@@ -14,7 +14,8 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.guard_defaults import guard_graph, settled_guard
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
-from ttac.passes.differentiate.heads import Head, decide_head, reads_text
+from ttac.passes.differentiate.head_clues import padding_mask, reads_text
+from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.shapes import dims
@@ -27,7 +28,7 @@ from ttac.passes.step_graphs import prior_correction
 from ttac.passes.step_graphs.answer import refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
 from ttac.samples.images import preparation
-from ttac.spec import Facts, function_of
+from ttac.spec import WITHOUT_PREDICTIONS, Facts, function_of
 
 READ_SAMPLES = 16
 """Number of samples that show which class is the blank of a reader of text."""
@@ -44,29 +45,46 @@ def head_of(
 ) -> Head | None:
     """The reading of the normal form's first output; None if it is unclear and the method needs none.
 
-    The blank of a reader of text is the first or the last class, whichever more frames of the `samples` have.
+    The blank of a reader of text, and the background of a detector, is the first or the last class, whichever more
+    positions of the `samples` have.
 
     Raises UnsupportedError if the method, or the user, needs the reading, UsageError if several of the `outputs` could
     be meant.
     """
     output, text = model.graph.outputs[0], reads_text(model)
-    hooks = options.method.loss or options.method.refine or prior_correction.is_on(options.settings)
-    needed = bool(hooks) or options.head != "auto" or options.axis is not None
+    learns = bool(options.method.loss or options.method.refine or prior_correction.is_on(options.settings))
+    if options.head in WITHOUT_PREDICTIONS:
+        refuse_without_predictions(options, learns)
+        return None
+    needed = learns or options.head != "auto" or options.axis is not None or options.background != "auto"
     if needed and options.logits is None:
         refuse_several(model, outputs)
     try:
-        head = decide_head(output, options.head, options.axis, reads_text=text)
+        head = decide_head(output, options.head, options.axis, reads_text=text, background=options.background)
     except UnsupportedError:
         if needed:
             raise
         return None
-    if head.kind != "ctc" or samples is None:
+    head = replace(head, mask=padding_mask(model, head) if options.head in ("auto", "tokens") else "")
+    if options.head == "tokens" and not head.mask:
+        shape = str(list(head.positions)).replace("'", "")
+        problem = f"no input of whole numbers or truth values with `mask` in its name has the shape {shape}"
+        raise UnsupportedError(problem, where="`--head tokens`", hint="`--head dense`, where padding counts")
+    if head.ignored is None or samples is None or options.background != "auto":
         return head
     return replace(head, ignored=blank_of(model, head, samples.first(READ_SAMPLES)))
 
 
+def refuse_without_predictions(options: CompileOptions, learns: bool) -> None:
+    """Raise UnsupportedError for a method that learns from predictions, and an output without any."""
+    if learns:
+        problem = f"`{options.method.name}` learns from predictions, and a head `{options.head}` has none"
+        hint = f"methods without a loss: {without_loss()}"
+        raise UnsupportedError(problem, where=f"`--head {options.head}`", hint=hint)
+
+
 def blank_of(model: ir.Model, head: Head, samples: SampleSet) -> int:
-    """The first or the last class, whichever more frames of the samples have."""
+    """The first or the last class, whichever more positions of the samples have."""
     (values,) = run(model, samples.arrays, [str(model.graph.outputs[0].name)]).values()
     classes, last = values.argmax(axis=head.axis), head.classes - 1
     return last if int((classes == last).sum()) > int((classes == 0).sum()) else 0

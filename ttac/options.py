@@ -17,7 +17,7 @@ from ttac.runtime.bundle import check_replaceable
 from ttac.samples.pixels import black_and_white, resolve_pixels
 from ttac.settings import resolve, split_assignments
 from ttac.sizes import parse_size, sample_shape
-from ttac.spec import HEADS, Method, Target
+from ttac.spec import BACKGROUNDS, READINGS, Method, Target
 from ttac.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ALL = "all"
 """The selector for all norms and all other weights."""
 NORMS = ("auto", "keep", "insert")
+BACKGROUND = "Class of a detector's background, or a reader's blank.  [default: the samples decide]"
 TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
 """Files of onnxruntime-training's API."""
 
@@ -142,14 +143,14 @@ class CompileOptions:
         emit: "ort-training" for the files of onnxruntime-training's API too, in the folder `emitted`; None for none.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
         input: name of the input that methods distort, for a graph with several.
-        logits: name of the output that the loss reads, for a graph with several; the bundle returns all outputs.
+        logits: name of the output that the loss reads, or several, `a=1,b=0.5`; the bundle returns all outputs.
         hold: name -> value of inputs that keep one value: a number, an array, or the path of an `.npy` file.
         batch_axis: name of an input -> its axis with the samples, or "none"; the file's names of sizes decide the rest.
         shape: of one sample, for a file that leaves it open; for several inputs, by their names.
         max_shape: the largest shape of one sample; sizes that the file leaves open stay open, and it takes the place of
             `shape`.
-        head: reading of the output: "classes", "binary", "dense", "detection" or "ctc"; "auto" reads it from the
-            shape and the last operators.
+        head: reading of the output, one of `ttac.spec.READINGS`; "auto" reads it from the shape and the last operators.
+        background: class of a detector's background or a reader's blank, of `BACKGROUNDS`; "auto" asks the samples.
         axis: axis of the classes in the output, where the file does not tell it.
         pixels: meaning of bytes, and so of images: "imagenet", or a mapping with `mean`, `std`, `range` and `layout`
             (`ttac.samples.pixels`); the manifest keeps it.
@@ -175,8 +176,8 @@ class CompileOptions:
     )
     head: str = field(
         metadata=_rule(
-            one_of("auto", *HEADS),
-            "|".join(("auto", *HEADS)),
+            one_of("auto", *READINGS),
+            "|".join(("auto", *READINGS)),
             "The output predicts a class a sample, yes or no, a class a pixel, boxes, or text; auto reads the file.",
             "auto",
         )
@@ -184,9 +185,10 @@ class CompileOptions:
     axis: int | None = field(
         metadata=_rule(whole_number(), "AXIS", "Axis of the classes in the output, counted from 0.")
     )
+    background: str = field(metadata=_rule(one_of("auto", *BACKGROUNDS), "|".join(BACKGROUNDS), BACKGROUND, "auto"))
     input: str | None = field(metadata=_rule(name_text, "NAME", "The input that methods distort; all are taken."))
     logits: str | None = field(
-        metadata=_rule(name_text, "NAME", "The output that the loss reads; all outputs are returned.")
+        metadata=_rule(name_text, "NAME", "The output that the loss reads, or several, `A=1,B=0.5`; all are returned.")
     )
     batch_axis: Mapping[str, Any] = field(
         metadata=_rule(name_table, "KEY=VALUE", "Axis of an input with the samples, or `none`; several times.", {})

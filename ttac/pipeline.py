@@ -67,6 +67,7 @@ def compile_model(
     max_shape: Sequence[int] | Mapping[str, Sequence[int]] | str | None = None,
     head: str = "auto",
     axis: int | None = None,
+    background: str = "auto",
     pixels: str | Sequence[str] | Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Bundle:

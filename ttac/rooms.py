@@ -7,6 +7,7 @@ from dataclasses import replace
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
 from ttac.guard_defaults import usual_information
+from ttac.learned_outputs import further_outputs, learned_outputs, main_output
 from ttac.method_facts import constants_of, head_of, outputs_of, refine, settled
 from ttac.options import ALL, CompileOptions, untrainable
 from ttac.passes.adapt.adapt_norms import adapt_norms
@@ -37,7 +38,7 @@ def load_model(options: CompileOptions, log: RoomLog) -> CompileState:
     source = load(
         options.path,
         input=options.input,
-        output=options.logits,
+        output=main_output(options.logits),
         hold=options.hold,
         batch_axis=options.batch_axis,
         say=log.note,
@@ -88,7 +89,8 @@ def read_head(state: CompileState, log: RoomLog) -> CompileState:
     """Decide how the output is read that the loss learns from."""
     head = head_of(state.options, state.model, state.outputs, state.samples.known)
     log.head(head)
-    return replace(state, head=head)
+    further = further_outputs(state.options.logits, state.model, state.outputs) if state.options.method.loss else ()
+    return replace(state, head=head, further=further)
 
 
 def choose_norms(state: CompileState, log: RoomLog) -> CompileState:
@@ -154,7 +156,10 @@ def differentiate_model(state: CompileState, log: RoomLog) -> CompileState:
         parameters=bind_state(state.adaptation.parameters, model),
         tracked=bind_state(state.adaptation.tracked, model),
     )
-    joint = differentiate_loss(model, model.graph.outputs[0], method.loss, adaptation.parameters, state.head)
+    named = {str(value.name): value for value in model.graph.outputs}
+    weight = next(iter(learned_outputs(state.options.logits).values()), 1.0)
+    further = [(named[each.name], each.head, each.weight / weight) for each in state.further]
+    joint = differentiate_loss(model, model.graph.outputs[0], method.loss, adaptation.parameters, state.head, further)
     joint = own_outputs(joint) if runs_again(method.program) else joint
     copy_moved_state(model, joint.backward, [tensor.value for tensor in adaptation.tracked if tensor.next is not None])
     log.autodiff(joint)

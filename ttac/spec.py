@@ -11,6 +11,12 @@ SOURCE_SET = "source"
 """The set of the compiled parameters, which never change; further sets are state `<set>.<parameter>`."""
 HEADS = ("classes", "binary", "dense", "detection", "ctc")
 """Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
+WITHOUT_PREDICTIONS = ("embedding", "regression")
+"""Words of `--head` for outputs from which no method with a loss learns."""
+BACKGROUNDS = ("first", "last", "none")
+"""Words of `--background`: the class of a detector's background, or of a reader's blank."""
+READINGS = (*HEADS, "multilabel", "tokens", *WITHOUT_PREDICTIONS)
+"""Words of `--head`: the heads; `binary` for several answers; `dense` without padding; outputs without predictions."""
 
 Settings = Mapping[str, Any]
 """The value of every option of a method, by name."""

@@ -6,7 +6,7 @@ Three facts decide the head: the shape of the output, its last Softmax or Sigmoi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -34,6 +34,8 @@ FORMS: dict[Kind, str] = {
     "detection": "[N, ., .], the scores of boxes along one axis, or joined with the coordinates of the boxes",
     "ctc": "[N, frames, classes], without a Sigmoid",
 }
+ALIASES = {"multilabel": "binary", "tokens": "dense"}
+"""Words of the option for a head that has another name: several answers, and positions without padding."""
 # Operators that pick, mix or round predictions: their outputs are no longer those of a Softmax or Sigmoid.
 MIXES = frozenset("Cast Clip Concat DepthToSpace Gather GatherND Pad Resize Slice Split".split())
 # Operators that output the numbers of classes.
@@ -58,6 +60,7 @@ class Head:
         objectness: whether the first score says whether there is an object at all.
         ignored: class of the background of a detector, or of the blank of a reader; positions of this class count for
             nothing.  None if there is no such class.
+        mask: name of an input [N, ...] that says which positions are padding, which counts for nothing; or empty.
     """
 
     kind: Kind
@@ -67,6 +70,7 @@ class Head:
     first: int = 0
     objectness: bool = False
     ignored: int | None = None
+    mask: str = ""
 
     @property
     def outputs(self) -> int:
@@ -102,57 +106,76 @@ class Head:
         predictions = answers if self.binary else f"{self.outputs} classes"
         behind = f", behind {self.first} coordinates of a box" if self.first else ""
         without = f", without class {self.ignored}" if self.ignored is not None else ""
+        without += f", without the padding of `{self.mask}`" if self.mask else ""
         return f"{self.kind}: {predictions}{where}{behind}{without}, {self.values.replace('_', ' ')}"
 
 
-def decide_head(output: ir.Value, option: str = "auto", axis: int | None = None, *, reads_text: bool = False) -> Head:
+def decide_head(
+    output: ir.Value,
+    option: str = "auto",
+    axis: int | None = None,
+    *,
+    reads_text: bool = False,
+    background: str = "auto",
+) -> Head:
     """Return the head of the model's `output`, which is in normal form.
 
     Args:
         option: "auto" or one of the kinds.
         axis: axis of the classes, where the user states it.
         reads_text: whether the model looks like a reader of text (`reads_text`), whose frames are a CTC head.
+        background: "first", "last" or "none" for the class that counts for nothing; "auto": the first of a Softmax.
 
     Raises UnsupportedError if the output is no prediction, has two possible readings, or contradicts `option`, and
     UsageError for an axis that the output does not have.
     """
     ending, shape = ending_of(output), tuple(dims(output))
+    option = ALIASES.get(option, option)
     _refuse_missing_axis(output, axis)
     parts = score_parts(output)
     if parts is not None and option in ("auto", "detection") and axis in (None, parts.axis):
-        scores = tuple(parts.count if i == parts.axis else size for i, size in enumerate(shape))
-        return Head(
-            kind="detection",
-            shape=scores,
-            axis=parts.axis,
-            values="probabilities",
-            first=parts.first,
-            objectness=parts.objectness,
-        )
+        return _of_parts(parts, shape)
     _refuse_mixture(output, option, parts)
     _refuse_choices(output, ending)
-    if axis is not None and ending.axis is not None and axis != _softmax_axis(output, ending):
-        raise UnsupportedError(
-            f"the model ends in a {ending.kind} over axis {_softmax_axis(output, ending)}",
-            where=f"{_named(output)}, `--axis {axis}`",
-            hint="leave the option out",
-        )
+    _refuse_other_axis(output, ending, axis)
     axis = axis or _class_axis(output, ending, option)
     kind = _kind(shape, axis, ending) if option == "auto" else next(kind for kind in FORMS if kind == option)
     if option == "auto" and reads_text and "ctc" in _fitting(len(shape), int(shape[axis or 0]), ending):
         kind = "ctc"
-    background = kind == "ctc" or (kind == "detection" and ending.kind in ("Softmax", "LogSoftmax"))
-    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind], ignored=0 if background else None)
+    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind])
+    head = replace(head, ignored=_ignored(head, ending, background))
     _refuse_contradiction(output, head, ending, option)
     return head
 
 
-def reads_text(model: ir.Model) -> bool:
-    """Return whether a model reads text: its file lists characters, or it runs a recurrent layer on images."""
-    if any(key in model.metadata_props for key in ("character", "characters", "charset", "alphabet")):
-        return True
-    images = any(len(dims(value)) == 4 for value in model.graph.inputs)
-    return images and any(node.op_type in ("LSTM", "GRU", "RNN") for node in model.graph)
+def _of_parts(parts: ScoreParts, shape: Sequence[int | str]) -> Head:
+    """Return the head of an output of this `shape` that joins boxes and scores."""
+    return Head(
+        kind="detection",
+        shape=tuple(parts.count if i == parts.axis else size for i, size in enumerate(shape)),
+        axis=parts.axis,
+        values="probabilities",
+        first=parts.first,
+        objectness=parts.objectness,
+    )
+
+
+def _ignored(head: Head, ending: Ending, background: str) -> int | None:
+    """Return the class of the background or the blank; None if there is none.
+
+    Raises UsageError for a reader without a blank, or a head that has no background.
+    """
+    softmax = ending.kind in ("Softmax", "LogSoftmax")
+    if background != "auto" and (
+        head.kind not in ("detection", "ctc") or (head.kind == "ctc" and background == "none")
+    ):
+        problem = f"a head `{head.kind}` has no such background"
+        raise UsageError(problem, where=f"`--background {background}`", hint="leave the option out")
+    if background == "none" or (
+        background == "auto" and head.kind != "ctc" and not (head.kind == "detection" and softmax)
+    ):
+        return None
+    return head.outputs - 1 if background == "last" else 0
 
 
 def scores_of(op: Builder, output: ir.Value, head: Head | None = None) -> ir.Value:
@@ -217,6 +240,8 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
 
 
 def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending) -> Kind:
+    if len(shape) != 3 and axis is not None and ending.kind == "Sigmoid" and shape[axis] != 1:
+        return "binary"
     if len(shape) > 2:
         return "dense"
     return "binary" if axis is None or shape[axis] == 1 else "classes"
@@ -256,6 +281,16 @@ def _refuse_missing_axis(output: ir.Value, axis: int | None) -> None:
         )
 
 
+def _refuse_other_axis(output: ir.Value, ending: Ending, axis: int | None) -> None:
+    """Raise UnsupportedError for a stated axis that is not the axis of the Softmax."""
+    if axis is not None and ending.axis is not None and axis != _softmax_axis(output, ending):
+        raise UnsupportedError(
+            f"the model ends in a {ending.kind} over axis {_softmax_axis(output, ending)}",
+            where=f"{_named(output)}, `--axis {axis}`",
+            hint="leave the option out",
+        )
+
+
 def _refuse_mixture(output: ir.Value, option: str, parts: ScoreParts | None) -> None:
     """Raise UnsupportedError for a reading that takes coordinates of boxes for scores."""
     if parts is not None:
@@ -282,9 +317,8 @@ def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: 
         raise UnsupportedError(
             "the model ends in a Sigmoid: the outputs are no distribution over classes",
             where=_named(output),
-            hint=("`--head detection` for the scores of boxes; " if rank == 3 else "")
-            + "`--head binary` for independent answers; if the classes exclude each other, export the model "
-            "without its last Sigmoid; or use a method without a loss",
+            hint="`--head detection` for the scores of boxes; `--head multilabel` for independent answers; if the "
+            "classes exclude each other, export the model without its last Sigmoid; or use a method without a loss",
         )
     ends = f" and ends in a {ending.kind}" if ending.kind else ""
     raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -9,7 +10,7 @@ import onnx_ir as ir
 import ttac.passes.differentiate.rules  # noqa: F401  (registers the rules)
 from ttac.passes.adapt.adapt_norms import BATCH_SIZE, batch_size
 from ttac.passes.differentiate.heads import Head
-from ttac.passes.differentiate.losses import Loss, attach_loss
+from ttac.passes.differentiate.losses import Loss, Output, attach_loss
 from ttac.passes.differentiate.reverse_walk import differentiate
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import SEED
@@ -41,17 +42,22 @@ class Joint:
 
 
 def differentiate_loss(
-    model: ir.Model, logits: ir.Value, loss: Reference, parameters: tuple[StateTensor, ...], head: Head | None = None
+    model: ir.Model,
+    logits: ir.Value,
+    loss: Reference,
+    parameters: tuple[StateTensor, ...],
+    head: Head | None = None,
+    others: Sequence[Output] = (),
 ) -> Joint:
     """Append loss and gradients to `model`, in place; `head` is the reading of `logits`, decided here if None.
 
-    A parameter on which the loss does not depend becomes a constant again: with a gradient of zero, momentum would
-    still move the parameter.  Gradients are named `<parameter>.grad`.  Raises UnsupportedError with all operators that
-    have no gradient rule.
+    `others` are outputs that the loss reads too.  A parameter on which the loss does not depend becomes a constant
+    again: with a gradient of zero, momentum would still move the parameter.  Gradients are named `<parameter>.grad`.
+    Raises UnsupportedError with all operators that have no gradient rule.
     """
     if not loss:
         return Joint(model=model, logits=logits)
-    graph, attached = model.graph, attach_loss(model, loss, logits, head)
+    graph, attached = model.graph, attach_loss(model, loss, logits, head, others)
     if not parameters:
         return Joint(model=model, logits=logits, loss=attached)
     gather_gelus(model)

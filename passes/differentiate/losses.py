@@ -7,11 +7,13 @@ Each position has one prediction.  A position is a sample, or with a dense head 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import onnx_ir as ir
 
+from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head, decide_head, scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
@@ -19,6 +21,8 @@ from ttac.spec import Reference, function_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
+PADDING = "padding"
+"""Part of the name of a mask that is true where a position is padding; other masks are true where it is none."""
 BOXES = 100
 """Number of boxes of a sample, the most confident ones, that count for the loss of a detector."""
 
@@ -56,6 +60,10 @@ class Loss:
         return [*self.stats.values(), *(value for value in others if value is not None)]
 
 
+Output = tuple[ir.Value, Head, float]
+"""An output that a loss reads in addition to the first, its head, and its weight where that of the first is 1."""
+
+
 def entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """Mean over all positions of H(p) = -sum_c p_c ln p_c, in nats (Wang et al., arXiv:2006.10726, eq. 1)."""
     each = entropies(op, scores, head)
@@ -68,8 +76,12 @@ def weighted_entropy(op: Builder, scores: ir.Value, head: Head) -> Loss:
 
     A position that does not count has the entropy ln C of no knowledge, so that no method finds the position reliable.
     """
-    each, counted = entropies(op, scores, head), counted_positions(op, scores, head)
-    every = each
+    return weighed(op, entropies(op, scores, head), scores, head)
+
+
+def weighed(op: Builder, each: ir.Value, scores: ir.Value, head: Head) -> Loss:
+    """sum_i w_i H_i for entropies `each` [N, ...], as `weighted_entropy`."""
+    counted, every = counted_positions(op, scores, head), each
     if counted is not None:
         each.name = f"{SAMPLES}.all"
         every = op.Where(counted, each, math.log(head.classes))
@@ -88,6 +100,10 @@ def counted_positions(op: Builder, scores: ir.Value, head: Head) -> ir.Value | N
     boxes of a detector count: nearly all others are background, whose entropy is almost 0.
     """
     assert head.axis is not None or head.kind not in ("detection", "ctc")
+    if head.mask:
+        mask = next(value for value in op.graph.inputs if value.name == head.mask)
+        truth = op.Cast(mask, to=int(ir.DataType.BOOL))
+        return op.Not(truth) if PADDING in head.mask.lower() else truth
     if head.ignored is not None:
         return op.Not(op.Equal(op.ArgMax(scores, axis=head.axis, keepdims=0), head.ignored))
     if head.kind != "detection":
@@ -110,16 +126,16 @@ def counted_mean(op: Builder, each: ir.Value, counted: ir.Value | None, name: st
     return op.Div(total(op, op.Mul(each, ones)), op.Max(total(op, ones), 1.0), name=name)
 
 
-def entropies(op: Builder, scores: ir.Value, head: Head) -> ir.Value:
+def entropies(op: Builder, scores: ir.Value, head: Head, name: str = SAMPLES) -> ir.Value:
     """Return the entropy at each position, [N, ...], in nats; with a binary head, the mean entropy of the answers."""
     if not head.binary:
-        return op.Entropy(scores, axis=head.axis, name=SAMPLES)[0]
-    each = op.BinaryEntropy(scores, name="entropy.answers")
+        return op.Entropy(scores, axis=head.axis, name=name)[0]
+    each = op.BinaryEntropy(scores, name="entropy.answers" if name == SAMPLES else f"{name}.answers")
     if head.axis is None:
         return each
     if head.outputs == 1:
-        return op.Squeeze(each, [head.axis], name=SAMPLES)
-    return op.ReduceMean(each, [head.axis], keepdims=0, name=SAMPLES)
+        return op.Squeeze(each, [head.axis], name=name)
+    return op.ReduceMean(each, [head.axis], keepdims=0, name=name)
 
 
 def surprises(op: Builder, scores: ir.Value, other: ir.Value, head: Head) -> ir.Value:
@@ -157,15 +173,49 @@ LOSSES: dict[str, Callable[[Builder, ir.Value, Head], Loss]] = {
 }
 
 
-def attach_loss(model: ir.Model, loss: Reference, output: ir.Value, head: Head | None = None) -> Loss:
+def joined(op: Builder, loss: Reference, scores: ir.Value, head: Head, others: Sequence[Output]) -> Loss:
+    """The loss on several outputs: the first with weight 1, the `others` with theirs.
+
+    `entropy` becomes the weighted sum of the means, `weighted_entropy` weighs the weighted mean of the entropies of
+    each position.  Raises UnsupportedError for another loss, or for outputs with other positions.
+    """
+    hint = "name one output: `--logits NAME`"
+    if loss not in LOSSES:
+        raise UnsupportedError("the loss of this method reads one output", where="`--logits`", hint=hint)
+    parts = [(entropies(op, scores, head, f"{SAMPLES}.1"), counted_positions(op, scores, head), 1.0)]
+    for number, (output, own, weight) in enumerate(others, 2):
+        read = scores_of(op, output, own)
+        each = entropies(op, read, own, f"{SAMPLES}.{number}")
+        parts.append((each, counted_positions(op, read, own), weight))
+    if loss == "entropy":
+        means = [op.Mul(counted_mean(op, each, counted, ""), weight) for each, counted, weight in parts]
+        scalar = reduce(op.Add, means[:-1])
+        scalar = op.Add(scalar, means[-1], name="entropy")
+        return Loss(scalar=scalar, stats={"entropy": scalar}, head=head)
+    if any(own.positions != head.positions for _, own, _ in others):
+        shapes = ", ".join(str(list(own.positions)).replace("'", "") for own in (head, *(own for _, own, _ in others)))
+        problem = f"this method weighs each prediction, and the outputs have other predictions: {shapes}"
+        raise UnsupportedError(problem, where="`--logits`", hint=hint)
+    whole = sum(weight for _, _, weight in parts)
+    shares = [op.Mul(each, weight / whole) for each, _, weight in parts]
+    return weighed(op, reduce(op.Add, shares), scores, head)
+
+
+def attach_loss(
+    model: ir.Model, loss: Reference, output: ir.Value, head: Head | None = None, others: Sequence[Output] = ()
+) -> Loss:
     """Append a loss on the model's `output` to its graph.
 
     `loss` is a name in `LOSSES` or a reference to a function `(op, scores, head) -> Loss`.  `head` is the reading of
-    the output; without `head`, this function decides it.  Raises UnsupportedError if the output is no prediction.
+    the output; without `head`, this function decides it.  `others` are outputs that the loss reads too.  Raises
+    UnsupportedError if the output is no prediction, or the loss reads no others.
     """
     head = head or decide_head(output)
     function = LOSSES[loss] if isinstance(loss, str) and loss in LOSSES else function_of(loss)
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     with op.at("loss"):
-        attached: Loss = function(op, scores_of(op, output, head), head)
+        scores = scores_of(op, output, head)
+        if others:
+            return joined(op, loss, scores, head, others)
+        attached: Loss = function(op, scores, head)
     return attached

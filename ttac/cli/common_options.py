@@ -22,7 +22,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
 SHORT = {"output": ("-o",)}
 """Further spellings of options of `ttac.compile`."""
-MODEL = ("norms", "head", "axis", "input", "logits", "hold", "batch_axis", "shape")
+MODEL = ("norms", "head", "axis", "background", "input", "logits", "hold", "batch_axis", "shape")
 """Options of `ttac.compile` that say how a model's file is read."""
 COMPILING = ("target", "calibration", "train", *MODEL, "pixels")
 """Options of `ttac eval` and `ttac bench` that go to `ttac.compile` unchanged."""

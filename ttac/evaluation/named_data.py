@@ -17,6 +17,7 @@ import onnx
 
 from ttac.errors import UsageError
 from ttac.evaluation.dataset import CLEAN, Dataset, arrays_digest, checked_labels
+from ttac.learned_outputs import main_output
 from ttac.options import parsed
 from ttac.passes.load.model_file import load
 from ttac.runtime.bundle import is_bundle, read_manifest
@@ -120,7 +121,11 @@ def _inputs(path: Path, options: Mapping[str, Any]) -> tuple[InputSizes, ...]:
     chosen = parsed(options)
     if not chosen.get("batch_axis") and _count(path, chosen.get("hold") or {}) < 2:
         return ()
-    model = load(path, output=chosen.get("logits"), **{key: chosen.get(key) for key in ("input", "hold", "batch_axis")})
+    model = load(
+        path,
+        output=main_output(chosen.get("logits")),
+        **{key: chosen.get(key) for key in ("input", "hold", "batch_axis")},
+    )
     return sizes_of(model, chosen.get("shape") or chosen.get("max_shape"))
 
 

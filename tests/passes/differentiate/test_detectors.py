@@ -12,7 +12,8 @@ import ttac
 from tests.support.source_models import Weights, norm, saved, source
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.inspection import inspect_model
-from ttac.passes.differentiate.heads import Head, decide_head, reads_text
+from ttac.passes.differentiate.head_clues import reads_text
+from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
 from ttac.runtime.records import HeadSpec
@@ -123,7 +124,8 @@ def test_a_detector_adapts(ending: str, method: str, tmp_path: Path) -> None:
         "first": first,
         "count": count,
     }
-    assert bundle.manifest["head"] == {**entry, "ignored": None}
+    more = {"objectness": True} if LAYOUTS[ending][3] else {}
+    assert bundle.manifest["head"] == {**entry, "ignored": None, **more}
     adapter = ttac.load(tmp_path / "b.ttac")
     output = adapter.step(images())
     p = output.take(range(first, first + count), axis=axis).astype(np.float64).clip(1e-7, 1 - 1e-6)
