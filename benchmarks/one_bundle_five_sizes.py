@@ -16,6 +16,7 @@ from torch import nn
 
 import ttac
 from benchmarks.train_small_nets import Detector
+from ttac.methods import find
 from ttac.reports.measure import measure
 from ttac.sizes import format_size
 
@@ -43,9 +44,10 @@ def exported(folder: Path) -> Path:
 
 
 def compiled(path: Path, method: str, name: str, **choices: Any) -> Path:
-    """Compile beside the model."""
+    """Compile beside the model, with SGD: Adam's first step follows the sign of a gradient, even of a rounded zero."""
     folder = path.parent / f"{method}-{name}.ttac"
-    ttac.compile(path, output=folder, method=method, batch=BATCH, **choices)
+    settings = {"optimizer": "sgd"} if any(o.name == "optimizer" for o in find(method).options) else {}
+    ttac.compile(path, output=folder, method=method, batch=BATCH, settings=settings, **choices)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Errors of methods on readers of text and detectors: `python -m benchmarks.readers_and_detectors --write`.
+"""Errors of methods on readers of text and detectors: `python -m benchmarks.readers_and_detectors`.
 
 Two small nets, which `python -m benchmarks.train_small_nets` trains, and files with the weights that people install.
 The samples are drawn, so their labels are exact.  Cells are kept in `--folder`, and a second run continues.
@@ -26,7 +26,6 @@ from benchmarks.real_files import FILES, fetch
 from ttac.evaluation.watch import Watch
 
 METHODS = ("source", "bn", "leantta", "tent", "sar", "surgeon")
-PAGE = Path(__file__).parents[1] / "docs" / "readers-and-detectors.md"
 NETS = Path(__file__).parent / "small_nets"
 DOWNLOADS = Path(tempfile.gettempdir()) / "ttac-real-files"
 WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
@@ -176,10 +175,9 @@ def evaluated(subject: Subject, folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """Evaluate the named subjects, by default all, and print or write the page."""
+    """Evaluate the named subjects, by default all, and print the tables of `docs/readers-and-detectors.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ttac-readers-and-detectors")
-    parser.add_argument("--write", action="store_true")
     parser.add_argument("names", nargs="*")
     choices = parser.parse_args()
     sections = [
@@ -188,12 +186,7 @@ def main() -> int:
         if not choices.names or subject.name in choices.names
         for line in evaluated(subject, choices.folder)
     ]
-    text = "\n".join(sections) + "\n"
-    print(text)
-    if choices.write:
-        page = PAGE.read_text(encoding="utf-8")
-        begin, end = "<!-- begin measured -->", "<!-- end measured -->"
-        PAGE.write_text(page.split(begin)[0] + begin + text + end + page.split(end)[1], encoding="utf-8")
+    print("\n".join(sections))
     return 0
 
 
