@@ -253,7 +253,7 @@ class CompileOptions:
             check_replaceable(output)
             _check_emitted(output, values["emit"])
         values |= {"method": method.variant(settings), "target": target, "settings": settings, "output": output}
-        return cls(**{**values, "path": path, **_batch(values, target, settings.get("window", 0))})
+        return cls(**{**values, "path": path, **_batch(values, target, int(settings.get("window", 0)))})
 
 
 def _batch(values: Mapping[str, Any], target: Target, window: int) -> dict[str, int]:
