@@ -17,14 +17,16 @@ AT_ONCE = 64
 def block_norm(at: Layouts, node: ir.Node) -> bool:
     """BatchNormalization in inference form: a depthwise 1x1 Conv whose kernel the graph computes."""
     x, scale, bias, mean, var = node.inputs
-    if not at.has(x) or len(node.outputs) != 1 or scale is None or var is None:
+    if x is None or scale is None or bias is None or mean is None or var is None:
+        return False
+    if not at.has(x) or len(node.outputs) != 1:
         return False
     op, channels = at.op, at.filled(int(dims(x)[1]))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     slope: ir.Value = scale
     if not _is(var, 1.0) or epsilon:
         slope = op.Div(scale, op.Sqrt(op.Add(var, float(epsilon))))
-    offset = bias if _is(mean, 0.0) else op.Sub(bias, op.Mul(mean, slope))
+    offset: ir.Value = bias if _is(mean, 0.0) else op.Sub(bias, op.Mul(mean, slope))
     slope, offset = at.vector(_sized(slope, x)), at.vector(_sized(offset, x))
     kernel, shape = op.Reshape(slope, [channels, 1, 1, 1]), at.shape(dims(x))
     made = op.internal(

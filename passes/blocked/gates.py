@@ -66,7 +66,7 @@ def _affine(at: Layouts, lines: ir.Value, scale: ir.Value | None, offset: ir.Val
     assert given is not None
     zeros, ones = (op.Expand(op.constant(np.full(1, number, np.float32)), op.Shape(given)) for number in (0, 1))
     inputs = [lines, scale or ones, offset or zeros, None, zeros, ones]
-    attributes = {"block": at.block, "epsilon": 0.0, "act": "none", "statistics": "given"}
+    attributes: dict[str, int | float | str] = {"block": at.block, "epsilon": 0.0, "act": "none", "statistics": "given"}
     node = ir.node("NormForward", inputs, attributes, domain=KERNEL_DOMAIN)
     node.outputs[0].type, node.outputs[0].shape = lines.type, lines.shape
     op.place(node, "gated")

@@ -56,7 +56,9 @@ def _encodable_floats(plan: Plan, values: Mapping[str, ir.Value]) -> list[ir.Val
     return [
         value
         for value in residuals
-        if value.dtype == ir.DataType.FLOAT and not value.is_graph_output() and not any(map(divides_by, value.uses()))
+        if value.dtype == ir.DataType.FLOAT
+        and not value.is_graph_output()
+        and not any(divides_by(*use) for use in value.uses())
     ]
 
 

@@ -24,9 +24,9 @@ DIVISIONS = frozenset("Reciprocal Log Sqrt Pow".split())
 """Operators in addition to Div that are infinite, or have no derivative, where their input is 0."""
 
 
-def divides_by(use: ir.Usage) -> bool:
-    """Whether a node divides by the value of this use, which eight bits may round to 0."""
-    return use.node.op_type in DIVISIONS or (use.node.op_type == "Div" and use.idx == 1)
+def divides_by(node: ir.Node, position: int) -> bool:
+    """Whether the node divides by its input at `position`, which eight bits may round to 0."""
+    return node.op_type in DIVISIONS or (node.op_type == "Div" and position == 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def _readers(value: ir.Value, half: Set[ir.Node], dependent: Set[ir.Node]) -> tu
     while pending:
         for use in pending.pop().uses():
             if use.node in half and use.node.op_type != "Shape":
-                divides |= divides_by(use)
+                divides |= divides_by(use.node, use.idx)
                 if use.node in readers:
                     continue
                 readers.add(use.node)

@@ -140,13 +140,12 @@ class Bench:
             feeds = random_feeds(adapter, subject.batch)
             return feeds if len(feeds) > 1 else next(iter(feeds.values()))
         how = preparation_of(subject.bundle)
-        named = isinstance(how, NamedInputs)
-        dataset = open_named(self.data, how.inputs) if named else open_dataset(self.data)
+        dataset = open_named(self.data, how.inputs) if isinstance(how, NamedInputs) else open_dataset(self.data)
         if dataset.count < subject.batch:
             problem = f"there are {dataset.count} samples, a step takes {subject.batch}"
             raise UsageError(problem, where="`--data`", hint="give more samples, or a smaller `--batch`")
         x = dataset.read(dataset.variants[-1], np.arange(subject.batch), how)
-        return x if named or x.dtype != np.uint8 else how.prepare(x)
+        return x if isinstance(how, NamedInputs) or x.dtype != np.uint8 else how.prepare(x)
 
 
 class Group:

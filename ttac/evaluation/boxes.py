@@ -86,7 +86,11 @@ def _suppression() -> Any:
     import onnx
     import onnxruntime
 
-    limits = {"most": np.int64(KEPT), "overlap": np.float32(OVERLAP), "least": np.float32(LEAST)}
+    limits: dict[str, np.ndarray] = {
+        "most": np.array([KEPT], np.int64),
+        "overlap": np.array([OVERLAP], np.float32),
+        "least": np.array([LEAST], np.float32),
+    }
     node = onnx.helper.make_node(
         "NonMaxSuppression", ["boxes", "scores", *limits], ["kept"], center_point_box=1
     )  # fmt: skip
@@ -96,7 +100,7 @@ def _suppression() -> Any:
         "suppression",
         [value("boxes", kind.FLOAT, ["n", "boxes", 4]), value("scores", kind.FLOAT, ["n", "classes", "boxes"])],
         [value("kept", kind.INT64, ["kept", 3])],
-        [onnx.numpy_helper.from_array(array.reshape(1), name) for name, array in limits.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in limits.items()],
     )
     opsets = [onnx.helper.make_opsetid("", 11)]
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opsets)

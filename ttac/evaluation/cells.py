@@ -195,7 +195,9 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
     in_file_order = np.empty_like(codes)
     in_file_order[rows] = codes
     wrong, counted = (None, 0) if labels is None else course.reading.wrong(answers, labels[rows])
-    one_class = course.reading.figure == ERROR and labels is not None and answers.shape == labels.shape
+    hits = None
+    if labels is not None and course.reading.figure == ERROR and answers.shape == labels.shape:
+        hits = answers == labels[rows]
     return {
         "shift": shifts[number].name,
         "severity": shifts[number].severity,
@@ -204,7 +206,7 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
         "counted": counted,
         "entropy": float(entropy.mean()),
         "seconds": float(sum(seconds)),
-        "bins": calibration_bins(confidence, answers == labels[rows]) if one_class else None,
+        "bins": None if hits is None else calibration_bins(confidence, hits),
         "predictions": packed(in_file_order),
     }
 

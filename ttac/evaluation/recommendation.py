@@ -19,9 +19,9 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.evaluation import corruptions as images_of
 from ttac.evaluation.dataset import CLEAN, Dataset, open_dataset, subset
 from ttac.evaluation.evaluation_result import Evaluation
+from ttac.evaluation.named_data import NamedInputs, preparation_of
 from ttac.evaluation.result_folder import kept_or_temporary
 from ttac.evaluation.sensor_shifts import SHIFTS, shifted
-from ttac.evaluation.shift_files import preparation_of
 from ttac.evaluation.study import evaluate
 from ttac.evaluation.subjects import SOURCE, Recipe, compile_subject
 from ttac.evaluation.watch import Watch
@@ -242,6 +242,9 @@ def _divided(dataset: Dataset, model: Path, options: RecommendOptions) -> tuple[
         compile_subject(Recipe(model, {**options.options, "method": SOURCE, "batch": options.batch}, bundle))
         _refuse_other_heads(bundle, model)
         how = preparation_of(bundle)
+        if isinstance(how, NamedInputs):
+            hint = "`ttac eval` takes arrays by the names of the inputs"
+            raise UnsupportedError("`recommend` shifts the samples of one input", where=f"`{model}`", hint=hint)
         clean = dataset.read(dataset.variants[0], streamed, how)
         labels = _predicted(bundle, _prepared(clean, how)) if dataset.labels is None else dataset.labels[streamed]
     return _prepared(dataset.read(dataset.variants[0], known, how), how), {CLEAN: clean, "labels": labels}
