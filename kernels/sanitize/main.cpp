@@ -221,7 +221,7 @@ Arrays random_keep_blocks(Node& node) {
 
 std::unique_ptr<Array> integers(const std::vector<int64_t>& values) {
   auto made = std::make_unique<Array>(kInt64, std::vector<int64_t>{static_cast<int64_t>(values.size())});
-  std::memcpy(made->data.get(), values.data(), made->bytes());
+  if (!values.empty()) std::memcpy(made->data.get(), values.data(), made->bytes());
   return made;
 }
 
