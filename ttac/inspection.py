@@ -89,13 +89,14 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
     """Open the file as a compile does; where the file leaves sizes open, with the first guess that works."""
     shape = choices.get("shape")
     try:
-        names = {
-            "input": choices.get("input"),
-            "output": main_output(choices.get("logits")),
-            "hold": choices.get("hold"),
-        }
-        names["batch_axis"] = choices.get("batch_axis")
-        source = load(path, **names, say=say)
+        source = load(
+            path,
+            input=choices.get("input"),
+            output=main_output(choices.get("logits")),
+            hold=choices.get("hold"),
+            batch_axis=choices.get("batch_axis"),
+            say=say,
+        )
     except UnsupportedError as error:
         return Opened(fault=error)
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)

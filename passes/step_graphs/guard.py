@@ -25,7 +25,7 @@ from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
 GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
-FOLLOW, FOLLOWS = "follow", "guard.follow"
+FOLLOW, FOLLOWS = "guard-follow", "guard.follow"
 """The graph that moves statistics of the forward, and the guard's output that is 1 if they may follow the batch."""
 FOLLOWED = 0.1
 """Least fraction of the usual information of a batch that statistics follow: shifts of the data have more, and noise,

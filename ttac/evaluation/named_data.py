@@ -123,8 +123,10 @@ def _inputs(path: Path, options: Mapping[str, Any]) -> tuple[InputSizes, ...]:
         return ()
     model = load(
         path,
+        input=chosen.get("input"),
         output=main_output(chosen.get("logits")),
-        **{key: chosen.get(key) for key in ("input", "hold", "batch_axis")},
+        hold=chosen.get("hold"),
+        batch_axis=chosen.get("batch_axis"),
     )
     return sizes_of(model, chosen.get("shape") or chosen.get("max_shape"))
 
