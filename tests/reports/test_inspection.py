@@ -28,6 +28,7 @@ def expected(training: str, statistics: str) -> dict[str, str]:
         **dict.fromkeys(STATISTICS, statistics),
         **dict.fromkeys(IDLE, "yes"),
         "sight": "with --batch",
+        "ecotta": "no" if statistics == "no" else "with --calibration",
     }
 
 
