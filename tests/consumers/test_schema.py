@@ -23,6 +23,7 @@ REFERENCES = {
     *("graph-file-unlisted", "graph-input-other-dtype", "graph-input-other-shape", "state-dtype-other"),
     *("state-shape-other", "state-tensor-missing", "state-tensor-twice", "head-output-unknown", "head-axis-samples"),
     *("batch-reversed", "forms-unknown-graph", "input-open-size"),
+    *("sizes-no-multiple", "sizes-twice", "sizes-of-another-name"),
 }
 """Errors in the references between entries, which a schema cannot state."""
 WHOLE_FLOATS = {"batch-float"}
