@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttac.evaluation.bench import Bench, about
+from ttac.evaluation.bench import Bench
 from ttac.evaluation.bench_figures import Benchmark
 from ttac.evaluation.bench_report import markdown
+from ttac.evaluation.machine import about
 
 METHODS = ("tent", "surgeon")
 BATCH = 8

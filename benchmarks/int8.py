@@ -26,7 +26,7 @@ import onnxruntime as ort
 import ttac
 from benchmarks.exporting import export
 from benchmarks.networks import NETWORKS
-from ttac.evaluation.bench import about
+from ttac.evaluation.machine import about
 from ttac.passes.quantize.ranges import _calibrators
 from ttac.reports.measure import measure
 

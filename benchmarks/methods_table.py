@@ -17,8 +17,8 @@ import numpy as np
 
 import ttac
 from ttac import methods
-from ttac.evaluation.bench import about
 from ttac.evaluation.evaluation_result import Evaluation
+from ttac.evaluation.machine import about
 from ttac.evaluation.watch import Watch
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
@@ -52,10 +52,11 @@ def main() -> None:
     start = time.monotonic()
     parts = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
     whole = Evaluation(
-        [result for part in parts for result in part.results],
-        [missing for part in parts for missing in part.missing],
-        {key: report for part in parts for key, report in part.reports.items()},
-        parts[0].data,
+        results=[result for part in parts for result in part.results],
+        missing=[missing for part in parts for missing in part.missing],
+        reports={key: report for part in parts for key, report in part.reports.items()},
+        data=parts[0].data,
+        about=parts[0].about,
     )
     text = page(whole, asked.samples)
     print(f"{(time.monotonic() - start) / 60:.0f} minutes in this run", file=sys.stderr)

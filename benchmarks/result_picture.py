@@ -54,6 +54,7 @@ def measured() -> dict[str, dict[str, float]]:
         corruptions=["all"],
         protocols=["reset-each-shift"],
         samples=512,
+        batch=64,
         options={"calibration": DEMO / "fashion_calibration.npz"},
         threads=1,
     )

@@ -124,7 +124,7 @@ def pack(bundle: str | Path, output: str | Path) -> Bundle:
     if os.path.lexists(output) and not is_archive(output):
         hint = "choose another path, or remove the path"
         raise UsageError("there is something where the bundle should go", where=f"`{output}`", hint=hint)
-    opened, manifest = read_unreplaced(bundle, lambda: (open_bundle(bundle), _manifest_bytes(bundle)))
+    opened, manifest = read_unreplaced(bundle, lambda: (open_bundle(bundle), manifest_bytes(bundle)))
     names = sorted(opened.manifest.files)
     write_archive(output, {MANIFEST: manifest, **{name: opened.files.content(name).data for name in names}})
     return Bundle.read(output)
@@ -182,10 +182,10 @@ def place(staged: Path, target: str | Path) -> Bundle:
 
 
 def _read_manifest(folder: Path, archive: Archive | None = None) -> Manifest:
-    return parse_manifest(decode_object(_manifest_bytes(folder, archive), f"`{folder / MANIFEST}`"))
+    return parse_manifest(decode_object(manifest_bytes(folder, archive), f"`{folder / MANIFEST}`"))
 
 
-def _manifest_bytes(folder: Path, archive: Archive | None = None) -> bytes:
+def manifest_bytes(folder: Path, archive: Archive | None = None) -> bytes:
     """The content of the manifest; raises UsageError where no bundle is, VerificationError for a damaged one."""
     if archive or is_archive(folder):
         return (archive or read_archive(folder, LARGEST)).manifest

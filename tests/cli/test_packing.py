@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_run_and_bake_read_the_file(
 def test_bake_keeps_the_bundle(bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bake", str(bundles[1]), "--state", "state", "-o", str(bundles[1])]) == 2
     assert "the output lies in the bundle" in capsys.readouterr().err
+
+
+def test_eval_and_bench_read_the_file(
+    bundles: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (8, *Bundle.read(bundles[1]).manifest["inputs"][0]["shape"][1:])
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    rows = []
+    for bundle in bundles:
+        output = tmp_path / bundle.stem
+        text = said(capsys, "eval", bundle, "--data", tmp_path / "x.npz", "-o", output, "--json")
+        rows += [
+            {key: value for key, value in row.items() if key != "ms_per_sample"} for row in json.loads(text)["rows"]
+        ]
+    assert len(rows) == 2 and {**rows[0], "model": "", "method": ""} == {**rows[1], "model": "", "method": ""}
+    (row,) = json.loads(said(capsys, "bench", bundles[1], "--pairs", "7", "--threads", "1", "--json"))["rows"]
+    assert row["ratio"] > 0
 
 
 def test_doctor_runs_the_file(bundles: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

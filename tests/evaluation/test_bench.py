@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.conftest import Run
@@ -49,6 +50,20 @@ ABOUT = {"date": "2026-01-01", "machine": "a machine", "packages": "ttac 1", "th
 
 
 # --- timing ---------------------------------------------------------------------------------------------------------
+
+
+def test_inference_of_a_model_beside_the_source(tmp_path: Path) -> None:
+    """The float model of an 8-bit bundle: its inference in units of the source's, here the same file."""
+    bundle = ema(tmp_path / "tiny.ttac")
+    model = tmp_path / "float.onnx"
+    graph = onnx.load(bundle / "infer.onnx")
+    onnx.save(graph, model)
+    found = Bench(batch=[4], pairs=7, threads=1, beside=model).run([bundle])
+    (each,) = found.figures
+    peer = each.peers["float.onnx"]
+    assert 0.2 < peer["ratio"] < 5 and peer["milliseconds"] > 0
+    assert columns(found)[-1] == "float.onnx: / inference, peak"
+    assert (peer["peak"] is not None) == CLEAR.exists()
 
 
 def test_both_run_in_turn_and_each_comes_first_every_other_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from ttac.evaluation.cells import Cell, Subject
 from ttac.evaluation.evaluation_result import Evaluation, MissingCell
 from ttac.evaluation.metrics import BINS, packed
 from ttac.evaluation.protocols import Order
+from ttac.evaluation.tables import Table
+from ttac.evaluation.verdict import verdict
 
 HOSTILE = "<script>alert(1)</script> $x^$"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -24,6 +26,13 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --window-size=1200,3200"
 ).split()
+ABOUT = {
+    "date": "2001-02-03",
+    "machine": "Linux x86_64, 4 cores of a processor",
+    "packages": "ttac 0.1.0, onnxruntime 1.19.2",
+    "threads": "0",
+    "command": f"ttac eval {HOSTILE} --methods source,tent,surgeon",
+}
 PLAN = [
     {"value": f"layer{i}.conv", "how": how, "bytes": kept, "dense": 2**20, "because": ""}
     for i, (how, kept) in enumerate([("dense", 2**20), ("sparse", 2**19), ("recompute", 0), ("wondrous", 2**18)])
@@ -69,7 +78,8 @@ def evaluation(labelled: bool = True) -> Evaluation:
     cell = Cell(subject=subject, protocol="continual", shifts=(), order=Order(), data={})
     report = {"plan": PLAN, "planned": {"residuals": 2**20, "dense": 4 * 2**20}}
     reports = {(HOSTILE, method, 32): report for method in ("tent", "surgeon")}
-    return Evaluation(results, [MissingCell(cell, UnsupportedError("no batch norm"))], reports, "made-up images")
+    missing = [MissingCell(cell, UnsupportedError("no batch norm"))]
+    return Evaluation(results=results, missing=missing, reports=reports, data="made-up images", about=ABOUT)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +133,7 @@ def test_nothing_is_fetched(text: str, parts: Parts) -> None:
 
 def test_the_page_is_whole(parts: Parts) -> None:
     assert parts.open == [] and "script" not in parts.counts
-    assert parts.counts["svg"] == 2 * (3 + 1 + 1), "bars, stream, calibration, ratios and one shared plan, twice"
+    assert parts.counts["svg"] == 2 * (4 + 1 + 1), "bars, stream, costs, calibration, ratios and one shared plan, twice"
     assert parts.counts["details"] == 2
 
 
@@ -142,6 +152,54 @@ def test_the_page_shows_names_sizes_and_reasons(text: str) -> None:
     ):
         assert words in text
     assert re.search(r'<td class="best">25\.0</td>', text)
+
+
+def table(means: dict[str, float | None], labelled: bool = True, **times: float) -> Table:
+    """A table with the means, in one setting, and with milliseconds per sample."""
+    totals = {"error": means, "entropy": means, "ms_per_sample": times}
+    setting = {"model": "net", "protocol": "mixed", "order": "file", "batch": 8}
+    return Table(setting=setting, methods=tuple(means), errors={}, totals=totals, labelled=labelled)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ([], "No method ran."),
+        ([table({"source": None})], "No method has a figure."),
+        ([table({"source": 0.6}, labelled=False)], "no labels, so the report compares entropy"),
+        ([table({"bn": 0.4, "tent": 0.25})], "tent has the lowest mean error, 25.0 %."),
+        (
+            [table({"source": 0.6, "tent": 0.25}, source=2.0, tent=5.0)],
+            "tent has the lowest mean error, 25.0 %, 35.0 points below the source model. A sample takes 2.5 times as long.",
+        ),
+        ([table({"tent": 0.6, "source": 0.6})], "No method is better than the source model: source has the lowest"),
+        ([table({"source": 0.6, "tent": 0.2}), table({"source": 0.1, "tent": 0.2})], "tent in 1, source in 1."),
+    ],
+)
+def test_the_verdict(tables: list[Table], words: str) -> None:
+    assert words in verdict(tables)
+
+
+def test_the_circumstances_are_on_the_page(text: str) -> None:
+    for name in ("machine", "packages", "date"):
+        assert ABOUT[name] in text
+    assert "128 in a stream of 2 shifts" in text and "the engine&#39;s choice" in text
+
+
+def test_the_line_joins_methods_that_none_beats() -> None:
+    pytest.importorskip("matplotlib")
+    from ttac.evaluation import plots
+
+    assert plots._beats((1, 2), (1, 3)) and plots._beats((0, 2), (1, 2))
+    assert not plots._beats((1, 2), (1, 2)) and not plots._beats((0, 4), (1, 3))
+
+
+def test_each_of_many_methods_has_its_own_line() -> None:
+    pytest.importorskip("matplotlib")
+    from ttac.evaluation import plots
+
+    styles = list(plots._styles(["source", *map(str, range(18))]))
+    assert len({repr(style) for style in styles}) == 19
 
 
 def test_every_colour_is_the_page_s(text: str) -> None:

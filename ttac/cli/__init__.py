@@ -7,7 +7,8 @@
 | `report_text`                | a report in JSON values as tables and lists                         |
 | `bundle_summary`             | the manifest and the report of a bundle, for a person               |
 | `compiling`, `inspecting`    | `ttac compile`, `ttac inspect`                                      |
-| `viewing`, `running`         | `ttac view`, `ttac run`                                             |
+| `viewing`                    | `ttac view`                                                         |
+| `running`, `watching`        | `ttac run`, `ttac watch`                                            |
 | `evaluating`, `eval_tables`  | `ttac eval`: the options, and the tables that it prints             |
 | `recommending`               | `ttac recommend`                                                    |
 | `benching`                   | `ttac bench`                                                        |
@@ -29,7 +30,18 @@ from typing import Any
 
 import click
 
-from ttac.cli import baking, compiling, demonstrating, diagnosing, inspecting, listing, packing, running, viewing
+from ttac.cli import (
+    baking,
+    compiling,
+    demonstrating,
+    diagnosing,
+    inspecting,
+    listing,
+    packing,
+    running,
+    viewing,
+    watching,
+)
 from ttac.cli.common_options import CONTEXT, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
@@ -94,6 +106,7 @@ for command in (
     inspecting.inspect,
     viewing.view,
     running.run,
+    watching.watch,
     LazyCommand("eval", "ttac.cli.evaluating", "Compare methods on streams of shifted samples."),
     LazyCommand("recommend", "ttac.cli.recommending", "Choose a method for a model, by trying all of them."),
     LazyCommand("bench", "ttac.cli.benching", "Measure the time and the memory of a step."),
@@ -110,7 +123,7 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves this function."""
-    terminal = Terminal()
+    terminal = Terminal(sys.argv[1:] if arguments is None else arguments)
     try:
         outcome = commands.main(args=arguments, prog_name="ttac", standalone_mode=False, obj=terminal)
         sys.stdout.flush()

@@ -46,6 +46,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
     "--against", metavar="pytorch", callback=checked(one_of("pytorch")), help="Also time the same method in PyTorch."
 )
 @click.option(
+    "--beside", metavar="MODEL", type=PATH, help="Also time inference of MODEL, as the float model of an 8-bit bundle."
+)
+@click.option(
     "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="An option, for every method that has it."
 )
 @compile_options(*COMPILING)

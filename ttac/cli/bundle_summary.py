@@ -95,7 +95,7 @@ def _cost(report: Mapping[str, Any]) -> str:
     """The measured, or else the planned, cost of a step; empty where neither is known."""
     measured, planned = (report.get(name) or {} for name in ("measured", "planned"))
     if "peak" in measured:
-        time = f" and {measured['seconds'] * 1e3:.3g} ms" if "seconds" in measured else ""
+        time = f" and {1e3 * measured['seconds']:.1f} ms" if "seconds" in measured else ""
         return f"a step takes {format_size(measured['peak'])}{time}, measured at compile time on the CPU"
     return f"a step is planned to take {format_size(planned['peak'])}" if "peak" in planned else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ BETWEEN = 10.0
 @click.option(
     "--concentration", metavar="X", type=float, default=0.1, show_default=True, help="Parameter of `dirichlet`."
 )
-@several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: 64, or the bundle's]")
+@several("--batch", metavar="N,...", check=numbers, help="Samples a step.  [default: the target's, or the bundle's]")
 @several("--seed", "seeds", metavar="N,...", default="0", check=numbers, help="Seeds of the order.")
 @click.option("--samples", metavar="N", callback=count(), help="Use N samples, the same at every call.")
 @click.option(
@@ -100,6 +101,7 @@ def evaluate(
 
         check_installed()
     evaluation = _evaluate(terminal, models, **choices)
+    evaluation = replace(evaluation, about={**evaluation.about, "command": terminal.command})
     if csv is not None:
         csv.write_text(evaluation.csv(), encoding="utf-8")
     if html is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +34,11 @@ PIPED_WIDTH = 1000
 
 
 class Terminal:
-    """The two streams of one command; the option `-v` sets `verbose`."""
+    """The two streams of one command, and its words; the option `-v` sets `verbose`."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
         self.verbose = False
+        self.command = shlex.join(["ttac", *arguments])
         self.out = _console(stderr=False)
         self.talk = _console(stderr=True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import click
@@ -22,13 +24,15 @@ DEFAULT = "forward"
 @click.command("view", context_settings=CONTEXT, short_help="Open a model, or one graph of a bundle, in Netron.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
 @click.argument("graph", required=False)
+@click.option("--nodes", is_flag=True, help="Show every node of a bundle's graph, not one box for each layer.")
 @click.option("--no-browser", is_flag=True, help="Serve the graph; open the printed address yourself.")
 @click.option("--port", metavar="N", callback=count(), help="Port on this computer.  [default: a free one from 8080]")
 @verbose
 @terminal
-def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, port: int | None) -> None:
+def view(terminal: Terminal, path: Path, graph: str | None, nodes: bool, no_browser: bool, port: int | None) -> None:
     """Open a model, or GRAPH of a bundle (default `forward`), in Netron; stop with Ctrl-C.
 
+    The graph of a bundle has one box for each layer, or for each block of a large network; a click opens a box.
     In a folder from `ttac compile --dump`, GRAPH is a room: `adapt`, `autodiff`, `lower/forward`.
     """
     with as_folder(path) as place:
@@ -37,11 +41,29 @@ def view(terminal: Terminal, path: Path, graph: str | None, no_browser: bool, po
             import netron
         except ImportError as error:
             raise RuntimeMissingError("`ttac view` needs Netron", hint="`pip install 'ttac[view]'`") from error
-        with redirect_stdout(sys.stderr):
-            host, port = netron.start(str(file), address=port, browse=not no_browser)
-        terminal.data(f"http://{host}:{port}")
-        terminal.say("stop with Ctrl-C")
-        netron.wait()
+        with shown_file(file, folds=place.is_dir() and not nodes) as shown:
+            with redirect_stdout(sys.stderr):
+                host, port = netron.start(str(shown), address=port, browse=not no_browser)
+            terminal.data(f"http://{host}:{port}")
+            terminal.say("stop with Ctrl-C")
+            netron.wait()
+
+
+@contextmanager
+def shown_file(file: Path, folds: bool) -> Iterator[Path]:
+    """The file, or if it `folds`, a temporary copy of the same name with one box for each layer."""
+    if not folds:
+        yield file
+        return
+    import onnx
+
+    from ttac.passes.load.checked_file import parse
+    from ttac.reports.folded_graph import folded
+
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        copy = Path(folder) / file.name
+        onnx.save(folded(parse(file)), copy)
+        yield copy
 
 
 def graph_file(path: Path, graph: str | None) -> Path:

@@ -6,15 +6,12 @@ ratio is the median over the turns.  Memory: `ttac.reports.measure`, in a fresh 
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +21,7 @@ from ttac.errors import TtacError, UsageError
 from ttac.evaluation.bench_figures import Benchmark, Figures
 from ttac.evaluation.cells import Subject
 from ttac.evaluation.dataset import open_dataset
+from ttac.evaluation.machine import about
 from ttac.evaluation.named_data import NamedInputs, open_named, preparation_of
 from ttac.evaluation.source_inference import inference, measure_inference
 from ttac.evaluation.subjects import MethodSpec, Recipe, compile_subject, method_specs, subjects_of
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Default number of samples of a step for models without a bundle."""
-PACKAGES = ("ttac", "onnxruntime-training-cpu", "onnxruntime", "onnx", "torch", "numpy")
 
 Step = Callable[[Any], object]
 
@@ -67,6 +64,7 @@ class Bench:
         threads: threads of the engine; 0 for all cores.
         data: samples as for `ttac.evaluate`, of which a step takes the first; None for random numbers.
         peers: the same methods in another framework, or None.
+        beside: a model whose inference is timed too, such as the float model of an 8-bit bundle; or None.
         say: gets one line before each measurement.
     """
 
@@ -78,6 +76,7 @@ class Bench:
     threads: int = 0
     data: Any = None
     peers: Peers | None = None
+    beside: Path | None = None
     say: Callable[[str], object] = lambda line: None
 
     def run(self, models: Sequence[Path]) -> Benchmark:
@@ -166,6 +165,8 @@ class Group:
         self.threads = threads
         first = subjects[0]
         self.title = f"{first.model}, batch {first.batch}"
+        self.beside: Mapping[str, Any] = {}
+        self.beside_name = bench.beside.name if bench.beside else ""
         is_whole = first.bundle in recipes and not bench.options.get("hold")
         self.source = recipes[first.bundle].model if is_whole else first.bundle / "infer.onnx"
 
@@ -179,6 +180,9 @@ class Group:
         pairs, peer_steps = self.bench.pairs, self._peer_steps()
         times = {bundle: paired(source, partial(each.step, x), pairs) for bundle, each in adapters.items()}
         peer_times = {key: paired(source, partial(step, x), pairs) for key, step in peer_steps.items()}
+        if (model := self.bench.beside) is not None:
+            beside = paired(source, partial(inference(model, self.threads), x), pairs)
+            peer_times |= {(subject.bundle, self.beside_name): beside for subject in self.subjects}
         self._note_held(adapters)
         feeds = x if isinstance(x, dict) else {adapters[first.bundle].inputs[0].name: x}
         adapters.clear()
@@ -187,6 +191,8 @@ class Group:
             file = Path(folder) / "samples.npz"
             np.savez(file, **feeds)
             base = measure_inference(self.source, file, self.threads)
+            if self.bench.beside is not None:
+                self.beside = measure_inference(self.bench.beside, file, self.threads) or {}
             memory = {subject.bundle: _memory(subject, self.threads, file) for subject in self.subjects}
         return [
             self._figures(each, times[each.bundle], memory[each.bundle], base, self._peers(each, peer_times))
@@ -240,7 +246,7 @@ class Group:
         )
 
     def _peers(self, subject: Subject, times: Mapping[tuple[Path, str], Times]) -> dict[str, dict[str, Any]]:
-        """Return the figures of the peers by variant; their memory is measured here."""
+        """Return the figures of the peers, and of the model beside them, by variant; their memory is measured here."""
         return {
             variant: self._peer(subject, variant, measured)
             for (bundle, variant), measured in times.items()
@@ -248,9 +254,7 @@ class Group:
         }
 
     def _peer(self, subject: Subject, variant: str, times: Times) -> dict[str, Any]:
-        assert self.bench.peers is not None
-        model, manifest = self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest
-        memory = self.bench.peers.memory(model, manifest, self.threads, variant) or {}
+        memory = self.beside if variant == self.beside_name else self._peer_memory(subject, variant)
         return {
             "milliseconds": 1e3 * float(np.median(times.step)),
             "ratio": times.ratio,
@@ -258,6 +262,11 @@ class Group:
             "peak": memory.get("peak"),
             "loaded": memory.get("loaded"),
         }
+
+    def _peer_memory(self, subject: Subject, variant: str) -> Mapping[str, Any]:
+        assert self.bench.peers is not None
+        model, manifest = self.recipes[subject.bundle].model, Bundle.read(subject.bundle).manifest
+        return self.bench.peers.memory(model, manifest, self.threads, variant) or {}
 
 
 def _memory(subject: Subject, threads: int, samples_file: Path) -> dict[str, Any] | None:
@@ -272,21 +281,6 @@ def _memory(subject: Subject, threads: int, samples_file: Path) -> dict[str, Any
     memory = measure(subject.bundle, threads=threads, samples=samples_file)
     stated = manifest["memory"].get("measured", {}).get("peak", 0)
     return memory and {**memory, "peak": max(memory["peak"], stated)}
-
-
-def about(threads: int) -> dict[str, str]:
-    """Return the date, the machine, the versions and the threads that figures hold for."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor())
-    versions = {package.name.lower(): package.version for package in metadata.distributions() if package.name}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores of {processor}",
-        "packages": ", ".join(f"{package} {versions[package]}" for package in PACKAGES if package in versions),
-        "threads": str(threads),
-    }
 
 
 def _published_cache(bundle: Bundle) -> int | None:

@@ -22,7 +22,7 @@ class EvaluationOptions:
     Attributes:
         methods: names, or `name:option=value` for another setting.
         settings: hyperparameters for all methods that have them.
-        batches: samples of one step, each number in turn; empty for 64, or the planned number of a bundle.
+        batches: samples of one step, each number in turn; empty for the target's, or the bundle's.
         arrays: names of the arrays to stream as shifts; None for all arrays if no corruption is named.
         corruptions: names, or `all`; computed from the first array.
         severities: of the corruptions, 1 to 5.

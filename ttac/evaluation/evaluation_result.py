@@ -22,7 +22,7 @@ class MissingCell:
     reason: TtacError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """All results, in the order of the models, methods and streams of the call.
 
@@ -31,12 +31,14 @@ class Evaluation:
         missing: cells without a result, mostly because a method does not fit a model.
         reports: (model, method, batch) -> report of the bundle, with the memory plan.
         data: name of the samples.
+        about: date, machine, packages and threads of the measured times; the command, where there was one.
     """
 
     results: Sequence[Mapping[str, Any]]
     missing: Sequence[MissingCell] = ()
     reports: Mapping[tuple[str, str, int], Mapping[str, Any]] = field(default_factory=dict)
     data: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -64,7 +66,13 @@ class Evaluation:
             }
             for each in self.missing
         ]
-        return {"data": self.data, "labelled": self.labelled, "rows": self.rows(), "missing": missing}
+        return {
+            "data": self.data,
+            "about": dict(self.about),
+            "labelled": self.labelled,
+            "rows": self.rows(),
+            "missing": missing,
+        }
 
     def csv(self) -> str:
         """Return the rows as comma-separated values with a header."""
@@ -80,7 +88,8 @@ class Evaluation:
 
         reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.problem for m in self.missing}
         missing = [(model, method, reason) for (model, method), reason in reasons.items()]
-        return page(self.tables(), self.results, missing=missing, reports=self.reports, data=self.data)
+        facts = {"data": self.data, "about": self.about}
+        return page(self.tables(), self.results, missing=missing, reports=self.reports, facts=facts)
 
     def write_html(self, path: str | Path) -> None:
         """Write the page of `html` to a file; raises RuntimeMissingError without the extra `eval`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata, resources
+from importlib import resources
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from ttac.errors import RuntimeMissingError
 from ttac.evaluation.metrics import expected_calibration_error
 from ttac.evaluation.tables import SETTING, Table, calibration, figure_text, is_labelled, total_rows
+from ttac.evaluation.verdict import verdict
 from ttac.reports.plan_picture import plan_picture
 from ttac.sizes import format_size
 
@@ -38,22 +39,22 @@ def page(
     *,
     missing: Sequence[tuple[str, str, str]] = (),
     reports: Mapping[tuple[str, str, int], Result],
-    data: str = "",
+    facts: Mapping[str, Any],
 ) -> str:
     """Return the page; raises RuntimeMissingError without the extra `eval`.
 
     Args:
         missing: model, method and reason of each pair without a result.
         reports: (model, method, batch) -> report of the bundle, with the memory plan.
-        data: name of the samples.
+        facts: `data`, the name of the samples, and `about`, as `Evaluation` has them.
     """
     check_installed()
     return rendered(
         "report.html.jinja",
         title=" and ".join(dict.fromkeys(str(table.setting["model"]) for table in tables)) or "nothing",
-        data=data,
+        verdict=verdict(tables),
+        facts=_facts(results, facts),
         labelled=is_labelled(results),
-        version=metadata.version("ttac"),
         methods=list(dict.fromkeys(method for table in tables for method in table.methods)),
         overview=_overview(tables),
         sections=[section(table, results, reports) for table in tables],
@@ -103,11 +104,52 @@ def section(
         "totals": total_rows(table, ABSENT),
         "bars": plots.bars(shown, table.methods, unit, scale),
         "stream": plots.stream(courses, names, table.labelled),
+        "costs": _costs(table, unit, scale),
         "stream_of": choice,
         "calibration": plots.calibration(bins, errors) if bins else "",
         "plans": _plans(table, reports),
         "ratios": _keep_ratios(courses),
     }
+
+
+def _facts(results: Sequence[Result], facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return name and text of each circumstance: samples, command, settings of methods, machine, versions and date."""
+    about = facts["about"]
+    methods = {(result["model"], result["method"]): _changes(result) for result in results}
+    counts = {
+        (len(result["parts"]), sum(part["samples"] for part in result["parts"])): result["model"] for result in results
+    }
+    rows = {
+        "samples": facts["data"],
+        "counts": "; ".join(f"{samples:,} in a stream of {shifts} shifts" for shifts, samples in counts),
+        "settings": "; ".join(dict.fromkeys(f"{method}: {text}" for (_, method), text in methods.items() if text)),
+        "command": about.get("command", ""),
+        "machine": about.get("machine", ""),
+        "threads": {"0": "the engine's choice"}.get(about.get("threads", ""), about.get("threads", "")),
+        "versions": about.get("packages", ""),
+        "date": about.get("date", ""),
+    }
+    return [(name, text) for name, text in rows.items() if text]
+
+
+def _changes(result: Result) -> str:
+    """The settings of a method's bundle that differ between methods, as text; empty for a bundle made elsewhere."""
+    options = result["cell"].get("subject", {}).get("options", {})
+    settings = options.get("settings") or {}
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _costs(table: Table, unit: str, scale: float) -> str:
+    """Return the picture of the error over the time per sample; empty where a method lacks one of them."""
+    from ttac.evaluation import plots
+
+    times, means = table.totals["ms_per_sample"], table.means
+    points = {
+        method: (time, scale * mean)
+        for method in table.methods
+        if (time := times.get(method)) is not None and (mean := means.get(method)) is not None
+    }
+    return plots.costs_of_error(points, f"{table.figure if table.labelled else 'entropy'}, {unit}") if points else ""
 
 
 def _belongs(result: Result, setting: Mapping[str, Any]) -> bool:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, ACCENT, BEST, PALE = "#010203", "#020304", "#030405", "#040506", "#050607", "#0c0d0e"
 """Placeholder colours that no plot contains by chance; each becomes a variable of the page."""
 
+SERIES = ("#0d0e0f", "#0e0f10", "#0f1011", "#0a1112", "#0b1213", "#0c1314")
+"""Placeholder colours of the methods in a plot that shows all of them."""
+
 VARIABLES = {
+    **{colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)},
     INK: "ink",
     MUTED: "muted",
     GRID: "grid",
@@ -61,9 +65,11 @@ SLANTED: dict[str, Any] = {
 }
 WIDTH = 11.0
 """Inches of the widest figures."""
+NARROW = 5.4
+"""Inches of figures that a phone shows without scrolling."""
 NUMBERED = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
 """Identifiers that matplotlib numbers; two figures in one page would share them."""
-DECLARED = re.compile(r"#0[1-9a-f]0[2-9a-f]0[3-9a-f]")
+DECLARED = re.compile(r"#0[1-9a-f][01][0-9a-f][01][0-9a-f]")
 """Colours of the form of the placeholders."""
 
 
@@ -101,25 +107,55 @@ def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit
 
 
 def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], labelled: bool) -> str:
-    """Return one panel per method: its error (or entropy) along the stream, and `source` as a pale line behind."""
-    baseline = courses.get(SOURCE)
-    shown = [method for method in courses if method != SOURCE] or list(courses)
-    columns = 1 if len(shown) <= 3 else 2
-    with _figure(len(shown), columns, 1.75, top=0.75) as (figure, panels):
-        highest = max(float(line.max()) for course in courses.values() for _, line in _lines(course, labelled))
-        for number, (axes, method) in enumerate(zip(panels, shown, strict=True)):
-            if baseline is not None and method != SOURCE:
-                _draw(axes, baseline, labelled, color=PALE, linewidth=1.3, label=SOURCE)
-            _draw(axes, courses[method], labelled, color=BEST, linewidth=1.5, label=plain(method))
-            _borders(axes, courses[method], names if number < columns else (), 1.05 * highest)
-            axes.set_ylim(0, 1.05 * highest)
-            axes.grid(visible=False, axis="x")
-            axes.set_title(plain(method), pad=38 if number < columns and len(names) > 1 else 6, fontweight="bold")
-            if number % columns == 0:
-                axes.set_ylabel("error, %" if labelled else "entropy, nats")
-            if number >= len(shown) - columns:
-                axes.set_xlabel("samples")
-        return drawn(figure, f"stream {shown}")
+    """Return the error (or entropy) of all methods along the stream in one panel with a legend; `source` is dashed."""
+    with _figure(1, 1, 3.1, top=0.5, width=NARROW) as (figure, (axes,)):
+        highest = 1.05 * max(float(line.max()) for course in courses.values() for _, line in _lines(course, labelled))
+        for method, style in zip(courses, _styles(courses), strict=True):
+            _draw(axes, courses[method], labelled, linewidth=1.6, label=plain(method), **style)
+        _borders(axes, next(iter(courses.values())), names, highest)
+        axes.set_ylim(0, highest)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel("error, %" if labelled else "entropy, nats")
+        axes.set_xlabel("samples")
+        figure.legend(loc="outside lower left", ncols=4, fontsize=8.5, handlelength=1.6, columnspacing=1.2)
+        return drawn(figure, f"stream {list(courses)}")
+
+
+def costs_of_error(points: Mapping[str, tuple[float, float]], label: str) -> str:
+    """Return one dot per method: its error over its time; a line joins the methods that no other beats in both.
+
+    Args:
+        points: method -> milliseconds per sample, and the figure that `label` names.
+    """
+    with _figure(1, 1, 2.9, width=NARROW) as (figure, (axes,)):
+        front = sorted(point for point in points.values() if not any(_beats(other, point) for other in points.values()))
+        axes.plot(*zip(*front, strict=True), color=GRID, linewidth=1.5, zorder=1)
+        for (method, point), style in zip(points.items(), _styles(points), strict=True):
+            axes.scatter(*point, color=style["color"], s=38, linewidths=0, zorder=3)
+            axes.annotate(plain(method), point, (6, 4), textcoords="offset points", fontsize=8.5, color=INK)
+        axes.margins(x=0.18, y=0.15)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("milliseconds per sample")
+        axes.set_ylabel(label)
+        return drawn(figure, f"costs of error {list(points)}")
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    """Whether `other` is at most as slow and as wrong, and better in one of them."""
+    return other != point and other[0] <= point[0] and other[1] <= point[1]
+
+
+def _styles(methods: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield colour and line of each method: the colours in turn, the next round with other dashes."""
+    number = 0
+    for method in methods:
+        if method == SOURCE:
+            yield {"color": MUTED, "linestyle": (0, (4, 2))}
+            continue
+        turn, place = divmod(number, len(SERIES))
+        yield {"color": SERIES[place], "linestyle": ("-", (0, (1, 1)), (0, (5, 1, 1, 1)))[turn % 3]}
+        number += 1
 
 
 def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> str:

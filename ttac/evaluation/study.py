@@ -16,6 +16,7 @@ from ttac.evaluation.cells import Cell, Job, Subject, run_cell
 from ttac.evaluation.dataset import Dataset, open_dataset
 from ttac.evaluation.evaluation_options import EvaluationOptions
 from ttac.evaluation.evaluation_result import Evaluation, MissingCell
+from ttac.evaluation.machine import about
 from ttac.evaluation.named_data import named_inputs, open_named
 from ttac.evaluation.protocols import WITH_LABELS, Order, streams
 from ttac.evaluation.result_folder import ResultFolder, kept_or_temporary
@@ -23,7 +24,7 @@ from ttac.evaluation.shift_files import ShiftFileMaker
 from ttac.evaluation.subjects import Recipe, compile_subject, method_specs, subjects_of
 from ttac.evaluation.sweep import perform
 from ttac.evaluation.watch import Watch
-from ttac.runtime.bundle import Bundle, read_manifest
+from ttac.runtime.bundle import Bundle, is_bundle, read_manifest
 from ttac.suggest import did_you_mean
 
 
@@ -167,13 +168,14 @@ class EvaluationRun:
     ) -> Evaluation:
         reports = {}
         for subject in {cell.subject.bundle: cell.subject for cell in cells}.values():
-            if (subject.bundle / "report.json").is_file():
-                reports[subject.model, subject.method, subject.batch] = dict(Bundle.read(subject.bundle).report)
+            if is_bundle(subject.bundle) and (report := Bundle.read(subject.bundle).report):
+                reports[subject.model, subject.method, subject.batch] = dict(report)
         return Evaluation(
-            [named(results[cell.key], cell.subject) for cell in cells if cell.key in results],
+            results=[named(results[cell.key], cell.subject) for cell in cells if cell.key in results],
             missing=[MissingCell(cell, failures[cell.key]) for cell in cells if cell.key in failures],
             reports=reports,
             data=self.dataset.name,
+            about=about(self.options.engine_threads),
         )
 
 

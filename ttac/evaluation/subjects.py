@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -14,12 +15,12 @@ from ttac import methods, targets
 from ttac.errors import UsageError
 from ttac.evaluation.cells import Subject, digest
 from ttac.options import RULES
-from ttac.runtime.bundle import is_bundle, read_manifest
+from ttac.runtime.bundle import is_bundle, manifest_bytes, read_manifest
 from ttac.runtime.hash_check import digest_of
 from ttac.settings import resolve, split_assignments
 
-BATCH = 64
-"""Default number of samples of a step for models without a bundle."""
+TARGET = RULES["target"].default
+"""The target of a compile without the option, whose batch is also the default of `ttac run`."""
 
 SOURCE = "source"
 
@@ -91,7 +92,7 @@ def subjects_of(
     subjects: list[Subject] = []
     recipes: dict[Path, Recipe] = {}
     for model in models:
-        for batch in batches or [BATCH]:
+        for batch in batches or [targets.find(options.get("target") or TARGET).batch]:
             for spec in specs:
                 subject, recipe = _to_compile(model, names[model], spec, batch, options, bundles)
                 subjects.append(subject)
@@ -142,7 +143,7 @@ def _of_bundle(path: Path, bundles: Sequence[Path], batches: Sequence[int]) -> l
             raise UsageError(problem, where=f"`{path}`, `--batch {batch}`", hint=f"compile with `--batch {batch}`")
     same = [other for other in bundles if _named(other) == _named(path)]
     model, method = _named(path) if len(same) == 1 else (_named(path)[0], path.name.removesuffix(".ttac"))
-    identity = {"ttac": metadata.version("ttac"), "bundle": digest_of(path / "manifest.json")}
+    identity = {"ttac": metadata.version("ttac"), "bundle": hashlib.sha256(manifest_bytes(path)).hexdigest()}
     facts: dict[str, Any] = {"model": model, "method": method, "identity": identity, "bundle": path.absolute()}
     return [Subject(batch=batch, **facts) for batch in batches or [planned]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -97,12 +98,19 @@ def installed(package: str) -> str:
         return ""
 
 
+SECONDS = 120
+"""Longest time of a child process; an import takes about one second on an idle machine."""
+
+
 def import_failure() -> str:
     """Return the reason why the engine cannot be imported; empty when it can.
 
     The import runs in a child process because a bad engine may crash it.
     """
-    done = run_code("import onnxruntime", seconds=120)
+    try:
+        done = run_code("import onnxruntime", seconds=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"the import does not end within {SECONDS} s"
     if done.returncode < 0:
         return f"the process ends with signal {-done.returncode}"
     last = (done.stderr.strip().splitlines() or [""])[-1]
@@ -117,7 +125,10 @@ def engine_block(*, kernels: bool = False) -> tuple[int, str] | None:
     The probe runs in a child process because internal operators may crash an engine.
     """
     code = "from ttac.passes.blocked.probe import engine_block; print(*engine_block(kernels=" + f"{kernels}))"
-    done = run_code(code, seconds=120)
+    try:
+        done = run_code(code, seconds=SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
     block, _, reason = done.stdout.strip().partition(" ")
     return None if done.returncode else (int(block), reason)
 
