@@ -282,10 +282,10 @@ def test_view_serves_a_graph_of_a_bundle(run: Run, monkeypatch: pytest.MonkeyPat
     folder.mkdir()
     for name in ("manifest.json", "forward.onnx", "backward.onnx"):
         (folder / name).write_text("{}")
-    seen = run("view", "b.ttac", "backward", "--no-browser", "--port", "8099")
+    seen = run("view", "b.ttac", "backward", "--nodes", "--no-browser", "--port", "8099")
     assert (seen.code, seen.out) == (0, "http://localhost:8099\n")
     assert Path(netron.served) == Path("b.ttac/backward.onnx") and netron.waited and not netron.browse
-    assert run("view", "b.ttac").code == 0 and netron.served.endswith("forward.onnx")
+    assert run("view", "b.ttac", "--nodes").code == 0 and netron.served.endswith("forward.onnx")
     wrong = run("view", "b.ttac", "bakward")
     assert wrong.code == 2 and wrong.err.endswith("hint: did you mean `backward`?\n")
 
