@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,23 +255,14 @@ def test_a_graph_with_random_outputs_is_refused(adapter: Adapter) -> None:
         adapter.predict(batch())
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Python's own handler of Ctrl-C: a shell starts background processes with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_the_state_is_whole(adapter: Adapter, tmp_path: Path) -> None:
-    other = ttac.load(bundle(tmp_path / "other"))
-    other.step(batch())
-
     def interrupt() -> None:
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
 
+    other = ttac.load(bundle(tmp_path / "other"))
+    other.step(batch())
     on_call(adapter, "update-2", 2, interrupt)
     with pytest.raises(KeyboardInterrupt):
         adapter.step(batch())
