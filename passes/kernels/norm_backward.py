@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims
-from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.linked_graphs import LinkedGraphs, Type
 from ttac.passes.kernels.mask_bits import is_unpacked
 from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, is_again, mask_of, reduced
 from ttac.passes.kernels.smooth import smooth_gradient
@@ -76,6 +76,23 @@ class Gradient:
         """Whether a node that stays reads the product du."""
         others = [reader for reader in graphs.readers(self.sums.du) if reader not in self.known]
         return self.mask is not None and (bool(others) or self.sums.du.is_graph_output())
+
+    def place(self, graphs: LinkedGraphs) -> ir.Node:
+        """The node in front of which the gradient is computed."""
+        if self.mask is not None:
+            return self.mask.node
+        return min(self.sums.readers, key=lambda node: graphs.place(node.outputs[0]))
+
+    def types(self, graphs: LinkedGraphs) -> list[Type | None]:
+        """Type and shape of the outputs dx, dscale, dbias and du of a node for the gradient; None for no output."""
+        shape = dims(self.sums.norm.x)
+        whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
+        return [whole if self.dx is not None else None, vector, vector, *([whole] if self.wants_du(graphs) else [])]
+
+    def paired(self, made: Sequence[ir.Value]) -> list[tuple[ir.Value, ir.Value]]:
+        """The values that a node of these `types` replaces, with its outputs."""
+        old = [self.dx, self.sums.dscale, self.sums.dbias, self.sums.du]
+        return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
 
 
 Dot = Callable[[ir.Value | None, Norm, ir.Value], Sequence[ir.Node] | None]
@@ -237,7 +254,7 @@ def _gradient(graphs: LinkedGraphs, sums: Sums) -> Gradient:
 def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir.Value]]:
     """Insert the node; return the values that it replaces, with its own."""
     sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
-    place = mask.node if mask is not None else min(sums.readers, key=lambda node: graphs.place(node.outputs[0]))
+    place = gradient.place(graphs)
     assert place.graph is not None
     if mask is not None and mask.bits is not None:
         return []
@@ -246,20 +263,11 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     bias = local(graphs, place.graph, mask.bias) if mask is not None and computed else None
     if scale is None or (computed and bias is None):
         return []
-    shape = dims(norm.x)
-    whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
-    types = [
-        whole if gradient.dx is not None else None,
-        vector,
-        vector,
-        *([whole] if gradient.wants_du(graphs) else []),
-    ]
     dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
     inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept]
     attributes = mask.activation if mask is not None else {"act": "none"}
-    made = graphs.insert(place, "NormBackward", inputs, types, epsilon=norm.epsilon, **attributes)
-    old = [gradient.dx, sums.dscale, sums.dbias, sums.du]
-    return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
+    made = graphs.insert(place, "NormBackward", inputs, gradient.types(graphs), epsilon=norm.epsilon, **attributes)
+    return gradient.paired(made)
 
 
 def local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -> ir.Value | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.expand import expand_all
 from ttac.passes.graph.match import made_by
+from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.terms import Terms
 
@@ -51,7 +51,8 @@ def smooth_gradient(
         atoms = {**{graphs.source(node.outputs[0]): terms.term("u") for node in norms}, dy: terms.term("dy")}
         found = terms.of(graphs, last.outputs[0], atoms)  # type: ignore[arg-type]
         for act, formula in GRADIENTS.items():
-            if found == _expected(terms, formula, near.outputs[0]):
+            (wanted,) = expected(terms, dict.fromkeys(("dy", "u"), near.outputs[0]), lambda *of, to=formula: [to(*of)])
+            if found == wanted:
                 return last, dy, near, act
     return None
 
@@ -80,13 +81,3 @@ def _hard_swish(op: Builder, dy: ir.Value, u: ir.Value) -> ir.Value:
 
 GRADIENTS: Mapping[str, Callable[[Builder, ir.Value, ir.Value], ir.Value]] = {"silu": _silu, "hardswish": _hard_swish}
 """Name of an activation -> its gradient, in the operators of `differentiate/rules`."""
-
-
-def _expected(terms: Terms, formula: Callable[[Builder, ir.Value, ir.Value], ir.Value], like: ir.Value) -> int:
-    """The number of a freshly expanded gradient."""
-    dy, u = (ir.Value(name=name, type=like.type, shape=like.shape) for name in ("dy", "u"))
-    graph = ir.Graph([dy, u], [], nodes=[], opset_imports={"": 18, "ttac": 1}, name="expected")
-    graph.outputs.append(formula(Builder(graph, "expected", 18), dy, u))
-    model = expand_all(ir.Model(graph, ir_version=8))
-    atoms = {value: terms.term(str(value.name)) for value in model.graph.inputs}
-    return terms.of(LinkedGraphs({"expected": model}), model.graph.outputs[0], atoms)

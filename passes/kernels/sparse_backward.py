@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.kept_blocks import PARTS, Saved
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
@@ -119,21 +118,12 @@ class _Finder:
 def _insert(graphs: LinkedGraphs, each: Saved, gradient: Gradient) -> list[tuple[ir.Value, ir.Value]]:
     """Insert the node; return the values that it replaces, with its own."""
     sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
-    place = mask.node if mask is not None else min(sums.readers, key=lambda node: graphs.place(node.outputs[0]))
+    place = gradient.place(graphs)
     assert place.graph is not None
     scale = local(graphs, place.graph, gradient.scale, norm.scale)
     if scale is None or (mask is not None and mask.mask is None and mask.bits is None):
         return []
-    shape = dims(norm.x)
-    whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
-    types = [
-        whole if gradient.dx is not None else None,
-        vector,
-        vector,
-        *([whole] if gradient.wants_du(graphs) else []),
-    ]
     dy, kept, bits = (mask.dy, mask.mask, mask.bits) if mask is not None else (sums.du, None, None)
     inputs = [dy, *(each.parts[name] for name in PARTS), scale, norm.mean, sums.reciprocal, kept, bits]
-    made = graphs.insert(place, "SparseNormBackward", inputs, types, size=block_of(each.x))
-    old = [gradient.dx, sums.dscale, sums.dbias, sums.du]
-    return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
+    made = graphs.insert(place, "SparseNormBackward", inputs, gradient.types(graphs), size=block_of(each.x))
+    return gradient.paired(made)
