@@ -74,28 +74,28 @@ class Step:
         raise KeyError(name)
 
     def _run(self, word: Run) -> None:
-        graph = self.world.graphs[word.graph]
+        graph, outputs = self.world.graphs[word.graph], dict[str, Tensor]()
         if word.fetch:
             feed = {name: self._rows(name, word) for name in graph.inputs}
             if word.deferred:
                 self._defer(graph, word, feed)
             else:
-                self._run_now(graph, word, feed)
-        self.values = {name: value for name, value in self.values.items() if name in word.keep}
+                outputs = self._run_now(graph, word, feed)
+        # A new dict: whoever made the old one may hold it, and with it every residual until the step ends.
+        self.values = {name: value for name, value in {**self.values, **outputs}.items() if name in word.keep}
 
     def _defer(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> None:
         self.deferred.append(DeferredRun(graph, word.fetch, feed))
         self.pending = {name: value for name, value in self.pending.items() if name not in graph.state.values()}
 
-    def _run_now(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> None:
+    def _run_now(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = dict(zip(word.fetch, graph.run(feed, word.fetch), strict=True))
         feed.clear()
         self.pending.update((graph.state[name], tensor) for name, tensor in outputs.items() if name in graph.state)
         self.reported.update(
             (graph.stats[name], self._scalar(tensor)) for name, tensor in outputs.items() if name in graph.stats
         )
-        # A new dict: whoever made the old one may hold it, and with it every residual until the step ends.
-        self.values = {**self.values, **outputs}
+        return outputs
 
     def _rows(self, name: str, word: Run) -> Tensor:
         tensor = self.find(word.feed.get(name, name))
