@@ -39,7 +39,7 @@ def settled_guard(settings: Mapping[str, Any], kinds: frozenset[str]) -> Mapping
 
 
 def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]:
-    """The graphs `guard` and `follow`, if the guard is on and the loss reports the entropy of the predictions."""
+    """The graphs `guard` and `guard-follow`, if the guard is on and the loss reports the entropy of the predictions."""
     assert state.joint is not None and state.joint.loss is not None
     entropy = state.joint.loss.stats.get(ENTROPY)
     if not is_on(context.settings) or entropy is None:
@@ -50,7 +50,7 @@ def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]
 
 
 def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
-    """The graphs `guard` and `follow` of a method without a loss whose predictions depend on state that they move."""
+    """The same graphs for a method without a loss, if its predictions depend on state that they move."""
     joint, head, moved = state.joint, state.head, followed(state)
     if not moved or head is None:
         return {}

@@ -31,21 +31,26 @@ def images() -> np.ndarray:
         return arrays["clean"][:BATCH].astype(np.float32) / 255
 
 
+def check_constants(guarded: ttac.Adapter, x: np.ndarray, seen: np.ndarray) -> None:
+    """A step on `x` changes the predictions of `seen`, constants do not, and the second batch of them resets."""
+    first = guarded.predict(seen)
+    guarded.step(x)
+    assert guarded.stats["held"] == 0
+    learned = guarded.predict(seen)
+    assert not np.array_equal(first, learned)
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(learned, guarded.predict(seen))
+    guarded.step(np.zeros_like(x))
+    assert np.array_equal(first, guarded.predict(seen))
+    assert (guarded.stats["held"], guarded.stats["guard_resets"]) == (2, 1)
+
+
 @pytest.mark.parametrize("method", [name for name in methods.that_train() if name != "mecta"])
 def test_constants_are_held_and_the_state_resets(method: str, tmp_path: Path) -> None:
     """The transformer has no batch norms, which `mecta` needs."""
     guarded = adapter(tmp_path, method, guard_patience=2)
     x = images()
-    first = guarded.predict(x)
-    guarded.step(x)
-    assert guarded.stats["held"] == 0
-    learned = guarded.predict(x)
-    assert not np.array_equal(first, learned)
-    guarded.step(np.zeros_like(x))
-    assert np.array_equal(learned, guarded.predict(x))
-    guarded.step(np.zeros_like(x))
-    assert np.array_equal(first, guarded.predict(x))
-    assert (guarded.stats["held"], guarded.stats["guard_resets"]) == (2, 1)
+    check_constants(guarded, x, x)
 
 
 def test_a_guarded_step_equals_an_unguarded_step(tmp_path: Path) -> None:
@@ -74,13 +79,4 @@ def test_statistics_do_not_follow_constants(method: str, settings: dict[str, str
         output=tmp_path / "b.ttac",
     )
     guarded, x = ttac.load(tmp_path / "b.ttac", threads=1), images()
-    other = np.ascontiguousarray(x[:8])
-    first = guarded.predict(other)
-    guarded.step(x)
-    followed = guarded.predict(other)
-    assert not np.array_equal(first, followed)
-    guarded.step(np.zeros_like(x))
-    assert np.array_equal(followed, guarded.predict(other))
-    guarded.step(np.zeros_like(x))
-    assert np.array_equal(first, guarded.predict(other))
-    assert (guarded.stats["held"], guarded.stats["guard_resets"]) == (2, 1)
+    check_constants(guarded, x, np.ascontiguousarray(x[:8]))
