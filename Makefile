@@ -33,7 +33,7 @@ demo: $(READY) $(KERNELS)
 	$(BIN)/ttac demo
 
 # The slow tests run beside the others, in a second process; their output follows at the end.
-test: $(READY) $(KERNELS) $(STOCK)/.ready-$(STOCK_VERSION) $(JAVASCRIPT)/node_modules/.ready
+test: $(READY) $(VENV)/.ready-eval $(KERNELS) $(STOCK)/.ready-$(STOCK_VERSION) $(JAVASCRIPT)/node_modules/.ready
 	@mkdir -p build
 	@export TTAC_STOCK_ORT="$(CURDIR)/$(STOCK)"; \
 	$(BIN)/python -m pytest -q -p randomly -m slow > build/slow-tests.log 2>&1 & slow=$$!; \
@@ -106,6 +106,11 @@ $(KERNELS): $(READY) $(wildcard kernels/src/* kernels/*.* kernels/ttac_kernels/*
 
 $(VENV)/.ready-docs: $(READY)
 	$(PIP) install --editable '.[docs]'
+	@touch $@
+
+# The packages of `ttac eval`, and a second implementation of mAP; without them, the tests of errors and reports skip.
+$(VENV)/.ready-eval: $(READY)
+	$(PIP) install --editable '.[eval]' 'faster-coco-eval>=1.6,<2'
 	@touch $@
 
 # The engines and the compiler for the tests in JavaScript, which skip without them.
