@@ -8,8 +8,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.method_fit import methods_that_train, with_statistics
-from ttac.options import CompileOptions
+from ttac.learned_outputs import learned_outputs
+from ttac.method_fit import methods_that_train, refuse_unread, with_statistics
+from ttac.options import ALL, CompileOptions
 from ttac.passes.adapt.adapt_norms import has_positions
 from ttac.passes.norms import calibration
 from ttac.passes.norms.drift import drifts
@@ -31,7 +32,8 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
     if not options.method.adapts:
         return []
     measured = samples.known is not None or bool(samples.moments)
-    decision = decide(find_norms(model), options.norms, has_calibration=measured)
+    census = find_norms(model)
+    decision = decide(census, options.norms, has_calibration=measured)
     say(decision.because)
     sites = list(decision.sites)
     if decision.inserted:
@@ -40,11 +42,13 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
             samples.moments.update(calibration.statistics(model, samples.known, values, options.batch))
         sites += insert_norms(model, decision.inserted, samples.moments)
     if not options.method.trains:
-        sites = with_statistics(sites, options.method)
+        sites = with_statistics(sites, options.method, 0 if decision.inserted else len(census.folded))
     sites = selected(model, in_graph_order(model, sites), options.train, samples, say)
     if not sites:
         where = f"`--train {options.train}`"
         raise UnsupportedError("no norm is left to adapt", where=where, hint="`ttac inspect` lists them")
+    if options.method.loss and options.train != ALL and not options.method.refine:
+        refuse_unread(model, sites, list(learned_outputs(options.logits))[1:])
     refuse_single_values(sites, options)
     note_single_samples(sites, options, say)
     return with_own_statistics(sites, options, say)

@@ -26,6 +26,8 @@ from ttac.passes.norms.norm_sites import NormSite, site_of
 ROOM = "insert"
 EPSILON = 1e-5
 """Default epsilon of PyTorch's norms; a folded file does not state the epsilon."""
+DEAD = float(np.finfo(np.float32).eps)
+"""Length of a filter, relative to the longest of its layer, up to which the filter adds nothing to its bias."""
 
 
 def insert_norms(
@@ -82,9 +84,10 @@ def epsilon_of(candidate: Candidate) -> float:
 def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
     """Divide kernel and bias of a layer by the length of each filter, in place.
 
-    A filter of zeros stays unchanged.
+    A filter of zeros, or of weights that training drove near zero, stays unchanged: divided by its length, the bias
+    would leave the range of float32.
 
-    Returns the lengths, float64 [C].
+    Returns the lengths, float64 [C], with 1 for unchanged filters.
     """
     kernel, *bias = (np.array(v.const_value.numpy(), np.float64) for v in node.inputs[1:3] if v and v.const_value)
     groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
@@ -92,7 +95,7 @@ def unit_filters(op: Builder, node: ir.Node) -> np.ndarray:
     by_filter = kernel.reshape(groups, kernel.shape[0] // groups, *kernel.shape[1:])
     by_filter = np.moveaxis(by_filter, 1 if rows else 2, 1)
     length: np.ndarray = np.sqrt((by_filter**2).sum(axis=tuple(range(2, by_filter.ndim)))).reshape(-1)
-    length[length == 0] = 1.0
+    length[length <= DEAD * length.max(initial=0.0)] = 1.0
     by_filter /= length.reshape(groups, -1, *[1] * (by_filter.ndim - 2))
     for position, array in enumerate((kernel, *(each / length for each in bias)), start=1):
         node.replace_input_with(position, op.constant(array.astype(np.float32)))

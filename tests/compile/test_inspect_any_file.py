@@ -55,6 +55,40 @@ def test_several_outputs_name_the_option(tmp_path: Path) -> None:
     assert inspect_model(path)["outputs"] == ["boxes float32 [N,4]", "scores float32 [N,5]"]
 
 
+BEHIND = f"""
+  p = GlobalAveragePool (x)
+  q = Flatten (p)
+  early = MatMul (q, we) {POOLED}
+  late = MatMul (f, wf)
+"""
+
+
+def test_a_loss_in_front_of_all_norms_names_another_output(tmp_path: Path) -> None:
+    more = {"we": np.ones((3, 4), np.float32)}
+    path = written(tmp_path, "(float[N,3,8,8] x) => (float[N,4] early, float[N,5] late)", BEHIND, more)
+    found = rows(inspect_model(path, logits="early"))
+    assert found["tent"] == found["surgeon"] == ("with --logits", "--logits late") and found["bn"] == ("yes", "")
+    with pytest.raises(UnsupportedError, match="none of the norms lies in front of the output `early`"):
+        ttac.compile(path, method="surgeon", logits="early", output=tmp_path / "b.ttac")
+    ttac.compile(path, method="surgeon", batch=4, logits="early,late", output=tmp_path / "b.ttac")
+    assert ttac.load(tmp_path / "b.ttac").step(images(4)).keys() == {"early", "late"}
+
+
+def test_linear_layers_beside_layer_norms_get_norms_on_request(tmp_path: Path) -> None:
+    more = {"ones": np.ones(8, np.float32), "wg": np.eye(8, dtype=np.float32), "bg": np.ones(8, np.float32)}
+    nodes = """
+      c = Gemm (x, wg, bg)
+      r = Relu (c)
+      n = LayerNormalization (r, ones, bg)
+      y = MatMul (n, wf)"""
+    path = written(tmp_path, "(float[N,8] x) => (float[N,5] y)", nodes, more, opset=17)
+    assert rows(inspect_model(path))["bn"] == ("with --norms", "--norms insert")
+    chosen: dict[str, Any] = {"norms": "insert", "calibration": images(32, 8), "batch": 4}
+    bundle = ttac.compile(path, method="bn", output=tmp_path / "b.ttac", **chosen)
+    (site,) = bundle.manifest["sites"]
+    assert site["statistics"] == "batch" and ttac.load(tmp_path / "b.ttac").step(images(4, 8)).shape == (4, 5)
+
+
 def test_classical_models_are_no_networks(tmp_path: Path) -> None:
     nodes = f"x2 = ai.onnx.ml.Scaler <offset = [0.0], scale = [2.0]> (x) {POOLED.replace('(x, w)', '(x2, w)')} y = MatMul (f, wf)"
     path = written(tmp_path, "(float[N,3,8,8] x) => (float[N,5] y)", nodes)

@@ -67,6 +67,17 @@ def test_an_inserted_norm_is_the_identity_on_the_source(case: str, tmp_path: Pat
     np.testing.assert_allclose(run(spelled(model), feeds)["y"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_filter_near_zero_keeps_a_finite_norm() -> None:
+    """A filter of 1e-39 with a bias of 0.5: the bias over the length of the filter is no float32."""
+    graph = ir.Graph([ir.val("x", SINGLE, ["N", 2, 4, 4])], [], nodes=[], opset_imports={"": 18})
+    op = Builder(graph, "test")
+    kernel = np.full((2, 2, 1, 1), 1e-39, np.float32)
+    kernel[1] = 3.0
+    conv = op.Conv(graph.inputs[0], kernel, np.array([0.5, 6], np.float32)).producer()
+    np.testing.assert_allclose(unit_filters(op, conv), [1.0, math.sqrt(18)])
+    assert conv.inputs[2].const_value.numpy()[0] == np.float32(0.5)
+
+
 def test_a_filter_of_zeros_stays() -> None:
     graph = ir.Graph([ir.val("x", SINGLE, ["N", 2, 4, 4])], [], nodes=[], opset_imports={"": 18})
     op = Builder(graph, "test")
