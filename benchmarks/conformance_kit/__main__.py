@@ -17,11 +17,16 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.conformance_kit import bundles, methods, refused, words
 from benchmarks.conformance_kit.reference import Arrays, Reference
 from benchmarks.conformance_kit.words import Call
+from ttac.runtime.bundle import pack
 from ttac.runtime.manifest import FORMAT, identity_of
 from ttac.runtime.state_files import write_state
 
 TOLERANCE = 1e-5
 """Most difference of a number from the expected number e, as a multiple of 1 + |e|."""
+
+
+PACKED = ("statistics-and-external-weights", "forward-backward-update", "method-tent", "method-surgeon")
+"""Cases that the kit has a second time, with the bundle in one file."""
 
 
 def write_kit(folder: Path) -> None:
@@ -37,17 +42,23 @@ def write_kit(folder: Path) -> None:
         methods.save_model(model)
         for name in methods.METHODS:
             methods.write(name, folder / "bundles" / f"method-{name}", model)
-            cases.append(_case(folder, f"method-{name}", methods.calls()))
-    damaged = _damaged_states(folder)
+            cases.append(_case(folder, f"method-{name}", methods.calls(name)))
+    damaged, packed = _damaged_states(folder), [_packed(folder, case) for case in cases if case["name"] in PACKED]
     refusals = refused.write_all(folder / "refused")
     kit = {
         "kit": 1,
         "format": FORMAT,
         "tolerance": TOLERANCE,
-        "cases": [*cases, damaged],
+        "cases": [*cases, *packed, damaged],
         "refused": [{"name": name, "bundle": f"refused/{name}", "error": kind} for name, kind in refusals.items()],
     }
     (folder / "kit.json").write_text(json.dumps(kit, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _packed(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """The case with its bundle in one file."""
+    pack(folder / case["bundle"], folder / f"{case['bundle']}.ttac")
+    return {**case, "name": f"packed-{case['name']}", "bundle": f"{case['bundle']}.ttac"}
 
 
 def _case(folder: Path, name: str, calls: Sequence[Call], bundle: str = "") -> dict[str, Any]:
@@ -121,7 +132,7 @@ def _damaged_states(folder: Path) -> dict[str, Any]:
     bad = ("of-another-bundle", "negative", "not-finite", "one-tensor-less", "other-shape", "changed", "cut", "absent")
     calls: list[Call] = [("restore", "whole.safetensors")]
     calls += [("refused", ("restore", f"{file}.safetensors")) for file in bad]
-    return _case(folder, "damaged-states", [*calls, *methods.calls()[:2]], "method-tent")
+    return _case(folder, "damaged-states", [*calls, *methods.calls("tent")[:2]], "method-tent")
 
 
 def main() -> int:

@@ -104,8 +104,11 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 def main() -> int:
     """Check the kit in the folder of the first argument."""
     logging.getLogger("ttac").setLevel(logging.ERROR)
-    worst = check(Path(sys.argv[1]))
-    print(f"onnxruntime {engine().__version__}: the kit passes, largest difference {worst:.1e}")
+    folder = Path(sys.argv[1])
+    worst, kit = check(folder), json.loads((folder / "kit.json").read_text(encoding="utf-8"))
+    calls, refused = sum(len(case["calls"]) for case in kit["cases"]), len(kit["refused"])
+    counts = f"{len(kit['cases'])} cases, {calls} calls, {refused} bundles refused"
+    print(f"onnxruntime {engine().__version__}: {counts}, largest difference {worst:.1e}")
     return 0
 
 

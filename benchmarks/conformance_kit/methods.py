@@ -16,6 +16,9 @@ SAMPLE = (3, 8, 8)
 CLASSES, BATCH = 5, 6
 SIZES = (6, 6, 4, 6)
 
+PIXELS = {"black": "-4", "white": "4"}
+"""Range of the samples, for methods that distort them as images."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "source": {"method": "source"},
     "bn": {"method": "bn"},
@@ -31,16 +34,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "leantta": {"method": "leantta"},
     "t3a": {"method": "t3a"},
     "lame": {"method": "lame"},
+    "tent-window": {"method": "tent", "settings": {"window": 8}},
+    "bn-ema": {"method": "bn", "settings": {"statistics": "ema"}},
+    "tent-prior": {"method": "tent", "settings": {"prior_correction": True}},
+    "cotta": {"method": "cotta", "settings": {**PIXELS, "views": 2}},
+    "dropit": {"method": "dropit"},
+    "ecotta": {"method": "ecotta"},
+    "law": {"method": "law", "settings": PIXELS},
+    "mecta": {"method": "mecta"},
+    "neo": {"method": "neo"},
+    "robust-entropy": {"method": "robust-entropy"},
+    "roid": {"method": "roid", "settings": PIXELS},
+    "shot-im": {"method": "shot-im"},
+    "sight": {"method": "sight", "batch": 1},
+    "zerosiam": {"method": "zerosiam"},
 }
-"""Case -> options of the compile."""
+"""Case -> options of the compile; every method has a case."""
 
 
-def calls() -> list[Call]:
-    """Steps on two distributions, a prediction, and a batch with a sample that is not finite."""
-    batches = [samples(size, seed, SAMPLE) for seed, size in enumerate(SIZES)]
+def calls(name: str) -> list[Call]:
+    """Steps on two distributions, a prediction, and a batch with a sample that is not finite, of the case `name`."""
+    most = METHODS[name].get("batch", BATCH)
+    batches = [samples(min(size, most), seed, SAMPLE) for seed, size in enumerate(SIZES)]
     shifted = [{"x": 1.5 * batch["x"] + np.float32(0.5)} for batch in batches]
     spoiled = {"x": shifted[0]["x"].copy()}
-    spoiled["x"][2, 0, 3, 3] = np.inf
+    spoiled["x"][min(2, most - 1), 0, 3, 3] = np.inf
     found: list[Call] = [("step", batch) for batch in (*batches[:2], *shifted[:2])]
     return [*found, ("predict", shifted[3]), ("step", spoiled), ("step", shifted[2])]
 
@@ -50,7 +68,8 @@ def write(name: str, folder: Path, model: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     calibration = np.concatenate([samples(8, seed, SAMPLE)["x"] for seed in range(100, 104)])
     np.savez(model.with_suffix(".npz"), calibration)
-    ttac.compile(model, batch=BATCH, calibration=model.with_suffix(".npz"), output=folder, **METHODS[name])
+    options = {"batch": BATCH, "calibration": model.with_suffix(".npz"), **METHODS[name]}
+    ttac.compile(model, output=folder, **options)
 
 
 def save_model(path: Path) -> None:

@@ -14,11 +14,38 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_grid_sample, op_one_hot
 from safetensors.numpy import load_file
 
 Arrays = dict[str, np.ndarray]
 REJECTED_IN_A_ROW = 10
 COUNTERS = ("steps", "samples", "rejected", "resets", "not_finite")
+
+
+class GridSample(op_grid_sample.GridSample):
+    """The evaluator's operator, which knows only the mode's name since opset 20, under the names before it too."""
+
+    def _run(self, x: np.ndarray, grid: np.ndarray, *, mode: str, **more: Any) -> tuple[np.ndarray]:
+        newer = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+        result: tuple[np.ndarray] = super()._run(x, grid, mode=newer, **more)
+        return result
+
+
+class LogSoftmax(OpRun):
+    """x - max - ln sum exp (x - max), which is finite where the evaluator's operator takes the logarithm of 0."""
+
+    def _run(self, x: np.ndarray, *, axis: int) -> tuple[np.ndarray]:
+        lower = x - x.max(axis, keepdims=True)
+        return (lower - np.log(np.exp(lower).sum(axis, keepdims=True)),)
+
+
+class OneHot(op_one_hot.OneHot):
+    """The evaluator's operator, also for a depth with one axis."""
+
+    def _run(self, indices: np.ndarray, depth: np.ndarray, values: np.ndarray, *, axis: int) -> tuple[np.ndarray]:
+        result: tuple[np.ndarray] = super()._run(indices, depth.reshape(()), values, axis=axis)
+        return result
 
 
 class Reference:
@@ -27,7 +54,7 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self._graphs = {
-            name: ReferenceEvaluator(onnx.load(str(folder / entry["file"])))
+            name: ReferenceEvaluator(onnx.load(str(folder / entry["file"])), new_ops=[GridSample, LogSoftmax, OneHot])
             for name, entry in self.manifest["graphs"].items()
         }
         weights = folder / "weights.safetensors"

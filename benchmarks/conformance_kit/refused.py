@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import onnx
 from safetensors.numpy import save_file
 
 from benchmarks.conformance_kit.bundles import sealed, write
-from benchmarks.conformance_kit.words import FORWARD, RETURN, ema, trained
+from benchmarks.conformance_kit.odd_archives import EDITS
+from benchmarks.conformance_kit.words import FORWARD, GAIN, RETURN, ema, trained
+from ttac.runtime.bundle import pack
 
 VERSION, DAMAGED = "runtime-missing", "verification"
 """Kinds of errors: the bundle needs another reader; the bundle is not valid."""
@@ -220,7 +223,7 @@ EXTERNAL = {
 
 
 def write_all(folder: Path) -> dict[str, str]:
-    """Write each bundle into a folder with its name; return the kind of the error of each."""
+    """Write each bundle under its name; return the kind of the error of each."""
     for name, (_, change) in MANIFESTS.items():
         write(trained(UPDATE), folder / name)
         manifest = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))
@@ -232,5 +235,20 @@ def write_all(folder: Path) -> dict[str, str]:
     for name, (key, value) in EXTERNAL.items():
         write(ema(), folder / name)
         _graph(folder / name, _external(key, value))
+    archives = _write_archives(folder)
     kinds = {name: kind for name, (kind, _) in MANIFESTS.items()}
-    return {**kinds, **dict.fromkeys((*FILES, *EXTERNAL), DAMAGED)}
+    return {**kinds, **dict.fromkeys((*FILES, *EXTERNAL, *archives), DAMAGED)}
+
+
+def _write_archives(folder: Path) -> list[str]:
+    """Write bundles in one file that have no reading, or two, and one with another content; return their names."""
+    with tempfile.TemporaryDirectory() as place:
+        write(ema(), Path(place) / "whole")
+        pack(Path(place) / "whole", Path(place) / "one.ttac")
+        data = (Path(place) / "one.ttac").read_bytes()
+    changed = bytearray(data)
+    changed[data.index(GAIN.tobytes())] ^= 1
+    archives = {f"zip-{name}": edit(bytearray(data)) for name, edit in EDITS.items()} | {"zip-changed": bytes(changed)}
+    for name, content in archives.items():
+        (folder / name).write_bytes(content)
+    return list(archives)

@@ -1,8 +1,6 @@
 // The manifest of a bundle and its programs, parsed strictly: format 3 of docs/bundle.md.  For ttac.cpp only.
 #pragma once
 
-#include <filesystem>
-
 #include "safetensors.h"
 
 namespace ttac {
@@ -10,8 +8,6 @@ namespace {
 
 constexpr int kFormat = 3, kMostWords = 10000, kDeepest = 16, kRejectedInARow = 10, kMostThreads = 1024;
 constexpr int64_t kLargestCount = 2147483647, kLargestElements = 1 << 28, kMostFields = 4000000;
-constexpr size_t kLargestManifest = 64u << 20;
-const char* const kWeights = "weights.safetensors";
 const char* const kStateFormat = "ttac-state-2";
 const std::string kBlank(64, '0');
 
@@ -255,19 +251,7 @@ Graph a_graph(const std::string& name, const json& v, const Manifest& m) {
   return graph;
 }
 
-namespace fs = std::filesystem;
-
-Manifest parse_manifest(const std::string& folder, json& raw) {
-  const fs::path path = fs::path(folder) / "manifest.json";
-  if (fs::is_regular_file(folder))
-    throw Error(Kind::usage, "the bundle is one file, and this reader takes a folder", "`" + folder + "`",
-                "`unzip` it into a folder");
-  if (!fs::exists(path))
-    throw Error(Kind::usage, "the folder is not a bundle: it has no `manifest.json`", "`" + folder + "`",
-                "compile one");
-  if (fs::is_symlink(path) || fs::file_size(path) > kLargestManifest)
-    damaged("the manifest is a link, or larger than 64 MiB", "`" + path.string() + "`");
-  const Bytes bytes = map_file(path.string());
+Manifest parse_manifest(const Bytes& bytes, json& raw) {
   raw = parse_json(bytes, "`manifest.json`");
   if (!raw.is_object() || !raw.contains("format") || !raw["format"].is_number_integer() || raw["format"] < 1)
     refuse("format", "is not 3");

@@ -1,9 +1,9 @@
 #include "ttac.h"
 
 #include <chrono>
-#include <filesystem>
 #include <fstream>
 
+#include "archive.h"
 #include "manifest.h"
 
 // The engine's `OrtApi` is a table of functions whose places never change; the names of the places are below.
@@ -201,19 +201,12 @@ Ports check_graph(const Bytes& bytes, const std::string& where, size_t weights) 
   damaged(std::string("the graph is not a whole ONNX file of ttac: ") + error.what(), where);
 }
 
-Bytes read_inside(const std::string& folder, const std::string& name) {
-  std::error_code failed;
-  const fs::path path = fs::path(folder) / name, target = fs::canonical(path, failed);
-  if (failed) damaged("a file of the bundle is missing", "`" + path.string() + "`");
-  if (target.parent_path() != fs::canonical(folder))
-    damaged("`" + name + "` leads out of the bundle's folder", "`" + folder + "`");
-  return map_file(target.string());
-}
 // ---- engine ----
 enum Slot {
   kGetErrorMessage = 2,
   kCreateEnv = 3,
   kCreateSession = 7,
+  kCreateFromBytes = 8,
   kRun = 9,
   kCreateSessionOptions = 10,
   kDisableMemPattern = 17,
@@ -235,7 +228,8 @@ enum Slot {
   kConfigEntry = 130,
   kRegisterAllocator = 144,
   kReleaseArena = 157,
-  kCreateArena = 164
+  kCreateArena = 164,
+  kFilesInMemory = 279
 };
 void (*const* api())() {
   static void (*const* const table)() = OrtGetApiBase()->GetApi(18);
@@ -273,7 +267,25 @@ Engine& engine() {
   static Engine one;
   return one;
 }
-std::shared_ptr<void> open_session(const std::string& folder, const Graph& graph, int threads) {
+// The graph for a session of `options`.  1.21 and later map its weights in the bundle's file; older engines copy them.
+std::string packed_graph(const Files& files, const std::string& name, void* options) {
+  const Bytes graph = files.read(name);
+  if (!files.members.count(kWeights)) return graph.text();
+  const Bytes weights = files.read(kWeights);
+  int minor = 0;
+  if (std::sscanf(OrtGetApiBase()->GetVersionString(), "1.%d", &minor) == 1 && minor < 21) {
+    const char* names[] = {kWeights};
+    char* data[] = {reinterpret_cast<char*>(const_cast<uint8_t*>(weights.data))};
+    const size_t sizes[] = {weights.size};
+    call(kFilesInMemory, name, options, static_cast<const char* const*>(names), static_cast<char* const*>(data),
+         static_cast<const size_t*>(sizes), size_t{1});
+    return graph.text();
+  }
+  const std::string folder = fs::path(files.path).parent_path().string();
+  call(kConfigEntry, name, options, "session.model_external_initializers_file_folder_path", folder.c_str());
+  return moved_graph(graph, files.start(kWeights), fs::path(files.path).filename().string());
+}
+std::shared_ptr<void> open_session(const Files& files, const Graph& graph, int threads) {
   void *options = nullptr, *session = nullptr;
   call(kCreateSessionOptions, graph.file, &options);
   const std::shared_ptr<void> owner(options, [](void* p) { release(kReleaseOptions, p); });
@@ -286,8 +298,14 @@ std::shared_ptr<void> open_session(const std::string& folder, const Graph& graph
            {"session.intra_op.allow_spinning", "0"},
            {"optimization.disable_specified_optimizers", "MatMul_BatchNormalization_Fusion;SkipLayerNormFusion"}})
     call(kConfigEntry, graph.file, options, key.c_str(), value.c_str());
-  const std::string path = (fs::path(folder) / graph.file).string();
-  call(kCreateSession, graph.file, engine().env, path.c_str(), static_cast<const void*>(options), &session);
+  if (files.packed()) {
+    const std::string bytes = packed_graph(files, graph.file, options);
+    call(kCreateFromBytes, graph.file, engine().env, static_cast<const void*>(bytes.data()), bytes.size(),
+         static_cast<const void*>(options), &session);
+  } else {
+    const std::string path = (fs::path(files.path) / graph.file).string();
+    call(kCreateSession, graph.file, engine().env, path.c_str(), static_cast<const void*>(options), &session);
+  }
   return {session, [](void* p) { release(kReleaseSession, p); }};
 }
 std::shared_ptr<void> engine_value(const Tensor& t) {
@@ -377,7 +395,6 @@ Tensor spread(const Tensor& t, const Spec& spec, const std::vector<int64_t>& fin
 
 // ---- the adapter ----
 struct Adapter::Parts {
-  std::string folder;
   Manifest m;
   std::map<std::string, Words> programs;
   Tensors weights, initial, state;
@@ -519,14 +536,14 @@ struct Adapter::Parts {
   }
 };
 
-Adapter::Adapter(const std::string& folder, int threads) : parts_(new Parts) {
+Adapter::Adapter(const std::string& path, int threads) : parts_(new Parts) {
   Parts& p = *parts_;
   json raw;
-  p.folder = folder;
-  p.m = parse_manifest(folder, raw);
+  const Files source(path);
+  p.m = parse_manifest(source.manifest(), raw);
   std::map<std::string, Bytes> files;
   for (const auto& [name, digest] : p.m.files) {
-    files[name] = read_inside(folder, name);
+    files[name] = source.read(name);
     if (sha256({{files[name].data, files[name].size}}) != digest)
       damaged("a file of the bundle is not the one the manifest was written for", "`" + name + "`");
   }
@@ -575,7 +592,7 @@ Adapter::Adapter(const std::string& folder, int threads) : parts_(new Parts) {
     collect(words);
   }
   for (const auto& name : used)
-    p.m.graphs[name].session = open_session(folder, p.m.graphs[name], threads < 0 ? p.m.threads : threads);
+    p.m.graphs[name].session = open_session(source, p.m.graphs[name], threads < 0 ? p.m.threads : threads);
   reset();
 }
 Adapter::Adapter(Adapter&&) noexcept = default;

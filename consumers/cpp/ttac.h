@@ -41,8 +41,9 @@ using Stats = std::map<std::string, double>;
 // A bundle, ready to run.  One thread at a time may use an adapter.
 class Adapter {
  public:
-  // Open and verify the bundle in `folder`.  `threads`: -1 is the bundle's count, 0 the engine's choice.
-  explicit Adapter(const std::string& folder, int threads = -1);
+  // Open and verify the bundle at `path`, a folder or one file.  `threads`: -1 is the count of the bundle, 0 is the
+  // choice of the engine.
+  explicit Adapter(const std::string& path, int threads = -1);
   Adapter(Adapter&&) noexcept;
   ~Adapter();
 

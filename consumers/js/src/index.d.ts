@@ -75,8 +75,11 @@ export class TtacError extends Error {
 /** Open and verify a bundle; `options` are session options that replace this package's. */
 export function open(source: Source, ort: Engine, options?: InferenceSession.SessionOptions): Promise<Adapter>;
 
-/** The bundle at a URL that ends with "/". */
+/** The bundle at a URL: a folder, if the URL ends with "/", and else one file. */
 export function hosted(url: string | URL, fetcher?: typeof fetch): Source;
+
+/** The bundle in the bytes of one file; `where` names it in messages. */
+export function packed(bytes: Uint8Array, where?: string): Source;
 
 /** A bundle in memory: file name -> bytes. */
 export function inMemory(files: Record<string, Uint8Array>): Source;

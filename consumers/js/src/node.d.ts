@@ -1,7 +1,7 @@
 import type { Adapter, Source } from "./index.js";
 
-/** The bundle in a folder; the engine maps the weights from there. */
-export function folder(path: string): Source;
+/** The bundle at a path: a folder, from which the engine maps the weights, or one file, which is read whole. */
+export function bundle(path: string): Source;
 
 /** Write the adapter's state to `path`, whole or not at all. */
 export function saveState(adapter: Adapter, path: string): Promise<void>;

@@ -1,19 +1,19 @@
 // Bundles and state files on disk, for Node.js.
 
+import { readFileSync, statSync } from "node:fs";
 import { lstat, readFile, realpath, rename, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 
+import { packed } from "./archive.js";
 import { damaged, usage } from "./errors.js";
 
-/** The bundle in a folder; the engine maps the weights from there. */
-export function folder(path) {
+/** The bundle at a path: a folder, from which the engine maps the weights, or one file, which is read whole. */
+export function bundle(path) {
+  if (statSync(path, { throwIfNoEntry: false })?.isFile()) return packed(new Uint8Array(readFileSync(path)), path);
   return {
     where: path,
     path: (name) => join(path, name),
     async read(name) {
-      if ((await lstat(path).catch(() => null))?.isFile()) {
-        usage("the bundle is one file, and this reader takes a folder", `\`${path}\``, "`unzip` it into a folder");
-      }
       const file = join(path, name);
       const status = await lstat(file).catch(() => null);
       if (name === "manifest.json" && !status) usage("the folder is not a bundle: it has no `manifest.json`", `\`${path}\``, "compile one");

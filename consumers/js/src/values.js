@@ -43,11 +43,14 @@ export function aDigest(value, where) {
   return value;
 }
 
+/** Whether `name` is the name of a file directly inside a folder. */
+export function isPlain(name) {
+  return PRINTABLE.test(name) && name !== "." && name !== ".." && !/[/\\:]/.test(name);
+}
+
 /** `value` as the name of a file directly inside the folder. */
 export function aFile(value, where) {
-  if (typeof value !== "string" || !PRINTABLE.test(value) || value === "." || value === ".." || /[/\\:]/.test(value)) {
-    refuse(where, "names a path, not a plain file inside the folder");
-  }
+  if (typeof value !== "string" || !isPlain(value)) refuse(where, "names a path, not a plain file inside the folder");
   return value;
 }
 

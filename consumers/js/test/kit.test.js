@@ -7,7 +7,7 @@ import { join } from "node:path";
 import test from "node:test";
 
 import { inMemory } from "../src/index.js";
-import { folder } from "../src/node.js";
+import { bundle } from "../src/node.js";
 import { runKit } from "./kit.js";
 
 const kit = process.env.TTAC_KIT;
@@ -16,7 +16,7 @@ const read = async (path) => new Uint8Array(await readFile(join(kit, path)));
 
 test("the kit passes on onnxruntime-node", { skip }, async (context) => {
   const ort = await import("onnxruntime-node");
-  const result = await runKit(ort, { read, source: (path) => folder(join(kit, path)) });
+  const result = await runKit(ort, { read, source: (path) => bundle(join(kit, path)) });
   context.diagnostic(`onnxruntime-node ${ort.env.versions.node}: ${JSON.stringify(result)}`);
   assert.ok(result.calls > 100 && result.worst < 1e-5);
 });
@@ -25,7 +25,7 @@ test("the kit passes on onnxruntime-web", { skip }, async (context) => {
   const ort = await import("onnxruntime-web/wasm");
   ort.env.wasm.numThreads = 1;
   // Without `path`, the engine gets bytes, as in a browser.
-  const source = (path) => ({ where: path, read: folder(join(kit, path)).read });
+  const source = (path) => ({ where: path, read: bundle(join(kit, path)).read });
   const result = await runKit(ort, { read, source });
   context.diagnostic(`onnxruntime-web ${ort.env.versions.web}: ${JSON.stringify(result)}`);
   assert.ok(result.calls > 100 && result.worst < 1e-5);

@@ -3,10 +3,10 @@
 import * as node from "onnxruntime-node";
 import * as web from "onnxruntime-web/wasm";
 import { hosted, open, TtacError } from "ttac";
-import { folder, restoreState, saveState } from "ttac/node";
+import { bundle, restoreState, saveState } from "ttac/node";
 
-const onNode = await open(folder("model.ttac"), node, { intraOpNumThreads: 1 });
-const inBrowser = await open(hosted("/model.ttac/"), web);
+const onNode = await open(bundle("model.ttac"), node, { intraOpNumThreads: 1 });
+const inBrowser = await open(hosted("/model.ttac"), web);
 const { logits } = await onNode.step({ x: new node.Tensor("float32", new Float32Array(3), [1, 3]) });
 const entropy: number = onNode.stats.entropy;
 await saveState(onNode, "state.safetensors");
