@@ -61,6 +61,27 @@ def group_norm_resnet() -> ResNet:
     return ResNet(partial(nn.GroupNorm, 4))
 
 
+class RotationResNet(ResNet):
+    """A narrow group-norm net with a second head for the rotation of an image (Sun et al., arXiv:1909.13231).
+
+    The rotation head has its own third stage.  Classifier and rotation head share all layers before.
+    """
+
+    def __init__(self) -> None:
+        norm = partial(nn.GroupNorm, 4)
+        super().__init__(norm, (12, 24, 48))
+        self.rotation_layer3 = nn.Sequential(BasicBlock(24, 48, 2, norm), BasicBlock(48, 48, 1, norm))
+        self.rotation_fc = nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x [N, 1, 28, 28] in [0, 1] -> logits [N, 10], and scores [N, 4] of turns by 0, 90, 180 and 270 degrees."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        shared = self.layer2(self.layer1(x))
+        logits: Tensor = self.fc(self.layer3(shared).mean((2, 3)))
+        rotation: Tensor = self.rotation_fc(self.rotation_layer3(shared).mean((2, 3)))
+        return logits, rotation
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; queries, keys and values from one matrix product."""
 

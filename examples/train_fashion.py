@@ -1,4 +1,4 @@
-"""Write the data of `ttac/demo/`: four small classifiers, calibration images and a corrupted stream.
+"""Write the data of `ttac/demo/`: five small classifiers, calibration images and a corrupted stream.
 
     python examples/train_fashion.py [--data FOLDER] [--out FOLDER] [--only PART]
 
@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 import torch
 from fashion_corruptions import CORRUPTIONS, corrupted, described
-from fashion_nets import ResNet, VisionTransformer, group_norm_resnet
+from fashion_nets import ResNet, RotationResNet, VisionTransformer, group_norm_resnet
 from plain_tent import calibrate, net_from_onnx, scores
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,12 +43,15 @@ class Recipe:
     decay: float  # of matrices and kernels only, never of norms and biases
     adam: bool = False
     warm: bool = False  # begins with the weights of the BatchNorm net, which must exist
+    shift: int = 2  # largest shift of a training image, in pixels
+    rotation: bool = False  # also learns the rotation of turned images, with a second output
 
 
 RECIPES = {
     "fashion_resnet_bn": Recipe(build=ResNet, epochs=6, lr=0.1, decay=5e-4),
     "fashion_resnet_gn": Recipe(build=group_norm_resnet, epochs=3, lr=2e-3, decay=0.05, adam=True, warm=True),
     "fashion_vit": Recipe(build=VisionTransformer, epochs=10, lr=2e-3, decay=0.05, adam=True),
+    "fashion_rotation": Recipe(build=RotationResNet, epochs=8, lr=4e-3, decay=0.05, adam=True, shift=4, rotation=True),
 }
 
 
@@ -63,15 +66,25 @@ def fashion(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     return images, idx(folder / f"{part}-labels-idx1-ubyte.gz", 8)
 
 
-def augmented(images: Tensor) -> Tensor:
-    """Return uint8 images [N, 1, 28, 28] as float32 in [0, 1], randomly shifted by up to two pixels and flipped."""
+def augmented(images: Tensor, shift: int) -> Tensor:
+    """Return uint8 images [N, 1, 28, 28] as float32 in [0, 1], randomly shifted by up to `shift` pixels and flipped."""
     count = len(images)
-    padded = functional.pad(images, (2, 2, 2, 2))[:, 0]
-    top, left = torch.randint(0, 5, (2, count, 1))
+    padded = functional.pad(images, (shift,) * 4)[:, 0]
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1))
     pixels = torch.arange(28)
     columns = torch.where(torch.rand(count, 1) < 0.5, left + pixels, left + pixels.flip(0))
     picked = padded[torch.arange(count)[:, None, None], (top + pixels)[:, :, None], columns[:, None, :]]
     return picked[:, None].float() / 255
+
+
+def training_loss(net: nn.Module, recipe: Recipe, x: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy of the classes, and that of the random turns of the same images if the net has them."""
+    if not recipe.rotation:
+        return functional.cross_entropy(net(x), y)
+    turns = torch.randint(0, 4, (len(x),))
+    turned = torch.stack([torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(x, turns, strict=True)])
+    turned = turned.contiguous(memory_format=torch.channels_last)
+    return functional.cross_entropy(net(x)[0], y) + functional.cross_entropy(net(turned)[1], turns)
 
 
 def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -111,8 +124,8 @@ def trained(net: nn.Module, recipe: Recipe, images: np.ndarray, labels: np.ndarr
     for epoch in range(recipe.epochs):
         order, total = torch.randperm(len(x)), 0.0
         for rows in torch.split(order[: steps * BATCH], BATCH):
-            batch = augmented(x[rows]).contiguous(memory_format=torch.channels_last)
-            loss = functional.cross_entropy(net(batch), y[rows])
+            batch = augmented(x[rows], recipe.shift).contiguous(memory_format=torch.channels_last)
+            loss = training_loss(net, recipe, batch, y[rows])
             update.zero_grad()
             torch.autograd.backward(loss)
             update.step()
@@ -132,7 +145,7 @@ def export(net: nn.Module, path: Path, fold: bool = True) -> None:
         in_order(net, torch.contiguous_format),
         (torch.rand(2, 1, 28, 28),),
         input_names=["x"],
-        output_names=["logits"],
+        output_names=["logits", "rotation"][: 1 + isinstance(net, RotationResNet)],
         dynamic_shapes={"x": {0: batch}},
         dynamo=True,
         optimize=fold,
@@ -154,7 +167,7 @@ def test_error(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
     wrong = 0
     for first in range(0, len(images), 500):
         rows = slice(first, first + 500)
-        (logits,) = session.run(None, {"x": images[rows].astype(np.float32) / np.float32(255)})
+        logits = session.run(["logits"], {"x": images[rows].astype(np.float32) / np.float32(255)})[0]
         wrong += int((logits.argmax(1) != labels[rows]).sum())
     return 100 * wrong / len(images)
 

@@ -160,14 +160,15 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
 
 
 def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
-    """The conditions of a run: `rows`, `feed` and `deferred`.
+    """The conditions of a run: `rows`, `feed`, `only` and `deferred`.
 
-    `{"rows": k}` runs on the first k samples; the word names the setting with k.  `{"deferred": True}` marks further
-    graphs of a word that only move state.
+    `{"rows": k}` runs on the first k samples; the word names the setting with k.  `{"only": "outputs"}` computes the
+    outputs of the model alone.  `{"deferred": True}` marks further graphs of a word that only move state.
     """
+    only = {"only": content.outputs} if word.get("only") == "outputs" else {}
     rows = {"rows": _count(content, word["rows"])} if "rows" in word else {}
     deferred = {"deferred": True} if graph != word["run"] and _only_moves(content, graph) else {}
-    return {**rows, **_feed(content, word, graph), **deferred}
+    return {**rows, **_feed(content, word, graph), **only, **deferred}
 
 
 def _count(content: BundleContent, count: int | str) -> int:

@@ -137,7 +137,8 @@ class Method:
         program: the steps of one `adapter.step`, in the words of `ttac.runtime.program`, and these conveniences:
             `{"return": "logits"}` under any name that the model gives the logits, and `{"return": value}` for all
             outputs with a value in place of the logits; `{"run": "forward", "again": True}` without logits, reports and
-            tracked state, which stay those of the first run; "rows" and "repeat", which may name an option; "on", a
+            tracked state, which stay those of the first run; `{"run": "forward", "only": "outputs"}` for a later
+            prediction in place of the first; "rows" and "repeat", which may name an option; "on", a
             value that the run reads in place of the model's input; "set", the parameters of a run: `{"set": NAME}`
             reads `NAME.<parameter>` for each trained parameter; `{"reset": roles}` for all state of a role.
         predicts: the set of parameters that `predict` and `bake` take; empty for the trained parameters.

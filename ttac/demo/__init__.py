@@ -7,6 +7,7 @@
 | `fashion_resnet_bn_unfolded.onnx`   | the same model with its norms                                    |
 | `fashion_resnet_gn.onnx`            | a model with GroupNorm                                           |
 | `fashion_vit.onnx`                  | a vision transformer                                             |
+| `fashion_rotation.onnx`             | a model with GroupNorm and a second head for rotations           |
 | `fashion_calibration.npz`           | unlabelled source images                                         |
 | `fashion_stream.npz`                | clean and corrupted test images with labels                      |
 
