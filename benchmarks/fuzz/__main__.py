@@ -8,7 +8,7 @@ A model is inspected and compiled.  A bundle, whose hashes are corrected, is loa
     python -m benchmarks.fuzz --only 137 --seed 0          one case again, with its file kept
 
 A bad end is a traceback, a signal, more than 10 s of processor time, more than 2 GiB of memory, or a file opened
-outside the permitted folders.
+outside the permitted folders.  With a C compiler, the opens of all libraries count, else those of Python only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import ttac.pipeline
 import ttac.reports.measure
 import ttac.runtime
 from benchmarks.fuzz.bundle_mutations import mutate_bundle
-from benchmarks.fuzz.isolated_case import End, run_case
+from benchmarks.fuzz.isolated_case import End, run_case, watched_process
 from benchmarks.fuzz.model_mutations import mutated
 from ttac.errors import TtacError
 
@@ -53,6 +53,7 @@ MEMORY = 2 << 30
 def main() -> int:
     """Run the cases and print the counts."""
     asked = _arguments()
+    opens = "all libraries" if watched_process(ROOT / "build" / "fuzz" / "watch_files.so") else "Python"
     _measure_nothing()
     sources = {path.name: path.read_bytes() for path in sorted(MODELS.glob("*.onnx"))}
     counts: collections.Counter[str] = collections.Counter()
@@ -68,7 +69,7 @@ def main() -> int:
                 print(f"case {number}: {_kind(end)}\n{end.text.strip()[-700:]}\n", flush=True)
                 _keep(asked.keep, number, folder, bundles=asked.bundles)
     print(json.dumps({"cases": counts.total(), "ends": dict(counts), "longest_s": round(longest, 1)}))
-    print(f"highest peak {highest / 2**20:.0f} MiB")
+    print(f"highest peak {highest / 2**20:.0f} MiB; the opens of {opens} were watched")
     return int(any(key in counts for key in ("traceback", "signal", "hang", "outside", "memory")))
 
 

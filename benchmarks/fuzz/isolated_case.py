@@ -5,10 +5,13 @@ The parent imports everything once; a child costs a few milliseconds.  Linux onl
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -20,6 +23,8 @@ from ttac.errors import TtacError
 
 INTERNAL, HANG, OUTSIDE = 1, 124, 99
 """Ends of a child: a traceback, a time-out, and a file opened outside the permitted folders."""
+WATCH = "watch_files"
+"""Function of `watch_files.c` that begins the watch."""
 PATIENCE = 300
 """Seconds that a case may last in which it takes no processor time: other work may pause it."""
 
@@ -89,8 +94,27 @@ def _in_child(case: Callable[[], None], permitted: Sequence[str], log: Path, lim
         os._exit(status)
 
 
+def watched_process(library: Path) -> bool:
+    """Whether this process sees the opens of all its libraries; starts the program again if `library` can be built.
+
+    Python's audit hook sees the opens of Python only.  A C compiler builds `library` from `watch_files.c`.
+    """
+    if hasattr(ctypes.CDLL(None), WATCH):
+        return True
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return False
+    library.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).with_name("watch_files.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, "LD_PRELOAD": str(library)})
+
+
 def _watch_files(permitted: Sequence[str]) -> None:
-    """End the process with `OUTSIDE` when Python opens a file outside the permitted folders."""
+    """End the process with `OUTSIDE` when it opens a file outside the permitted folders."""
+    watch = getattr(ctypes.CDLL(None), WATCH, None)
+    if watch is not None:
+        watch(":".join(os.path.realpath(path) for path in permitted if path).encode())
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open" and isinstance(arguments[0], (str, bytes)):

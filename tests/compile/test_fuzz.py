@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,23 @@ for case in (lambda: None, refuse, lambda: 1 / 0, lambda: time.sleep(9), spin, c
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stdout.split("\n")[:-1]
     assert lines == ["0 False", "3 False", "1 True", "124 True", "124 True", "-11 True", "99 True"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler builds the library that watches")
+def test_opens_of_libraries_are_watched(tmp_path: Path) -> None:
+    """Files that C code opens, reads or makes outside the permitted folders end the case."""
+    code = """
+import ctypes, os, sys
+from pathlib import Path
+from benchmarks.fuzz.isolated_case import run_case, watched_process
+folder = Path(sys.argv[1])
+watched_process(folder / "watch.so")
+libc = ctypes.CDLL(None)
+inside = str(folder / "log").encode()
+for path, flags in ((b"/etc/hostname", 0), (b"/etc/made", os.O_CREAT), (b"/proc/self/root/etc/passwd", 0), (inside, 0)):
+    permitted = [str(folder), os.getcwd(), sys.base_prefix, sys.prefix, "/proc"]
+    print(run_case(lambda: libc.open(path, flags, 0o600), seconds=1, permitted=permitted, log=folder / "log").status)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["99", "99", "99", "0"], done.stderr
