@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.support import chromium
+from tests.support.pictures import assert_looks_like
 from ttac.demo import file
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "examples" / "web" / "build.py"
 INSTALLED = (ROOT / "consumers" / "js" / "node_modules" / ".ready").exists()
+PICTURES = Path(__file__).parent / "pictures"
 BLUE, ORANGE = (11, 107, 203), (194, 87, 26)
 """Colours of the two lines of the chart."""
 
@@ -68,6 +70,7 @@ def test_the_page_adapts_to_a_shifted_stream(site: Path, tmp_path: Path) -> None
         page.screenshot(tmp_path / "page.png")
         asked = page.value("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)")
         assert set(asked) == {address}
+    assert_looks_like(tmp_path / "page.png", PICTURES / "page-1280.png")
     assert pixels(tmp_path / "page.png", BLUE) > 2000 and pixels(tmp_path / "page.png", ORANGE) > 500
 
 
@@ -93,5 +96,4 @@ def test_images_are_classified_with_and_without_steps(site: Path, tmp_path: Path
         assert right >= 6
         assert page.value("document.documentElement.scrollWidth") <= 390
         page.screenshot(tmp_path / "phone.png")
-    with Image.open(tmp_path / "phone.png") as picture:
-        assert picture.size == (390, 844)
+    assert_looks_like(tmp_path / "phone.png", PICTURES / "page-390.png")

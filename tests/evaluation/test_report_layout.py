@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.evaluation.test_report import ABOUT, HOSTILE, evaluation
 from tests.support import chromium
+from tests.support.pictures import assert_looks_like
 from ttac.evaluation.evaluation_result import Evaluation
 
 PICTURES = Path(__file__).parent / "pictures"
 WIDTHS, HEIGHT = (1280, 390), 900
-BLOCK = 26
-"""Pixels of a block; block means differ little between two sets of fonts."""
-ALIKE = 12.0
-"""Most mean difference of two pictures, of 255."""
 SMALLEST = 7.5
 """Fewest pixels of a readable line of text."""
 
@@ -72,23 +66,10 @@ def test_the_text_of_every_plot_is_readable(page: chromium.Page) -> None:
 
 
 def test_the_page_looks_like_the_committed_picture(page: chromium.Page, tmp_path: Path) -> None:
-    """`TTAC_WRITE_PICTURES=1` writes the pictures again."""
     width = page.value("window.innerWidth")
-    kept = PICTURES / f"report-{width}.png"
     size = {"width": width, "deviceScaleFactor": 1, "mobile": False}
     page.call("Emulation.setDeviceMetricsOverride", **size, height=page.value("document.body.scrollHeight"))
     page.value("window.scrollTo(0, 0)")
     page.screenshot(tmp_path / "now.png")
     page.call("Emulation.setDeviceMetricsOverride", **size, height=HEIGHT)
-    if os.environ.get("TTAC_WRITE_PICTURES"):
-        Image.open(tmp_path / "now.png").convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(
-            kept, optimize=True
-        )
-    now, before = blocks(tmp_path / "now.png"), blocks(kept)
-    assert now.shape == before.shape and np.abs(now - before).mean() < ALIKE
-
-
-def blocks(path: Path) -> np.ndarray:
-    """Mean brightness of each block of the picture."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L").reduce(BLOCK), float)
+    assert_looks_like(tmp_path / "now.png", PICTURES / f"report-{width}.png")
