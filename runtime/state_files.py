@@ -79,7 +79,7 @@ def check_plausible(tensors: Mapping[str, np.ndarray], where: str, hint: str = "
 
 def _content(path: Path, state: Mapping[str, TensorSpec], where: str) -> np.ndarray:
     """The bytes of the file; raises UsageError if there is none, VerificationError if it is too large for the state."""
-    hint = "`adapter.save(path)` writes one"
+    hint = "`adapter.save(path)` and `ttac run --save-state FILE` write states"
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())

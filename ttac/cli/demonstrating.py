@@ -15,6 +15,7 @@ from ttac.cli.common_options import CONTEXT, PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.methods import COMPARED
+from ttac.runtime.whole_file import write_whole
 
 if TYPE_CHECKING:
     from ttac.demo.show import DemoErrors
@@ -71,7 +72,10 @@ def demo(terminal: Terminal, png: Path | None, files: Path | None, as_json: bool
 
 
 def copied(folder: Path) -> list[Path]:
-    """Copy the shipped files into `folder` and return the copies; raises UsageError if other files have these names."""
+    """Copy the shipped files into `folder` and return the copies.
+
+    Raises UsageError if other files have these names, or the copies cannot be written.
+    """
     from ttac import demo
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def copied(folder: Path) -> list[Path]:
         if path.exists() and (not path.is_file() or path.read_bytes() != content):
             raise UsageError("another file has this name", where=f"`{path}`", hint="give an empty folder")
     for path, content in contents.items():
-        path.write_bytes(content)
+        write_whole(path, [content])
     return list(contents)
 
 

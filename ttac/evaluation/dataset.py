@@ -21,6 +21,7 @@ from ttac.runtime.hash_check import digest_of
 from ttac.samples.archives import open_archive
 from ttac.samples.image_folder import ImageFolder
 from ttac.samples.images import Preparation, channels_first, fitted_image, prepared_floats, read_image
+from ttac.samples.labels import refuse_texts
 
 FORMS = "give a folder of images, an `.npz`, an `.npy`, or IDX files such as Fashion-MNIST's"
 CLEAN = "clean"
@@ -182,6 +183,7 @@ def checked_labels(labels: Any, count: int, where: str) -> np.ndarray | None:
     if labels is None:
         return None
     array = np.asarray(labels)
+    refuse_texts(array, f"`{where}`")
     is_class = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and not (array < 0).any()
     if array.shape[:1] != (count,) or not (is_class or (array.ndim > 1 and array.dtype.kind in "iuf")):
         problem = f"there are {count} samples, but the labels are `{array.dtype}` of shape {list(array.shape)}"

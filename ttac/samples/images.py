@@ -18,6 +18,7 @@ import numpy as np
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.samples.archives import open_archive
 from ttac.samples.image_folder import ImageFolder
+from ttac.samples.labels import refuse_texts
 from ttac.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Preparation:
     def size(self) -> tuple[int, int, int]:
         """Channels, height and width of a sample; raises UsageError where a sample is no image."""
         if len(self.sample) != 3:
-            shape = list(self.sample)
-            raise UsageError(f"the model takes samples of shape {shape}, not images", hint="give them as a float array")
+            problem = f"the model takes samples of shape {list(self.sample)}, not images"
+            raise UsageError(problem, where="the input of the model", hint="give an array of floats, `.npy` or `.npz`")
         return self.sample if self.layout == "NCHW" else (self.sample[2], self.sample[0], self.sample[1])
 
     @property
@@ -183,12 +184,8 @@ def stream_of(array: np.ndarray, how: Preparation, *, labels: np.ndarray | None 
             where=where,
             hint="give labels for each sample, or remove the array `labels`",
         )
-    if labels is not None and labels.dtype.kind not in "biuf":
-        raise UsageError(
-            f"the labels are `{labels.dtype}`, not class numbers",
-            where=where,
-            hint="give whole numbers from 0: `np.unique(labels, return_inverse=True)[1]` numbers the names in order",
-        )
+    if labels is not None:
+        refuse_texts(labels, where)
     if array.dtype == np.uint8 and (how.takes_floats or array.shape[1:] != how.sample):
         ready = channels_first(array, how, where)
         return Stream(
