@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from ttac.bake_comparison import Comparison, Referee
 from ttac.errors import UnsupportedError, UsageError, VerificationError
+from ttac.passes.adapt.adapt_norms import TRACKED_BATCHES
 from ttac.runtime.bundle import open_bundle
 from ttac.runtime.engine import open_session
 from ttac.runtime.engine_import import engine
@@ -34,6 +35,9 @@ from ttac.staging import staged_folder
 GRAPH = "infer.onnx"
 SINGLE_FILE = 1_900_000_000
 """Bytes of weights above which a separate file holds them; protobuf ends at 2 GiB."""
+
+LEAST_BATCHES = 10
+"""Fewest batches that the averages of a state may cover, where no samples show how the baked model predicts."""
 
 LEARNED = ("parameter", "statistic")
 DAMAGED = (ir.serde.SerdeError, google.protobuf.message.DecodeError)
@@ -64,15 +68,19 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
 
     Args:
         samples: samples on which the model is compared with the source before it is written, with or without labels.
-        force: write the model also if it is much worse than the source.
+        force: write the model also if it is much worse than the source, or averages few batches.
 
     Raises the errors of `open_bundle` and `read_state`, and:
+        UsageError: without samples, the averages of the state cover fewer than `LEAST_BATCHES` batches.
         UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, its outputs are not finite, or it is much worse.
     """
     manifest, model = read_unreplaced(bundle, lambda: _read(bundle))
-    learned = _learned(manifest, state)
+    arrays = read_state(state, manifest)
+    learned = _learned(manifest, arrays)
     referee = Referee.of(manifest, samples) if samples else None
+    if referee is None and not force:
+        _refuse_few_batches(arrays, state)
     with _staged(output) as folder:
         source = _save(model, folder / "source", output.name) if referee else None
         _place(model, learned)
@@ -124,9 +132,17 @@ class AdaptedTensor:
     array: np.ndarray
 
 
-def _learned(manifest: Manifest, state: Path) -> dict[str, AdaptedTensor]:
-    """Return the parameters and statistics that `predict` reads from the state file, by name."""
-    arrays = read_state(state, manifest)
+def _refuse_few_batches(arrays: Mapping[str, np.ndarray], state: Path) -> None:
+    """Raise UsageError if the averages of the state cover one batch or a few; without a batch they are the source's."""
+    batches = int(arrays.get(TRACKED_BATCHES, np.zeros(())))
+    if 0 < batches < LEAST_BATCHES:
+        problem = f"the statistics of the state average {batches} of at least {LEAST_BATCHES} batches"
+        hint = "adapt to more batches, compare with the source by `--samples FILE`, or add `--force`"
+        raise UsageError(problem, where=f"`{state}`", hint=hint)
+
+
+def _learned(manifest: Manifest, arrays: Mapping[str, np.ndarray]) -> dict[str, AdaptedTensor]:
+    """Return the parameters and statistics that `predict` reads from the arrays of a state, by name."""
     runs = [word for word in all_words(manifest.programs["predict"]) if isinstance(word, Run)]
     chosen = {name: value for run in runs for name, value in run.feed.items()}
     entries = {entry["name"]: entry["role"] for entry in manifest.raw["state"]["tensors"]}

@@ -141,7 +141,7 @@ def _bundle_case(random: Random, folder: Path) -> Callable[[], None]:
         adapter.reset()
         adapter.save(folder / "state.safetensors")
         adapter.restore(folder / "state.safetensors")
-        ttac.bake.bake(path, folder / "state.safetensors", folder / "baked.onnx")
+        ttac.bake.bake(path, folder / "state.safetensors", folder / "baked.onnx", force=True)
 
     return case
 

@@ -103,11 +103,13 @@ def _refuse_names(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _refuse_bytes(proto: onnx.ModelProto, path: Path) -> None:
-    """Raise UnsupportedError for notes or metadata that are no text; a later room could not write them."""
+    """Raise UnsupportedError for names, notes or metadata that are no text; a later room could not write them."""
     graph = proto.graph
     values = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
     for owner in (proto, graph, *_nodes(proto), *values):
-        for text in (owner.doc_string, *(part for entry in owner.metadata_props for part in (entry.key, entry.value))):
+        name = () if owner is proto else (owner.name,)
+        notes = (part for entry in owner.metadata_props for part in (entry.key, entry.value))
+        for text in (*name, owner.doc_string, *notes):
             if not isinstance(text, str):
                 hint = "export the model again; the file is damaged"
                 raise UnsupportedError(f"a name in the file is no text: {text!r:.80}", where=f"`{path}`", hint=hint)

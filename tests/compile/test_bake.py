@@ -18,7 +18,9 @@ from ttac.cli import main
 from ttac.errors import TtacError, UnsupportedError, UsageError
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.pipeline import compile_model
 from ttac.runtime import bundle as bundles
+from ttac.runtime import load
 from ttac.runtime.manifest import identity_of
 from ttac.runtime.state_files import write_state
 
@@ -122,7 +124,7 @@ def test_the_command_prints_the_path(bundle: Path, tmp_path: Path, capsys: pytes
     assert captured.out == f"{out}\n"
     assert captured.err == (
         "baked 2 parameter tensors, 2 statistic tensors; one sample gives [1, 5]\n"
-        "note: the model is not compared with the source (`--samples`)\n"
+        "warning: the model is not compared with the source (`--samples`)\n"
     )
 
 
@@ -198,3 +200,23 @@ def test_leftovers_of_a_killed_bake_disappear(bundle: Path, tmp_path: Path) -> N
     state = save(bundle, tmp_path / "s.safetensors", spoiled(1.0))
     bake(bundle, state, tmp_path / "out" / "out.onnx")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["out.onnx"]
+
+
+def test_statistics_of_few_batches_are_refused_without_samples(tmp_path: Path) -> None:
+    """One batch of noise would make up half of the averages; without a batch they are the source's."""
+    model = Path(__file__).parents[1] / "models" / "resnet.onnx"
+    compile_model(model, method="bn", batch=4, output=tmp_path / "bn.ttac")
+    adapter, state, out = load(tmp_path / "bn.ttac", threads=1), tmp_path / "s", tmp_path / "out.onnx"
+    adapter.save(state)
+    bake(tmp_path / "bn.ttac", state, tmp_path / "source.onnx")
+    x = np.random.default_rng(0).standard_normal((4, *adapter.input_shape), dtype=np.float32)
+    adapter.step(x)
+    adapter.save(state)
+    error = refusal(tmp_path / "bn.ttac", state, out)
+    assert error.problem == "the statistics of the state average 1 of at least 10 batches"
+    bake(tmp_path / "bn.ttac", state, tmp_path / "forced.onnx", force=True)
+    for _ in range(9):
+        adapter.step(x)
+    adapter.save(state)
+    bake(tmp_path / "bn.ttac", state, out)
+    assert out.exists()

@@ -77,7 +77,7 @@ def test_a_baked_model_predicts_alike(tmp_path: Path) -> None:
     for i in range(2 * SIZE):
         one.step(x[i : i + 1])
     one.save(tmp_path / "state")
-    bake(one.path, tmp_path / "state", tmp_path / "baked.onnx")
+    bake(one.path, tmp_path / "state", tmp_path / "baked.onnx", force=True)
     logits = only_output(tmp_path / "baked.onnx", x[:1])
     np.testing.assert_allclose(one.predict(x[:1]), logits, rtol=0, atol=1e-4)
 

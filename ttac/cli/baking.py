@@ -16,14 +16,15 @@ from ttac.errors import UsageError
 @click.option("--state", metavar="FILE", type=PATH, required=True, help="The state from `ttac run --save-state`.")
 @click.option("-o", "--output", metavar="OUT.onnx", type=PATH, required=True, help="The model to write.")
 @click.option("--samples", metavar="FILE", type=PATH, help="Compare with the source on these samples.")
-@click.option("--force", is_flag=True, help="Write the model also if it is much worse than the source.")
+@click.option("--force", is_flag=True, help="Write a model that would be refused.")
 @verbose
 @terminal
 def bake(terminal: Terminal, bundle: Path, state: Path, output: Path, samples: Path | None, force: bool) -> None:
     """Fold an adapted state into an ONNX model for inference and print the model's path.
 
     FILE is an .npz, an .npy or a folder of images. With the array `labels`, a model that errs on 2 % more of the
-    samples than the source is refused; without, a model with half of the source's information or less.
+    samples than the source is refused; without, a model with half of the source's information or less. Without
+    --samples, a state whose statistics average fewer than 10 batches is refused.
     """
     from ttac.bake import bake as fold
 
@@ -35,7 +36,7 @@ def bake(terminal: Terminal, bundle: Path, state: Path, output: Path, samples: P
         count = len(baked.source_statistics)
         terminal.say(f"warning: {count} norm sites keep the source statistics, the state tracks no others")
     compared = baked.comparison.text if baked.comparison else "the model is not compared with the source (`--samples`)"
-    terminal.say(f"{'' if baked.comparison else 'note: '}{compared}")
+    terminal.say(f"{'' if baked.comparison else 'warning: '}{compared}")
     terminal.data(str(output))
 
 
