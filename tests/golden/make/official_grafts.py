@@ -19,41 +19,57 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from tests.golden.make.adapted_nets import build
-from tests.golden.make.official_methods import Arrays, last_layer, official, sgd, stepped, trained, without_head
+from tests.golden.make.official_methods import Arrays, last_layer, official, sgd, stepped, without_head
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
 from tests.support.official import SETTINGS
 
 COMMITS = {"ZeroSiam": "Cascol-Chen/ZeroSiam 2dd3fc4", "SIGHT": "zszhou21/SIGHT 790217f"}
 
 
-class Turned(nn.Module):
-    """The network in the form of the published wrapper: features, a predictor on them, and the head."""
+class Parts(nn.Module):
+    """A network in the parts that the published wrapper asks of its backbones."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.head, self.features = net, last_layer(net), torch.empty(0)
-        self.predictor = nn.Linear(self.head.in_features, self.head.in_features, bias=False)
-        nn.init.eye_(self.predictor.weight)
-        self.head.register_forward_pre_hook(self.see)
+        self.net = net
 
-    def see(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Note the features of the forward."""
-        self.features = inputs[0]
+    @property
+    def fc(self) -> nn.Linear:
+        return last_layer(self.net)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.net(x)
-        return logits, self.features
+    @property
+    def head(self) -> nn.Linear:
+        return last_layer(self.net)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the maps of the convolutional network, or the tokens of the transformer."""
+        if isinstance(self.net, nn.Sequential):
+            maps: Tensor = self.net[:-3](x)
+            return maps
+        kept: list[Tensor] = []
+        hook = self.net.get_submodule("norm").register_forward_hook(lambda module, given, made: kept.append(made))
+        self.net(x)
+        hook.remove()
+        return kept[0]
+
+    def global_pool(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.global_pool(features) if features.ndim == 4 else features[:, 0])
+        return logits
 
 
 def zerosiam(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
-    """Two optimizers, one for the norms and one for the predictor, as in the published script."""
-    settings, parameters = SETTINGS["zerosiam"], trained(net)
-    module = official(checkouts / "ZeroSiam", "tta_library.zerosiam")
-    turned = Turned(net)
-    predictor = sgd([*turned.predictor.parameters()], settings["predictor_lr"])
-    adapter = module.Tent(turned, sgd(parameters, settings["lr"]), predictor)
+    """The published wrapper and its adapter, with two optimizers as in the published script."""
+    settings, folder = SETTINGS["zerosiam"], checkouts / "ZeroSiam"
+    name = "resnet50_gn_timm" if isinstance(net, nn.Sequential) else "vitbase_timm"
+    module = official(folder, "tta_library.zerosiam")
+    wrapped = module.configure_model(official(folder, "models.byol_wrapper").BYOLWrapper(Parts(net), name))
+    predictor = sgd([*wrapped.predictor.parameters()], settings["predictor_lr"])
+    adapter = module.Tent(wrapped, sgd(module.collect_params(wrapped)[0], settings["lr"]), predictor)
     found = stepped(adapter, net, x)
-    return {**found, "after/predictor.matrix": turned.predictor.weight.detach().numpy()}
+    return {**found, "after/predictor.matrix": wrapped.predictor[0].weight.detach().numpy()}
 
 
 class Encoder(nn.Module):
