@@ -26,6 +26,11 @@ from tests.support.official import SETTINGS
 COMMITS = {"ZeroSiam": "Cascol-Chen/ZeroSiam 2dd3fc4", "SIGHT": "zszhou21/SIGHT 790217f"}
 
 
+def is_transformer(net: nn.Module) -> bool:
+    """Return whether the network has a norm behind its blocks, as transformers of timm have."""
+    return isinstance(getattr(net, "norm", None), nn.LayerNorm)
+
+
 class Parts(nn.Module):
     """A network in the parts that the published wrapper asks of its backbones."""
 
@@ -42,12 +47,12 @@ class Parts(nn.Module):
         return last_layer(self.net)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the maps of the convolutional network, or the tokens of the transformer."""
-        if isinstance(self.net, nn.Sequential):
-            maps: Tensor = self.net[:-3](x)
-            return maps
+        """Return the tokens of a transformer, or the features of a convolutional network as maps of one pixel."""
         kept: list[Tensor] = []
-        hook = self.net.get_submodule("norm").register_forward_hook(lambda module, given, made: kept.append(made))
+        if is_transformer(self.net):
+            hook = self.net.get_submodule("norm").register_forward_hook(lambda layer, given, made: kept.append(made))
+        else:
+            hook = self.fc.register_forward_pre_hook(lambda layer, given: kept.append(given[0][:, :, None, None]))
         self.net(x)
         hook.remove()
         return kept[0]
@@ -56,14 +61,14 @@ class Parts(nn.Module):
         return maps.mean((2, 3))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.global_pool(features) if features.ndim == 4 else features[:, 0])
+        logits: Tensor = self.fc(features[:, 0] if is_transformer(self.net) else self.global_pool(features))
         return logits
 
 
 def zerosiam(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
     """The published wrapper and its adapter, with two optimizers as in the published script."""
     settings, folder = SETTINGS["zerosiam"], checkouts / "ZeroSiam"
-    name = "resnet50_gn_timm" if isinstance(net, nn.Sequential) else "vitbase_timm"
+    name = "vitbase_timm" if is_transformer(net) else "resnet50_gn_timm"
     module = official(folder, "tta_library.zerosiam")
     wrapped = module.configure_model(official(folder, "models.byol_wrapper").BYOLWrapper(Parts(net), name))
     predictor = sgd([*wrapped.predictor.parameters()], settings["predictor_lr"])
