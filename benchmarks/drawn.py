@@ -1,11 +1,18 @@
 """Drawn test data with labels: lines of text, and images of shapes with boxes; also their shifts.
 
+    python -m benchmarks.drawn lines FILE.npz [COUNT]
+    python -m benchmarks.drawn shapes FILE.npz [COUNT]
+
+writes floats in 0 to 1, one array for each shift, and the labels, as `ttac eval --data` takes them.
+
 The font is Aileron (CC0), which Pillow ships.  All numbers follow from a seed.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -110,3 +117,16 @@ def _blurred(images: np.ndarray, radius: float) -> np.ndarray:
         for plane in images.astype(np.uint8).reshape(-1, *images.shape[2:])
     ]
     return np.stack(pictures).reshape(images.shape).astype(np.float64)
+
+
+def main() -> int:
+    """Write the samples that the command line names."""
+    kind, file, *count = sys.argv[1:]
+    images, labels = {"lines": lines, "shapes": shapes}[kind](int(count[0]) if count else 128, 7)
+    arrays = {shift: shifted(images, shift).astype(np.float32) / 255 for shift in SHIFTS}
+    np.savez(Path(file), labels=labels, **arrays)  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

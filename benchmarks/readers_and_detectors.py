@@ -26,6 +26,8 @@ from benchmarks.real_files import FILES, fetch
 from ttac.evaluation.watch import Watch
 
 METHODS = ("source", "bn", "leantta", "tent", "sar", "surgeon")
+BLENDED = "bn:statistics=blend:prior=256"
+"""Statistics of the batch beside those of the source, which count as 256 samples."""
 NETS = Path(__file__).parent / "small_nets"
 DOWNLOADS = Path(tempfile.gettempdir()) / "ttac-real-files"
 WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
@@ -131,13 +133,13 @@ SUBJECTS = (
             samples=shapes, scale=unit),
     Subject(name="PP-OCRv4 recogniser", about="English words, character error (rapidocr-onnxruntime)",
             path=real("ch_PP-OCRv4_rec_infer"), samples=english, scale=symmetric, count=96, batch=16, strength=1.1,
-            options={"shape": "3x48x256"}),
+            methods=(*METHODS, BLENDED, BLENDED.replace("bn", "tent")), options={"shape": "3x48x256"}),
     Subject(name="PP-OCR direction", about="lines upside down or not, error (rapidocr-onnxruntime)",
             path=real("ch_ppocr_mobile_v2.0_cls_infer"), samples=turned, scale=symmetric, count=512, batch=32,
-            strength=1.0, options={"shape": "3x48x192"}),
+            methods=(*METHODS, BLENDED, "leantta:lambda=0.25"), options={"shape": "3x48x192"}),
     Subject(name="captcha-whisperer", about="four characters, character error (captcha-whisperer)",
             path=real("captcha_crnn"), samples=captchas, scale=lambda x: x.astype(np.float32), count=128, batch=16,
-            strength=1.0, methods=("source", "bn", "leantta"), options={"head": "ctc"}),
+            methods=(*METHODS, BLENDED), options={"head": "ctc"}),
 )  # fmt: skip
 
 
