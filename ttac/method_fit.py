@@ -17,21 +17,18 @@ if TYPE_CHECKING:
     from ttac.passes.norms.norm_sites import NormSite
 
 
-def with_statistics(sites: Sequence[NormSite], method: Method, restorable: int = 0) -> list[NormSite]:
+def with_statistics(sites: Sequence[NormSite], method: Method) -> list[NormSite]:
     """The batch norms among the sites, for a method that changes only their statistics.
-
-    `restorable` is the number of layers that `--norms insert` would give a norm.
 
     Raises UnsupportedError with the methods that fit, if the model has no batch norm.
     """
     kept = [site for site in sites if site.kind == "batch"]
     if not kept:
         kinds = ", ".join(sorted({site.kind for site in sites}))
-        insert = f"`--norms insert` gives {restorable} layers a norm from calibration data; " if restorable else ""
         raise UnsupportedError(
             f"`{method.name}` adapts the statistics of batch norms, and the model has {kinds} norms",
             where=f"`--method {method.name}`",
-            hint=f"{insert}methods that train scale and bias fit every norm: {methods_that_train()}",
+            hint=f"methods that train scale and bias fit every norm: {methods_that_train()}",
         )
     return kept
 

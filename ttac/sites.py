@@ -32,8 +32,7 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
     if not options.method.adapts:
         return []
     measured = samples.known is not None or bool(samples.moments)
-    census = find_norms(model)
-    decision = decide(census, options.norms, has_calibration=measured)
+    decision = decide(find_norms(model), options.norms, has_calibration=measured)
     say(decision.because)
     sites = list(decision.sites)
     if decision.inserted:
@@ -42,7 +41,7 @@ def choose_sites(model: ir.Model, options: CompileOptions, samples: Samples, say
             samples.moments.update(calibration.statistics(model, samples.known, values, options.batch))
         sites += insert_norms(model, decision.inserted, samples.moments)
     if not options.method.trains:
-        sites = with_statistics(sites, options.method, 0 if decision.inserted else len(census.folded))
+        sites = with_statistics(sites, options.method)
     sites = selected(model, in_graph_order(model, sites), options.train, samples, say)
     if not sites:
         where = f"`--train {options.train}`"

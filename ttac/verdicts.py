@@ -19,7 +19,7 @@ from ttac.reports.progress import RoomLog
 from ttac.rooms import adapt_model, choose_norms, read_head, settle_settings
 
 YES, NO, IN_PART = "yes", "no", "in part"
-CHANGING = ("--shape", "--calibration", "--logits", "--hold", "--batch", "--norms")
+CHANGING = ("--shape", "--calibration", "--logits", "--hold", "--batch")
 """Options of a compile that make a method fit which does not fit without them."""
 IDLE = {False: "it adapts nothing", True: "it changes predictions only"}
 """Reason why a method that adapts no norm fits every model; the key says whether it refines the predictions."""

@@ -94,3 +94,10 @@ def test_the_refusal_of_more_samples_names_the_option(frozen: Path) -> None:
         ttac.compile(frozen, method="source", batch=4, dry_run=True)
     rows = {row["method"]: (row["fits"], row["option"]) for row in inspect_model(frozen)["methods"]}
     assert rows["source"] == rows["bn"] == ("with --batch", "--batch 1")
+
+
+def test_inspect_gives_the_verdicts_for_one_sample(frozen: Path) -> None:
+    report = inspect_model(frozen)
+    found = {row["method"]: (row["fits"], row["option"]) for row in report["methods"]}
+    assert found["source"] == found["bn"] == ("with --batch", "--batch 1") and "1 batch" in report["norms"]
+    assert {row["fits"] for row in inspect_model(frozen, batch=1)["methods"] if row["method"] == "bn"} == {"yes"}

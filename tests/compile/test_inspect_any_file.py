@@ -74,19 +74,15 @@ def test_a_loss_in_front_of_all_norms_names_another_output(tmp_path: Path) -> No
     assert ttac.load(tmp_path / "b.ttac").step(images(4)).keys() == {"early", "late"}
 
 
-def test_linear_layers_beside_layer_norms_get_norms_on_request(tmp_path: Path) -> None:
-    more = {"ones": np.ones(8, np.float32), "wg": np.eye(8, dtype=np.float32), "bg": np.ones(8, np.float32)}
-    nodes = """
-      c = Gemm (x, wg, bg)
-      r = Relu (c)
-      n = LayerNormalization (r, ones, bg)
-      y = MatMul (n, wf)"""
-    path = written(tmp_path, "(float[N,8] x) => (float[N,5] y)", nodes, more, opset=17)
-    assert rows(inspect_model(path))["bn"] == ("with --norms", "--norms insert")
-    chosen: dict[str, Any] = {"norms": "insert", "calibration": images(32, 8), "batch": 4}
-    bundle = ttac.compile(path, method="bn", output=tmp_path / "b.ttac", **chosen)
-    (site,) = bundle.manifest["sites"]
-    assert site["statistics"] == "batch" and ttac.load(tmp_path / "b.ttac").step(images(4, 8)).shape == (4, 5)
+def test_samples_make_inspect_sure(tmp_path: Path, run: Run) -> None:
+    nodes = "c = Conv <pads = [1, 1, 1, 1]> (x, w, b) \n r = Relu (c) \n g = GlobalAveragePool (r) \n f = Flatten (g)"
+    path = written(tmp_path, "(float[N,3,height,width] x) => (float[N,5] y)", f"{nodes} \n y = MatMul (f, wf)")
+    assert rows(inspect_model(path))["bn"][0] == "with --calibration"
+    report = inspect_model(path, calibration=images(8, 3, 12, 10))
+    assert rows(report)["bn"] == ("yes", "") and report["input"] == "x float32 [N,3,12,10]"
+    np.savez(tmp_path / "s.npz", images=images(8, 3, 12, 10))
+    assert run("inspect", str(path), "--calibration", str(tmp_path / "s.npz")).code == 0
+    assert run("inspect", str(path), "--calibration", str(tmp_path / "none.npz")).code == 2
 
 
 def test_classical_models_are_no_networks(tmp_path: Path) -> None:

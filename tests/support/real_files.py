@@ -48,15 +48,13 @@ def weights(seed: int = 0) -> Arrays:
     }
 
 
-def written(
-    folder: Path, signature: str, nodes: str, more: Mapping[str, np.ndarray] | None = None, opset: int = 15
-) -> Path:
+def written(folder: Path, signature: str, nodes: str, more: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write a model with the weights that its nodes read; `signature` is like `(float[N,3,8,8] x) => (float[N,5] y)`."""
     known = {**weights(), **(more or {})}
     used = {
         name: array for name, array in known.items() if any(name in line.split("(")[-1] for line in nodes.split("\n"))
     }
-    return saved(source(f"m {signature} {{ {nodes} }}", used, opset=opset), folder)
+    return saved(source(f"m {signature} {{ {nodes} }}", used, opset=15), folder)
 
 
 def plain(path: Path, x: np.ndarray | Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> Arrays:

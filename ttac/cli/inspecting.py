@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("other", metavar="[OTHER]", type=PATH, required=False)
 @click.option("--plan", is_flag=True, help="Also show a bundle's memory plan, rooms and verified numbers.")
 @click.option("--svg", metavar="FILE", type=PATH, help="Draw a bundle's memory plan, one bar per layer.")
-@compile_options(*MODEL)
+@compile_options(*MODEL, "calibration")
 @as_json
 @verbose
 @terminal
