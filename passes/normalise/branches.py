@@ -26,11 +26,17 @@ def _if(walk: Walk, node: ir.Node) -> None:
 
     Raises UnsupportedError where the data decide, and the branches differ in shape or a whole batch takes one branch.
     """
-    condition, graph = walk.fixed_data(node, 0), walk.graph
+    condition = walk.fixed_data(node, 0)
     chosen = BRANCHES if condition is None or condition.size != 1 else BRANCHES[:1] if condition.all() else BRANCHES[1:]
-    results = [_spliced(walk, node, node.attributes[name].as_graph()) for name in chosen]
+    results = [spliced(walk, node, node.attributes[name].as_graph()) for name in chosen]
     joined = results[0] if len(results) == 1 else [_either(walk, node, *pair) for pair in zip(*results, strict=True)]
-    for old, result in zip(node.outputs, joined, strict=True):
+    replace_outputs(walk, node, joined)
+
+
+def replace_outputs(walk: Walk, node: ir.Node, results: Sequence[ir.Value]) -> None:
+    """Put `results` in the place of the outputs of `node`, under the names of the outputs, and remove the node."""
+    graph = walk.graph
+    for old, result in zip(node.outputs, results, strict=True):
         passed = ir.node("Identity", [result], name=f"{node.name}.{old.name}", metadata_props=dict(node.metadata_props))
         passed.outputs[0].type = old.type
         graph.insert_before(node, passed)
@@ -41,21 +47,16 @@ def _if(walk: Walk, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
-@rewrites("Loop", "Scan")
-def _loop(walk: Walk, node: ir.Node) -> None:
-    raise control_flow([node])
-
-
 def control_flow(nodes: Sequence[ir.Node]) -> UnsupportedError:
     """Return the error for loops, and for branches of different shapes."""
     return UnsupportedError(
         f"control flow that depends on the input: {', '.join(sorted({f'`{node.op_type}`' for node in nodes}))}",
         where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in nodes[:8]),
-        hint="export a model without loops and branches on values; fixed ones are unrolled by the exporter",
+        hint="export a model without loops and branches on values; loops of a stated number of turns are unrolled",
     )
 
 
-def _spliced(walk: Walk, node: ir.Node, branch: ir.Graph) -> list[ir.Value]:
+def spliced(walk: Walk, node: ir.Node, branch: ir.Graph) -> list[ir.Value]:
     """Move the nodes of `branch` in front of `node`, and visit them; return the values of its outputs."""
     graph, results, nodes = walk.graph, list(branch.outputs), list(branch)
     _rename(branch, _names(graph), str(node.name))

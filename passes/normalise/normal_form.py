@@ -13,7 +13,8 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-import ttac.passes.normalise.branches  # noqa: F401  (registers the rewrites of If and loops)
+import ttac.passes.normalise.branches  # (registers the rewrite of If)
+import ttac.passes.normalise.loops  # noqa: F401  (registers the rewrites of Loop and Scan)
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER

@@ -41,4 +41,6 @@ def cases() -> list[object]:
 def test_a_structure_compiles(file: RealFile, method: str, tmp_path: Path) -> None:
     model = restore(HERE / f"{file.digest}.onnx.gz", tmp_path / "model.onnx")
     found = outcome(file, model, method, tmp_path)
-    assert re.fullmatch(r"ok(, equal|, off [0-9.]+e-05)?", found), found  # drawn weights round more than trained ones
+    assert re.fullmatch(r"ok(, equal|, off [0-9.]+e-05|, `hn` not comparable)?", found), (
+        found
+    )  # drawn weights round more than trained ones

@@ -65,16 +65,3 @@ def test_branches_of_other_shapes_are_refused(tmp_path: Path) -> None:
     text = CHECKED.replace("b = Identity (p)", "b = Identity (x)")
     initial = {"axes": np.array([1]), "half": np.array(0.5, np.float32), "kernel": np.ones((4, 1), np.float32)}
     refused(UnsupportedError, source(text, initial), tmp_path, "control flow", "`If`")
-
-
-def test_loops_are_refused(tmp_path: Path) -> None:
-    text = """
-    net (float[N,4] x) => (float[N,4] y) {
-      [loop] y = Loop (count, go, x) <
-        body = g (int64 i, bool before, float[N,4] u) => (bool after, float[N,4] v) {
-          after = Identity (before)  v = Relu (u)
-        }
-      >
-    }"""
-    model = source(text, {"count": np.array(3), "go": np.array(True)})
-    refused(UnsupportedError, model, tmp_path, "control flow", "node `loop` (Loop)")
