@@ -85,23 +85,22 @@ def first_adam_step(one: Path, other: Path, size: tuple[int, int]) -> str:
 
     The step is lr * g / (|g| + eps). The moment `m`, which is (1 - beta1) g then, gives both gradients g.
     """
-    x, states, settings = images(size), [], {}
+    x, gradients, values, settings = images(size), [], [], {}
     for path in (one, other):
         adapter = ttac.load(path, threads=1)
         adapter.step(x)
         settings = adapter.bundle.manifest["method"]["settings"]
-        states.append({name: array.astype(float) for name, array in adapter._state.arrays().items()})
-    names = [name.removesuffix(".adam.m") for name in states[0] if name.endswith(".adam.m")]
-    gradients = [{n: s[f"{n}.adam.m"] / (1 - settings["beta1"]) for n in names} for s in states]
-    steps = [{n: settings["lr"] * g / (np.abs(g) + settings["eps"]) for n, g in each.items()} for each in gradients]
-    apart = {n: np.abs(states[0][n] - states[1][n]) for n in names}
-    left = max(float(np.abs(apart[n] - np.abs(steps[0][n] - steps[1][n])).max()) for n in names)
-    rounding = max(
-        float(np.abs(gradients[0][n] - gradients[1][n]).max() / np.abs(gradients[1][n]).max()) for n in names
-    )
-    name = max(names, key=lambda n: float(apart[n].max()))
-    at, g = apart[name].argmax(), np.abs(gradients[1][name])
-    row = f"{apart[name].max():.1e} | {rounding:.1e} | {g[at] / g.max():.1e} | {left:.1e}"
+        state = {name: array.astype(float) for name, array in adapter._state.arrays().items()}
+        moments = [array for name, array in state.items() if name.startswith("adam.m")]
+        gradients.append(np.concatenate(moments) / (1 - settings["beta1"]))
+        trained = [name.removesuffix(".scale") for name in state if name.endswith(".scale")]
+        values.append(np.concatenate([state[f"{site}.{part}"] for site in trained for part in ("scale", "bias")]))
+    steps = [settings["lr"] * g / (np.abs(g) + settings["eps"]) for g in gradients]
+    apart, largest = values[1] - values[0], np.abs(gradients[1]).max()
+    left = np.abs(apart - (steps[0] - steps[1])).max()
+    rounding = np.abs(gradients[0] - gradients[1]).max() / largest
+    at = np.abs(apart).argmax()
+    row = f"{abs(apart[at]):.1e} | {rounding:.1e} | {abs(gradients[1][at]) / largest:.1e} | {left:.1e}"
     return f"| {size[0]}x{size[1]} | {row} |"
 
 
