@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.load.limits import refuse_unbounded
+from ttac.passes.load.sparse_weights import make_dense
 from ttac.passes.load.weights_apart import SMALL_BYTES
 
 OLDEST = 7
@@ -30,6 +31,8 @@ UNREGISTERED = re.compile(r"No Op registered for (\w+)")
 def checked(path: Path) -> onnx.ModelProto:
     """Return the file's protobuf, its external data untouched, with every tensor and operator checked.
 
+    Sparse weights are dense in the result.
+
     Raises UsageError if there is no such file. Raises UnsupportedError if the file is damaged, too new, or no ONNX
     model.
     """
@@ -40,6 +43,7 @@ def checked(path: Path) -> onnx.ModelProto:
         _refuse_names(proto, path)
         _refuse_bytes(proto, path)
         _refuse_versions(proto, path)
+        make_dense(_graphs(proto.graph), path)
         _refuse_tensors(proto, path)
         _check(proto, path)
     except UnicodeDecodeError as error:
@@ -170,8 +174,6 @@ def _refuse_tensors(proto: onnx.ModelProto, path: Path) -> None:
             _refuse_tensor(tensor, path)
     missing: dict[str, int] = {}
     for graph in _graphs(proto.graph):
-        if graph.sparse_initializer:
-            raise UnsupportedError("sparse weights are not supported", where=f"`{path}`", hint="store them dense")
         for tensor in graph.initializer:
             missing = _count(missing, _refuse_tensor(tensor, path))
     if missing:

@@ -124,7 +124,7 @@ def _inlined(model: ir.Model, path: Path) -> ir.Model:
 
 
 def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say = quiet) -> None:
-    """Put the output to learn from and the likeliest input first; drop outputs with foreign operators, in place."""
+    """Put the output to learn from and the likeliest input first; drop outputs that no bundle can give, in place."""
     outputs = list(model.graph.outputs)
     if output is not None or len(outputs) > 1:
         first = likeliest(outputs) if output is None else _named(outputs, output, "output", "--logits")
@@ -135,11 +135,12 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
 
 
 def _drop_outputs(model: ir.Model, say: Say) -> None:
-    """Drop each further output that needs a foreign operator."""
+    """Drop each further output that is text or needs a foreign operator."""
     for value in list(model.graph.outputs[1:]):
-        foreign = [f"node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if is_foreign(n)]
-        if foreign:
-            say(f"output `{value.name}` dropped: it needs {foreign[0]}")
+        faults = [f"it needs node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if is_foreign(n)]
+        faults += ["it is text"] if value.dtype == ir.DataType.STRING else []
+        if faults:
+            say(f"output `{value.name}` dropped: {faults[0]}")
             model.graph.outputs.remove(value)
 
 
