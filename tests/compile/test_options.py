@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import ttac
+from tests.support.real_files import POOLED, written
+from ttac.cli import main
 from ttac.cli.compiling import compile_command
 from ttac.errors import UsageError
 from ttac.options import RULES, CompileOptions, spelling
@@ -90,3 +92,15 @@ def test_options_of_a_wrong_name_or_type(choices: dict[str, Any], message: str, 
     with pytest.raises(UsageError) as caught:
         resolved(**choices)
     assert caught.value.problem == message and caught.value.where == where and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("axis", "said"), [("2", "output `y` [N,5], `--axis 2`"), ("9", "[N,5]"), ("-1", "at least 1")]
+)
+def test_an_axis_of_classes_that_does_not_exist(
+    axis: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, "(float[N,3,8,8] x) => (float[N,5] y)", f"{POOLED} y = MatMul (f, wf)")
+    assert main(["compile", str(path), "--method", "tent", "--axis", axis, "-o", str(tmp_path / "b.ttac")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "b.ttac").exists()
