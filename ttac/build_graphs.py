@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
 from ttac.compile_state import CompileState
-from ttac.guard_defaults import guard_without_loss
 from ttac.method_facts import correction_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import OPEN
@@ -119,8 +118,7 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     assert joint is not None and infer is not None
     halves = cut(state, joint, choice.plan)
     graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
-    steps = method_graphs(state, choice.layers) if halves.backward is not None else guard_without_loss(state)
-    steps |= correction_graph(state)
+    steps = method_graphs(state, choice.layers) | correction_graph(state)
     graphs |= {"backward": halves.backward} if halves.backward is not None else {}
     graphs |= {name: step.model for name, step in steps.items()}
     window = _window(state)

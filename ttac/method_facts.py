@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError, UsageError
-from ttac.guard_defaults import guard_graph, settled_guard
+from ttac.guard_defaults import guard_graph, guard_without_loss, settled_guard
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
 from ttac.passes.differentiate.head_clues import padding_mask, reads_text
@@ -27,9 +27,13 @@ from ttac.passes.plan.keep_ratios import Layer
 from ttac.passes.step_graphs import prior_correction
 from ttac.passes.step_graphs.answer import refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
+from ttac.passes.step_graphs.guard import GUARD
+from ttac.passes.step_graphs.window import PREDICT, WINDOW
 from ttac.samples.images import preparation
-from ttac.spec import WITHOUT_PREDICTIONS, Facts, function_of
+from ttac.spec import WITHOUT_PREDICTIONS, Facts, Method, function_of
 
+TAKEN = frozenset({"backward", "forward", "infer", GUARD, PREDICT, WINDOW, prior_correction.CORRECT})
+"""Names of ttac's own graphs, which no graph of a method may have."""
 READ_SAMPLES = 16
 """Number of samples that show which class is the blank of a reader of text."""
 
@@ -207,10 +211,30 @@ def correction_graph(state: CompileState) -> dict[str, MethodGraph]:
     return {prior_correction.CORRECT: prior_correction.correct_prior(_context(state), own)}
 
 
+def refuse_taken_names(method: Method) -> None:
+    """Raise UsageError for a graph of the method with a name of ttac's own, or with a hyphen, which marks stages."""
+    for name in method.graphs:
+        if name in TAKEN or not name.isidentifier():
+            raise UsageError(
+                f"a graph of the method is called `{name}`, and ttac's own graphs have such names",
+                where=f"`Method.graphs` of `{method.name}`",
+                hint="rename the graph: letters, digits and underscores, and none of "
+                + ", ".join(f"`{taken}`" for taken in sorted(TAKEN)),
+            )
+
+
 def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str, MethodGraph]:
-    """The method's graphs by name, in addition to forward and backward."""
+    """The method's graphs by name, and those of the guard, in addition to forward and backward.
+
+    Raises UsageError for a method with a graph of a name that is taken.
+    """
+    assert state.joint is not None
+    method, loss = state.options.method, state.joint.loss
+    refuse_taken_names(method)
+    if loss is None and not method.graphs:
+        return guard_without_loss(state)
     context = _context(state, layers)
-    graphs = {name: function_of(reference)(context) for name, reference in state.options.method.graphs.items()}
-    graphs |= guard_graph(state, context)
+    graphs = {name: function_of(reference)(context) for name, reference in method.graphs.items()}
+    graphs |= guard_without_loss(state) if loss is None else guard_graph(state, context)
     more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
     return {**graphs, **more}

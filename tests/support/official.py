@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sight": {
         "prototype_rate": 0.05, "source_pull": 0.01, "surprise": 1.0, "habit_rate": 0.05, "temperature": 0.2,
     },
+    "foa": {"prompts": 6, "discrepancy": 20.0, "seed": 7},
     "deyo": {"lr": 0.02, "margin": 0.8, "shape_margin": 0.05, "exclude_last_stage": False, "seed": 3},
 }  # fmt: skip
 """Settings of each run in ttac."""
@@ -57,7 +58,7 @@ METHODS = {
 
 def official(run: str, kind: str) -> Arrays:
     """Return `logits` [5, 8, 6] of each step, and the state after the last as `after/NAME`."""
-    files = ("official_methods", "official_grafts", "official_law")
+    files = ("official_methods", "official_grafts", "official_law", "official_foa")
     numbers = {key: value for file in files for key, value in load_file(GOLDEN / f"{file}.safetensors").items()}
     prefix = f"{run}/{kind}/"
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}

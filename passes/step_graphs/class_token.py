@@ -1,0 +1,145 @@
+"""The class token of a vision transformer: its features after each layer, and their distance from the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.differentiate.heads import scores_of
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.match import array_of
+from ttac.passes.graph.shapes import dims
+from ttac.passes.norms import calibration
+from ttac.passes.norms.norm_sites import NormSite, find_norms
+from ttac.passes.step_graphs.context import Subject
+from ttac.passes.step_graphs.linear_head import last_linear
+
+PASSED = frozenset({"Dropout", "Flatten", "Identity", "LayerNormalization", "Reshape", "Squeeze"})
+"""Operators between the class token and the classifier."""
+MIXES = frozenset({"Softmax", "Attention"})
+"""Operators that mark attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassToken:
+    """The class token of a model.
+
+    Attributes:
+        tokens: all tokens [N, tokens, D] before the first layer, the class token first.
+        layers: features of the class token [N, D]: behind the first norm of each layer but the first, and those that
+            the classifier reads.
+        scores: the scores [N, classes]; classifier: the linear layer that makes them.
+    """
+
+    tokens: ir.Value
+    layers: Sequence[ir.Value]
+    scores: ir.Value
+    classifier: ir.Node
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(dims(self.tokens)[2])
+
+
+@dataclass(frozen=True)
+class SourceFeatures:
+    """Mean and unbiased deviation of the features of the source, float32 [layers * D] each."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+def find_class_token(op: Builder, subject: Subject, purpose: str, hint: str) -> ClassToken:
+    """The class token of `subject.model`; nodes that read features are added to the graph.
+
+    Raises UnsupportedError for a model without one; `purpose` begins the message, `hint` names the way out.
+    """
+    scores = scores_of(op, subject.model.graph.outputs[0])
+    classifier = last_linear(scores, "follow")
+    stream = _token_stream(classifier)
+    shape = dims(stream) if stream is not None else []
+    sites = [site for site in find_norms(subject.model).sites if dims(site.node.inputs[0]) == shape]
+    attending = [site for site in sites if _attends(site, sites)]
+    if len(shape) != 3 or len(attending) < 2:
+        raise UnsupportedError(
+            f"{purpose}, and no class token makes the predictions of this model",
+            where=f"node `{classifier.name}` ({classifier.op_type})",
+            hint=hint,
+        )
+    features = classifier.inputs[0]
+    tokens = sites[0].node.inputs[0]
+    assert features is not None and tokens is not None
+    layers = [op.Gather(site.y, 0, axis=1) for site in attending[1:]]
+    last = features if len(dims(features)) == 2 else op.Flatten(features, axis=1)
+    return ClassToken(tokens=tokens, layers=[*layers, last], scores=scores, classifier=classifier)
+
+
+def _token_stream(classifier: ir.Node) -> ir.Value | None:
+    """The tokens [N, tokens, D] whose first the classifier reads; None if there are none."""
+    value = classifier.inputs[0]
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in PASSED:
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    if node is None or node.op_type not in ("Gather", "Slice"):
+        return None
+    taken = [array_of(each) for each in node.inputs[1:]]
+    if any(each is None for each in taken):
+        return None
+    if node.op_type == "Gather":
+        first = node.attributes.get_int("axis", 0) == 1 and taken[0] is not None and not taken[0].any()
+    else:
+        first = [each.tolist() for each in taken[:3] if each is not None] == [[0], [1], [1]]
+    return node.inputs[0] if first else None
+
+
+def _attends(site: NormSite, sites: Sequence[NormSite]) -> bool:
+    """Whether attention reads the norm's output before another norm of the tokens does."""
+    ends = {other.node for other in sites}
+    pending, seen = [site.y], set[ir.Node]()
+    while pending:
+        nodes = {use.node for use in pending.pop().uses()} - seen - ends
+        if any(node.op_type in MIXES for node in nodes):
+            return True
+        seen |= nodes
+        pending += [value for node in nodes for value in node.outputs]
+    return False
+
+
+def source_features(subject: Subject, layers: Sequence[ir.Value]) -> SourceFeatures:
+    """The features of the calibration samples; the model must not be changed yet.
+
+    Raises UsageError without calibration samples.
+    """
+    samples = subject.samples
+    if samples is None:
+        raise UsageError(
+            "the features of the source are unknown without source samples",
+            where="`--calibration`",
+            hint="give unlabelled source samples, `--calibration PATH`; 32 suffice",
+        )
+    found = calibration.statistics(subject.model, samples, layers, subject.batch)
+    count = len(samples)
+    means, variances = zip(*(found[str(value.name)] for value in layers), strict=True)
+    unbiased = np.concatenate(variances).astype(np.float64) * count / max(1, count - 1)
+    return SourceFeatures(np.concatenate(means), np.sqrt(unbiased).astype(np.float32))
+
+
+def moments(op: Builder, layers: Sequence[ir.Value], size: ir.Value) -> tuple[Any, Any]:
+    """Mean and unbiased deviation of the features of `size` samples, [layers * D] each; one sample deviates by 0."""
+    features = op.Concat(*layers, axis=1)
+    mean = op.ReduceMean(features, [0], keepdims=0)
+    distance = op.Sub(features, mean)
+    squares = op.ReduceSum(op.Mul(distance, distance), [0], keepdims=0)
+    return mean, op.Sqrt(op.Div(squares, op.Max(op.Sub(size, 1.0), 1.0)))
+
+
+def squared_distance(op: Builder, value: ir.Value, source: np.ndarray) -> ir.Value:
+    """The sum of the squared differences, a scalar."""
+    return op.ReduceSumSquare(op.Sub(value, source), keepdims=0)
