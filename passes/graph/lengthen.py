@@ -18,7 +18,7 @@ from ttac.passes.graph.rewire import nodes_before
 from ttac.passes.graph.shapes import BATCH, dims, is_batch
 
 SAMPLES = 1_000_003
-"""A prime number in the place of the batch, whose size only the run knows: no product of other sizes has this factor."""
+"""A prime number in the place of the batch, whose size the run decides; no product of other sizes has this factor."""
 FAR = 1 << 31
 """End of a slice from which on it reaches the last element of every axis."""
 
@@ -101,7 +101,7 @@ def _groups(old: Sizes, new: Sizes, after: Sizes) -> Iterator[tuple[int, int, Si
 
 
 def _stretched(old: int, new: int, sizes: Sizes, lengths: tuple[int, int], node: ir.Node) -> Sizes:
-    """The sizes, of which some grow from a multiple of the old length to that of the new, so that the product is `new`."""
+    """The sizes, of which multiples of the old length become multiples of the new, so that the product is `new`."""
     if old == new:
         return sizes
     short, long = lengths
@@ -149,7 +149,7 @@ def _number(size: int | str) -> int:
     """The size as a number, with `SAMPLES` for the batch; raises UnsupportedError for another open size."""
     if isinstance(size, int):
         return size
-    times, _, batch = size.rpartition("*")
+    times, _, _ = size.rpartition("*")
     if not is_batch(size) or (times and not times.isdigit()):
         raise UnsupportedError(
             f"the size `{size}` stays open, and prompts lengthen an axis of a fixed length",

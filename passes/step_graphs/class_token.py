@@ -17,9 +17,11 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.norms import calibration
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import last_linear
+from ttac.passes.step_graphs.linear_head import classified, last_linear
 
-PASSED = frozenset({"Dropout", "Flatten", "Identity", "LayerNormalization", "Reshape", "Squeeze"})
+ROUNDINGS = frozenset({"DequantizeLinear", "QuantizeLinear", "RoundToGrid"})
+"""Operators that round the features for a classifier in 8 bits."""
+PASSED = ROUNDINGS | {"Dropout", "Flatten", "Identity", "LayerNormalization", "Reshape", "Squeeze"}
 """Operators between the class token and the classifier."""
 MIXES = frozenset({"Softmax", "Attention"})
 """Operators that mark attention."""
@@ -32,7 +34,7 @@ class ClassToken:
     Attributes:
         tokens: all tokens [N, tokens, D] before the first layer, the class token first.
         layers: features of the class token [N, D]: behind the first norm of each layer but the first, and those that
-            the classifier reads.
+            the classifier reads, before they are rounded to 8 bits.
         scores: the scores [N, classes]; classifier: the linear layer that makes them.
     """
 
@@ -45,6 +47,13 @@ class ClassToken:
     def width(self) -> int:
         """D."""
         return int(dims(self.tokens)[2])
+
+    def classified(self, op: Builder, features: ir.Value) -> ir.Value:
+        """The scores of other `features` [N, D], rounded as the classifier's are."""
+        for node in reversed(_roundings(self.classifier)):
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            features = op.node(node.op_type, [features, *node.inputs[1:]], attributes)
+        return classified(op, self.classifier, self.scores, features)
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,23 @@ def find_class_token(op: Builder, subject: Subject, purpose: str, hint: str) -> 
             where=f"node `{classifier.name}` ({classifier.op_type})",
             hint=hint,
         )
-    features = classifier.inputs[0]
+    rounded = _roundings(classifier)
+    features = (rounded[-1] if rounded else classifier).inputs[0]
     tokens = sites[0].node.inputs[0]
     assert features is not None and tokens is not None
     layers = [op.Gather(site.y, 0, axis=1) for site in attending[1:]]
     last = features if len(dims(features)) == 2 else op.Flatten(features, axis=1)
     return ClassToken(tokens=tokens, layers=[*layers, last], scores=scores, classifier=classifier)
+
+
+def _roundings(classifier: ir.Node) -> list[ir.Node]:
+    """The nodes that round the classifier's input, the last first."""
+    nodes: list[ir.Node] = []
+    value = classifier.inputs[0]
+    while value is not None and (node := value.producer()) is not None and node.op_type in ROUNDINGS:
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes
 
 
 def _token_stream(classifier: ir.Node) -> ir.Value | None:

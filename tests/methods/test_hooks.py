@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path with the package `outside`."""
     (tmp_path / "outside.py").write_text(OUTSIDE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside", raising=False)
     declare(tmp_path, "ttac.methods", "outside = outside:METHOD", name="outside")
     return tmp_path
 
@@ -120,3 +122,12 @@ def test_a_package_outside_uses_every_hook(outside: Path) -> None:
 def test_a_check_outside_refuses(outside: Path) -> None:
     with pytest.raises(UsageError, match="too many samples"):
         compiled(MODELS["resnet"], outside, method="outside", batch=64)
+
+
+@pytest.mark.parametrize("name", ["guard", "window", "predict", "guard-follow", "update-2"])
+def test_a_graph_with_a_name_of_ttac_is_refused(name: str, outside: Path) -> None:
+    """Such a graph would silently replace ttac's graph, or count as a stage of another."""
+    text = (outside / "outside.py").read_text(encoding="utf-8")
+    (outside / "outside.py").write_text(text.replace('"report": report', f'"{name}": report'), encoding="utf-8")
+    with pytest.raises(UsageError, match=f"a graph of the method is called `{name}`"):
+        compiled(MODELS["resnet"], outside, method="outside", batch=8)

@@ -1,7 +1,8 @@
 """Candidates for prompts by CMA-ES (Hansen, "The CMA evolution strategy: a tutorial", arXiv:1604.00772).
 
 The form is that of the library `cma`, which the official code of FOA calls: active updates, and an injected solution
-that is no farther from the mean than usual.  In place of eigenvectors, the graph takes the symmetric square root of the
+that is no farther from the mean than usual.  The step size follows its path, as in the `cma` of 2024; `cma` 4.5 takes
+another rule from 300 numbers on.  In place of eigenvectors, the graph takes the symmetric square root of the
 covariance, by the coupled iteration of Newton and Schulz (Higham, "Functions of matrices", 2008, eq. 6.35).
 """
 
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from ttac.methods.foa import KEPT
 from ttac.methods.foa.prompts import CENTRE, FITNESS, MEAN, PROMPTS, SCORES, SEEN
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.answer import ANSWER, in_output_form
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
@@ -121,7 +123,7 @@ def ask(context: Context) -> MethodGraph:
 def compare(context: Context) -> MethodGraph:
     """The values in `KEPT` with one more candidate, and the next candidate.
 
-    `number` counts candidates; `fitnesses` [candidates] are those so far; `centres` is the sum of their features' means.
+    `number` counts candidates, `fitnesses` [candidates] are those so far, and `centres` is the sum of features' means.
     """
     op = new_graph("compare", context.opset)
     prompts = context.constants[PROMPTS]
@@ -173,8 +175,8 @@ def tell(context: Context) -> MethodGraph:
 def updated(
     op: Builder, values: Mapping[str, ir.Value], steps: ir.Value, inverse: ir.Value, rate: Rates
 ) -> dict[str, ir.Value]:
-    """The next values of the strategy, from the `steps` y = (x - m)/s [candidates + 1, n] from the best to the worst."""
-    n = len(values[AVERAGE].shape or ()) and int(str((values[AVERAGE].shape or ())[0]))
+    """The next values of the strategy, from the `steps` y = (x - m)/s [candidates + 1, n], the best first."""
+    n = int(dims(values[AVERAGE])[0])
     parents = op.Slice(steps, [0], [rate.parents], [0])
     step = op.Squeeze(op.MatMul(rate.weights[None, : rate.parents], parents), [0])
     passed, cs, cc = op.Add(values[STEPS], 1.0), rate.sigma_path, rate.path
@@ -206,8 +208,8 @@ def updated(
 def roots(op: Builder, covariance: ir.Value, n: int) -> tuple[ir.Value, ir.Value]:
     """The symmetric square root of the covariance [n, n], and its inverse.
 
-    With A = C/a, Y = A and Z = 1: T = (3 - Z Y)/2, Y <- Y T, Z <- T Z.  The bound a is the largest sum of a row, so that
-    no eigenvalue of A is above 1.
+    With A = C/a, Y = A and Z = 1: T = (3 - Z Y)/2, Y <- Y T, Z <- T Z.  The bound a is the largest sum of a row, so
+    that no eigenvalue of A is above 1.
     """
     bound = op.ReduceMax(op.ReduceSum(op.Abs(covariance), [1], keepdims=0), keepdims=0)
     thrice = 3 * np.eye(n, dtype=np.float32)
@@ -259,9 +261,7 @@ def _seed(op: Builder, context: Context) -> tuple[ir.Value, np.ndarray]:
 
 
 def _moved(tensor: StateTensor, following: ir.Value) -> StateTensor:
-    return StateTensor(
-        name=tensor.name, role=tensor.role, initial=tensor.initial, value=tensor.value, next=following
-    )
+    return StateTensor(name=tensor.name, role=tensor.role, initial=tensor.initial, value=tensor.value, next=following)
 
 
 def _followed(op: Builder, context: Context) -> list[StateTensor]:

@@ -29,16 +29,18 @@ from ttac.passes.step_graphs.class_token import (
     squared_distance,
 )
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import classified, replace_output
+from ttac.passes.step_graphs.linear_head import replace_output
 
 ROOM = "refine"
 PROMPTS, CENTRE, SEEN = "prompts", "stream.centre", "stream.seen"
 FITNESS, SCORES, MEAN = "fitness", "shifted.scores", "features.mean"
 """Outputs of the forward: the fitness of the prompts, a scalar; the shifted scores; the mean of the features [D]."""
-BATCH = 64
-"""Batch for which the weight of the distance from the source was published."""
+PUBLISHED, BATCH, FEATURES, CLASSES = 0.4, 64, 12 * 768, 1000
+"""Published weight of the distance from the source, and the batch, features and classes that it was published for."""
 PURPOSE = "prompt tokens stand beside the class token of a vision transformer"
-OTHERS = "other methods without a gradient: `--method neo`, `t3a`; with batch norms `bn`; `ttac inspect` lists all that fit"
+OTHERS = (
+    "other methods without a gradient: `--method neo`, `t3a`; with batch norms `bn`; `ttac inspect` lists all that fit"
+)
 
 
 def check(subject: Subject) -> None:
@@ -48,14 +50,14 @@ def check(subject: Subject) -> None:
         raise UnsupportedError(
             "the fitness compares statistics of a batch, and one sample has none",
             where="`--batch 1`",
-            hint="`--method foa-i` keeps the last samples, or take a batch: `--batch 16`",
+            hint="take a batch, `--batch 16`; for single samples `--method neo`",
         )
 
 
 def with_prompts(subject: Subject) -> list[StateTensor]:
     """Put prompt tokens behind the class token, and shift the features before the classifier, in place.
 
-    The forward also gives `fitness`, `shifted.scores` and `features.mean`.  The returned state is moved by other graphs.
+    The forward also gives `fitness`, `shifted.scores` and `features.mean`.  Other graphs move the returned state.
 
     Raises UnsupportedError for a model without a class token, UsageError without calibration samples.
     """
@@ -73,7 +75,7 @@ def with_prompts(subject: Subject) -> list[StateTensor]:
         wanted = op.constant(source.mean[-token.width :])
         apart = op.Mul(op.Sub(wanted, state[CENTRE].value), state[SEEN].value)
         shifted = op.Add(token.layers[-1], op.Mul(apart, float(settings["shift"])))
-        scores = classified(op, token.classifier, token.scores, shifted)
+        scores = token.classified(op, shifted)
         scores.name = SCORES
         assert subject.head is not None
         replace_output(subject, in_output_form(op, scores, subject.head))
@@ -113,7 +115,7 @@ def _state(graph: ir.Graph, token: ClassToken, settings: Mapping[str, int]) -> d
 
 
 def patch_size(token: ClassToken) -> int:
-    """The number of values in a patch: the inputs of a filter of the convolution that makes the tokens; D without one."""
+    """The number of values in a patch, by the filter of the convolution that makes the tokens; D without one."""
     for node in nodes_before(token.tokens):
         if node.op_type == "Conv":
             return math.prod(int(size) for size in dims(node.inputs[1])[1:])
@@ -130,12 +132,15 @@ def _fitness(
 ) -> None:
     """Add the output `fitness`: sum_i H_i + w * N/64 * (sum (mean - mean_S)^2 + sum (std - std_S)^2).
 
-    The sums go over all layers and features; the scores of the entropy are those without the shift.
+    The sums go over all layers and features; the scores of the entropy are those without the shift.  The default of w
+    keeps the published balance: it grows with ln(classes) and falls with the number of features.
     """
     assert subject.head is not None
+    balanced = PUBLISHED * FEATURES / len(source.mean) * math.log(subject.head.classes) / math.log(CLASSES)
+    chosen = float(subject.settings["discrepancy"]) or balanced
     entropy = total(op, entropies(op, token.scores, subject.head, "fitness.entropies"))
     apart = op.Add(squared_distance(op, found[0], source.mean), squared_distance(op, found[1], source.deviation))
-    weight = op.Mul(size, float(subject.settings["discrepancy"]) / BATCH)
+    weight = op.Mul(size, chosen / BATCH)
     op.graph.outputs.append(op.Add(entropy, op.Mul(apart, weight), name=FITNESS))
 
 
