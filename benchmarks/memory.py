@@ -17,11 +17,12 @@ def main() -> None:
     import torch  # noqa: F401  the bare process holds PyTorch
 
     bare = kilobytes("VmRSS")
-    from benchmarks.networks import NETWORKS
+    from benchmarks.networks import GROWING, NETWORKS
     from benchmarks.peers import variant_step
 
     step = variant_step(variant, network, method, int(threads), {})
-    samples = random_samples(int(batch), (3, NETWORKS[network][1], NETWORKS[network][1]))
+    side = (NETWORKS | GROWING)[network][1]
+    samples = random_samples(int(batch), (3, side, side))
     # torch.compile compiles for one batch: the warm-up must have the batch of the measured steps.
     print(json.dumps(step_memory(step, samples, bare, few=samples if "compile" in variant else samples[:1])))
 

@@ -9,6 +9,7 @@ ConvNeXt-Atto (arXiv:2201.03545) are those of timm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -119,14 +120,15 @@ class PreActivation(nn.Module):
         return keep + self.conv2(torch.relu(self.norm2(self.conv1(z))))
 
 
-def wrn28_10() -> nn.Module:
+def wide_resnet(depth: int, width: int) -> nn.Module:
+    """Return a Wide ResNet for images of 32x32: `depth` layers, `width` times the channels of the narrowest."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]
     cin = 16
-    for stage, width in enumerate((160, 320, 640)):
-        for block in range(4):
-            layers.append(PreActivation(cin, width, 2 if stage and not block else 1))
-            cin = width
-    return nn.Sequential(*layers, nn.BatchNorm2d(640), nn.ReLU(), *head(640, 10))
+    for stage, channels in enumerate((16 * width, 32 * width, 64 * width)):
+        for block in range((depth - 4) // 6):
+            layers.append(PreActivation(cin, channels, 2 if stage and not block else 1))
+            cin = channels
+    return nn.Sequential(*layers, nn.BatchNorm2d(cin), nn.ReLU(), *head(cin, 10))
 
 
 def resnext29() -> nn.Module:
@@ -208,19 +210,26 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18_32": (resnet18_32, 32),
     "resnet50": (resnet50, 224),
     "mobilenet_v2": (mobilenet_v2, 224),
-    "wrn28_10": (wrn28_10, 32),
+    "wrn28_10": (partial(wide_resnet, 28, 10), 32),
     "resnext29": (resnext29, 32),
     "vit_tiny": (vit_tiny, 224),
     "efficientnet_b0": (of_timm("efficientnet_b0"), 224),
     "mobilenet_v3": (of_timm("mobilenetv3_large_100"), 224),
     "convnext_atto": (of_timm("convnext_atto"), 224),
 }
+"""Maker and side of the images, by name."""
+GROWING: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{f"wrn{depth}_2": (partial(wide_resnet, depth, 2), 32) for depth in (10, 16, 28, 40)},
+    **{f"wrn16_{width}": (partial(wide_resnet, 16, width), 32) for width in (1, 4, 8)},
+    **{f"wrn16_2_{side}": (partial(wide_resnet, 16, 2), side) for side in (16, 64, 128)},
+}
+"""The networks of `benchmarks.growth`."""
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, int]:
     """Return the named network in eval mode with non-trivial statistics in its norms, and its image side in pixels."""
     torch.manual_seed(seed)
-    maker, side = NETWORKS[name]
+    maker, side = (NETWORKS | GROWING)[name]
     model = maker().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
