@@ -6,11 +6,14 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PureWindowsPath
 
 import google.protobuf.message
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.load.limits import refuse_unbounded
@@ -107,16 +110,33 @@ def _refuse_names(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _refuse_bytes(proto: onnx.ModelProto, path: Path) -> None:
-    """Raise UnsupportedError for names, notes or metadata that are no text; a later room could not write them."""
-    graph = proto.graph
-    values = (*graph.initializer, *graph.input, *graph.output, *graph.value_info)
-    for owner in (proto, graph, *_nodes(proto), *values):
-        name = () if owner is proto else (owner.name,)
-        notes = (part for entry in owner.metadata_props for part in (entry.key, entry.value))
-        for text in (*name, owner.doc_string, *notes):
-            if not isinstance(text, str):
-                hint = "export the model again; the file is damaged"
-                raise UnsupportedError(f"a name in the file is no text: {text!r:.80}", where=f"`{path}`", hint=hint)
+    """Raise UnsupportedError for a name, note or entry of metadata that is no text: a later room could not write it."""
+    for text in _texts(proto):
+        if not isinstance(text, str):
+            hint = "export the model again; the file is damaged"
+            raise UnsupportedError(f"a name in the file is no text: {text!r:.80}", where=f"`{path}`", hint=hint)
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """Yield every text field of the message and of the messages in it; protobuf gives bytes where one is no UTF-8."""
+    texts, parts = _fields(message.DESCRIPTOR)
+    for name in texts:
+        found = getattr(message, name)
+        yield from [found] if isinstance(found, str | bytes) else found
+    for name in parts:
+        found = getattr(message, name)
+        if not isinstance(found, Message):
+            for part in found:
+                yield from _texts(part)
+        elif message.HasField(name):
+            yield from _texts(found)
+
+
+@cache
+def _fields(kind: Descriptor) -> tuple[list[str], list[str]]:
+    """Return the names of the fields with text, and of those with messages; the weights are in neither."""
+    texts = [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_STRING]
+    return texts, [field.name for field in kind.fields if field.type == FieldDescriptor.TYPE_MESSAGE]
 
 
 def _refuse_versions(proto: onnx.ModelProto, path: Path) -> None:

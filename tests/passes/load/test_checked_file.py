@@ -92,9 +92,26 @@ def _escaped(model: onnx.ModelProto) -> None:
     model.graph.input[0].name = model.graph.node[0].input[0] = "x\x1b[2J"
 
 
-def test_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    model = source()
+def _marked_metadata(model: onnx.ModelProto) -> None:
     model.graph.node[1].metadata_props.add(key="namespace", value="MARK")
+
+
+def _marked_node(model: onnx.ModelProto) -> None:
+    model.graph.node[1].name = "MARK"
+
+
+def _marked_axis(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "MARK"
+
+
+def _marked_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node[1].attribute.add(name="mark", type=onnx.AttributeProto.STRING, s=b"x").doc_string = "MARK"
+
+
+@pytest.mark.parametrize("mark", [_marked_metadata, _marked_node, _marked_axis, _marked_attribute])
+def test_names_and_notes_that_are_no_text_are_refused(mark: Callable[..., None], tmp_path: Path) -> None:
+    model = source()
+    mark(model)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString().replace(b"MARK", b"\xad\xff\xad\xff"))
     refusal(UnsupportedError, lambda: load(path), "a name in the file is no text")
