@@ -3,9 +3,10 @@
     python -m benchmarks.long_streams --record FOLDER          run the streams, and print the table
     python -m benchmarks.long_streams --record FOLDER --show   print the table of the runs so far
 
-The net is the demo's with batch norms, and a batch has 16 images.  The images are the reporting half of
-`benchmarks.guard_study`: the defaults of the guard were chosen without them.  `hostile` mixes 30 % clean batches with
-batches of 14 broken kinds.  `harmless` draws clean images and four corruptions in turn.
+The net has three convolutions with batch norms (`benchmarks.train_long_streams_net`), and a batch has 16 images.  The
+images are the reporting half of `benchmarks.guard_study`: the defaults of the guard were chosen without them.
+`hostile` mixes 30 % clean batches with batches of 14 broken kinds.  `harmless` draws clean images and four corruptions
+in turn.
 
 The streams advance in turn by `--chunk` steps; each chunk has a seed of its own.  FOLDER keeps the state of each stream
 and its errors, so a second call continues.
@@ -28,7 +29,7 @@ from benchmarks.guard_study import HALF, KINDS, Images, halved, wrong
 from ttac.runtime.engine import open_session
 from ttac.settings import split_assignments
 
-NET = "fashion_resnet_bn"
+NET = Path(__file__).parent / "small_nets" / "fashion_small.onnx"
 TRAINED = "tent eata sar surgeon dropit deyo robust-entropy shot-im roid mecta cotta".split()
 KEPT = ("bn statistics=ema", "leantta", "t3a", "neo", "lame")
 """Methods that have a guard, and methods (with their settings) that have none."""
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--hostile", type=int, default=10000)
     parser.add_argument("--harmless", type=int, default=20000)
     parser.add_argument("--unguarded", type=int, default=5, help="divisor of the number of steps without the guard")
+    parser.add_argument("--guards", nargs="+", default=["on", "off"], choices=("on", "off"))
     parser.add_argument("--chunk", type=int, default=1000)
     parser.add_argument("--show", action="store_true")
     parser.add_argument(
@@ -92,7 +94,7 @@ def streams(asked: argparse.Namespace) -> Iterator[Stream]:
     """The streams of each method, with the guard and without."""
     for text in asked.methods:
         method, *own = text.split()
-        for guard in ("",) if method in ("lame", "leantta") else ("on", "off"):
+        for guard in ("",) if method in ("lame", "leantta") else asked.guards:
             settings = (*own, *asked.set, *([f"guard={guard}"] if guard else []))
             part = SLOW.get(method, 1) * (asked.unguarded if guard == "off" else 1)
             for kind, steps in (("hostile", asked.hostile), ("harmless", asked.harmless)):
@@ -118,7 +120,7 @@ def opened(stream: Stream, folder: Path) -> ttac.Adapter:
     bundle = folder / "b.ttac"
     if not bundle.exists():
         ttac.compile(
-            DEMO / f"{NET}.onnx",
+            NET,
             method=stream.method,
             batch=BATCH,
             calibration=DEMO / "fashion_calibration.npz",
@@ -159,7 +161,7 @@ def errors(predict: Any, images: Images, labels: np.ndarray) -> dict[str, float]
 
 def source_errors(images: Images, labels: np.ndarray) -> dict[str, float]:
     """Errors of the source model in %."""
-    session = open_session(DEMO / f"{NET}.onnx", threads=1)
+    session = open_session(NET, threads=1)
     name = session.get_inputs()[0].name
     return errors(lambda x: session.run(None, {name: x})[0], images, labels)
 

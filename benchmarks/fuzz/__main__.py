@@ -33,10 +33,9 @@ import onnxruntime  # before the fork, so that no child pays for it
 import ttac.bake
 import ttac.inspection
 import ttac.pipeline
-import ttac.reports.measure
 import ttac.runtime
 from benchmarks.fuzz.bundle_mutations import mutate_bundle
-from benchmarks.fuzz.isolated_case import End, run_case, watched_process
+from benchmarks.fuzz.isolated_case import End, measure_nothing, run_case, watched_process
 from benchmarks.fuzz.model_mutations import mutated
 from ttac.errors import TtacError
 
@@ -54,7 +53,7 @@ def main() -> int:
     """Run the cases and print the counts."""
     asked = _arguments()
     opens = "all libraries" if watched_process(ROOT / "build" / "fuzz" / "watch_files.so") else "Python"
-    _measure_nothing()
+    measure_nothing()
     sources = {path.name: path.read_bytes() for path in sorted(MODELS.glob("*.onnx"))}
     counts: collections.Counter[str] = collections.Counter()
     highest = longest = 0.0
@@ -83,14 +82,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=int, help="number of the one case to run")
     parser.add_argument("--keep", type=Path, help="folder that gets the files of bad cases")
     return parser.parse_args()
-
-
-def _measure_nothing() -> None:
-    """Replace the measurement of memory, which starts a process of its own and takes most of a small compile."""
-    real = ttac.reports.measure.measure
-    for module in list(sys.modules.values()):
-        if getattr(module, "measure", None) is real:
-            module.measure = lambda *_, **__: None  # type: ignore[attr-defined]
 
 
 def _numbers(asked: argparse.Namespace) -> Iterator[int]:
