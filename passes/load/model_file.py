@@ -6,6 +6,7 @@ see the graph without weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,7 @@ def _settle_types(model: ir.Model, say: Say) -> None:
 def _refuse_types(model: ir.Model) -> None:
     """Refuse a model without finite float32 weights, inputs of numbers and a float32 output to learn from."""
     _refuse_no_numbers(model)
+    _refuse_damaged_norms(model)
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
     read = {value for node in nodes_before(model.graph.outputs[0]) for value in node.inputs if value is not None}
     narrow = [v for v in read if v.const_value is not None and v.const_value.dtype in HALF and v.const_value.size > 16]
@@ -292,6 +294,25 @@ def _refuse_no_numbers(model: ir.Model) -> None:
                 where=f"node `{node.name}` ({node.op_type})",
                 hint="the training of the model diverged, or the file is damaged: export the weights again",
             )
+
+
+def _refuse_damaged_norms(model: ir.Model) -> None:
+    """Refuse batch norms whose parameters differ in length, or whose variances are negative."""
+    for node in (node for node in model.graph if node.op_type == "BatchNormalization"):
+        tensors = [value.const_value for value in node.inputs[1:5] if value is not None]
+        if len(tensors) < 4 or any(tensor is None or isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+            continue
+        lengths = [math.prod(int(size) for size in tensor.shape) for tensor in tensors if tensor is not None]
+        variance = tensors[3]
+        assert variance is not None
+        problem = ""
+        if len(set(lengths)) > 1:
+            problem = f"scale, bias, mean and variance have {', '.join(map(str, lengths))} values"
+        elif (variance.numpy() + node.attributes.get_float("epsilon", 1e-5) <= 0).any():
+            problem = "the variances hold negative numbers"
+        if problem:
+            hint = "the file is damaged: export the model again"
+            raise UnsupportedError(problem, where=f"node `{node.name}` ({node.op_type})", hint=hint)
 
 
 def is_finite(array: np.ndarray) -> bool:

@@ -198,3 +198,24 @@ def test_two_gigabytes_are_not_read(tmp_path: Path) -> None:
     assert "raw" not in held.__dict__ and held._array is None
     bare, weights = without_weights(loaded)
     assert list(weights) == ["large.weight"] and bare.ByteSize() < 2000
+
+
+@pytest.mark.parametrize(
+    ("parameter", "changed", "message"),
+    [
+        (2, lambda a: a[:-1], "have 7, 8, 8, 8 values|have 8, 7, 8, 8 values"),
+        (4, lambda a: -a, "hold negative numbers"),
+    ],
+)
+def test_damaged_batch_norms(
+    parameter: int, changed: Callable[[np.ndarray], np.ndarray], message: str, tmp_path: Path
+) -> None:
+    model = onnx.load(Path(__file__).parents[2] / "models" / "resnet.onnx")
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    tensor = next(t for t in model.graph.initializer if t.name == norm.input[parameter])
+    array = changed(onnx.numpy_helper.to_array(tensor))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedError, match=message) as caught:
+        load(tmp_path / "model.onnx")
+    assert norm.name in str(caught.value)
