@@ -29,6 +29,7 @@ def expected(training: str, statistics: str) -> dict[str, str]:
         **dict.fromkeys(IDLE, "yes"),
         "sight": "with --batch",
         "foa": "no",
+        "foa-i": "no",
         "ecotta": "no" if statistics == "no" else "with --calibration",
     }
 
@@ -90,7 +91,12 @@ def test_it_comes_back_as_the_identity_all_the_same(without_bias: Path, tmp_path
 def test_a_file_without_batch_norms() -> None:
     report = inspect_model(demo.file("fashion_vit.onnx"))
     assert {site["kind"] for site in report["norm_sites"]} == {"layer"}
-    assert fits(report) == {**expected("yes", "no"), "mecta": "no", "foa": "with --calibration"}
+    assert fits(report) == {
+        **expected("yes", "no"),
+        "mecta": "no",
+        "foa": "with --calibration",
+        "foa-i": "with --calibration",
+    }
 
 
 def test_all_operators_without_gradient_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

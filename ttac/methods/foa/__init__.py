@@ -7,10 +7,21 @@ grows with the batch.  The paper writes lengths in place of squares.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ttac.spec import Method, Option
 
 KEPT = ("best.fitness", "best.scores", "best.prompts", "centres", "fitnesses", "number", "candidate")
 """Values that each candidate of a step changes."""
+
+
+def judge(**view: str) -> tuple[Mapping[str, Any], ...]:
+    """The words of a step behind the forward of the best prompts so far; `on` names other samples than the step's."""
+    forward = {"run": "forward", "again": True, "feed": {"prompts": "candidate"}, **view}
+    compare = {"run": "compare", "feed": {f"before.{name}": name for name in KEPT}}
+    return {"run": "ask"}, {"repeat": "candidates", "do": (forward, compare)}, {"run": "tell"}
+
 
 METHOD = Method(
     name="foa",
@@ -46,15 +57,7 @@ METHOD = Method(
     },
     program=(
         {"run": "forward"},
-        {"run": "ask"},
-        {
-            "repeat": "candidates",
-            "do": (
-                {"run": "forward", "again": True, "feed": {"prompts": "candidate"}},
-                {"run": "compare", "feed": {f"before.{name}": name for name in KEPT}},
-            ),
-        },
-        {"run": "tell"},
+        *judge(),
         {"return": "answer"},
     ),
 )

@@ -50,7 +50,7 @@ def check(subject: Subject) -> None:
         raise UnsupportedError(
             "the fitness compares statistics of a batch, and one sample has none",
             where="`--batch 1`",
-            hint="take a batch, `--batch 16`; for single samples `--method neo`",
+            hint="take a batch, `--batch 16`; for single samples `--method foa-i`",
         )
 
 
