@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ttac.errors import RuntimeMissingError
 from ttac.runtime.form_table import parse_forms
+from ttac.runtime.head_entry import parse_head
 from ttac.runtime.json_values import (
     MANIFEST,
     a_count,
@@ -30,12 +31,9 @@ from ttac.runtime.records import (
     BATCH_AXIS,
     COUNTED,
     DTYPES,
-    HEADS,
     OPTIMIZATIONS,
     ROLES,
-    VALUES,
     GraphSpec,
-    HeadSpec,
     Manifest,
     SizeSpec,
     TensorSpec,
@@ -50,8 +48,6 @@ KEYS = frozenset(
     "format ttac method target source files inputs outputs head batch preprocessing state sites graphs programs memory "
     "verified executed_on".split()
 )
-SCORES = ("first", "count", "ignored", "objectness")
-"""Keys of a head that joins scores and other numbers, or leaves a class out."""
 FORMS, SIZES = "forms", "sizes"
 """Keys of the tables of forms and of open sizes, which a bundle without any lacks."""
 
@@ -74,7 +70,7 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
     graphs = {name: _graph(name, entry, files, state) for name, entry in an_object(raw["graphs"], "graphs").items()}
     planned, smallest = _batch(raw["batch"])
     sizes = _sizes(raw.get(SIZES, []))
-    outputs = _tensors(raw["outputs"], "outputs")
+    inputs, outputs = _inputs(raw["inputs"], sizes), _tensors(raw["outputs"], "outputs")
     if not outputs:
         refuse("outputs", "is empty")
     return Manifest(
@@ -82,10 +78,10 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         identity=identity_of(raw),
         threads=a_count(raw["target"]["threads"], "target.threads", low=0, high=MOST_THREADS),
         files=files,
-        inputs=_inputs(raw["inputs"], sizes),
+        inputs=inputs,
         sizes=sizes,
         outputs=outputs,
-        head=_head(raw["head"], outputs),
+        head=parse_head(raw["head"], inputs, outputs),
         planned=planned,
         smallest=smallest,
         state_file=state_file,
@@ -226,51 +222,6 @@ def _tensor(value: Any, where: str, more: tuple[str, ...] = (), symbolic: bool =
     if shape.count(BATCH_AXIS) > 1:
         refuse(f"{where}.shape", f"has `{BATCH_AXIS}` twice")
     return TensorSpec(a_name(entry["name"], f"{where}.name"), entry["dtype"], shape)
-
-
-def _head(value: Any, outputs: Sequence[TensorSpec]) -> HeadSpec | None:
-    if value is None:
-        return None
-    entry = an_object(value, "head", only=("output", "kind", "axis", "values"), also=SCORES)
-    for key, words in (("kind", HEADS), ("values", VALUES)):
-        if entry[key] not in words:
-            refuse(f"head.{key}", f"is {entry[key]!r}")
-    output = next((spec for spec in outputs if spec.name == entry["output"]), None)
-    if output is None:
-        refuse("head.output", f"is {entry['output']!r}, which `outputs` lacks")
-    if output.batch_axis is None:
-        refuse("head.output", f"is `{output.name}`, whose shape has no `{BATCH_AXIS}`")
-    axis = entry["axis"]
-    if axis is not None and a_count(axis, "head.axis", low=0) >= len(output.shape):
-        refuse("head.axis", f"is {axis}, and the output has {len(output.shape)} axes")
-    if axis == output.batch_axis:
-        refuse("head.axis", f"is {axis}, the axis of the samples")
-    if axis is None and entry["kind"] == "classes":
-        refuse("head.axis", "is null, and a head of classes has an axis of them")
-    first, count, ignored = _score_parts(entry, output.shape[axis] if axis is not None else 1)
-    return HeadSpec(
-        kind=entry["kind"],
-        axis=axis,
-        values=entry["values"],
-        output=output.name,
-        first=first,
-        count=count,
-        objectness=entry.get("objectness", False),
-        ignored=ignored,
-    )
-
-
-def _score_parts(entry: Mapping[str, Any], size: int | str) -> tuple[int, int | None, int | None]:
-    """The first score, the number of scores and the ignored class of a head whose axis has `size` numbers."""
-    first, count, ignored = (entry.get(key) for key in ("first", "count", "ignored"))
-    for key in ("first", "count", "ignored"):
-        if entry.get(key) is not None:
-            a_count(entry[key], f"head.{key}", low=0)
-    if isinstance(size, int) and (first or 0) + (count or 0) > size:
-        refuse("head.count", f"is {count} from {first or 0}, and the axis has {size} numbers")
-    if not isinstance(entry.get("objectness", False), bool):
-        refuse("head.objectness", f"is {entry['objectness']!r}")
-    return first or 0, count, ignored
 
 
 def _batch(value: Any) -> tuple[int, int]:

@@ -76,6 +76,9 @@ class HeadSpec:
         first, count: position of the first score along the axis, and number of scores; None for all numbers.
         objectness: whether the first score says whether there is an object at all.
         ignored: class of the background or the blank; None if there is none.
+        mask, counts: input [N, ...] that says which positions are padding, and its truth value where a position counts;
+            empty if all positions count.
+        boxes: name of another output with the boxes of the scores; empty without one.
     """
 
     kind: str
@@ -86,6 +89,9 @@ class HeadSpec:
     count: int | None = None
     objectness: bool = False
     ignored: int | None = None
+    mask: str = ""
+    counts: bool = True
+    boxes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,9 @@ class Figures:
     total: Any = 0.0
     count: int = 0
 
-    def add(self, outputs: np.ndarray, labels: np.ndarray | None) -> None:
-        """Count the predictions in `outputs`."""
-        self.tally.add(outputs, labels)
+    def add(self, outputs: np.ndarray, labels: np.ndarray | None, feeds: Any) -> None:
+        """Count the predictions in the `outputs` of `feeds`."""
+        self.tally.add(outputs, labels, feeds)
         self.total = self.total + probabilities(outputs, self.tally.head).sum(axis=0)
         self.count += len(outputs)
 
@@ -118,6 +118,6 @@ class Referee:
                 raise VerificationError("the outputs are not finite", where=f"`{model.name}`", hint="check the samples")
             labels = self.stream.labels
             here = None if labels is None else labels[start : start + len(outputs)]
-            figures.add(outputs, None if here is None else fit_labels(here, outputs.shape, self.head))
+            figures.add(outputs, None if here is None else fit_labels(here, outputs.shape, self.head), x)
             start += len(outputs)
         return figures

@@ -18,7 +18,7 @@ from ttac.errors import UnsupportedError
 from ttac.learned_outputs import main_output
 from ttac.method_facts import outputs_of
 from ttac.options import CompileOptions
-from ttac.passes.differentiate.head_clues import padding_mask, reads_text
+from ttac.passes.differentiate.head_clues import box_output, padding_mask, reads_text
 from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.load.checked_file import checked
 from ttac.passes.load.input_axes import axes_of
@@ -232,8 +232,9 @@ def _head(model: ir.Model, choices: Mapping[str, Any]) -> str:
     if choice in WITHOUT_PREDICTIONS:
         return f"none: {choice}, without predictions"
     try:
-        text = reads_text(model)
-        head = decide_head(model.graph.outputs[0], choice, choices.get("axis"), reads_text=text, background=background)
-        return str(replace(head, mask=padding_mask(model, head)))
+        output = model.graph.outputs[0]
+        clues: dict[str, Any] = {"reads_text": reads_text(model), "boxes": box_output(model, output)}
+        head = decide_head(output, choice, choices.get("axis"), background=background, **clues)
+        return str(replace(head, mask=padding_mask(model, head) if choice in ("auto", "tokens") else ""))
     except UnsupportedError as error:
         return f"none: {error.problem} ({error.hint})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.guard_defaults import guard_graph, guard_without_loss, settled_guard
 from ttac.options import CompileOptions
 from ttac.passes.adapt.adapt_norms import Adaptation
-from ttac.passes.differentiate.head_clues import padding_mask, reads_text
+from ttac.passes.differentiate.head_clues import box_output, padding_mask, reads_text
 from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.sample_set import SampleSet
@@ -55,7 +56,8 @@ def head_of(
     Raises UnsupportedError if the method, or the user, needs the reading, UsageError if several of the `outputs` could
     be meant.
     """
-    output, text = model.graph.outputs[0], reads_text(model)
+    output = model.graph.outputs[0]
+    clues: dict[str, Any] = {"reads_text": reads_text(model), "boxes": box_output(model, output)}
     learns = bool(options.method.loss or options.method.refine or prior_correction.is_on(options.settings))
     if options.head in WITHOUT_PREDICTIONS:
         refuse_without_predictions(options, learns)
@@ -64,7 +66,7 @@ def head_of(
     if needed and options.logits is None:
         refuse_several(model, outputs)
     try:
-        head = decide_head(output, options.head, options.axis, reads_text=text, background=options.background)
+        head = decide_head(output, options.head, options.axis, background=options.background, **clues)
     except UnsupportedError:
         if needed:
             raise

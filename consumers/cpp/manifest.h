@@ -143,9 +143,16 @@ std::string misfit(const Manifest& m, const Tensors& given) {
   return "";
 }
 
-void check_head(const json& v, const std::vector<Spec>& outputs) {
+void check_mask(const json& v, const std::vector<Spec>& inputs) {
+  an_object(v, "head.mask", {"input", "counts"}, true);
+  if (!v["counts"].is_boolean()) refuse("head.mask.counts", "is neither true nor false");
+  if (std::none_of(inputs.begin(), inputs.end(), [&](const Spec& s) { return v["input"] == s.name && !s.batch_axis; }))
+    refuse("head.mask.input", "is no input with the samples first");
+}
+
+void check_head(const json& v, const std::vector<Spec>& inputs, const std::vector<Spec>& outputs) {
   if (v.is_null()) return;
-  an_object(v, "head", {"output", "kind", "axis", "values"}, true, {"first", "count", "ignored", "objectness"});
+  an_object(v, "head", {"output", "kind", "axis", "values"}, true, {"first", "count", "ignored", "objectness", "mask", "boxes"});
   if (!v.value("objectness", json(false)).is_boolean()) refuse("head.objectness", "is not true or false");
   one_of(v["kind"], "head.kind", {"classes", "binary", "dense", "detection", "ctc"});
   one_of(v["values"], "head.values", {"logits", "probabilities", "log_probabilities"});
@@ -160,6 +167,9 @@ void check_head(const json& v, const std::vector<Spec>& outputs) {
   for (const char* key : {"first", "count", "ignored"})
     if (v.contains(key) && !v[key].is_null()) end += a_count(v[key], "head", 0) * (std::string(key) != "ignored");
   if (v.contains("objectness") && !v["objectness"].is_boolean()) refuse("head.objectness", "is neither true nor false");
+  if (v.contains("mask")) check_mask(v["mask"], inputs);
+  const auto holds = [&](const Spec& s) { return v["boxes"] == s.name; };
+  if (v.contains("boxes") && std::none_of(outputs.begin(), outputs.end(), holds)) refuse("head.boxes", "is no output");
   const int64_t size = axis < 0 ? 1 : output->shape[axis];
   if (size >= 0 && end > size) refuse("head.count", "is above the numbers of the axis");
 }
@@ -277,8 +287,8 @@ Manifest parse_manifest(const Bytes& bytes, json& raw) {
       if (!m.sizes.count(item.second)) refuse("inputs", "has the size `" + item.second + "`, which `sizes` lacks");
   if (std::all_of(m.inputs.begin(), m.inputs.end(), [](const Spec& s) { return s.batch_axis < 0; }))
     refuse("inputs", "has no shape with `N`");
+  check_head(raw["head"], m.inputs, m.outputs);
   if (m.inputs.empty() || m.outputs.empty()) refuse("inputs", "or `outputs` is empty");
-  check_head(raw["head"], m.outputs);
   const json& batch = an_object(raw["batch"], "batch", {"planned", "smallest"}, true);
   m.planned = a_count(batch["planned"], "batch.planned", 1);
   m.smallest = a_count(batch["smallest"], "batch.smallest", 1, m.planned);

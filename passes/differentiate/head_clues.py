@@ -1,11 +1,14 @@
-"""Facts of a whole model that help to read its output: whether it reads text, and its mask of padding."""
+"""Facts of a whole model that help to read its output: whether it reads text, its mask of padding, its boxes."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import Head
+from ttac.passes.differentiate.heads import BoxOutput, Head
 from ttac.passes.graph.shapes import dims
+
+COORDINATES = 4
+"""Numbers of a box."""
 
 
 def padding_mask(model: ir.Model, head: Head) -> str:
@@ -26,5 +29,22 @@ def reads_text(model: ir.Model) -> bool:
     """Return whether a model reads text: its file lists characters, or it runs a recurrent layer on images."""
     if any(key in model.metadata_props for key in ("character", "characters", "charset", "alphabet")):
         return True
-    images = any(len(dims(value)) == 4 for value in model.graph.inputs)
-    return images and any(node.op_type in ("LSTM", "GRU", "RNN") for node in model.graph)
+    return _takes_images(model) and any(node.op_type in ("LSTM", "GRU", "RNN") for node in model.graph)
+
+
+def box_output(model: ir.Model, scores: ir.Value) -> BoxOutput | None:
+    """Return the only other output of a model of images that may hold the boxes of `scores`, [N, ., .]; else None."""
+    shape = dims(scores)
+    if len(shape) != 3 or not _takes_images(model):
+        return None
+    found = []
+    for value in model.graph.outputs:
+        sizes = dims(value)
+        if value is not scores and value.dtype == scores.dtype and len(sizes) == 3 and sizes[0] == shape[0]:
+            counts = [boxes for boxes, four in (sizes[1:], sizes[:0:-1]) if four == COORDINATES and boxes in shape[1:]]
+            found += [BoxOutput(str(value.name), count) for count in counts[:1]]
+    return found[0] if len(found) == 1 else None
+
+
+def _takes_images(model: ir.Model) -> bool:
+    return any(len(dims(value)) == 4 for value in model.graph.inputs)

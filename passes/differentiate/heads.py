@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.differentiate.endings import Ending, ending_of
-from ttac.passes.differentiate.followed_axes import MOVES, feature_axis, moved
+from ttac.passes.differentiate.followed_axes import feature_axis, moved
+from ttac.passes.differentiate.head_refusals import named, refuse_choices, refuse_missing_axis, refuse_mixture
 from ttac.passes.differentiate.score_parts import ScoreParts, score_parts
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
@@ -36,14 +37,24 @@ FORMS: dict[Kind, str] = {
 }
 ALIASES = {"multilabel": "binary", "tokens": "dense"}
 """Words of the option for a head that has another name: several answers, and positions without padding."""
-# Operators that pick, mix or round predictions: their outputs are no longer those of a Softmax or Sigmoid.
-MIXES = frozenset("Cast Clip Concat DepthToSpace Gather GatherND Pad Resize Slice Split".split())
-# Operators that output the numbers of classes.
-CHOICES = frozenset("ArgMax ArgMin Hardmax NonMaxSuppression TopK".split())
 
 
+PADDING = "padding"
+"""Part of the name of a mask that is true where a position is padding; other masks are true where it is none."""
 CERTAIN = (1e-7, 1 - 1e-6)
 """Probabilities between which the score of a box is computed from its probability; outside it has no gradient."""
+
+
+@dataclass(frozen=True)
+class BoxOutput:
+    """An output [N, boxes, 4] or [N, 4, boxes] of a model: its name, and the number of boxes."""
+
+    name: str
+    boxes: int | str
+
+    def classes_axis(self, shape: Sequence[int | str]) -> int | None:
+        """Return the axis of the classes in scores of this `shape`, beside the axis of the boxes; None without it."""
+        return None if len(shape) != 3 else 2 if shape[1] == self.boxes else 1 if shape[2] == self.boxes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,7 @@ class Head:
         ignored: class of the background of a detector, or of the blank of a reader; positions of this class count for
             nothing.  None if there is no such class.
         mask: name of an input [N, ...] that says which positions are padding, which counts for nothing; or empty.
+        boxes: name of the output with the boxes, where another output than that of the scores holds them; or empty.
     """
 
     kind: Kind
@@ -71,6 +83,7 @@ class Head:
     objectness: bool = False
     ignored: int | None = None
     mask: str = ""
+    boxes: str = ""
 
     @property
     def outputs(self) -> int:
@@ -93,11 +106,18 @@ class Head:
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     @property
+    def counts(self) -> bool:
+        """Truth value of the mask at a position that counts."""
+        return PADDING not in self.mask.lower()
+
+    @property
     def described(self) -> dict[str, Any]:
         """The entry of the head in a manifest."""
         entry = {key: getattr(self, key) for key in ("kind", "axis", "values")}
         if self.kind in ("detection", "ctc"):
             entry |= {"first": self.first, "count": self.outputs, "ignored": self.ignored}
+        entry |= {"mask": {"input": self.mask, "counts": self.counts}} if self.mask else {}
+        entry |= {"boxes": self.boxes} if self.boxes else {}
         return {**entry, "objectness": True} if self.objectness else entry
 
     def __str__(self) -> str:
@@ -107,6 +127,7 @@ class Head:
         behind = f", behind {self.first} coordinates of a box" if self.first else ""
         without = f", without class {self.ignored}" if self.ignored is not None else ""
         without += f", without the padding of `{self.mask}`" if self.mask else ""
+        without += f", boxes in `{self.boxes}`" if self.boxes else ""
         return f"{self.kind}: {predictions}{where}{behind}{without}, {self.values.replace('_', ' ')}"
 
 
@@ -117,6 +138,7 @@ def decide_head(
     *,
     reads_text: bool = False,
     background: str = "auto",
+    boxes: BoxOutput | None = None,
 ) -> Head:
     """Return the head of the model's `output`, which is in normal form.
 
@@ -125,24 +147,25 @@ def decide_head(
         axis: axis of the classes, where the user states it.
         reads_text: whether the model looks like a reader of text (`reads_text`), whose frames are a CTC head.
         background: "first", "last" or "none" for the class that counts for nothing; "auto": the first of a Softmax.
+        boxes: another output of the model that may hold the boxes of these scores.
 
     Raises UnsupportedError if the output is no prediction, has two possible readings, or contradicts `option`, and
     UsageError for an axis that the output does not have.
     """
     ending, shape = ending_of(output), tuple(dims(output))
     option = ALIASES.get(option, option)
-    _refuse_missing_axis(output, axis)
+    refuse_missing_axis(output, axis)
     parts = score_parts(output)
     if parts is not None and option in ("auto", "detection") and axis in (None, parts.axis):
         return _of_parts(parts, shape)
-    _refuse_mixture(output, option, parts)
-    _refuse_choices(output, ending)
+    refuse_mixture(output, option, parts)
+    refuse_choices(output, ending)
     _refuse_other_axis(output, ending, axis)
-    axis = axis or _class_axis(output, ending, option)
-    kind = _kind(shape, axis, ending) if option == "auto" else next(kind for kind in FORMS if kind == option)
-    if option == "auto" and reads_text and "ctc" in _fitting(len(shape), int(shape[axis or 0]), ending):
-        kind = "ctc"
-    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind])
+    beside = boxes.classes_axis(shape) if boxes and option in ("auto", "detection") else None
+    axis = axis or (beside if ending.axis is None else None) or _class_axis(output, ending, option)
+    apart = boxes.name if boxes and beside is not None and axis == beside else ""
+    kind = "detection" if apart else _kind(shape, axis, ending, reads_text) if option == "auto" else _named_kind(option)
+    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind], boxes=apart)
     head = replace(head, ignored=_ignored(head, ending, background))
     _refuse_contradiction(output, head, ending, option)
     return head
@@ -218,7 +241,7 @@ def _class_axis(output: ir.Value, ending: Ending, option: str) -> int | None:
     if len(shape) == 3 and option == "auto":
         raise UnsupportedError(
             "the output has three axes, and the axis of the classes is unclear",
-            where=_named(output),
+            where=named(output),
             hint="`--head dense --axis 1` for [N, classes, positions], `--head dense --axis 2` for [N, positions, "
             "classes]; `--head ctc` for a reader of text, `--head detection` for the scores of boxes",
         )
@@ -233,13 +256,15 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
     if not axis:
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over an axis that does not remain an axis of classes in the output",
-            where=f"{_named(output)}, behind node `{ending.last.name if ending.last else ''}`",
+            where=f"{named(output)}, behind node `{ending.last.name if ending.last else ''}`",
             hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
     return axis
 
 
-def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending) -> Kind:
+def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending, reads_text: bool) -> Kind:
+    if reads_text and "ctc" in _fitting(len(shape), int(shape[axis or 0]), ending):
+        return "ctc"
     if len(shape) != 3 and axis is not None and ending.kind == "Sigmoid" and shape[axis] != 1:
         return "binary"
     if len(shape) > 2:
@@ -247,38 +272,8 @@ def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending) -> Kind:
     return "binary" if axis is None or shape[axis] == 1 else "classes"
 
 
-def _refuse_choices(output: ir.Value, ending: Ending) -> None:
-    """Raise UnsupportedError if operators change the predictions before the output."""
-    node, mixed = ending.last, []
-    while node is not None and node.op_type in MIXES | MOVES and not ending.kind:
-        mixed += [node] if node.op_type in MIXES else []
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None:
-        return
-    if node.op_type in CHOICES:
-        raise UnsupportedError(
-            f"the output holds the choice of `{node.op_type}`, not scores: a choice has no gradient",
-            where=f"{_named(output)}, node `{node.name}`",
-            hint=f"export the model without `{node.op_type}`, or choose an output with the scores: `--logits NAME`",
-        )
-    if mixed and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
-        operators = ", ".join(f"`{other.op_type}`" for other in mixed)
-        raise UnsupportedError(
-            f"{operators} behind the last {node.op_type}: the outputs are no longer probabilities",
-            where=f"{_named(output)}, node `{node.name}`",
-            hint=f"export the model without its last {node.op_type}, or choose another output: `--logits NAME`",
-        )
-
-
-def _refuse_missing_axis(output: ir.Value, axis: int | None) -> None:
-    """Raise UsageError for an axis that the output does not have, and for the axis of the batch."""
-    rank = len(dims(output))
-    if axis is not None and not 0 < axis < rank:
-        raise UsageError(
-            f"the output has no axis {axis} of classes",
-            where=f"{_named(output)}, `--axis {axis}`",
-            hint=f"an axis from 1 to {rank - 1}" if rank > 1 else "leave the option out",
-        )
+def _named_kind(option: str) -> Kind:
+    return next(kind for kind in FORMS if kind == option)
 
 
 def _refuse_other_axis(output: ir.Value, ending: Ending, axis: int | None) -> None:
@@ -286,18 +281,8 @@ def _refuse_other_axis(output: ir.Value, ending: Ending, axis: int | None) -> No
     if axis is not None and ending.axis is not None and axis != _softmax_axis(output, ending):
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over axis {_softmax_axis(output, ending)}",
-            where=f"{_named(output)}, `--axis {axis}`",
+            where=f"{named(output)}, `--axis {axis}`",
             hint="leave the option out",
-        )
-
-
-def _refuse_mixture(output: ir.Value, option: str, parts: ScoreParts | None) -> None:
-    """Raise UnsupportedError for a reading that takes coordinates of boxes for scores."""
-    if parts is not None:
-        raise UnsupportedError(
-            f"the output joins scores and other numbers, such as coordinates: a head `{option}` mixes them",
-            where=f"{_named(output)}, axis {parts.axis}",
-            hint="`--head detection`, without `--axis`, learns from the scores alone; or use a method without a loss",
         )
 
 
@@ -310,20 +295,20 @@ def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: 
     if not fitting:
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over a single class, which is always 1",
-            where=_named(output),
+            where=named(output),
             hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
     if option == "auto":
         raise UnsupportedError(
             "the model ends in a Sigmoid: the outputs are no distribution over classes",
-            where=_named(output),
+            where=named(output),
             hint="`--head detection` for the scores of boxes; `--head multilabel` for independent answers; if the "
             "classes exclude each other, export the model without its last Sigmoid; or use a method without a loss",
         )
     ends = f" and ends in a {ending.kind}" if ending.kind else ""
     raise UnsupportedError(
         f"the output has {rank} axes{ends}, but a head `{option}` is {FORMS[head.kind]}",
-        where=f"{_named(output)}, `--head {option}`",
+        where=f"{named(output)}, `--head {option}`",
         hint=f"`--head {fitting[0]}`, or leave the option out",
     )
 
@@ -343,7 +328,3 @@ def _fitting(rank: int, outputs: int, ending: Ending) -> list[Kind]:
         if outputs > 1 and not sigmoid:
             kinds.append("ctc")
     return kinds
-
-
-def _named(output: ir.Value) -> str:
-    return f"output `{output.name}` {output.shape}"

@@ -21,8 +21,6 @@ from ttac.spec import Reference, function_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
-PADDING = "padding"
-"""Part of the name of a mask that is true where a position is padding; other masks are true where it is none."""
 BOXES = 100
 """Number of boxes of a sample, the most confident ones, that count for the loss of a detector."""
 
@@ -103,7 +101,7 @@ def counted_positions(op: Builder, scores: ir.Value, head: Head) -> ir.Value | N
     if head.mask:
         mask = next(value for value in op.graph.inputs if value.name == head.mask)
         truth = op.Cast(mask, to=int(ir.DataType.BOOL))
-        return op.Not(truth) if PADDING in head.mask.lower() else truth
+        return truth if head.counts else op.Not(truth)
     if head.ignored is not None:
         return op.Not(op.Equal(op.ArgMax(scores, axis=head.axis, keepdims=0), head.ignored))
     if head.kind != "detection":

@@ -164,7 +164,7 @@ def test_labels_of_another_form_are_refused(kind: str, labels: np.ndarray, words
 def test_outputs_without_a_reading_are_refused(tmp_path: Path) -> None:
     manifest = read(ema(tmp_path / "tiny.ttac"))
     manifest["head"] = {"output": "logits", "kind": "detection", "axis": 1, "values": "logits", "ignored": 0}
-    with pytest.raises(UnsupportedError, match="boxes lie in another output"):
+    with pytest.raises(UnsupportedError, match="may hold the boxes of the scores"):
         reading_of(manifest)
     manifest |= {"head": None, "outputs": [{**manifest["outputs"][0], "shape": ["N", 2, 2]}]}
     with pytest.raises(UnsupportedError, match="are unknown"):

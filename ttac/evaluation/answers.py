@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import UnsupportedError, UsageError
-from ttac.evaluation.boxes import boxes_of, precision_error
+from ttac.evaluation.boxes import BoxOutput, box_output, boxes_of, precision_error
 from ttac.evaluation.metrics import Predictions, predictions
 from ttac.evaluation.texts import character_errors, decoded
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import HeadSpec
 from ttac.samples.predictions import (
     CLASSES,
+    counted_positions,
     decisions,
     entropies,
     is_binary,
@@ -52,20 +53,25 @@ class Reading:
         head: the head of the output, with the samples on the first axis.
         output, axis: name of the output, and its axis with the samples.
         count: number of classes.
+        boxes: the output with the boxes of a detector that gives them apart from the scores; else None.
     """
 
     head: HeadSpec
     output: str
     axis: int
     count: int
+    boxes: BoxOutput | None = None
 
     @property
     def figure(self) -> str:
         """Name of the error."""
         return {"ctc": "character error", "detection": "1 - mAP"}.get(self.head.kind, ERROR)
 
-    def read(self, outputs: Any) -> Predictions:
-        """Return the predictions of n samples from the outputs of a step; a sample that is not finite is uncertain."""
+    def read(self, outputs: Any, feeds: Any = None) -> Predictions:
+        """Return the predictions of n samples from the outputs of a step; a sample that is not finite is uncertain.
+
+        A position of padding, by the mask in the `feeds` of the step, has the answer -1 and counts for nothing.
+        """
         array = np.moveaxis(outputs[self.output] if isinstance(outputs, Mapping) else outputs, self.axis, 0)
         is_share = self.head.values == "probabilities"
         if self.head.kind == "classes":
@@ -73,9 +79,13 @@ class Reading:
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         uniform = float(is_share and not is_binary(scores(array, self.head).shape, self.head))
         array = np.where(finite.reshape(-1, *[1] * (array.ndim - 1)), array, uniform)
-        sure = probabilities(array, self.head).max(axis=-1).reshape(len(array), -1).mean(axis=1)
-        entropy = entropies(array, self.head).reshape(len(array), -1).mean(axis=1)
-        return Predictions(self._answers(array), sure, entropy)
+        sure = probabilities(array, self.head).max(axis=-1)
+        counted = counted_positions(feeds, self.head, sure.shape)
+        entropy = _mean(entropies(array, self.head), counted)
+        if self.boxes is not None:
+            return Predictions(self._found(array, self.boxes.read(outputs)), _mean(sure, counted), entropy)
+        answers = self._answers(array)
+        return Predictions(np.where(counted, answers, -1) if self.head.mask else answers, _mean(sure, counted), entropy)
 
     def wrong(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
         """Return the errors of answers against the labels of the same samples, and the number that they are out of."""
@@ -89,7 +99,7 @@ class Reading:
             )
             raise UsageError(problem, where="array `labels`", hint="give one label for each prediction, or no labels")
         labels = labels.reshape(answers.shape)
-        counted = (labels >= 0) & (labels < self.count)
+        counted = (labels >= 0) & (labels < self.count) & (answers >= 0)
         return int(((answers != labels) & counted).sum()), int(counted.sum())
 
     def codes(self, answers: np.ndarray) -> np.ndarray:
@@ -120,15 +130,36 @@ class Reading:
         if head.kind != "detection":
             return decisions(array, head)
         parts = np.moveaxis(array, head.axis or 1, 1).astype(np.float32)
-        each = parts[:, head.first : head.first + (head.count or 0)]
+        return self._found(array, parts[:, head.first - COORDINATES : head.first].transpose(0, 2, 1))
+
+    def _found(self, array: np.ndarray, centred: np.ndarray) -> np.ndarray:
+        """Return the boxes that count, from their scores in `array` and all boxes [n, boxes, 4]."""
+        head = self.head
+        if head.values == "probabilities":
+            each = np.moveaxis(scores(array, head), head.axis or 1, 1).copy()
+        else:
+            every = probabilities(array, head)
+            is_each = is_binary(scores(array, head).shape, head)
+            each = np.moveaxis(every[..., 0], head.axis or 1, 1) if is_each else np.moveaxis(every, -1, 1)
+        if head.ignored is not None:
+            each[:, head.ignored] = 0
         if head.objectness:
             each = each[:, 1:] * each[:, :1]
-        centred = parts[:, head.first - COORDINATES : head.first].transpose(0, 2, 1)
-        return boxes_of(np.ascontiguousarray(centred), np.ascontiguousarray(each))
+        return boxes_of(np.ascontiguousarray(centred, np.float32), np.ascontiguousarray(each, np.float32))
+
+
+def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return the mean over the counted positions of each sample, [n]; 0 for a sample without any."""
+    values, counted = (each.reshape(len(values), -1) for each in (values, counted))
+    mean: np.ndarray = np.where(counted, values, 0).sum(axis=1) / np.maximum(1, counted.sum(axis=1))
+    return mean
 
 
 def reading_of(manifest: Mapping[str, Any]) -> Reading:
-    """Return the reading of a bundle's output; raises UnsupportedError for an output without a head, or boxes apart."""
+    """Return the reading of a bundle's output.
+
+    Raises UnsupportedError for an output without a head, or a detector without boxes.
+    """
     parsed = parse_manifest(manifest)
     head, output = parsed.head, parsed.output
     if head is None and len(output.shape) == 2:
@@ -137,8 +168,9 @@ def reading_of(manifest: Mapping[str, Any]) -> Reading:
     if head is None:
         problem = f"the predictions in the model's output of {shape} are unknown"
         raise UnsupportedError(problem, where=f"output `{output.name}`", hint="say how it is read: `--head`, `--axis`")
-    if head.kind == "detection" and head.first != COORDINATES:
-        problem = "the boxes lie in another output than the scores, and evaluation reads both from one"
+    boxes = next((box_output(spec) for spec in parsed.outputs if spec.name == head.boxes), None)
+    if head.kind == "detection" and head.first != COORDINATES and boxes is None:
+        problem = "no output, or more than one, may hold the boxes of the scores: one of shape [N, boxes, 4] does"
         raise UnsupportedError(problem, where=f"output `{output.name}`", hint="stream it with `ttac run`")
     axis = output.batch_axis or 0
     first = samples_first(head, axis)
@@ -146,4 +178,4 @@ def reading_of(manifest: Mapping[str, Any]) -> Reading:
     count = (head.count or size) if isinstance(head.count or size, int) else np.iinfo(np.int64).max
     if head.kind in ("binary", "dense") and (count == 1 or head.kind == "binary"):
         count = 2
-    return Reading(head=first, output=output.name, axis=axis, count=int(count) - head.objectness)
+    return Reading(head=first, output=output.name, axis=axis, count=int(count) - head.objectness, boxes=boxes)

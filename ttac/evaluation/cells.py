@@ -150,7 +150,8 @@ def run_cell(job: Job, moved: Callable[[int], object] = lambda samples: None) ->
     ):
         if batch.reset:
             adapter.reset()
-        course.take(batch, reading.read(adapter.step(gathered(arrays, batch, how))), adapter.stats)
+        feeds = gathered(arrays, batch, how)
+        course.take(batch, reading.read(adapter.step(feeds), feeds), adapter.stats)
         moved(len(batch.rows))
     return {
         "key": job.cell.key,
@@ -196,7 +197,7 @@ def _part(shifts: tuple[Shift, ...], number: int, course: Course, labels: np.nda
     in_file_order[rows] = codes
     wrong, counted = (None, 0) if labels is None else course.reading.wrong(answers, labels[rows])
     hits = None
-    if labels is not None and course.reading.figure == ERROR and answers.shape == labels.shape:
+    if labels is not None and course.reading.figure == ERROR and answers.ndim == 1 == labels.ndim:
         hits = answers == labels[rows]
     return {
         "shift": shifts[number].name,

@@ -5,7 +5,9 @@ Imports the standard library, numpy and the manifest's `HeadSpec` only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +73,13 @@ def decisions(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     return chosen if head.axis is None or outputs.shape[head.axis] > 1 else chosen.squeeze(head.axis)
 
 
+def counted_positions(feeds: Any, head: HeadSpec, shape: tuple[int, ...]) -> np.ndarray:
+    """Return which positions of this `shape` are no padding, bool, by the mask of the head in the `feeds` of a step."""
+    if not head.mask or not isinstance(feeds, Mapping):
+        return np.ones(shape, bool)
+    return np.asarray(feeds[head.mask]).astype(bool) == head.counts
+
+
 @dataclass(kw_only=True)
 class Tally:
     """Predictions counted batch by batch.
@@ -86,21 +95,23 @@ class Tally:
     wrong: int = 0
     labelled: int = 0
 
-    def add(self, outputs: np.ndarray, labels: np.ndarray | None = None) -> None:
+    def add(self, outputs: np.ndarray, labels: np.ndarray | None = None, feeds: Any = None) -> None:
         """Count the predictions in `outputs`; `labels` have the shape that `fit_labels` returns.
 
-        A position of a dense head whose label is no class (255 by custom) counts neither as right nor as wrong.
+        Padding, by the mask in the `feeds` of the step, does not count.  A position of a dense head whose label is no
+        class (255 by custom) counts neither as right nor as wrong.
         """
         each = entropies(outputs, self.head)
-        self.entropy += float(each.sum())
-        self.answers += each.size
+        real = counted_positions(feeds, self.head, each.shape)
+        self.entropy += float(each[real].sum())
+        self.answers += int(real.sum())
         if labels is None:
             return
         chosen = decisions(outputs, self.head)
-        counted = np.ones(chosen.shape, bool)
+        counted = real if self.head.mask else np.ones(chosen.shape, bool)
         if self.head.kind == "dense":
             classes = 2 if is_binary(outputs.shape, self.head) else outputs.shape[self.head.axis or 0]
-            counted = (labels >= 0) & (labels < classes)
+            counted = counted & (labels >= 0) & (labels < classes)
         self.wrong += int(np.sum((chosen != labels) & counted))
         self.labelled += int(counted.sum())
 

@@ -104,7 +104,7 @@ def run_stream(
         seconds += time.perf_counter() - start
         guard.add(adapter.stats if adapt else {})
         if reading is not None:
-            reading.add(outputs, stream, done)
+            reading.add(outputs, stream, done, x)
         parts += [outputs] if keep else []
         done += count
         moved(count)
@@ -159,13 +159,15 @@ class _Reading:
         """Fields of the outcome."""
         return {"entropy": self.tally.mean_entropy, "error": self.tally.error}
 
-    def add(self, outputs: Mapping[str, np.ndarray], stream: Stream, start: int) -> None:
-        """Count the outputs of the samples that begin at `start`."""
+    def add(self, outputs: Mapping[str, np.ndarray], stream: Stream, start: int, x: Any) -> None:
+        """Count the outputs of the samples `x` that begin at `start`."""
         name = self.tally.head.output
         array = np.moveaxis(outputs[name if name in outputs else next(iter(outputs))], self.axis, 0)
         labels = _labels(stream, start, array, self.tally.head)
         finite = np.isfinite(array).reshape(len(array), -1).any(axis=1)
-        self.tally.add(array[finite], None if labels is None else labels[finite])
+        mask = self.tally.head.mask
+        feeds = {mask: x[mask][finite]} if mask else None
+        self.tally.add(array[finite], None if labels is None else labels[finite], feeds)
 
 
 def named(outputs: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ export async function parseManifest(bytes, sha256) {
   if (!outputs.length) refuse("outputs", "is empty");
   const sizes = sizesOf(raw.sizes ?? []);
   const inputs = inputsOf(raw.inputs, sizes);
-  checkHead(raw.head, outputs);
+  checkHead(raw.head, inputs, outputs);
   const batch = batchOf(raw.batch);
   const programs = programsOf(raw.programs, graphs, state, outputs.length);
   checkForms(raw.forms ?? [], files, graphs);
@@ -175,7 +175,7 @@ function tensor(value, where, more = [], symbolic = true) {
   return { name: aName(entry.name, `${where}.name`), dtype: entry.dtype, shape };
 }
 
-function checkHead(value, outputs) {
+function checkHead(value, inputs, outputs) {
   if (value === null) return;
   const entry = anObject(value, "head", { only: ["output", "kind", "axis", "values"], also: SCORES });
   if (![undefined, true, false].includes(entry.objectness)) refuse("head.objectness", "is not true or false");
@@ -188,12 +188,21 @@ function checkHead(value, outputs) {
   if (axis !== null && (axis >= output.shape.length || output.shape[axis] === BATCH_AXIS)) refuse("head.axis", `is ${axis}`);
   const [first, number] = ["first", "count", "ignored"].map((key) => aCount(entry[key] ?? ZERO, `head.${key}`, 0));
   if (typeof (entry.objectness ?? false) !== "boolean") refuse("head.objectness", "is neither true nor false");
+  if (entry.boxes !== undefined && !outputs.some(({ name }) => name === entry.boxes)) refuse("head.boxes", "is no output");
+  if (entry.mask !== undefined) checkMask(entry.mask, inputs);
   const size = axis === null ? 1 : output.shape[axis];
   if (typeof size === "number" && first + number > size) refuse("head.count", `is above the ${size} numbers of the axis`);
 }
 
+function checkMask(value, inputs) {
+  const { input, counts } = anObject(value, "head.mask", { only: ["input", "counts"] });
+  if (typeof counts !== "boolean") refuse("head.mask.counts", "is neither true nor false");
+  if (!inputs.some(({ name, shape }) => name === input && shape[0] === BATCH_AXIS))
+    refuse("head.mask.input", "is no input with the samples first");
+}
+
 const ZERO = new Digits("0", true);
-const SCORES = ["first", "count", "ignored", "objectness"];
+const SCORES = ["first", "count", "ignored", "objectness", "mask", "boxes"];
 
 function batchOf(value) {
   const batch = anObject(value, "batch", { only: ["planned", "smallest"] });

@@ -95,17 +95,21 @@ def test_a_further_output_that_does_not_exist(several: Path) -> None:
     assert "no output `c`" in refused(UsageError, several, method="tent", logits="a,c")
 
 
-@pytest.mark.parametrize("name", ["attention_mask", "key_padding_mask"])
-@pytest.mark.parametrize("method", ["tent", "eata"])
-def test_padding_does_not_count(name: str, method: str, tmp_path: Path) -> None:
-    """A mask counts where it is true, one of padding where it is false."""
+def token_model(mask: str, folder: Path) -> Path:
+    """Write a model with logits [N, 64, 6] of tokens, and a mask [N, 64] of that name."""
     random = np.random.default_rng(3)
     shapes: dict[str, Any] = {**CONV, "w": (4, 6)}
     drawn = {n: random.normal(size=s).astype(np.float32) for n, s in shapes.items()}
     drawn = {n: np.abs(a) + 0.5 if n.startswith("bn") else a for n, a in drawn.items()}
     more = {"shape": np.array([0, 4, 64]), "last": np.array([2]), "tiny": np.array(SHIFT, np.float32)}
-    text = TOKENS.replace("MASK", name).replace("START", START)
-    path = saved(source(text, {**drawn, **more}), tmp_path)
+    return saved(source(TOKENS.replace("MASK", mask).replace("START", START), {**drawn, **more}), folder)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "key_padding_mask"])
+@pytest.mark.parametrize("method", ["tent", "eata"])
+def test_padding_does_not_count(name: str, method: str, tmp_path: Path) -> None:
+    """A mask counts where it is true, one of padding where it is false."""
+    path = token_model(name, tmp_path)
     bundle = compiled(path, tmp_path, batch=4, method=method)
     assert read(bundle)["verified"]["derivative"] < 5e-3
     adapter = ttac.load(bundle, threads=1)
