@@ -27,7 +27,10 @@ CHECKED = 64
 """Most calibration images that check the rotation head."""
 LEAST = 0.5
 """Least fraction of turned calibration images whose turn the head must recognise; chance is 0.25."""
-TRAIN = "train a second output jointly (docs/methods.md#ttt), or take `--method tent`; `ttac inspect` lists the methods"
+TRAIN = (
+    "train a second output jointly (docs/methods.md#ttt), or take `--method tent`; `ttac inspect` lists the methods "
+    "that fit"
+)
 
 
 def check(subject: Subject) -> None:
