@@ -56,3 +56,11 @@ def test_the_demo_on_a_full_disk(tmp_path: Path) -> None:
     assert done.returncode == 2 and "error: cannot write the file" in done.stderr
     assert f"at `{tmp_path / 'demo' / 'model.onnx'}`" in done.stderr
     assert not list((tmp_path / "demo").iterdir())
+
+
+def test_a_long_reason_stands_once(run: Run, tmp_path: Path) -> None:
+    """A model without norms: the way out is long, and the same for most methods."""
+    text = "net (float[batch,3] x) => (float[batch,5] y) { y = MatMul (x, w) }"
+    model = saved(source(text, {"w": (3, 5)}), tmp_path)
+    seen = run("inspect", str(model))
+    assert seen.code == 0 and seen.out.count("nothing to adapt") == 1 and seen.out.count("as `bn`") > 5

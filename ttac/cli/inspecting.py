@@ -20,6 +20,9 @@ from ttac.staging import as_folder
 if TYPE_CHECKING:
     from ttac.runtime.bundle import Bundle
 
+LONGEST = 60
+"""Most characters of a reason that stands at every method."""
+
 
 @click.command("inspect", context_settings=CONTEXT, short_help="Show a model's norms and methods, or a bundle.")
 @click.argument("path", metavar="MODEL_OR_BUNDLE", type=PATH)
@@ -54,7 +57,20 @@ def inspect(
     if as_json:
         terminal.json(report)
     else:
-        render(terminal, report)
+        render(terminal, _with_short_reasons(report))
+
+
+def _with_short_reasons(report: dict[str, Any]) -> dict[str, Any]:
+    """The report, where a long reason stands once: further methods with this reason name the first of them."""
+    if "methods" not in report:
+        return report
+    first: dict[str, str] = {}
+    rows = []
+    for row in report["methods"]:
+        because, method = row["because"], first.setdefault(row["because"], row["method"])
+        short = len(because) <= LONGEST or method == row["method"]
+        rows.append(row if short else {**row, "because": f"as `{method}`"})
+    return {**report, "methods": rows}
 
 
 def _comparison(path: Path, other: Path, as_json: bool) -> dict[str, Any]:
