@@ -94,6 +94,12 @@ def test_wrong_statements_are_refused(given: Any, message: str) -> None:
     assert "--pixels" in caught.value.where and caught.value.hint
 
 
+def test_numbers_without_a_key_name_the_keys() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_pixels("-1,1")
+    assert "range=" in (caught.value.hint or "")
+
+
 def test_black_and_white_are_prepared_like_bytes() -> None:
     stated = {"mean": [0.5, 0.25, 0.0], "std": [0.5], "range": [0.0, 1.0]}
     ends = np.zeros((2, 3, 1, 1), np.uint8)

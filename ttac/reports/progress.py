@@ -63,7 +63,10 @@ class RoomLog:
 
     def load(self, model: ir.Model) -> None:
         """Write name, opset, nodes and bytes of the loaded model."""
-        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        tensors = [v.const_value for v in model.graph.initializers.values()]
+        constants = [node.attributes for node in model.graph if node.op_type == "Constant"]  # Paddle's weights
+        tensors += [attributes["value"].as_tensor() for attributes in constants if "value" in attributes]
+        size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         name = model.graph.name or "model"
         self.line("load", f"{name}, opset {model.opset_imports['']}, {len(model.graph)} nodes, {format_size(size)}")
         self.dump("load", model=model)

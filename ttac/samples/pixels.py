@@ -41,8 +41,9 @@ def _of_text(text: str) -> dict[str, Any]:
     if equals:
         return {key.strip(): value if key.strip() == "layout" else value.split(",")}
     if text not in KNOWN:
-        hint = did_you_mean(text, KNOWN) if len(text) > 2 else HINT
-        raise UsageError(f"`{text}` is no statement about pixels", where=OPTION, hint=hint or HINT)
+        hint = did_you_mean(text, KNOWN)
+        hint = hint if hint.startswith("did you mean") else HINT
+        raise UsageError(f"`{text}` is no statement about pixels", where=OPTION, hint=hint)
     return KNOWN[text]
 
 
