@@ -49,7 +49,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "sight": {"method": "sight", "batch": 1},
     "zerosiam": {"method": "zerosiam"},
 }
-"""Case -> options of the compile; every method has a case."""
+"""Case -> options of the compile."""
+
+OTHER_MODELS = {"foa": "a vision transformer with a class token", "ttt": "a second output that recognises turns"}
+"""Methods without a case -> the part that they need and the net of the kit lacks."""
 
 
 def calls(name: str) -> list[Call]:
