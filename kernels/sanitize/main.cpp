@@ -47,11 +47,11 @@ std::vector<int64_t> sides() {
 }
 
 Node norm_node(const char* op_type, int64_t block) {
-  constexpr const char* kActivations[] = {"none", "relu", "clip", "silu", "hardswish", "gelu"};
+  constexpr const char* kActivations[] = {"none", "relu", "clip", "silu", "hardswish", "gelu", "tanhgelu"};
   Node node;
   node.op_type = op_type;
   node.integers["block"] = block;
-  node.texts["act"] = kActivations[pick(0, 5)];
+  node.texts["act"] = kActivations[pick(0, 6)];
   node.numbers = {{"low", -0.5f}, {"high", 1.0f}, {"epsilon", 1e-3f}};
   if (!often()) node.texts["statistics"] = "given";
   return node;
@@ -249,6 +249,58 @@ Arrays random_sparse_backward(Node& node) {
   return arrays;
 }
 
+// Maps in blocks, or rows of channels; the channels need not fill the last block.
+struct Layer {
+  bool maps = often();
+  int64_t block = maps ? int64_t{1} << pick(0, 4) : 1, channels = pick(1, 70);
+  int64_t width = channels + (block - channels % block) % block;
+  std::vector<int64_t> shape{pick(1, 4)}, positions{shape};
+  Layer() {
+    for (int64_t side : sides()) positions.push_back(side);
+    shape = positions;
+    shape.insert(maps ? shape.begin() + 1 : shape.end(), width);
+  }
+  Node node(const char* op_type) const {
+    Node made;
+    made.op_type = op_type;
+    made.integers = {{"block", block}, {"axis", maps ? 1 : -1}, {"channels", channels}};
+    return made;
+  }
+};
+
+Arrays random_layer_forward(Node& node) {
+  const Layer at;
+  node = at.node("LayerNormForward");
+  Arrays arrays = arrays_of({at.shape, {at.width}, {at.width}, at.shape});
+  if (often()) arrays[3] = nullptr;
+  node.outputs = {true, often(), often(), arrays[3] != nullptr};
+  return arrays;
+}
+
+Arrays random_layer_backward(Node& node) {
+  const Layer at;
+  node = at.node("LayerNormBackward");
+  Arrays arrays = arrays_of({at.shape, at.shape, {at.width}, at.positions, at.positions, at.shape});
+  if (often()) arrays[5] = nullptr;
+  node.outputs = {often(), often(), often()};
+  return arrays;
+}
+
+Arrays random_activation_forward(Node& node) {
+  const Layer at;
+  node = norm_node("ActivationForward", 1);
+  node.outputs = {true};
+  return arrays_of({at.shape});
+}
+
+Arrays random_activation_backward(Node& node) {
+  const Layer at;
+  node = norm_node("ActivationBackward", 1);
+  if (node.texts["act"] == "none") node.texts["act"] = "gelu";
+  node.outputs = {true};
+  return arrays_of({at.shape, at.shape});
+}
+
 // Whether two runs made the same bits.
 bool same(const Arrays& a, const Arrays& b) {
   for (size_t i = 0; i < a.size(); ++i) {
@@ -274,7 +326,8 @@ int run(int shapes) {
   Arrays (*const kMakers[])(Node&) = {random_norm_forward, random_norm_backward, random_pool_forward,
                                       random_pool_backward, random_interleave,
                                       random_input_gradient, random_depthwise_forward, random_depthwise_backward, random_keep_blocks,
-                                      random_sparse_backward};
+                                      random_sparse_backward, random_layer_forward, random_layer_backward,
+                                      random_activation_forward, random_activation_backward};
   for (const auto maker : kMakers) {
     Node node;
     double sum = 0;

@@ -60,5 +60,21 @@ struct Gelu {
   }
 };
 
+// u times the logistic function at v = 2k (u + a u^3), an approximation of the normal distribution
+struct TanhGelu {
+  static constexpr Activation kind = kTanhGelu;
+  static constexpr float k = 1.595769122f, a = 0.044715f;  // 2 sqrt(2 / pi)
+  INLINE Vec square(Vec u) {
+    const Vec squared = u * u;
+    return select(squared > all(1e4f), all(1e4f), squared);  // the logistic function is 0 or 1 there
+  }
+  INLINE Vec value(Vec u, Vec, Vec) { return u * logistic(all(k) * u * (all(1.0f) + all(a) * square(u))); }
+  INLINE Vec gradient(Vec dy, Vec u, Vec, Vec) {
+    const Vec squared = square(u), s = logistic(all(k) * u * (all(1.0f) + all(a) * squared));
+    const Vec inner = s * (all(1.0f) - s) * all(k) * (all(1.0f) + all(3 * a) * squared);
+    return dy * (s + u * inner);
+  }
+};
+
 }  // namespace
 }  // namespace ttac

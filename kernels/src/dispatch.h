@@ -1,6 +1,7 @@
 // Kernels for the instructions of this processor, chosen once at run time.
 #pragma once
 #include "depthwise_table.h"
+#include "layer_table.h"
 #include "norm_table.h"
 #include "pool_table.h"
 #include "sparse_table.h"
@@ -13,6 +14,7 @@ struct Instructions {
   PoolTable pool;
   DepthwiseTable depthwise;
   SparseTable sparse;
+  LayerTable layer;
 };
 
 // The build compiles tables.cpp once for each of these.

@@ -6,7 +6,7 @@ namespace ttac {
 namespace {
 
 Activation activation_of(const std::string& name) {
-  constexpr const char* kNames[] = {"none", "relu", "clip", "silu", "hardswish", "gelu"};
+  constexpr const char* kNames[] = {"none", "relu", "clip", "silu", "hardswish", "gelu", "tanhgelu"};
   for (int kind = 0; kind < kActivations; ++kind) {
     if (name == kNames[kind]) return static_cast<Activation>(kind);
   }

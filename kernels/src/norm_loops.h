@@ -149,9 +149,22 @@ constexpr void put_rule(NormTable& table, int rule) {
 }
 
 template <class Act>
+void activate(const float* x, float* y, int64_t length, float low, float high) {
+  sweep(length, [&](int64_t i, auto at) { at.write(y + i, Act::value(at.read(x + i), all(low), all(high))); });
+}
+
+template <class Act>
+void differentiate(const float* dy, const float* x, float* dx, int64_t length, float low, float high) {
+  sweep(length, [&](int64_t i, auto at) {
+    at.write(dx + i, Act::gradient(at.read(dy + i), at.read(x + i), all(low), all(high)));
+  });
+}
+
+template <class Act>
 constexpr void put_forward(NormTable& table) {
   table.forward[Act::kind][0][kNoMask] = forward<Act, false, kNoMask>;
   table.forward[Act::kind][1][kNoMask] = forward<Act, true, kNoMask>;
+  table.activate[Act::kind] = activate<Act>;
 }
 
 template <class Act>
@@ -159,6 +172,7 @@ constexpr void put_activation(NormTable& table) {
   put_forward<Act>(table);
   put_rule<Recomputed<Act, false>>(table, recomputed(Act::kind, false));
   put_rule<Recomputed<Act, true>>(table, recomputed(Act::kind, true));
+  table.differentiate[Act::kind] = differentiate<Act>;
 }
 
 template <class Act>
@@ -180,6 +194,7 @@ constexpr NormTable norm_table() {
   put_activation<Silu>(table);
   put_activation<HardSwish>(table);
   put_activation<Gelu>(table);
+  put_activation<TanhGelu>(table);
   put_rule<Stored>(table, kStored);
   put_rule<Direct>(table, kDirect);
   put_rule<Masked>(table, kMasked);

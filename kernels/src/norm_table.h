@@ -7,7 +7,7 @@ namespace ttac {
 
 constexpr int kMaxBlock = 16;
 
-enum Activation : int { kNone, kRelu, kClip, kSilu, kHardSwish, kGelu, kActivations };
+enum Activation : int { kNone, kRelu, kClip, kSilu, kHardSwish, kGelu, kTanhGelu, kActivations };
 
 // How the backward pass finds du.
 enum Rule : int {
@@ -63,6 +63,9 @@ struct NormTable {
   void (*sums[kRules])(const NormPiece&, Sums& into);
   // out = dx; the last index says whether the statistics are constants, so that dx = slope * du.
   void (*backward[kRules][2])(const NormPiece&);
+  // The activation alone, and its gradient.
+  void (*activate[kActivations])(const float* x, float* y, int64_t length, float low, float high);
+  void (*differentiate[kActivations])(const float* dy, const float* x, float* dx, int64_t length, float low, float high);
 };
 
 }  // namespace ttac

@@ -38,6 +38,7 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
 }
 
 extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
-    kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward;
+    kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward, kLayerNormForward, kLayerNormBackward,
+    kActivationForward, kActivationBackward;
 
 }  // namespace ttac

@@ -16,7 +16,8 @@ namespace {
 const Operator* const kOperators[] = {&kNormForward,     &kNormBackward, &kMaxPoolForward,
                                        &kMaxPoolBackward, &kInterleave,   &kDepthwiseInputGrad,
                                        &kDepthwiseForward, &kDepthwiseBackward, &kKeepBlocks,
-                                       &kSparseNormBackward};
+                                       &kSparseNormBackward, &kLayerNormForward, &kLayerNormBackward,
+                                       &kActivationForward, &kActivationBackward};
 
 // The domain lives as long as the process, because sessions keep a pointer to it.
 Status* make_domain(const Slot* api, OpDomain** domain) {

@@ -2,6 +2,7 @@
 // result, TTAC_INSTRUCTIONS describes it.
 #include "depthwise_loops.h"
 #include "dispatch.h"
+#include "layer_loops.h"
 #include "norm_loops.h"
 #include "pool_loops.h"
 #include "sparse_loops.h"
@@ -10,6 +11,6 @@ namespace ttac {
 
 // A constant expression: no code of this file may run before the choice.
 constexpr Instructions TTAC_TABLE = {TTAC_INSTRUCTIONS, norm_table(), pool_table(), depthwise_table(),
-                                       sparse_table()};
+                                       sparse_table(), layer_table()};
 
 }  // namespace ttac

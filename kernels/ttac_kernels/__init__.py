@@ -9,7 +9,7 @@ from ttac_kernels.version import VERSION as __version__
 
 __all__ = ["DOMAIN_VERSION", "__version__", "library_digest", "library_path"]
 
-DOMAIN_VERSION = 2
+DOMAIN_VERSION = 3
 """Number of the operators' meaning; a graph runs only on a library with its number."""
 
 

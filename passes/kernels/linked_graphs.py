@@ -16,7 +16,7 @@ from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
-VERSION = 2
+VERSION = 3
 """Version of the operator set: a library with another number is refused."""
 
 MOST_COMPARED = 1 << 14
@@ -86,6 +86,11 @@ class LinkedGraphs:
                 waits = node.op_type == "Reshape" and _waits(node.outputs[0]) and node.inputs[0] is copy
                 found += self.readers(node.outputs[0]) if waits else [node]
         return found
+
+    def ports(self, value: ir.Value) -> list[ir.Value]:
+        """The inputs of all graphs that have the name of `value`, an input of the step; empty for other values."""
+        inputs = [port for model in self.models.values() for port in model.graph.inputs]
+        return [port for port in inputs if value.is_graph_input() and port.name == value.name]
 
     def insert(
         self,

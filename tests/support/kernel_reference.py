@@ -25,6 +25,13 @@ def _density(u: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
 
 
+def _nearly_normal(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The approximation of `_normal` by tanh, and its derivative."""
+    k, a = math.sqrt(2 / math.pi), 0.044715
+    t = np.tanh(k * (u + a * u**3))
+    return 0.5 * (1 + t), 0.5 * (1 - t * t) * k * (1 + 3 * a * u * u)
+
+
 def _gate(u: np.ndarray) -> np.ndarray:
     return np.clip(u / 6 + 0.5, 0, 1)
 
@@ -44,6 +51,10 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
         lambda u, low, high: _gate(u) + np.where(np.abs(u) < 3, u / 6, 0),
     ),
     "gelu": (lambda u, low, high: u * _normal(u), lambda u, low, high: _normal(u) + u * _density(u)),
+    "tanhgelu": (
+        lambda u, low, high: u * _nearly_normal(u)[0],
+        lambda u, low, high: _nearly_normal(u)[0] + u * _nearly_normal(u)[1],
+    ),
 }
 """Name -> the activation and its derivative, as functions of u, low, high."""
 
@@ -106,7 +117,7 @@ class Norm:
         """
         slope = ACTIVATIONS[self.act][1](self.u, self.low, self.high)
         du = np.where(slope == 0, 0, dy * slope)
-        smooth = self.act in ("silu", "hardswish", "gelu")
+        smooth = self.act in ("silu", "hardswish", "gelu", "tanhgelu")
         finite = np.where(np.isfinite(self.error), self.error, 0)  # the derivative is constant far away
         du_error = np.abs(du) + (np.abs(dy) * (2 + finite) if smooth else 0) + np.abs(slope) * dy_error
         du_error = du_error + np.where(self.near_a_corner(16), np.abs(dy) / EPS, 0)
