@@ -12,7 +12,7 @@ from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_squar
 from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
 from ttac.passes.blocked.fuse import fuse
 from ttac.passes.blocked.gates import block_gated
-from ttac.passes.blocked.kernels import block_kernel
+from ttac.passes.blocked.kernels import ROWS, block_kernel
 from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import dims
@@ -78,8 +78,11 @@ def _has_kernels(models: Iterable[ir.Model]) -> bool:
 
 
 def is_worthwhile(made: BlockedGraphs) -> bool:
-    """Whether there are more convolutions with reordered weights than reorders of activations."""
-    nodes = [node for model in made.graphs.values() for node in model.graph if node.domain == DOMAIN]
+    """Whether the graphs have layer norms of the library, or more reordered weights than reorders of activations."""
+    every = [node for model in made.graphs.values() for node in model.graph]
+    if any(node.op_type in ROWS for node in every):
+        return True
+    nodes = [node for node in every if node.domain == DOMAIN]
     convolutions = [n for n in nodes if n.op_type == "Conv" and str(n.inputs[1].name) in made.recipes]  # type: ignore[union-attr]
     return len(convolutions) > sum(node.op_type.startswith("Reorder") for node in nodes)
 

@@ -11,12 +11,16 @@ from ttac.passes.graph.shapes import dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 WINDOW = ("kernel_shape", "strides", "pads")
+ROWS = ("LayerNormForward", "LayerNormBackward")
+"""Nodes over the last axis of a tensor."""
 SPARSE = ("KeepBlocks", "SparseNormBackward")
 """Nodes that number the blocks of the plain tensor, so they know no padding."""
 
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
+    if node.op_type in ROWS:
+        return False
     maps = [value for value in node.inputs if is_map(value)]
     results = [value for value in node.outputs if is_map(value)]
     # Both nodes of a mask in bits need the same order, so they are blocked wherever they can be.

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from ttac.passes.kernels.gelus import fuse_gelus
 from ttac.passes.kernels.kept_blocks import fuse_saves
+from ttac.passes.kernels.layers import fuse_layers
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.mask_bits import read_elsewhere
 from ttac.passes.kernels.norm_backward import fuse_backward
@@ -30,6 +32,8 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         fuse_again(graphs, norms)
         fuse_sparse_backward(graphs, norms, saved)
         fuse_pools(graphs)
+        fuse_layers(graphs)
+        fuse_gelus(graphs)
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:

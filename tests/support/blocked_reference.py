@@ -142,6 +142,7 @@ def _activated(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
         "clip": lambda: op.Clip(u, low, high),
         "silu": lambda: op.Mul(u, op.Sigmoid(u)),
         "hardswish": lambda: op.HardSwish(u),
+        "gelu": lambda: op.ExactGelu(u),
     }
     return spellings[act]()
 
@@ -154,6 +155,8 @@ def _derivative(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
     if act == "hardswish":
         inside = op.Cast(op.Less(op.Abs(u), 3.0), to=int(ir.DataType.FLOAT))
         return op.Add(op.HardSigmoid(u, alpha=1 / 6, beta=0.5), op.Mul(op.Mul(u, 1 / 6), inside))
+    if act == "gelu":
+        return op.GeluDerivative(u)
     return _mask(op, node, u)
 
 
@@ -198,6 +201,33 @@ def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     along = _affine(op, node, xhat, op.Div(dscale, count), op.Div(dbias, count))
     dx = _affine(op, node, op.Sub(du, along), op.Mul(scale, r))
     return blocked(op, dx, shape, block), dscale, dbias, blocked(op, du, shape, block)
+
+
+def _layer_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    x, scale, bias, residual = (*node.inputs, None)[:4]
+    total = op.Add(x, residual) if residual is not None else op.Identity(x)
+    mean = op.ReduceMean(total, [-1], keepdims=1)
+    centred = op.Sub(total, mean)
+    variance = op.ReduceMean(op.Mul(centred, centred), [-1], keepdims=1)
+    r = op.Reciprocal(op.Sqrt(op.Add(variance, _epsilon(node))))
+    y = op.Add(op.Mul(op.Mul(centred, r), scale), bias)
+    return y, op.Squeeze(mean, [-1]), op.Squeeze(r, [-1]), total
+
+
+def _layer_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
+    dy, x, scale, mean, r, more = (*node.inputs, None)[:6]
+    r, axes = op.Unsqueeze(r, [-1]), list(range(len(dims(x)) - 1))
+    xhat, g = op.Mul(op.Sub(x, op.Unsqueeze(mean, [-1])), r), op.Mul(dy, scale)
+    along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), [-1], keepdims=1))
+    dx = op.Mul(op.Sub(op.Sub(g, op.ReduceMean(g, [-1], keepdims=1)), along), r)
+    sums = [op.ReduceSum(value, axes, keepdims=0) for value in (op.Mul(dy, xhat), dy)]
+    return op.Add(dx, more) if more is not None else dx, *sums
+
+
+def _activation_backward(op: Builder, node: ir.Node, _: int) -> ir.Value:
+    dy, x = node.inputs
+    assert x is not None
+    return op.Mul(dy, _derivative(op, node, x))
 
 
 def _window(node: ir.Node) -> dict[str, list[int]]:
@@ -255,6 +285,10 @@ def _depthwise_input_grad(op: Builder, node: ir.Node, _: int) -> ir.Value:
 SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value, ...]]] = {
     "NormForward": _norm_forward,
     "NormBackward": _norm_backward,
+    "LayerNormForward": _layer_forward,
+    "LayerNormBackward": _layer_backward,
+    "ActivationForward": lambda op, node, _: _activated(op, node, node.inputs[0]),  # type: ignore[arg-type]
+    "ActivationBackward": _activation_backward,
     "DepthwiseInputGrad": _depthwise_input_grad,
     "MaxPoolForward": _pool_forward,
     "MaxPoolBackward": _pool_backward,
