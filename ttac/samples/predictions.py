@@ -77,7 +77,8 @@ def counted_positions(feeds: Any, head: HeadSpec, shape: tuple[int, ...]) -> np.
     """Return which positions of this `shape` are no padding, bool, by the mask of the head in the `feeds` of a step."""
     if not head.mask or not isinstance(feeds, Mapping):
         return np.ones(shape, bool)
-    return np.asarray(feeds[head.mask]).astype(bool) == head.counts
+    counted: np.ndarray = np.asarray(feeds[head.mask]).astype(bool) == head.counts
+    return counted
 
 
 @dataclass(kw_only=True)
