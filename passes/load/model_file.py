@@ -6,7 +6,6 @@ see the graph without weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -302,7 +301,7 @@ def _refuse_damaged_norms(model: ir.Model) -> None:
         tensors = [value.const_value for value in node.inputs[1:5] if value is not None]
         if len(tensors) < 4 or any(tensor is None or isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
             continue
-        lengths = [math.prod(int(size) for size in tensor.shape) for tensor in tensors if tensor is not None]
+        lengths = [tensor.size for tensor in tensors if tensor is not None]
         variance = tensors[3]
         assert variance is not None
         problem = ""

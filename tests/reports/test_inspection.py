@@ -30,6 +30,7 @@ def expected(training: str, statistics: str) -> dict[str, str]:
         "sight": "with --batch",
         "foa": "no",
         "foa-i": "no",
+        "ttt": "no",
         "ecotta": "no" if statistics == "no" else "with --calibration",
     }
 
