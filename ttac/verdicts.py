@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -80,10 +80,10 @@ def missing_rules(model: ir.Model, starts: Sequence[ir.Value]) -> dict[str, list
 
 
 def _with_samples(state: CompileState) -> Verdict | None:
-    """Return the verdict if calibration samples make the method fit, else None."""
+    """Return the verdict on the method with calibration samples; None if they would give the model no norm."""
     options, log = state.options, RoomLog(lambda line: None)
     try:
-        read_head(state, log)
+        state = read_head(state, log)
         choice = decide(find_norms(state.model), options.norms, has_calibration=True)
         if not choice.inserted or not options.method.adapts:
             return None
@@ -91,6 +91,10 @@ def _with_samples(state: CompileState) -> Verdict | None:
             with_statistics(choice.sites, options.method)
     except (UnsupportedError, UsageError):
         return None
+    try:
+        settle_settings(replace(state, sites=tuple(choice.sites)), log)
+    except (UnsupportedError, UsageError) as error:
+        return refused(options.method.name, error)
     return Verdict(options.method.name, "with --calibration", choice.because, "--calibration PATH")
 
 
