@@ -108,11 +108,11 @@ def test_bn_follows_a_running_average(two_norms: tuple[Path, Arrays], tmp_path: 
     running = {name: stored(w, name) for name in EPS}
 
     def followed(name: str, batch: Moments) -> Moments:
-        """An average whose batches lie within 10 deviations of the source, and within 3 of the average."""
+        """An average whose batches lie within 2 deviations of the source, and within 3 of the average."""
         (centre, variance), (mean, var) = stored(w, name), running[name]
         deviation = np.sqrt(variance + EPS[name])
-        near = np.clip(batch[0], centre - 10 * deviation, centre + 10 * deviation)
-        small = np.minimum(batch[1], 100 * deviation**2)
+        near = np.clip(batch[0], centre - 2 * deviation, centre + 2 * deviation)
+        small = np.minimum(batch[1], 4 * deviation**2)
         change = np.clip(near - mean, -3 * deviation, 3 * deviation)
         running[name] = mean + 0.3 * change, var + 0.3 * np.minimum(small - var, 8 * var)
         return running[name]
@@ -140,8 +140,8 @@ def test_bn_averages_statistics_for_bake(two_norms: tuple[Path, Arrays], tmp_pat
         def tracked(name: str, batch: Moments, unbiased: float = unbiased, weight: float = weight) -> Moments:
             (centre, variance), (mean, var) = stored(w, name), running[name]
             deviation = np.sqrt(variance + EPS[name])
-            near = np.clip(batch[0], centre - 10 * deviation, centre + 10 * deviation)
-            small = np.minimum(batch[1] * unbiased, 100 * deviation**2)
+            near = np.clip(batch[0], centre - 2 * deviation, centre + 2 * deviation)
+            small = np.minimum(batch[1] * unbiased, 4 * deviation**2)
             running[name] = mean + weight * (near - mean), var + weight * (small - var)
             return batch
 
