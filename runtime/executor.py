@@ -19,7 +19,7 @@ from ttac.runtime.forms import Choice, Outcome, choose_form, disagreement
 from ttac.runtime.loaded_form import LoadedForm
 from ttac.runtime.program.perform import Step
 from ttac.runtime.providers import only_cpu
-from ttac.runtime.tensors import check_output
+from ttac.runtime.tensors import check_output, return_freed_memory
 
 
 class Executor:
@@ -51,6 +51,7 @@ class Executor:
         self.choice = choose_form(path, opened, form if only_cpu(settings.providers) else PORTABLE)
         self.form = self._load_chosen()
         self.reference = None if self.choice.confirmed else self._load(None)
+        return_freed_memory()
 
     def perform(
         self, program: str, inputs: Mapping[str, np.ndarray], form: LoadedForm | None = None
@@ -89,6 +90,7 @@ class Executor:
             self.form = self.reference
         self.choice = Choice(None if reason else self.choice.spec, reason or self.choice.reason)
         self.reference = None
+        return_freed_memory()
         if key and (problem := remember(self._path, key, self.choice.name, self.choice.reason)):
             log("WARNING", "`%s`: each process compares the forms of the graphs again: %s", self._path, problem)
 

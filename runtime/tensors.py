@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import mmap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +103,15 @@ def leave_on_disk(arrays: Iterable[np.ndarray]) -> None:
     for file in {id(mapping): mapping for mapping in map(_mapping, arrays) if mapping is not None}.values():
         if hasattr(file, "madvise"):
             file.madvise(mmap.MADV_DONTNEED)
+
+
+def return_freed_memory() -> None:
+    """Return memory that the process freed to the system; does nothing where the C library has no `malloc_trim`.
+
+    Loading a graph frees buffers as large as its weights, and glibc keeps them for the process.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec], where: str) -> None:
