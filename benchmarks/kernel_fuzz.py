@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
-from tests.support.kernel_layer_case import check_activation, check_layer, layer_case
+from tests.support.kernel_layer_case import check_activation, check_layer, check_softmax, layer_case
 from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
 from tests.support.kernel_norm_case import check_norm, norm_case
 from tests.support.kernel_sparse_case import check_sparse, sparse_case
@@ -25,6 +25,7 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "depthwise": check_depthwise,
     "layer": lambda seed: check_layer(layer_case(seed)),
     "activation": check_activation,
+    "softmax": check_softmax,
     "sparse": lambda seed: check_sparse(sparse_case(seed)),
 }
 """Name of the operators -> the check of one seed."""

@@ -249,15 +249,15 @@ Arrays random_sparse_backward(Node& node) {
   return arrays;
 }
 
-// Maps in blocks, or rows of channels; the channels need not fill the last block.
+// The shape of x, and the attributes of a layer norm; the last block of maps may have padding.
 struct Layer {
   bool maps = often();
-  int64_t block = maps ? int64_t{1} << pick(0, 4) : 1, channels = pick(1, 70);
-  int64_t width = channels + (block - channels % block) % block;
-  std::vector<int64_t> shape{pick(1, 4)}, positions{shape};
+  int64_t block = int64_t{1} << pick(0, 4), width = maps ? block * pick(1, 4) : pick(1, 70);
+  int64_t channels = maps ? width - pick(0, block - 1) : width;
+  std::vector<int64_t> shape{pick(1, 4)}, statistics{shape};
   Layer() {
-    for (int64_t side : sides()) positions.push_back(side);
-    shape = positions;
+    for (int64_t side : sides()) statistics.push_back(side);
+    shape.insert(shape.end(), statistics.begin() + 1, statistics.end());
     shape.insert(maps ? shape.begin() + 1 : shape.end(), width);
   }
   Node node(const char* op_type) const {
@@ -271,35 +271,34 @@ struct Layer {
 Arrays random_layer_forward(Node& node) {
   const Layer at;
   node = at.node("LayerNormForward");
-  Arrays arrays = arrays_of({at.shape, {at.width}, {at.width}, at.shape});
-  if (often()) arrays[3] = nullptr;
-  node.outputs = {true, often(), often(), arrays[3] != nullptr};
+  Arrays arrays = arrays_of({at.shape, {at.width}, {at.width}});
+  const bool residual = often();
+  arrays.push_back(residual ? floats(at.shape) : nullptr);
+  node.outputs = {true, often(), often(), residual};
   return arrays;
 }
 
 Arrays random_layer_backward(Node& node) {
   const Layer at;
   node = at.node("LayerNormBackward");
-  Arrays arrays = arrays_of({at.shape, at.shape, {at.width}, at.positions, at.positions, at.shape});
-  if (often()) arrays[5] = nullptr;
+  Arrays arrays = arrays_of({at.shape, at.shape, {at.width}, at.statistics, at.statistics});
+  arrays.push_back(often() ? floats(at.shape) : nullptr);
   node.outputs = {often(), often(), often()};
   return arrays;
 }
 
-Arrays random_activation_forward(Node& node) {
-  const Layer at;
-  node = norm_node("ActivationForward", 1);
+Arrays random_rows(Node& node, const char* op_type, int tensors) {
+  node = norm_node(op_type, 1);
+  if (node.texts["act"] == "none") node.texts["act"] = "silu";
   node.outputs = {true};
-  return arrays_of({at.shape});
+  std::vector<int64_t> shape = sides();
+  shape.push_back(pick(1, 300));
+  return arrays_of(std::vector<std::vector<int64_t>>(static_cast<size_t>(tensors), shape));
 }
 
-Arrays random_activation_backward(Node& node) {
-  const Layer at;
-  node = norm_node("ActivationBackward", 1);
-  if (node.texts["act"] == "none") node.texts["act"] = "gelu";
-  node.outputs = {true};
-  return arrays_of({at.shape, at.shape});
-}
+Arrays random_activation_forward(Node& node) { return random_rows(node, "ActivationForward", 1); }
+Arrays random_activation_backward(Node& node) { return random_rows(node, "ActivationBackward", 2); }
+Arrays random_softmax_backward(Node& node) { return random_rows(node, "SoftmaxBackward", 2); }
 
 // Whether two runs made the same bits.
 bool same(const Arrays& a, const Arrays& b) {
@@ -326,8 +325,8 @@ int run(int shapes) {
   Arrays (*const kMakers[])(Node&) = {random_norm_forward, random_norm_backward, random_pool_forward,
                                       random_pool_backward, random_interleave,
                                       random_input_gradient, random_depthwise_forward, random_depthwise_backward, random_keep_blocks,
-                                      random_sparse_backward, random_layer_forward, random_layer_backward,
-                                      random_activation_forward, random_activation_backward};
+                                      random_sparse_backward, random_layer_forward, random_layer_backward, random_activation_forward,
+                                      random_activation_backward, random_softmax_backward};
   for (const auto maker : kMakers) {
     Node node;
     double sum = 0;

@@ -1,4 +1,4 @@
-// ActivationForward and ActivationBackward.
+// ActivationForward, ActivationBackward and SoftmaxBackward.
 #include <algorithm>
 
 #include "norm.h"
@@ -14,12 +14,12 @@ int64_t elements_of(const Tensor& tensor) {
   return count;
 }
 
-// Call `body(start, length)` for the stretches of a tensor of `total` floats, in parallel.
+// Call `body(start, length)` for stretches of `total` floats, in parallel.
 template <class Body>
-void each_stretch(const Call& call, int64_t total, Body body) {
-  call.parallel(static_cast<size_t>((total + kStretch - 1) / kStretch), [&](size_t index) {
-    const int64_t start = static_cast<int64_t>(index) * kStretch;
-    body(start, std::min(kStretch, total - start));
+void each_part(const Call& call, int64_t total, int64_t length, Body body) {
+  call.parallel(static_cast<size_t>((total + length - 1) / length), [&](size_t index) {
+    const int64_t start = static_cast<int64_t>(index) * length;
+    body(start, std::min(length, total - start));
   });
 }
 
@@ -29,7 +29,7 @@ class ActivationForward : public Kernel {
 
   void run(const Call& call) const override {
     const Tensor x = call.input(0), y = call.output(0, x.shape);
-    each_stretch(call, elements_of(x), [&](int64_t start, int64_t length) {
+    each_part(call, elements_of(x), kStretch, [&](int64_t start, int64_t length) {
       instructions().norm.activate[settings_.act](x.floats(start), y.floats(start), length, settings_.low, settings_.high);
     });
   }
@@ -47,7 +47,7 @@ class ActivationBackward : public Kernel {
   void run(const Call& call) const override {
     const Tensor dy = call.input(0), x = call.input(1), dx = call.output(0, x.shape);
     require(dy.shape == x.shape, "input dy: not of the shape of x");
-    each_stretch(call, elements_of(x), [&](int64_t start, int64_t length) {
+    each_part(call, elements_of(x), kStretch, [&](int64_t start, int64_t length) {
       instructions().norm.differentiate[settings_.act](dy.floats(start), x.floats(start), dx.floats(start), length,
                                                        settings_.low, settings_.high);
     });
@@ -57,10 +57,27 @@ class ActivationBackward : public Kernel {
   NormSettings settings_;
 };
 
+class SoftmaxBackward : public Kernel {
+ public:
+  explicit SoftmaxBackward(const Attributes&) {}
+
+  void run(const Call& call) const override {
+    const Tensor dy = call.input(0), y = call.input(1), dx = call.output(0, y.shape);
+    require(!y.shape.empty() && dy.shape == y.shape, "input dy: not of the shape of y");
+    const int64_t width = std::max<int64_t>(1, y.shape.back()), rows = elements_of(y) / width;
+    each_part(call, rows, std::max<int64_t>(1, kStretch / width), [&](int64_t first, int64_t count) {
+      const int64_t start = first * width;
+      instructions().layer.softmax_backward(dy.floats(start), y.floats(start), dx.floats(start), count, width);
+    });
+  }
+};
+
 }  // namespace
 
 // x -> y
 const Operator kActivationForward("ActivationForward", {kTensor}, {kTensor}, make_kernel<ActivationForward>);
 // dy, x -> dx
 const Operator kActivationBackward("ActivationBackward", {kTensor, kTensor}, {kTensor}, make_kernel<ActivationBackward>);
+// dy, y -> dx
+const Operator kSoftmaxBackward("SoftmaxBackward", {kTensor, kTensor}, {kTensor}, make_kernel<SoftmaxBackward>);
 }  // namespace ttac

@@ -1,4 +1,4 @@
-// The inner loops of layer norms.  Part of tables.cpp.
+// The inner loops of layer norms and of the gradient of a softmax.  Part of tables.cpp.
 #pragma once
 #include "layer_table.h"
 #include "runs.h"
@@ -146,6 +146,14 @@ void layer_backward(const LayerPiece& p) {
   }
 }
 
+void softmax_backward(const float* dy, const float* y, float* dx, int64_t rows, int64_t width) {
+  for (int64_t row = 0; row < rows; ++row, dy += width, y += width, dx += width) {
+    const Vec products = total<Vec, 2>(width, [&](int64_t i, auto at, Vec& sum) { sum += at.read(dy + i) * at.read(y + i); });
+    const Vec dot = all(across<kLanes>(products));
+    sweep(width, [&](int64_t i, auto at) { at.write(dx + i, at.read(y + i) * (at.read(dy + i) - dot)); });
+  }
+}
+
 template <int block>
 constexpr void put_layer(LayerTable& table) {
   table.forward[block_index(block)] = layer_forward<BlockChannels<block>>;
@@ -161,6 +169,7 @@ constexpr LayerTable layer_table() {
   put_layer<4>(table);
   put_layer<8>(table);
   put_layer<16>(table);
+  table.softmax_backward = softmax_backward;
   return table;
 }
 

@@ -1,4 +1,4 @@
-// The inner loops of layer norms: operators over the channels of each position.
+// The inner loops of operators over the channels of each position: layer norms, and the gradient of a softmax.
 #pragma once
 #include "pool_table.h"
 
@@ -21,6 +21,8 @@ struct LayerTable {
   void (*backward_rows)(const LayerPiece&);
   void (*forward[kBlockSizes])(const LayerPiece&);
   void (*backward[kBlockSizes])(const LayerPiece&);
+  // dx = y * (dy - sum of dy * y) over rows.
+  void (*softmax_backward)(const float* dy, const float* y, float* dx, int64_t rows, int64_t width);
 };
 
 }  // namespace ttac

@@ -39,6 +39,6 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
 
 extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
     kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward, kLayerNormForward, kLayerNormBackward,
-    kActivationForward, kActivationBackward;
+    kActivationForward, kActivationBackward, kSoftmaxBackward;
 
 }  // namespace ttac

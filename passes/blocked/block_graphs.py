@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_squares
+from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_scaled, block_squares
 from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
 from ttac.passes.blocked.fuse import fuse
 from ttac.passes.blocked.gates import block_gated
-from ttac.passes.blocked.kernels import ROWS, block_kernel
+from ttac.passes.blocked.kernels import block_kernel
 from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import dims
@@ -80,7 +80,7 @@ def _has_kernels(models: Iterable[ir.Model]) -> bool:
 def is_worthwhile(made: BlockedGraphs) -> bool:
     """Whether the graphs have layer norms of the library, or more reordered weights than reorders of activations."""
     every = [node for model in made.graphs.values() for node in model.graph]
-    if any(node.op_type in ROWS for node in every):
+    if any(node.op_type.startswith("LayerNorm") and node.domain == KERNEL_DOMAIN for node in every):
         return True
     nodes = [node for node in every if node.domain == DOMAIN]
     convolutions = [n for n in nodes if n.op_type == "Conv" and str(n.inputs[1].name) in made.recipes]  # type: ignore[union-attr]
@@ -125,6 +125,8 @@ def _block_elementwise(at: Layouts, node: ir.Node) -> bool:
     """The same operator on blocked operands; scalars stay."""
     out = node.outputs[0]
     if node.op_type in ("Mul", "Add") and block_gated(at, node):
+        return True
+    if at.kernels and node.op_type == "Mul" and block_scaled(at, node):
         return True
     if not at.fits(out) or len(node.outputs) != 1 or (at.padded(out) and node.op_type in NOT_OF_ZERO):
         return False

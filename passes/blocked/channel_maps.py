@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, constant_ints, rename
+from ttac.passes.blocked.layout import Layouts, constant_ints, known_dims, rename
 from ttac.passes.graph.shapes import dims
 
 MAPS = [2, 3]
@@ -32,6 +32,25 @@ def block_norm(at: Layouts, node: ir.Node) -> bool:
     made = op.internal(
         "Conv", [at.blocked(x), kernel, offset], shape, group=channels, kernel_shape=[1, 1], pads=[0, 0, 0, 0]
     )
+    at.replace(node.outputs[0], made)
+    return True
+
+
+def block_scaled(at: Layouts, node: ir.Node) -> bool:
+    """Mul of a blocked map and constants of its channels: a depthwise 1x1 Conv."""
+    for x, factor in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
+        if at.has(x) and x is not None and factor is not None and at.is_weight(factor):
+            break
+    else:
+        return False
+    sizes, channels = known_dims(factor), at.filled(int(dims(x)[1]))
+    if sizes not in ([dims(x)[1], 1, 1], [1, dims(x)[1], 1, 1]) or factor.dtype != ir.DataType.FLOAT:
+        return False
+    op, shape = at.op, at.shape(dims(x))
+    flat = op.Reshape(factor, [-1])
+    flat.shape = ir.Shape(dims(x)[1:2])
+    kernel = op.Reshape(at.vector(flat), [channels, 1, 1, 1])
+    made = op.internal("Conv", [at.blocked(x), kernel], shape, group=channels, kernel_shape=[1, 1], pads=[0, 0, 0, 0])
     at.replace(node.outputs[0], made)
     return True
 

@@ -11,28 +11,31 @@ from ttac.passes.graph.shapes import dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 WINDOW = ("kernel_shape", "strides", "pads")
-ROWS = ("LayerNormForward", "LayerNormBackward")
-"""Nodes over the last axis of a tensor."""
 SPARSE = ("KeepBlocks", "SparseNormBackward")
 """Nodes that number the blocks of the plain tensor, so they know no padding."""
+ROWS = ("SoftmaxBackward",)
+"""Nodes that read whole rows of the plain tensor."""
 
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
-    if node.op_type in ROWS:
+    if node.op_type in ROWS or node.attributes.get_int("axis", 1) == -1:
         return False
     maps = [value for value in node.inputs if is_map(value)]
     results = [value for value in node.outputs if is_map(value)]
-    # Both nodes of a mask in bits need the same order, so they are blocked wherever they can be.
-    if not (any(at.has(value) for value in maps) or _has_bits(node)) or not all(at.can(value) for value in maps):
+    # Both nodes of a mask in bits need the same order, and layer norms are slow on plain maps.
+    wanted = _has_bits(node) or node.op_type.startswith("LayerNorm")
+    if not (any(at.has(value) for value in maps) or wanted) or not all(at.can(value) for value in maps):
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
     whole = all(int(dims(value)[1]) % at.block == 0 for value in [*maps, *results])
     if not whole and (node.op_type in SPARSE or _has_bits(node)):
         return False
-    inputs = [at.blocked(v) if is_map(v) else v if v is None or whole else at.vector(v) for v in node.inputs]
+    inputs = [at.blocked(v) if is_map(v) else v if v is None or whole else _filled(at, v) for v in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
+    if node.op_type.startswith("LayerNorm"):
+        attributes["channels"] = int(dims(maps[0])[1])
     made = ir.node(node.op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(node.outputs))
     for old, new in zip(node.outputs, made.outputs, strict=True):
         new.type, new.shape, new.name = (
@@ -45,14 +48,21 @@ def block_kernel(at: Layouts, node: ir.Node) -> bool:
         if is_map(old):
             at.replace(old, new)
         elif old.name != "":
-            rename(old, new if whole else at.cut(new, int(dims(old)[0])))
+            rename(old, new if whole or len(dims(old)) > 1 else at.cut(new, int(dims(old)[0])))
     return True
 
 
 def _blocked_shape(at: Layouts, value: ir.Value) -> ir.Shape | None:
     if value.name == "" or not (sizes := known_dims(value)):
         return value.shape
+    if len(sizes) not in (1, 4):
+        return value.shape
     return ir.Shape(at.shape(sizes) if is_map(value) else [at.filled(int(sizes[0]))])
+
+
+def _filled(at: Layouts, value: ir.Value) -> ir.Value:
+    """A vector of channels with the padding of maps; one number for each position stays."""
+    return at.vector(value) if len(dims(value)) == 1 else value
 
 
 def _has_bits(node: ir.Node) -> bool:

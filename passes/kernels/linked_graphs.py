@@ -87,11 +87,6 @@ class LinkedGraphs:
                 found += self.readers(node.outputs[0]) if waits else [node]
         return found
 
-    def ports(self, value: ir.Value) -> list[ir.Value]:
-        """The inputs of all graphs that have the name of `value`, an input of the step; empty for other values."""
-        inputs = [port for model in self.models.values() for port in model.graph.inputs]
-        return [port for port in inputs if value.is_graph_input() and port.name == value.name]
-
     def insert(
         self,
         before: ir.Node,

@@ -8,12 +8,13 @@ import onnx_ir as ir
 
 from ttac.passes.kernels.gelus import fuse_gelus
 from ttac.passes.kernels.kept_blocks import fuse_saves
-from ttac.passes.kernels.layers import fuse_layers
+from ttac.passes.kernels.layer_norms import fuse_layer_norms
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.mask_bits import read_elsewhere
 from ttac.passes.kernels.norm_backward import fuse_backward
 from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
+from ttac.passes.kernels.softmax_gradients import fuse_softmax_gradients
 from ttac.passes.kernels.sparse_backward import fuse_sparse_backward
 
 
@@ -32,8 +33,9 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         fuse_again(graphs, norms)
         fuse_sparse_backward(graphs, norms, saved)
         fuse_pools(graphs)
-        fuse_layers(graphs)
+        fuse_layer_norms(graphs)
         fuse_gelus(graphs)
+        fuse_softmax_gradients(graphs)
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:

@@ -1,4 +1,4 @@
-"""LayerNormForward, LayerNormBackward and the activations against NumPy in float64, PyTorch and finite differences."""
+"""Layer norms, activations and the gradient of a softmax against NumPy in float64, PyTorch and finite differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("ttac_kernels", reason="needs ttac-kernels (make kernels)")
 
-from tests.support.kernel_layer_case import STATISTICS, check_activation, check_layer, layer_case
+from tests.support.kernel_layer_case import STATISTICS, check_activation, check_layer, check_softmax, layer_case
 from tests.support.kernel_session import run
 
 ROWS = {"axis": -1, "epsilon": 1e-5, "block": 1}
@@ -24,6 +24,7 @@ def test_random_cases_agree_with_numpy_in_float64(first: int) -> None:
     for seed in range(first, first + 50):
         check_layer(layer_case(seed))
         check_activation(seed)
+        check_softmax(seed)
 
 
 def test_a_layer_norm_is_that_of_pytorch() -> None:

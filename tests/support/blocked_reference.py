@@ -203,25 +203,67 @@ def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     return blocked(op, dx, shape, block), dscale, dbias, blocked(op, du, shape, block)
 
 
+def _channels(node: ir.Node) -> int:
+    """Channels of a layer norm, without padding."""
+    shape = dims(node.inputs[0])
+    return node.attributes.get_int("channels", 0) or int(shape[node.attributes.get_int("axis")])
+
+
+def _rows(op: Builder, node: ir.Node, value: ir.Value | None) -> ir.Value:
+    """A tensor of a layer norm with its channels, without padding, as the last axis."""
+    assert value is not None
+    if node.attributes.get_int("axis") == -1:
+        return value
+    channels = op.Slice(plain(op, value, dims(value), _block_of(node)), [0], [_channels(node)], [1])
+    return op.Transpose(channels, perm=[0, 2, 3, 1])
+
+
+def _from_rows(op: Builder, node: ir.Node, rows: ir.Value) -> ir.Value:
+    """The inverse of `_rows`, with zeros in the padding."""
+    if node.attributes.get_int("axis") == -1:
+        return rows
+    shape = dims(node.inputs[0])
+    missing = int(shape[1]) - _channels(node)
+    return blocked(op, op.Pad(op.Transpose(rows, perm=[0, 3, 1, 2]), [0] * 5 + [missing, 0, 0]), shape, _block_of(node))
+
+
+def _vector(op: Builder, node: ir.Node, value: ir.Value | None) -> ir.Value:
+    """A vector of channels without padding."""
+    return op.Slice(value, [0], [_channels(node)], [0])
+
+
+def _filled(op: Builder, node: ir.Node, vector: ir.Value) -> ir.Value:
+    """A vector of channels with zeros in the padding."""
+    width = int(dims(node.inputs[0])[node.attributes.get_int("axis")])
+    return op.Pad(vector, [0, width - _channels(node)])
+
+
 def _layer_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     x, scale, bias, residual = (*node.inputs, None)[:4]
-    total = op.Add(x, residual) if residual is not None else op.Identity(x)
+    total = _rows(op, node, op.Add(x, residual) if residual is not None else x)
     mean = op.ReduceMean(total, [-1], keepdims=1)
     centred = op.Sub(total, mean)
     variance = op.ReduceMean(op.Mul(centred, centred), [-1], keepdims=1)
     r = op.Reciprocal(op.Sqrt(op.Add(variance, _epsilon(node))))
-    y = op.Add(op.Mul(op.Mul(centred, r), scale), bias)
-    return y, op.Squeeze(mean, [-1]), op.Squeeze(r, [-1]), total
+    y = op.Add(op.Mul(op.Mul(centred, r), _vector(op, node, scale)), _vector(op, node, bias))
+    return _from_rows(op, node, y), op.Squeeze(mean, [-1]), op.Squeeze(r, [-1]), _from_rows(op, node, total)
 
 
 def _layer_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     dy, x, scale, mean, r, more = (*node.inputs, None)[:6]
     r, axes = op.Unsqueeze(r, [-1]), list(range(len(dims(x)) - 1))
-    xhat, g = op.Mul(op.Sub(x, op.Unsqueeze(mean, [-1])), r), op.Mul(dy, scale)
+    dy, x = _rows(op, node, dy), _rows(op, node, x)
+    xhat, g = op.Mul(op.Sub(x, op.Unsqueeze(mean, [-1])), r), op.Mul(dy, _vector(op, node, scale))
     along = op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), [-1], keepdims=1))
     dx = op.Mul(op.Sub(op.Sub(g, op.ReduceMean(g, [-1], keepdims=1)), along), r)
-    sums = [op.ReduceSum(value, axes, keepdims=0) for value in (op.Mul(dy, xhat), dy)]
+    sums = [_filled(op, node, op.ReduceSum(value, axes, keepdims=0)) for value in (op.Mul(dy, xhat), dy)]
+    dx = _from_rows(op, node, dx)
     return op.Add(dx, more) if more is not None else dx, *sums
+
+
+def _softmax_backward(op: Builder, node: ir.Node, _: int) -> ir.Value:
+    dy, y = node.inputs
+    return op.Mul(y, op.Sub(dy, op.ReduceSum(op.Mul(dy, y), [-1], keepdims=1)))
 
 
 def _activation_backward(op: Builder, node: ir.Node, _: int) -> ir.Value:
@@ -289,6 +331,7 @@ SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value
     "LayerNormBackward": _layer_backward,
     "ActivationForward": lambda op, node, _: _activated(op, node, node.inputs[0]),  # type: ignore[arg-type]
     "ActivationBackward": _activation_backward,
+    "SoftmaxBackward": _softmax_backward,
     "DepthwiseInputGrad": _depthwise_input_grad,
     "MaxPoolForward": _pool_forward,
     "MaxPoolBackward": _pool_backward,

@@ -1,4 +1,4 @@
-"""Random cases of layer norms and activations, compared with NumPy in float64."""
+"""Random cases of layer norms, activations and the gradient of a softmax, compared with NumPy in float64."""
 
 from __future__ import annotations
 
@@ -159,3 +159,17 @@ def check_activation(seed: int) -> None:
         made = run("ActivationBackward", {"dy": np.where(corner, np.float32(0), dy), "x": x}, ["dx"], attributes)
         expected = np.where(corner, 0, dy) * slope(wide, -0.5, 1.25)
         agree("dx", made["dx"], expected, np.abs(dy) * (2 + np.minimum(np.abs(np.nan_to_num(wide)), 20)))
+
+
+def check_softmax(seed: int) -> None:
+    """Run SoftmaxBackward on rows of random numbers."""
+    random = np.random.default_rng(seed)
+    shape = (*(int(side) for side in random.integers(1, 7, size=random.integers(0, 4))), int(random.integers(1, 300)))
+    logits, kind = 3 * random.standard_normal(shape), str(random.choice(KINDS))
+    y = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype(np.float32)
+    dy = spoiled(random, shape, kind)
+    with np.errstate(all="ignore"):
+        made = run("SoftmaxBackward", {"dy": dy, "y": y}, ["dx"], {})
+        products = dy.astype(np.float64) * y
+        dx = y * (dy - products.sum(-1, keepdims=True))
+        agree("dx", made["dx"], dx, y * (np.abs(dy) + 2 * np.abs(products).sum(-1, keepdims=True)))

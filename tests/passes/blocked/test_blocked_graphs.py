@@ -47,7 +47,11 @@ def executed(graphs: dict[str, ir.Model], values: Arrays) -> Arrays:
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("name", NETS)
 def test_the_same_numbers_in_blocks(name: str, kernels: bool, tmp_path: Path) -> None:
-    folder = compiled(MODELS[name], tmp_path, batch=8, method="tent")
+    check_numbers(compiled(MODELS[name], tmp_path, batch=8, method="tent"), kernels)
+
+
+def check_numbers(folder: Path, kernels: bool) -> None:
+    """Compare the blocked step with the portable one, in blocks of four and of eight channels."""
     weights, x = load_file(folder / "weights.safetensors"), read(folder)["inputs"][0]
     values = {**weights, **load_file(folder / "state.safetensors"), x["name"]: samples(x["shape"][1:])}
     portable = executed(step_graphs(folder), values)

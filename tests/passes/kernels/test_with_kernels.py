@@ -41,9 +41,10 @@ def test_smooth_activations_are_part_of_their_norm(name: str, act: str, tmp_path
     assert found["NormForward", act] >= found["NormBackward", act]
 
 
-def test_layer_norms_and_gelus_have_nodes(tmp_path: Path) -> None:
+def test_layer_norms_gelus_and_softmax_have_nodes(tmp_path: Path) -> None:
     plain, fused = counted("transformer", tmp_path)
-    assert fused["LayerNormForward"] == fused["LayerNormBackward"] == 4
+    assert fused["LayerNormForward"] == 5 and fused["LayerNormBackward"] == 4
+    assert fused["SoftmaxBackward"] == plain["Softmax"] == 2
     assert fused["ActivationForward"] == fused["ActivationBackward"] == plain["Gelu"] == 2
     assert not fused["Erf"] and not fused["Gelu"]
     assert fused["Add"] < plain["Add"]
