@@ -2,6 +2,9 @@
 
 Three convolutions with batch norms classify the images of Fashion-MNIST; FOLDER holds the files of Debian's
 `dataset-fashion-mnist`.  A step of `tent` takes about 3 ms of processor time.  Ten minutes on a busy machine.
+
+The committed net comes from an earlier version with another augmentation.  A run replaces the net, and then the errors
+in `docs/guard.md` must be measured again.
 """
 
 from __future__ import annotations
