@@ -47,7 +47,7 @@ def test_everything_trains_and_can_be_baked(name: str, method: str, tmp_path: Pa
     after = adapter.predict(x)
     assert adapter.stats["rejected"] == 0 and np.abs(after - before).max() > 1e-4
     adapter.save(tmp_path / "state.safetensors")
-    bake(folder, tmp_path / "state.safetensors", tmp_path / "baked.onnx")
+    bake(folder, tmp_path / "state.safetensors", tmp_path / "baked.onnx", force=True)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "baked.onnx").graph.initializer}
     state = load_file(tmp_path / "state.safetensors")
     for parameter in parameters:
