@@ -12,8 +12,10 @@ from ttac.passes.kernels.linked_graphs import LinkedGraphs
 def fuse_softmax_gradients(graphs: LinkedGraphs) -> None:
     """Replace y*(dy - sum dy*y) of every softmax y over its last axis."""
     for softmax in list(graphs.nodes("Softmax")):
-        y, last = softmax.outputs[0], len(dims(softmax.inputs[0])) - 1
-        if softmax.attributes.get_int("axis", -1) not in (-1, last) or y.dtype != ir.DataType.FLOAT:
+        y = softmax.outputs[0]
+        if y.shape is None or y.dtype != ir.DataType.FLOAT:
+            continue
+        if softmax.attributes.get_int("axis", -1) not in (-1, len(y.shape) - 1):
             continue
         for node in graphs.readers(y):
             dy = _softmax_input(graphs, node, y) if node.op_type == "Mul" else None

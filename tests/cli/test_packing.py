@@ -55,7 +55,7 @@ def test_run_and_bake_read_the_file(
     for bundle in bundles:
         state = tmp_path / f"{bundle.stem}.state"
         said(capsys, "run", bundle, tmp_path / "x.npz", "--save-state", state)
-        said(capsys, "bake", bundle, "--state", state, "-o", tmp_path / f"{bundle.stem}.onnx")
+        said(capsys, "bake", bundle, "--state", state, "-o", tmp_path / f"{bundle.stem}.onnx", "--force")
     folder, one = (onnx.load(str(tmp_path / f"{bundle.stem}.onnx")) for bundle in bundles)
     assert folder.SerializeToString(deterministic=True) == one.SerializeToString(deterministic=True)
 

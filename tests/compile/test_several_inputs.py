@@ -162,7 +162,7 @@ def test_a_baked_model_keeps_all_inputs(model: Path, tmp_path: Path) -> None:
     adapter = compiled(model, "tent", settings={"lr": 0.1})
     adapter.step(feeds(4))
     adapter.save(tmp_path / "state.safetensors")
-    bake.bake(tmp_path / "tent.ttac", tmp_path / "state.safetensors", tmp_path / "baked.onnx")
+    bake.bake(tmp_path / "tent.ttac", tmp_path / "state.safetensors", tmp_path / "baked.onnx", force=True)
     assert plain(tmp_path / "baked.onnx", feeds(2))["y"].shape == (2, 5)
 
 

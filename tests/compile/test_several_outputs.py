@@ -115,7 +115,7 @@ def test_a_baked_model_keeps_all_outputs(model: Path, tmp_path: Path) -> None:
     adapter = ttac.load(bundle)
     adapter.step(images(4))
     adapter.save(tmp_path / "state.safetensors")
-    bake.bake(bundle, tmp_path / "state.safetensors", tmp_path / "baked.onnx")
+    bake.bake(bundle, tmp_path / "state.safetensors", tmp_path / "baked.onnx", force=True)
     assert list(plain(tmp_path / "baked.onnx", images(2))) == NAMES
 
 

@@ -58,8 +58,8 @@ def normalised(x: np.ndarray, name: str, w: Arrays, running: Arrays, moved: Arra
     """A batch norm that moves its statistics first, by a bounded change with a biased variance, in float64."""
     centre, mean, var = w[f"{name}.running_mean"], running[f"{name}.mean"], running[f"{name}.var"]
     deviation = np.sqrt(w[f"{name}.running_var"] + EPS)
-    near = np.clip(x.mean((0, 2, 3)), centre - 10 * deviation, centre + 10 * deviation)
-    small = np.minimum(x.var((0, 2, 3)), 100 * deviation**2)
+    near = np.clip(x.mean((0, 2, 3)), centre - 2 * deviation, centre + 2 * deviation)
+    small = np.minimum(x.var((0, 2, 3)), 4 * deviation**2)
     moved[f"{name}.mean"] = mean + MOMENTUM * np.clip(near - mean, -3 * deviation, 3 * deviation)
     moved[f"{name}.var"] = var + MOMENTUM * np.minimum(small - var, 8 * var)
     column = (None, slice(None), None, None)
