@@ -51,7 +51,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Case -> options of the compile."""
 
-OTHER_MODELS = {"foa": "a vision transformer with a class token", "ttt": "a second output that recognises turns"}
+OTHER_MODELS = {
+    "foa": "a vision transformer with a class token",
+    "foa-i": "a vision transformer with a class token",
+    "ttt": "a second output that recognises turns",
+}
 """Methods without a case -> the part that they need and the net of the kit lacks."""
 
 
