@@ -16,6 +16,9 @@ from ttac.passes.kernels.terms import Terms
 
 NAMES = {"none": "gelu", "tanh": "tanhgelu"}
 """Attribute `approximate` of Gelu -> the activation of the library."""
+FORMULA = frozenset("Add Sub Mul Div Neg Exp Erf Tanh HardSigmoid".split())
+"""Operators in the formulas of GELU and of its derivatives.  The comparison stops at others, such as convolutions: in a
+deep graph it would exceed the depth of recursion."""
 
 
 def fuse_gelus(graphs: LinkedGraphs) -> None:
@@ -76,7 +79,7 @@ def _of_erf(graphs: LinkedGraphs, value: ir.Value | None) -> ir.Value | None:
 
 
 def _is(graphs: LinkedGraphs, value: ir.Value | None, x: ir.Value, formula: Callable[..., ir.Value]) -> bool:
-    terms = Terms()
+    terms = Terms(FORMULA)
     (wanted,) = expected(terms, {"x": x}, lambda op, x: [formula(op, x)])
     source = graphs.source(x)
     assert source is not None

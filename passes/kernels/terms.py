@@ -23,6 +23,10 @@ BLOCKS = VECTORS | frozenset(
 """Operators of the codec `blocks` and of its readers."""
 
 
+DEEPEST = 100
+"""Most nodes in a row that are compared.  No formula is as deep, and a whole network exceeds the depth of recursion."""
+
+
 class Terms:
     """The numbers, shared by all graphs that are compared.
 
@@ -45,20 +49,30 @@ class Terms:
 
     def of(self, graphs: LinkedGraphs, value: ir.Value | None, atoms: Mapping[ir.Value, int]) -> int:
         """The number of `value`, where `atoms` have the given numbers."""
-        return self._of(graphs, value, atoms, {})
+        return self._of(graphs, value, atoms, {}, DEEPEST)
 
     def _of(
-        self, graphs: LinkedGraphs, value: ir.Value | None, atoms: Mapping[ir.Value, int], known: dict[ir.Value, int]
+        self,
+        graphs: LinkedGraphs,
+        value: ir.Value | None,
+        atoms: Mapping[ir.Value, int],
+        known: dict[ir.Value, int],
+        depth: int,
     ) -> int:
         source = graphs.source(value)
         if source is None or source in atoms:
             return -1 if source is None else atoms[source]
         if source not in known:
-            known[source] = self._made(graphs, source, atoms, known)
+            known[source] = self._made(graphs, source, atoms, known, depth)
         return known[source]
 
     def _made(
-        self, graphs: LinkedGraphs, source: ir.Value, atoms: Mapping[ir.Value, int], known: dict[ir.Value, int]
+        self,
+        graphs: LinkedGraphs,
+        source: ir.Value,
+        atoms: Mapping[ir.Value, int],
+        known: dict[ir.Value, int],
+        depth: int,
     ) -> int:
         array, node = array_of(source), source.producer()
         if array is not None:
@@ -66,9 +80,10 @@ class Terms:
             return self.scalar(flat[0]) if len(flat) == 1 else self.term("array", str(array.dtype), array.tobytes())
         if (counted := _counted(graphs, source)) is not None:
             return self.term("batch", counted)
-        if node is None or node.domain or (self._through is not None and node.op_type not in self._through):
+        passes = self._through is None or (node is not None and node.op_type in self._through)
+        if node is None or node.domain or not passes or not depth:
             return self.term("value", graphs.key(source))
-        operands = [self._of(graphs, operand, atoms, known) for operand in node.inputs]
+        operands = [self._of(graphs, operand, atoms, known, depth - 1) for operand in node.inputs]
         attributes = sorted((name, _content(attribute)) for name, attribute in node.attributes.items())
         place = [source.index()] if len(node.outputs) > 1 else []
         return self.term(node.op_type, *operands, *([tuple(attributes)] if attributes else []), *place)
