@@ -29,8 +29,8 @@ struct LayerSettings {
 struct LayerLayout {
   LayerLayout(const LayerSettings& settings_, const Tensor& x);
   int64_t tasks() const { return samples * groups; }
-  // The piece of a task, and the place of its first float.
-  LayerPiece piece(int64_t task, int64_t& start) const;
+  // The piece of a task, the place of its first float, and the number of its first position.
+  LayerPiece piece(int64_t task, int64_t& start, int64_t& number) const;
   int64_t padded() const { return piece_.vectors * lanes; }  // channels of whole vectors
 
   const LayerSettings& settings;
@@ -63,11 +63,12 @@ LayerLayout::LayerLayout(const LayerSettings& settings_, const Tensor& x) : sett
   groups = (positions + each - 1) / each;
 }
 
-LayerPiece LayerLayout::piece(int64_t task, int64_t& start) const {
+LayerPiece LayerLayout::piece(int64_t task, int64_t& start, int64_t& number) const {
   const int64_t first = task % groups * each;
   LayerPiece piece = piece_;
   piece.positions = std::min(each, positions - first);
   start = task / groups * width * positions + first * piece.step;
+  number = task / groups * positions + first;
   return piece;
 }
 
@@ -98,9 +99,8 @@ class LayerNormForward : public LayerNorm {
     require(bool(residual) == bool(sum), "output sum: it belongs to the input residual");
     call.parallel(static_cast<size_t>(layout.tasks()), [&](size_t index) {
       const int64_t task = static_cast<int64_t>(index);
-      int64_t start;
-      LayerPiece piece = layout.piece(task, start);
-      const int64_t number = task / layout.groups * layout.positions + task % layout.groups * layout.each;
+      int64_t start, number;
+      LayerPiece piece = layout.piece(task, start, number);
       piece.x = x.floats(start);
       piece.residual = residual.floats(start);
       piece.scale = scale.floats();
@@ -133,9 +133,8 @@ class LayerNormBackward : public LayerNorm {
     std::vector<float> parts(static_cast<size_t>(layout.tasks() * 2 * padded));
     call.parallel(static_cast<size_t>(layout.tasks()), [&](size_t index) {
       const int64_t task = static_cast<int64_t>(index);
-      int64_t start;
-      LayerPiece piece = layout.piece(task, start);
-      const int64_t number = task / layout.groups * layout.positions + task % layout.groups * layout.each;
+      int64_t start, number;
+      LayerPiece piece = layout.piece(task, start, number);
       piece.x = x.floats(start);
       piece.dy = dy.floats(start);
       piece.more = more.floats(start);
