@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import UnsupportedError, UsageError
-from ttac.evaluation.boxes import BoxOutput, box_output, boxes_of, precision_error
+from ttac.evaluation.boxes import COORDINATES, BoxOutput, box_output, boxes_of, precision_error
 from ttac.evaluation.metrics import Predictions, predictions
 from ttac.evaluation.texts import character_errors, decoded
 from ttac.runtime.manifest import parse_manifest
@@ -35,8 +35,6 @@ from ttac.samples.predictions import (
 )
 
 ERROR = "error"
-COORDINATES = 4
-"""Numbers of a box in front of its scores: centre, width and height."""
 FORMS = {
     "classes": "one class for each sample, [n]",
     "ctc": "the classes of each text, [n, longest], filled up with -1",

@@ -15,7 +15,7 @@ from ttac.errors import RuntimeMissingError
 from ttac.runtime.records import TensorSpec
 
 COORDINATES = 4
-"""Numbers of a box."""
+"""Numbers of a box: centre, width and height; in front of its scores where one output holds both."""
 KEPT = 100
 """Largest number of boxes of an image, as COCO counts them."""
 OVERLAP, LEAST = 0.7, 0.001
