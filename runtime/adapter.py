@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
 from ttac.runtime.tensors import check_tensors, parse_tensors
 
-Outputs: TypeAlias = Any
+Outputs = Any
 """An array of a model with one output, a dict (name to array) of a model with several outputs."""
 
 REJECTED_IN_A_ROW = 10
@@ -308,7 +308,7 @@ class Adapter:
         arrays = batch.spread(arrays, self.outputs) if step else arrays
         if len(arrays) == 1:
             return arrays[0], step
-        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}, step
+        return {spec.name: array for spec, array in zip(self.outputs, arrays)}, step
 
     def _initial_state(self) -> dict[str, np.ndarray]:
         path = self.path / self._manifest.state_file

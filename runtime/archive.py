@@ -88,7 +88,7 @@ def read_archive(path: Path, largest: int) -> Archive:
     return Archive(path, identity, members, manifest)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Entry:
     """An entry of the directory; `common` are the fields that the local header repeats."""
 

@@ -55,7 +55,7 @@ _shared_arena = threading.Lock()
 _arena_made = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EngineSettings:
     """Settings of the sessions of a bundle.
 

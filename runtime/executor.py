@@ -67,7 +67,7 @@ class Executor:
         assert tensors is not None, "parse_program checked that every path returns"
         arrays = [self._device.array(tensor).copy() for tensor in tensors]
         samples = sample_count(inputs, self._manifest.inputs)
-        for spec, array in zip(self._manifest.outputs, arrays, strict=True):
+        for spec, array in zip(self._manifest.outputs, arrays):
             check_output(array, spec, samples, f"`{self._path}`")
         step.values = {}
         return arrays, step

@@ -11,7 +11,7 @@ from ttac.runtime.records import BATCH_AXIS, TensorSpec
 from ttac.runtime.tensors import along, is_finite
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FiniteSamples:
     """The finite samples of a batch.
 
@@ -59,14 +59,14 @@ class FiniteSamples:
         """
         if self.finite is None:
             return list(outputs)
-        return [self._spread(array, spec) for array, spec in zip(outputs, specs, strict=True)]
+        return [self._spread(array, spec) for array, spec in zip(outputs, specs)]
 
     def blank(self, specs: Sequence[TensorSpec]) -> list[np.ndarray]:
         """Outputs of a batch without a finite sample; axes of unknown size have one entry."""
         assert self.finite is not None
         sizes = [[len(self.finite) if size == BATCH_AXIS else size for size in spec.shape] for spec in specs]
         shapes = [[size if isinstance(size, int) else 1 for size in shape] for shape in sizes]
-        return [_blank(tuple(shape), np.dtype(spec.dtype)) for shape, spec in zip(shapes, specs, strict=True)]
+        return [_blank(tuple(shape), np.dtype(spec.dtype)) for shape, spec in zip(shapes, specs)]
 
     def _spread(self, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
         axis = spec.batch_axis

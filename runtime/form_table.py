@@ -24,7 +24,7 @@ class WeightSpec:
     groups: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FormSpec:
     """One form of the graphs.
 

@@ -164,7 +164,7 @@ def form_weights(arrays: Mapping[str, np.ndarray], spec: FormSpec, folder: Path)
     return made
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outcome:
     """Outputs of a step, and its new state tensors beside the old ones.
 
@@ -193,7 +193,7 @@ def disagreement(found: Outcome, portable: Outcome) -> str:
     """Return a sentence on the distance between the same step of two forms; empty if they agree."""
     if not all(np.isfinite(array).all() for array in portable.outputs):
         return ""
-    for array, expected in zip(found.outputs, portable.outputs, strict=True):
+    for array, expected in zip(found.outputs, portable.outputs):
         scale, difference = float(np.abs(expected).max()), float(np.abs(array - expected).max())
         if not difference <= AGREED * scale:
             return f"its first outputs differ by {difference:.1e} of at most {scale:.1e} from the portable graphs"

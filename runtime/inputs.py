@@ -36,7 +36,7 @@ def _check_sizes(inputs: Mapping[str, np.ndarray], manifest: Manifest) -> None:
     """Raise UsageError for an open size that is too large, no multiple, or different in two inputs."""
     seen: dict[str, tuple[int, str]] = {}
     for spec in manifest.inputs:
-        for symbol, size in zip(spec.shape, inputs[spec.name].shape, strict=True):
+        for symbol, size in zip(spec.shape, inputs[spec.name].shape):
             if not isinstance(symbol, str) or symbol not in manifest.sizes:
                 continue
             limit, shape = manifest.sizes[symbol], list(inputs[spec.name].shape)
@@ -91,7 +91,7 @@ def _checked(value: object, spec: TensorSpec, manifest: Manifest) -> np.ndarray:
 
 def _fits(array: np.ndarray, spec: TensorSpec) -> bool:
     """Whether every size but the number of samples is that of the model."""
-    sizes = zip(array.shape, spec.shape, strict=False)
+    sizes = zip(array.shape, spec.shape)
     return array.ndim == len(spec.shape) and all(isinstance(own, str) or own == size for size, own in sizes)
 
 

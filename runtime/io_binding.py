@@ -63,7 +63,7 @@ class IOBinding:
     def fill(self, arrays: Sequence[np.ndarray]) -> None:
         """Take the results of a run, in the order of `names`."""
         self._results = list(arrays)
-        for value, array in zip(self._outputs.values(), arrays, strict=True):
+        for value, array in zip(self._outputs.values(), arrays):
             if value is not None:
                 value.update_inplace(array)
 

@@ -39,7 +39,7 @@ class LoadedGraph:
 
 def _fits(port: Port, spec: TensorSpec) -> bool:
     """Whether dtype and shape agree; a symbol in the graph agrees with any size."""
-    sizes = zip(port.shape, spec.shape, strict=False)
+    sizes = zip(port.shape, spec.shape)
     return (
         port.dtype == spec.dtype
         and len(port.shape) == len(spec.shape)

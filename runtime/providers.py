@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Union
 
 from ttac.errors import RuntimeMissingError, UsageError
 
-Provider: TypeAlias = str | tuple[str, Mapping[str, Any]]
+Provider = Union[str, tuple[str, Mapping[str, Any]]]
 """A short name or the engine's name, alone or with the provider's options."""
 
 CPU = "CPUExecutionProvider"

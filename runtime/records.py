@@ -44,7 +44,7 @@ class SizeSpec:
     multiple: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class GraphSpec:
     """One graph of the program.
 
@@ -63,7 +63,7 @@ class GraphSpec:
     optimization: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HeadSpec:
     """Reading of one output.
 
@@ -94,7 +94,7 @@ class HeadSpec:
     boxes: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Manifest:
     """The part of a manifest that the runtime uses; `raw` is all of it."""
 

@@ -44,7 +44,7 @@ class NodeArg:
     type: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ModelMetadata:
     """The metadata of a model, as ONNX Runtime describes it."""
 
@@ -215,7 +215,13 @@ def _present(providers: Sequence[Any] | None, options: Sequence[Mapping[str, Any
     """
     wanted = list(providers or [CPU])
     if options is not None:
-        wanted = [(name, dict(more)) if more else name for name, more in zip(wanted, options, strict=True)]
+        if len(options) != len(wanted):
+            raise UsageError(
+                f"{len(wanted)} providers have {len(options)} entries of options",
+                where="`provider_options`",
+                hint="give each provider one dict, `{}` for none",
+            )
+        wanted = [(name, dict(more)) if more else name for name, more in zip(wanted, options)]
     present, missing = divided(wanted, engine().get_available_providers())
     if present and missing:
         logging.getLogger("ttac").warning("the engine has no %s; other providers run", ", ".join(missing))

@@ -134,7 +134,7 @@ def check_output(array: np.ndarray, spec: TensorSpec, samples: int, where: str) 
     """Raise VerificationError unless the output of a step has the dtype and the shape of the manifest."""
     shape = [samples if axis == spec.batch_axis else size for axis, size in enumerate(spec.shape)]
     fits = len(array.shape) == len(shape) and all(
-        isinstance(size, str) or size == n for size, n in zip(shape, array.shape, strict=True)
+        isinstance(size, str) or size == n for size, n in zip(shape, array.shape)
     )
     if not fits or array.dtype != spec.dtype:
         problem = f"`{spec.name}` is {array.dtype} {list(array.shape)}, the manifest says {spec.dtype} {shape}"

@@ -23,14 +23,14 @@ class DeferredRun:
     def __call__(self) -> dict[str, Tensor]:
         """State tensor -> next value, for each state tensor that the graph updates."""
         outputs = self.graph.run(self.feed, self.fetch)
-        return {self.graph.state[name]: tensor for name, tensor in zip(self.fetch, outputs, strict=True)}
+        return {self.graph.state[name]: tensor for name, tensor in zip(self.fetch, outputs)}
 
     def release(self) -> None:
         """Free the input tensors; the run cannot happen again."""
         self.feed = {}
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Step:
     """One pass through a program: its values, and its changes of the state.
 
@@ -89,7 +89,7 @@ class Step:
         self.pending = {name: value for name, value in self.pending.items() if name not in graph.state.values()}
 
     def _run_now(self, graph: Graph, word: Run, feed: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = dict(zip(word.fetch, graph.run(feed, word.fetch), strict=True))
+        outputs = dict(zip(word.fetch, graph.run(feed, word.fetch)))
         feed.clear()
         self.pending.update((graph.state[name], tensor) for name, tensor in outputs.items() if name in graph.state)
         self.reported.update(

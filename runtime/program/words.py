@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Union
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Run:
     """Run a graph.
 
@@ -61,7 +61,7 @@ class Return:
     names: tuple[str, ...]
 
 
-Word: TypeAlias = Run | When | Repeat | Reset | Return
+Word = Union[Run, When, Repeat, Reset, Return]
 
 
 def all_words(words: Sequence[Word]) -> Iterator[Word]:

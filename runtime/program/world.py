@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-Tensor: TypeAlias = Any
+Tensor = Any
 """A tensor on the device, in the engine's own class."""
 
 
@@ -43,7 +43,7 @@ class Device(Protocol):
         """`tensor` as an array that must not be written."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class World:
     """Everything a program may name; `state` is the committed state, which a step never changes.
 

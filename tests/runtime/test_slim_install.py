@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -86,9 +88,39 @@ def read_project(path: Path) -> dict[str, Any]:
 def test_both_distributions_state_the_same_bounds() -> None:
     whole, slim = (read_project(ROOT / name) for name in ("pyproject.toml", "runtime/pyproject.toml"))
     assert slim["version"] == whole["version"]
-    assert slim["requires-python"] == whole["requires-python"]
+    assert (slim["requires-python"], whole["requires-python"]) == (">=3.9", ">=3.10"), "devices have older Pythons"
     assert set(slim["dependencies"]) <= set(whole["dependencies"])
     assert slim["optional-dependencies"]["ort"] == whole["optional-dependencies"]["ort"]
+
+
+NEWER = {"kw_only", "slots", "strict"}
+"""Arguments of `dataclass` and `zip` that Python 3.9 lacks."""
+SOURCES = (*sorted((ROOT / "runtime").rglob("*.py")), ROOT / "ttac" / "__init__.py", ROOT / "ttac" / "errors.py")
+
+
+def newer_words(source: str) -> list[str]:
+    """The words of `source` that Python 3.9 lacks; annotations are never evaluated."""
+    tree = ast.parse(source, feature_version=(3, 9))
+    assert not any(isinstance(node, ast.Match) for node in ast.walk(tree))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("dataclass", "zip"):
+            found += [str(word.arg) for word in node.keywords if word.arg in NEWER]
+        if isinstance(node, ast.ImportFrom) and node.module == "typing":
+            found += [name.name for name in node.names if name.name in ("TypeAlias", "ParamSpec", "TypeGuard")]
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.op, ast.BitOr):
+            found += [text for text in [ast.unparse(node.value)] if re.match(r"(str|int|float|[A-Z][a-z]\w*)\b", text)]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_device_half_is_written_for_python_3_9(path: Path) -> None:
+    assert newer_words(path.read_text(encoding="utf-8")) == []
+
+
+def test_newer_words_are_found() -> None:
+    source = "from typing import TypeAlias\nWord = Run | When\n@dataclass(kw_only=True)\nclass A:\n  b: list[zip(a, strict=True)]"
+    assert sorted(newer_words(source)) == ["Run | When", "TypeAlias", "kw_only", "strict"]
 
 
 def test_no_engine_is_a_dependency() -> None:
