@@ -9,6 +9,8 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ttac.errors import RuntimeMissingError
 
 OLDEST = (1, 18)
@@ -27,7 +29,7 @@ def engine() -> Any:
         version = str(module.__version__)
     except (ImportError, AttributeError) as error:
         raise RuntimeMissingError(
-            f"no working onnxruntime: {first_line(error)}", where="this environment", hint="`pip install onnxruntime`"
+            f"no working onnxruntime: {first_line(error)}", where="this environment", hint=_way_out(error)
         ) from error
     if problem := problem_with(version, platform.machine()):
         raise RuntimeMissingError(
@@ -36,6 +38,13 @@ def engine() -> Any:
             hint="`pip install 'onnxruntime>=1.18,!=1.21.0'`",
         )
     return module
+
+
+def _way_out(error: BaseException) -> str:
+    """The hint for an import that failed; builds before 1.19 raise an error without text beside numpy 2."""
+    if isinstance(error, ImportError) and not str(error) and release(np.__version__) >= (2,):
+        return "releases before 1.19 need numpy 1: `pip install 'numpy<2'`, or install a later onnxruntime"
+    return "`pip install onnxruntime`"
 
 
 def _import_without_training() -> Any:

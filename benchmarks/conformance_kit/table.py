@@ -38,8 +38,9 @@ def engine(version: str) -> Path:
     """Return the folder of a stock engine; the first call installs it."""
     folder = ENGINES / version
     if not (folder / "onnxruntime").exists():
-        package = "onnxruntime" if version == "newest" else f"onnxruntime=={version}"
-        _output([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), package])
+        packages = ["onnxruntime" if version == "newest" else f"onnxruntime=={version}"]
+        packages += ["numpy>=1.26,<2"] if version.startswith("1.18") else []  # the last release for numpy 1 alone
+        _output([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages])
     return folder
 
 

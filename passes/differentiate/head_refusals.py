@@ -8,6 +8,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.differentiate.endings import Ending
 from ttac.passes.differentiate.followed_axes import MOVES
 from ttac.passes.differentiate.score_parts import ScoreParts
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
 
 # Operators that pick, mix or round predictions: their outputs are no longer those of a Softmax or Sigmoid.
@@ -27,14 +28,14 @@ def refuse_choices(output: ir.Value, ending: Ending) -> None:
     if node.op_type in CHOICES:
         raise UnsupportedError(
             f"the output holds the choice of `{node.op_type}`, not scores: a choice has no gradient",
-            where=f"{named(output)}, node `{node.name}`",
+            where=f"{named(output)}, {node_place(node)}",
             hint=f"export the model without `{node.op_type}`, or choose an output with the scores: `--logits NAME`",
         )
     if mixed and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
         operators = ", ".join(f"`{other.op_type}`" for other in mixed)
         raise UnsupportedError(
             f"{operators} behind the last {node.op_type}: the outputs are no longer probabilities",
-            where=f"{named(output)}, node `{node.name}`",
+            where=f"{named(output)}, {node_place(node)}",
             hint=f"export the model without its last {node.op_type}, or choose another output: `--logits NAME`",
         )
 

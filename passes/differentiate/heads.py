@@ -17,6 +17,7 @@ from ttac.passes.differentiate.followed_axes import feature_axis, moved
 from ttac.passes.differentiate.head_refusals import named, refuse_choices, refuse_missing_axis, refuse_mixture
 from ttac.passes.differentiate.score_parts import ScoreParts, score_parts
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
 
 Kind = Literal["classes", "binary", "dense", "detection", "ctc"]
@@ -256,7 +257,7 @@ def _softmax_axis(output: ir.Value, ending: Ending) -> int:
     if not axis:
         raise UnsupportedError(
             f"the model ends in a {ending.kind} over an axis that does not remain an axis of classes in the output",
-            where=f"{named(output)}, behind node `{ending.last.name if ending.last else ''}`",
+            where=f"{named(output)}, behind {node_place(ending.last) if ending.last else 'no node'}",
             hint=f"export the model without its last {ending.kind}, or use a method without a loss",
         )
     return axis

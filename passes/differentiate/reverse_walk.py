@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, SEED
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
 from ttac.passes.operators.stop_gradient import DETACHED
 
@@ -113,7 +114,7 @@ def refuse_missing_rules(path: Sequence[ir.Node]) -> None:
         kinds = sorted({node.op_type for node in missing})
         raise UnsupportedError(
             f"no gradient for {', '.join(f'`{kind}`' for kind in kinds)}",
-            where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in missing),
+            where="\n     ".join(node_place(node) for node in missing),
             hint="take a method that needs no gradient (`ttac inspect` lists those that fit), or adapt only norms "
             "behind these nodes, if there are any: `--train SELECTOR` takes names or patterns",
         )
@@ -156,7 +157,7 @@ def unbroadcast(op: Builder, dy: ir.Value, value: ir.Value) -> ir.Value:
 
 def _refuse_other_shape(node: ir.Node, value: ir.Value, dx: ir.Value) -> None:
     if dims(value) != dims(dx):
-        rule = f"the rule of `{node.op_type}` (node `{node.name}`)"
+        rule = f"the rule of `{node.op_type}` ({node_place(node)})"
         raise AssertionError(f"{rule} gave shape {dx.shape} for `{value.name}` of {value.shape}")
 
 

@@ -16,6 +16,7 @@
 | `reshaping` | shapes as values, with a symbolic batch |
 | `windows` | geometry of convolutions and pools |
 | `layer_names` | the source module that a node came from |
+| `places` | a node or a value in an error, with its layer |
 | `state` | tensors that survive a step |
 | `graph_files` | write graphs and the weights file that they share |
 | `shorten` | shorten the files of 8-bit graphs |

@@ -19,6 +19,7 @@ from onnx_ir.serde import serialize_node, serialize_tensor
 from ttac.errors import UnsupportedError
 from ttac.passes.graph import composites
 from ttac.passes.graph.keys import LAYER, ROOM_KEY
+from ttac.passes.graph.places import node_place
 
 Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
@@ -212,7 +213,7 @@ def _infer(node: ir.Node, opset: int) -> Types:
             schema, serialize_node(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
         )
     except Exception as error:
-        raise UnsupportedError(f"cannot type `{node.op_type}`: {error}", where=f"node `{node.name}`") from error
+        raise UnsupportedError(f"cannot type `{node.op_type}`: {error}", where=node_place(node)) from error
     return [_type_of(outputs.get(str(value.name))) for value in node.outputs]
 
 

@@ -14,6 +14,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph import composites
 from ttac.passes.graph.builder import Builder, infer
 from ttac.passes.graph.match import array_of
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import nodes_before
 from ttac.passes.graph.shapes import BATCH, dims, is_batch
 
@@ -169,6 +170,6 @@ def _symbol(size: int) -> int | str:
 def _stuck(node: ir.Node) -> UnsupportedError:
     return UnsupportedError(
         "the graph is fixed to the number of tokens, so no prompt tokens can be added",
-        where=f"node `{node.name}` ({node.op_type})",
+        where=node_place(node),
         hint="`ttac inspect` lists the methods that fit",
     )

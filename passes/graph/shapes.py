@@ -7,6 +7,7 @@ import math
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import value_place
 
 BATCH = "N"
 """Symbol of the batch dimension."""
@@ -19,10 +20,10 @@ def dims(value: ir.Value | None) -> list[int | str]:
     """
     assert value is not None, "an absent input has no shape"
     if value.shape is None:
-        raise UnsupportedError(f"the shape of `{value.name}` is unknown")
+        raise UnsupportedError(f"the shape of {value_place(value)} is unknown")
     sizes = [size if isinstance(size, int) else size.value for size in value.shape]
     if any(size is None for size in sizes):
-        raise UnsupportedError(f"the shape of `{value.name}` is only known as {value.shape}")
+        raise UnsupportedError(f"the shape of {value_place(value)} is only known as {value.shape}")
     return sizes  # type: ignore[return-value]
 
 

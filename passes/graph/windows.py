@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place, value_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def window_of(node: ir.Node, kernel: Sequence[int], sizes: Sequence[int], outs: 
         "SAME_LOWER": [total - total // 2 for total in totals],
     }
     if mode not in begins:
-        raise UnsupportedError(f"unknown `auto_pad` {mode!r}", where=f"node `{node.name}` ({node.op_type})")
+        raise UnsupportedError(f"unknown `auto_pad` {mode!r}", where=node_place(node))
     return Window(
         kernel=free.kernel,
         strides=free.strides,
@@ -107,7 +108,7 @@ def spatial(value: ir.Value | None) -> list[int]:
     sizes = list(value.shape or ())[2:]
     if value.shape is None or not all(isinstance(size, int) for size in sizes):
         raise UnsupportedError(
-            f"the spatial size of `{value.name}` is only known as {value.shape}",
+            f"the spatial size of {value_place(value)} is only known as {value.shape}",
             hint="take a method that needs no gradient (`ttac inspect` lists those that fit), or adapt only norms "
             "behind this value: `--train SELECTOR`",
         )

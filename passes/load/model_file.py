@@ -18,6 +18,7 @@ import onnx_ir.passes.common as common
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import PARAMETRIC, name_layers, name_nodes
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.engine_operators import DOMAIN
@@ -137,7 +138,7 @@ def choose(model: ir.Model, *, input: str | None, output: str | None, say: Say =
 def _drop_outputs(model: ir.Model, say: Say) -> None:
     """Drop each further output that is text or needs a foreign operator."""
     for value in list(model.graph.outputs[1:]):
-        faults = [f"it needs node `{n.name}` ({n.domain}.{n.op_type})" for n in nodes_before(value) if is_foreign(n)]
+        faults = [f"it needs {node_place(n)}" for n in nodes_before(value) if is_foreign(n)]
         faults += ["it is text"] if value.dtype == ir.DataType.STRING else []
         if faults:
             say(f"output `{value.name}` dropped: {faults[0]}")
@@ -211,7 +212,7 @@ def _refuse_operators(model: ir.Model) -> None:
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     foreign = [node for node in nodes if is_foreign(node)]
     if foreign:
-        listed = [f"node `{node.name}` ({node.domain}.{node.op_type})" for node in foreign[:8]]
+        listed = [node_place(node) for node in foreign[:8]]
         more = [f"and {len(foreign) - 8} more"] if len(foreign) > 8 else []
         hint = "compile the file as it was exported, before an engine's optimiser fused or quantised it"
         if all(node.domain == CLASSICAL for node in foreign):
@@ -290,7 +291,7 @@ def _refuse_no_numbers(model: ir.Model) -> None:
             node = (layers or [use.node for use in readers])[0]
             raise UnsupportedError(
                 f"the weights `{name}` hold numbers that are infinite or NaN",
-                where=f"node `{node.name}` ({node.op_type})",
+                where=node_place(node),
                 hint="the training of the model diverged, or the file is damaged: export the weights again",
             )
 
@@ -311,7 +312,7 @@ def _refuse_damaged_norms(model: ir.Model) -> None:
             problem = "the variances hold negative numbers"
         if problem:
             hint = "the file is damaged: export the model again"
-            raise UnsupportedError(problem, where=f"node `{node.name}` ({node.op_type})", hint=hint)
+            raise UnsupportedError(problem, where=node_place(node), hint=hint)
 
 
 def is_finite(array: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import replace
 
 HINT = "export the model in `eval()` mode"
@@ -90,7 +91,7 @@ def _is_training(node: ir.Node, opset: int) -> bool:
 def _refuse_readers(node: ir.Node, outputs: str) -> None:
     extra = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
     if extra:
-        raise UnsupportedError(f"the graph reads {outputs} of a training step", where=f"node `{node.name}`", hint=HINT)
+        raise UnsupportedError(f"the graph reads {outputs} of a training step", where=node_place(node), hint=HINT)
 
 
 def _use_stored(node: ir.Node, training: bool) -> None:

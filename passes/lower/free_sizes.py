@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import node_after
 from ttac.passes.lower.size_formulas import Dimension, Product, float_formula, products, whole_formula
 
@@ -55,9 +56,7 @@ def forget_sizes(model: ir.Model, axes: Mapping[str, tuple[int, ...]], names: Ma
 
 def bound_by_size(node: ir.Node, reason: str) -> UnsupportedError:
     """Return the error that `node` binds the size of the input."""
-    return UnsupportedError(
-        "the size of the input cannot stay open", where=f"node `{node.name}` ({node.op_type}): {reason}", hint=HINT
-    )
+    return UnsupportedError("the size of the input cannot stay open", where=f"{node_place(node)}: {reason}", hint=HINT)
 
 
 @dataclass(kw_only=True)

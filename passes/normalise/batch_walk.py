@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import BATCH
 from ttac.passes.load.model_file import KEPT
 
@@ -265,7 +266,7 @@ class Walk:
 
     def refusal(self, node: ir.Node, reason: str) -> UnsupportedError:
         """Return the error that `node` fixes the batch."""
-        return fixed_batch(f"node `{node.name}` ({node.op_type})", reason, self.traced)
+        return fixed_batch(node_place(node), reason, self.traced)
 
     def constant(self, node: ir.Node, position: int, array: np.ndarray) -> None:
         """Let `node` read `array` at `position`."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import nodes_before
 from ttac.passes.normalise.batch_walk import Walk, rewrites
 
@@ -51,7 +52,7 @@ def control_flow(nodes: Sequence[ir.Node]) -> UnsupportedError:
     """Return the error for loops, and for branches of different shapes."""
     return UnsupportedError(
         f"control flow that depends on the input: {', '.join(sorted({f'`{node.op_type}`' for node in nodes}))}",
-        where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in nodes[:8]),
+        where="\n     ".join(node_place(node) for node in nodes[:8]),
         hint="export a model without loops and branches on values; loops of a stated number of turns are unrolled",
     )
 

@@ -20,6 +20,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import name_layers, name_nodes, unique_layers
 from ttac.passes.graph.match import only_reader, with_constant
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.rewire import replace
 from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.shapes import BATCH, dims
@@ -255,7 +256,7 @@ def _refuse_batchless(model: ir.Model, traced: int | None) -> None:
     if BATCH in [size.value for size in y.shape or () if isinstance(size, ir.SymbolicDim)]:
         return
     node = loses_batch(model) or y.producer()
-    culprit = f"node `{node.name}` ({node.op_type})" if node else f"output `{y.name}`"
+    culprit = node_place(node) if node else f"output `{y.name}`"
     raise fixed_batch(culprit, f"the output `{y.name}` is {y.shape}, without a row for each sample", traced)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place, value_place
 
 VECTORS = {
     "Conv": (2,),
@@ -25,8 +26,9 @@ def refuse_wrong_operands(model: ir.Model) -> None:
             channels = _channels(node)
             if len(value.shape) != 1 or (channels is not None and value.shape[0] not in (channels, None)):
                 raise UnsupportedError(
-                    f"the input `{value.name}` of `{node.op_type}` has shape {value.shape}, not one value per channel",
-                    where=f"node `{node.name}`",
+                    f"the input {value_place(value)} of `{node.op_type}` has shape {value.shape}, "
+                    "not one value per channel",
+                    where=node_place(node),
                     hint="export the model again; the file is damaged or was edited",
                 )
 

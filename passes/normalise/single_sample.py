@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import BATCH
 from ttac.passes.normalise.batch_walk import Walk, fixed_batch
 
@@ -27,7 +28,7 @@ def type_for_one(model: ir.Model, axes: Mapping[str, int | None]) -> ir.Model:
         walk.visit(node)
     if walk.unknown:
         node = walk.unknown[0]
-        raise UnsupportedError("the shapes cannot be inferred", where=f"node `{node.name}` ({node.op_type})")
+        raise UnsupportedError("the shapes cannot be inferred", where=node_place(node))
     for value in [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]:
         sizes = list(value.shape or ())
         place = axes[str(value.name)] if value.is_graph_input() else sizes.index(1) if 1 in sizes else None

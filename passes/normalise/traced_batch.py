@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.places import node_place, value_place
 from ttac.passes.graph.rewire import nodes_before, replace
 from ttac.passes.normalise.batch_walk import IMAGINED, Walk, integer, rewrites
 
@@ -60,7 +61,7 @@ def _refuse_unknown(model: ir.Model, unknown: Sequence[ir.Node]) -> None:
     if reached:
         raise UnsupportedError(
             f"the shapes of the outputs of {len(reached)} nodes cannot be inferred",
-            where="\n     ".join(f"node `{node.name}` ({node.op_type})" for node in reached[:8]),
+            where="\n     ".join(node_place(node) for node in reached[:8]),
             hint="an operator whose output size depends on the data (NonZero, NonMaxSuppression) cannot be compiled",
         )
 
@@ -163,7 +164,7 @@ def _shrink(walk: Walk, node: ir.Node, position: int, axis: int) -> None:
     """Let `node` read one row of its operand; raises UnsupportedError if the rows differ."""
     value, array = node.inputs[position], walk.fixed_data(node, position)
     if array is None or not np.array_equal(array, np.repeat(array.take([0], axis), array.shape[axis], axis)):
-        raise walk.refusal(node, f"its operand `{value.name if value else ''}` has a different row for each sample")
+        raise walk.refusal(node, f"its operand {value_place(value)} has a different row for each sample")
     walk.constant(node, position, array.take([0], axis))
 
 

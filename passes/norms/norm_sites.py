@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.layer_names import FOLDABLE, FOLDED
+from ttac.passes.graph.places import node_place, value_place
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.normalise.affine_nodes import KIND, XHAT
 from ttac.passes.normalise.norm_patterns import standardisation
@@ -140,7 +141,7 @@ def site_of(node: ir.Node, name: str, *, inserted: bool = False) -> NormSite:
     """
     site = _batch_norm(node, name, inserted)
     if isinstance(site, Rejection):
-        raise UnsupportedError(f"`{name}` cannot be adapted: {site.because}", where=f"node `{node.name}`")
+        raise UnsupportedError(f"`{name}` cannot be adapted: {site.because}", where=node_place(node))
     return site
 
 
@@ -171,14 +172,14 @@ def _own_statistics(node: ir.Node, name: str, kind: str) -> NormSite | Rejection
     parameters = dict(zip(("scale", "bias"), node.inputs[1:3], strict=False))
     for role, value in parameters.items():
         if value is not None and value.const_value is None:
-            return Rejection(name, kind, node, f"`{value.name}` is computed, so it cannot be a norm's {role}")
+            return Rejection(name, kind, node, f"{value_place(value)} is computed, so it cannot be a norm's {role}")
     arrays = {
         role: np.asarray(value.const_value.numpy(), np.float32)
         for role, value in parameters.items()
         if value is not None and value.const_value is not None
     }
     if x is None or x.shape is None or len(x.shape) < 2 or not _one_symbol(x.shape) or "scale" not in arrays:
-        return Rejection(name, kind, node, f"the shape of its input `{x.name if x else ''}` is not known")
+        return Rejection(name, kind, node, f"the shape of its input {value_place(x)} is not known")
     if not all(np.isfinite(array).all() for array in arrays.values()):
         return Rejection(name, kind, node, "its parameters are not finite")
     scale = arrays["scale"]
@@ -211,13 +212,11 @@ def _batch_norm(node: ir.Node, name: str, inserted: bool = False) -> NormSite | 
     computed = [(v, role) for v, role in zip(parameters, roles, strict=True) if v is None or v.const_value is None]
     if computed:
         value, role = computed[0]
-        return Rejection(
-            name, "batch", node, f"`{value.name if value else ''}` is computed, so it cannot be a norm's {role}"
-        )
+        return Rejection(name, "batch", node, f"{value_place(value)} is computed, so it cannot be a norm's {role}")
     if x is None or x.shape is None or len(x.shape) < 2 or not all(isinstance(size, int) for size in x.shape[1:]):
-        return Rejection(name, "batch", node, f"its input `{x.name if x else ''}` is not [N, C, ...]")
+        return Rejection(name, "batch", node, f"its input {value_place(x)} is not [N, C, ...]")
     if isinstance(x.shape[0], int):
-        return Rejection(name, "batch", node, f"its input `{x.name}` is {x.shape}: no batch on the first axis")
+        return Rejection(name, "batch", node, f"its input {value_place(x)} is {x.shape}: no batch on the first axis")
     scale, bias, mean, var = (np.asarray(v.const_value.numpy(), np.float32) for v in parameters if v and v.const_value)
     channels = int(str(x.shape[1]))
     if any(array.shape != (channels,) for array in (scale, bias, mean, var)):

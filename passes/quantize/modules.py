@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.norms.norm_sites import NormSite, site_of
 from ttac.passes.quantize.fold import fold_norms, pool_first, standardise
@@ -136,7 +137,7 @@ def _refuse_target(model: ir.Model, target: Target) -> None:
     if lacking:
         raise UnsupportedError(
             f"the engine of `{target.name}` has no 8-bit `{lacking[0].op_type}`",
-            where=", ".join(f"node `{node.name}`" for node in lacking[:3]),
+            where=", ".join(node_place(node) for node in lacking[:3]),
             hint="compile for another `--target`, or leave out `--quantize int8`",
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place
 from ttac.passes.quantize.ranges import Range
 
 CLIPPED = "ttac.clipped"
@@ -19,9 +20,7 @@ QDQ = 'export in the form of QuantizeLinear and DequantizeLinear ("QDQ"), or the
 
 def refusal(node: ir.Node, reason: str) -> UnsupportedError:
     """Return the error that the 8-bit form at `node` has no float meaning."""
-    return UnsupportedError(
-        f"8-bit layers in a form that cannot be lifted: {reason}", where=f"node `{node.name}`", hint=QDQ
-    )
+    return UnsupportedError(f"8-bit layers in a form that cannot be lifted: {reason}", where=node_place(node), hint=QDQ)
 
 
 def rounded_type(node: ir.Node) -> np.dtype[Any]:

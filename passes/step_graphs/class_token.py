@@ -13,6 +13,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.match import array_of
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
 from ttac.passes.norms import calibration
 from ttac.passes.norms.norm_sites import NormSite, find_norms
@@ -78,7 +79,7 @@ def find_class_token(op: Builder, subject: Subject, purpose: str, hint: str) -> 
     if len(shape) != 3 or len(attending) < 2:
         raise UnsupportedError(
             f"{purpose}, and no class token makes the predictions of this model",
-            where=f"node `{classifier.name}` ({classifier.op_type})",
+            where=node_place(classifier),
             hint=hint,
         )
     rounded = _roundings(classifier)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
 from ttac.passes.step_graphs.context import Subject
 
@@ -42,7 +43,7 @@ def last_linear(scores: ir.Value, purpose: str) -> ir.Node:
     if node is None or node.op_type not in LINEAR or node.inputs[0] is None:
         raise UnsupportedError(
             f"no linear layer makes the predictions, so there are no features to {purpose}",
-            where=f"node `{node.name}` ({node.op_type})" if node else f"value `{scores.name}`",
+            where=node_place(node) if node else f"value `{scores.name}`",
             hint="`ttac inspect` lists the methods that fit",
         )
     return node
@@ -85,7 +86,7 @@ def weight_rows(layer: ir.Node) -> np.ndarray:
     if value is None or value.const_value is None:
         raise UnsupportedError(
             "the weight of the classifier is no constant float32 tensor, so it gives no first prototypes",
-            where=f"node `{layer.name}`",
+            where=node_place(layer),
             hint="compile the float32 file without `--quantize`; `ttac inspect` lists the methods that fit",
         )
     weight = value.const_value.numpy().astype(np.float32)

@@ -83,6 +83,24 @@ def test_a_missing_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh
     assert caught.value.exit_code == 5 and "pip install onnxruntime" in caught.value.hint
 
 
+def test_an_engine_for_numpy_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_engine: None) -> None:
+    """onnxruntime 1.18 prints a page beside numpy 2, and raises an error without text."""
+
+    def fail() -> Any:
+        raise ImportError
+
+    monkeypatch.setattr(engine_import, "_import_without_training", fail)
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    with pytest.raises(RuntimeMissingError, match="no working onnxruntime: ImportError") as caught:
+        ttac.load(tiny.ema(tmp_path / "b"))
+    assert "`pip install 'numpy<2'`" in caught.value.hint
+
+
+def test_options_for_each_provider(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 providers have 2 entries of options"):
+        ttac.InferenceSession(tiny.ema(tmp_path / "b"), providers=["cpu"], provider_options=[{}, {}])
+
+
 def test_an_engine_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_engine: None) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.16.3")
     with pytest.raises(RuntimeMissingError, match=r"onnxruntime 1\.16\.3 cannot be used: it is older than 1\.18"):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
+from ttac.passes.graph.places import node_place, value_place
 from ttac.passes.graph.shapes import dims
 
 
@@ -13,7 +14,7 @@ def refusal(node: ir.Node, reason: str) -> UnsupportedError:
     """Return the error for a node that the rule of its operator does not cover."""
     return UnsupportedError(
         f"no gradient for `{node.op_type}` here: {reason}",
-        where=f"node `{node.name}`",
+        where=node_place(node),
         hint="adapt only norms behind this node: `--train SELECTOR` takes site names or patterns (see `ttac inspect`)",
     )
 
@@ -33,7 +34,7 @@ def constant(node: ir.Node, position: int) -> np.ndarray | None:
         return None
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
     if tensor is None:
-        raise refusal(node, f"its input `{value.name}` is not a constant")
+        raise refusal(node, f"its input {value_place(value)} is not a constant")
     return tensor.numpy()
 
 
