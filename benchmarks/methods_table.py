@@ -1,7 +1,8 @@
 """All methods on the shipped nets: `python -m benchmarks.methods_table --write docs/methods-table.md`.
 
-Fifteen corruptions in five severities, protocols `continual` and `reset-each-shift`, batch 64 and batch 1.  The folder
-of `--keep` holds finished cells, so that an interrupted run goes on where it stopped.
+Fifteen corruptions, protocols `continual` and `reset-each-shift`, batch 64 and batch 1; then a stream ten times as
+long, and the time of a step.  The folder of `--keep` holds finished cells, so that an interrupted run goes on where it
+stopped.  `--until errors` and `--until drift` stop before the later parts: times belong on an idle machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import ttac
+from benchmarks.methods_costs import PASSES, cost_table, evaluate_long, pass_errors, step_times
 from ttac import methods
 from ttac.evaluation.evaluation_result import Evaluation
 from ttac.evaluation.machine import about
@@ -27,28 +29,18 @@ NETS = {
     "fashion_resnet_gn": "GroupNorm",
     "fashion_vit": "ViT",
 }
-SAMPLES = {64: 512, 1: 64}
+SAMPLES = {64: 256, 1: 16}
 """Number of images of each corruption and severity, by batch."""
 
 PROTOCOLS = ("continual", "reset-each-shift")
-SEVERITIES = (1, 2, 3, 4, 5)
+PARTS = ("errors", "drift", "times")
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def main() -> None:
     """Evaluate, print the page, and write it with `--write`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods_table", description=__doc__)
-    parser.add_argument("--data", type=Path, default=DEMO / "fashion_stream.npz", help="by default the shipped images")
-    parser.add_argument("--methods", default=",".join(all_methods()), help="with commas between them")
-    parser.add_argument("--samples", type=int, nargs=2, default=tuple(SAMPLES.values()), help="at batch 64 and batch 1")
-    parser.add_argument("--severities", default="1,2,3,4,5", help="with commas between them")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--keep", type=Path, default=Path("build/methods-table"), help="folder of finished cells")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every row here")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots here")
-    asked = parser.parse_args()
+    asked = _parser().parse_args()
     start = time.monotonic()
     parts = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
     whole = Evaluation(
@@ -58,7 +50,11 @@ def main() -> None:
         data=parts[0].data,
         about=parts[0].about,
     )
-    text = page(whole, asked.samples)
+    models, last = [DEMO / f"{net}.onnx" for net in NETS], PARTS.index(asked.until)
+    long = evaluate_long(models, asked.data, asked.long, **_choices(asked)).rows() if last else []
+    shared = {name: _choices(asked)[name] for name in ("settings", "options")}
+    times = step_times(models, _methods(asked), shared, asked.data, asked.keep.absolute()) if last > 1 else {}
+    text = page(whole, asked.samples) + "\n".join(["", *costs(whole.rows(), long, times, asked.long)]) + "\n"
     print(f"{(time.monotonic() - start) / 60:.0f} minutes in this run", file=sys.stderr)
     print(text)
     if asked.write:
@@ -69,9 +65,43 @@ def main() -> None:
         whole.write_html(asked.html)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods_table", description=__doc__)
+    parser.add_argument("--data", type=Path, default=DEMO / "fashion_stream.npz", help="by default the shipped images")
+    parser.add_argument("--methods", default=",".join(all_methods()), help="with commas between them")
+    parser.add_argument("--samples", type=int, nargs=2, default=tuple(SAMPLES.values()), help="at batch 64 and batch 1")
+    parser.add_argument(
+        "--long", type=int, default=64, help="images of each corruption in each pass of the long stream"
+    )
+    parser.add_argument("--severities", default="5", help="with commas between them")
+    parser.add_argument("--until", default=PARTS[-1], choices=PARTS, help="last part to measure")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--keep", type=Path, default=Path("build/methods-table"), help="folder of finished cells")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write every row here")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots here")
+    return parser
+
+
 def all_methods() -> list[str]:
     """Return the names of all methods, `source` first."""
     return sorted(methods.names(), key=lambda name: (name != "source", name))
+
+
+def _methods(asked: argparse.Namespace) -> list[str]:
+    return list(dict.fromkeys(["source", *asked.methods.split(",")]))
+
+
+def _choices(asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "methods": _methods(asked),
+        "settings": {"guard": "off"},
+        "options": {"calibration": DEMO / "fashion_calibration.npz"},
+        "output": asked.keep,
+        "jobs": asked.jobs,
+        "threads": 1,
+        "watch": Watch(say=lambda line: print(line, file=sys.stderr, flush=True)),
+    }
 
 
 def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation:
@@ -79,18 +109,12 @@ def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation
     return ttac.evaluate(
         [DEMO / f"{net}.onnx" for net in NETS],
         asked.data,
-        methods=list(dict.fromkeys(["source", *asked.methods.split(",")])),
-        settings={"guard": "off"},
         corruptions=["all"],
         severities=[int(severity) for severity in asked.severities.split(",")],
         protocols=PROTOCOLS,
         batch=batch,
         samples=samples,
-        options={"calibration": DEMO / "fashion_calibration.npz"},
-        output=asked.keep,
-        jobs=asked.jobs,
-        threads=1,
-        watch=Watch(say=lambda line: print(line, file=sys.stderr, flush=True)),
+        **_choices(asked),
     )
 
 
@@ -100,17 +124,19 @@ def page(evaluation: Evaluation, samples: Sequence[int]) -> str:
     used = [(batch, n) for batch, n in zip(SAMPLES, samples, strict=True) if n]
     counts = " and ".join(f"{n} at batch {batch}" for batch, n in used)
     errors = " and ".join(f"{50 / n**0.5:.1f} points at batch {batch}" for batch, n in used)
+    severities = sorted({row["severity"] for row in rows})
+    mean = f" / mean over severities {', '.join(map(str, severities))}" if len(severities) > 1 else ""
     lines = [
         "# All methods on the shipped nets",
         "",
-        f"Made by `python -m benchmarks.methods_table` on {facts['date']}: {facts['machine']}; {facts['packages']};",
+        f"Made by `python -m benchmarks.methods_table` on {facts['date']}: {facts['machine']}; {facts['packages']}.",
         "Every method as published, without the guard; the 15 corruptions of",
         f"`{corruption_package(evaluation)}`, images of `{evaluation.data}`: {counts} per corruption and severity.",
         "",
-        "Error in %, severity 5 / mean over severities 1 to 5, of the predictions made before each update. Bold is the",
+        f"Error in %, severity 5{mean}, of the predictions made before each update. Bold is the",
         "lowest of a column, † is higher than `source`. The images are the same in every entry: two methods are",
-        "compared on equal terms, but an entry is as uncertain as any figure from so few images (a standard error of",
-        f"up to {errors}).",
+        "compared on equal terms, but the error of one corruption is as uncertain as any figure from so few images (a",
+        f"standard error of up to {errors}).",
         "",
     ]
     for protocol in PROTOCOLS:
@@ -119,6 +145,22 @@ def page(evaluation: Evaluation, samples: Sequence[int]) -> str:
     reasons = {(m.cell.subject.model, m.cell.subject.method): m.reason.problem for m in evaluation.missing}
     lines += [f"* `{method}` does not run on `{model}`: {reason}" for (model, method), reason in reasons.items()]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def costs(rows: Rows, long: Rows, times: Mapping[tuple[str, str], tuple[float, float]], samples: int) -> list[str]:
+    """Return the part of the page about time, memory, the worst corruption and long streams."""
+    continual, passes = [row for row in rows if row["protocol"] == PROTOCOLS[0]], pass_errors(long)
+    lines = [
+        "## Time, memory, the worst corruption and long streams",
+        "",
+        "Batch 64, continual. Times are medians with one thread, a step and inference of the source in turn. The peak",
+        "is the working memory of a step, measured in a fresh process. The highest error is that of one corruption,",
+        f"with the source's error under it. The long stream has the 15 corruptions {PASSES} times, {samples} images of",
+        "each, never reset: mean errors in % of its first and last pass.",
+    ]
+    for model, kind in NETS.items():
+        lines += ["", f"### {kind}", "", *cost_table(model, continual, passes, times)]
+    return lines
 
 
 def corruption_package(evaluation: Evaluation) -> str:
@@ -135,14 +177,15 @@ def table(rows: Rows) -> list[str]:
     """Return a table with one row per method and one column per model and batch."""
     heads = columns(rows)
     named = list(dict.fromkeys(row["method"] for row in rows))
-    hardest = {key: {m: mean_error(rows, *key, m, (max(SEVERITIES),)) for m in named} for key in heads}
-    whole = {key: {m: mean_error(rows, *key, m, SEVERITIES) for m in named} for key in heads}
+    severities = sorted({row["severity"] for row in rows})
+    shown = [(max(severities),), severities][: len(severities)]
+    errors = [{key: {m: mean_error(rows, *key, m, some) for m in named} for key in heads} for some in shown]
     lines = [
         "| method | " + " | ".join(f"{NETS[model]}, batch {batch}" for model, batch in heads) + " |",
         "|---|" + "---:|" * len(heads),
     ]
     for method in named:
-        cells = [f"{error_text(hardest[key], method)} / {error_text(whole[key], method)}" for key in heads]
+        cells = [" / ".join(error_text(each[key], method) for each in errors) for key in heads]
         lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
     return lines
 
