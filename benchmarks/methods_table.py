@@ -50,7 +50,7 @@ def main() -> None:
         data=parts[0].data,
         about=parts[0].about,
     )
-    models, last = [DEMO / f"{net}.onnx" for net in NETS], PARTS.index(asked.until)
+    models, last = [DEMO / f"{net}.onnx" for net in asked.nets], PARTS.index(asked.until)
     long = evaluate_long(models, asked.data, asked.long, **_choices(asked)).rows() if last else []
     shared = {name: _choices(asked)[name] for name in ("settings", "options")}
     times = step_times(models, _methods(asked), shared, asked.data, asked.keep.absolute()) if last > 1 else {}
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods_table", description=__doc__)
     parser.add_argument("--data", type=Path, default=DEMO / "fashion_stream.npz", help="by default the shipped images")
     parser.add_argument("--methods", default=",".join(all_methods()), help="with commas between them")
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--samples", type=int, nargs=2, default=tuple(SAMPLES.values()), help="at batch 64 and batch 1")
     parser.add_argument(
         "--long", type=int, default=64, help="images of each corruption in each pass of the long stream"
@@ -107,7 +108,7 @@ def _choices(asked: argparse.Namespace) -> dict[str, Any]:
 def evaluated(asked: argparse.Namespace, batch: int, samples: int) -> Evaluation:
     """Evaluate all methods at one batch."""
     return ttac.evaluate(
-        [DEMO / f"{net}.onnx" for net in NETS],
+        [DEMO / f"{net}.onnx" for net in asked.nets],
         asked.data,
         corruptions=["all"],
         severities=[int(severity) for severity in asked.severities.split(",")],
@@ -158,8 +159,8 @@ def costs(rows: Rows, long: Rows, times: Mapping[tuple[str, str], tuple[float, f
         f"with the source's error under it. The long stream has the 15 corruptions {PASSES} times, {samples} images of",
         "each, never reset: mean errors in % of its first and last pass.",
     ]
-    for model, kind in NETS.items():
-        lines += ["", f"### {kind}", "", *cost_table(model, continual, passes, times)]
+    for model in dict.fromkeys(row["model"] for row in continual):
+        lines += ["", f"### {NETS[model]}", "", *cost_table(model, continual, passes, times)]
     return lines
 
 

@@ -29,6 +29,7 @@ import numpy as np
 
 import ttac
 from ttac.errors import BudgetError
+from ttac.settings import split_assignments
 from ttac.sizes import format_size
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
@@ -85,7 +86,10 @@ def outcome(folder: Path, images: Stream, method: str, batch: int, **choices: An
 
 
 def outcomes(folder: Path, streams: Sequence[Stream], method: str, batch: int, **choices: Any) -> list[Outcome]:
-    """Compile the shipped net once and run each stream through it, from the shipped weights."""
+    """Compile the shipped net once and run each stream through it, from the shipped weights.
+
+    There is no guard, unless the settings have one.
+    """
     path = folder / f"{len(list(folder.iterdir()))}.ttac"
     if method != "source":
         choices["settings"] = {"guard": "off", **choices.get("settings", {})}
@@ -117,8 +121,8 @@ def along(adapter: ttac.Adapter, images: Stream) -> tuple[float, float]:
 
 def ratios(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
     """Yield a table of keep ratios per layer and batch, compared with `tent` and with one keep ratio for all layers."""
-    streams = in_orders(stream(), asked.half, asked.seeds, asked.passes)
-    tent = outcomes(folder, streams, "tent", asked.batch)
+    streams, guard = in_orders(stream(), asked.half, asked.seeds, asked.passes), {"guard": asked.guard}
+    tent = outcomes(folder, streams, "tent", asked.batch, settings=guard)
     source = outcomes(folder, streams[:1], "source", asked.batch)[0]
     yield (
         f"\nBatch {asked.batch}, {asked.half}, {asked.seeds} orders: `source` {source.error:.1f} %, "
@@ -127,9 +131,12 @@ def ratios(folder: Path, asked: argparse.Namespace) -> Iterator[str]:
     yield from table(COLUMNS)
     for select in asked.select:
         for keep in asked.keep:
-            mine = outcomes(folder, streams, "surgeon", asked.batch, settings={"select": select, "keep": keep})
+            chosen = {**guard, **split_assignments(asked.set), "select": select, "keep": keep}
+            mine = outcomes(folder, streams, "surgeon", asked.batch, settings=chosen)
             ratio = statistics.mean(each.kept for each in mine)
-            static = outcomes(folder, streams, "dropit", asked.batch, settings={"select": select, "keep": ratio})
+            static = outcomes(
+                folder, streams, "dropit", asked.batch, settings={**guard, "select": select, "keep": ratio}
+            )
             counted = statistics.mean(each.counted for each in mine)
             yield row(f"`{select}`", keep, f"{ratio:.3f}", format_size(round(counted)), f"{spread(mine)} %",
                       spread(mine, tent), f"{spread(static)} %", spread(mine, static), format_size(mine[0].peak),
@@ -224,6 +231,8 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--select", nargs="+", choices=SELECTIONS, default=SELECTIONS[:1])
     parser.add_argument("--half", choices=tuple(HALVES), default="reporting")
+    parser.add_argument("--guard", choices=["off", "on"], default="off", help="of all methods")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of `surgeon`")
     parser.add_argument("--passes", type=int, default=1, help="repetitions of each corruption's images")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="orders of the images")
     asked = parser.parse_args()
