@@ -20,7 +20,7 @@ from ttac.evaluation.source_inference import inference
 from ttac.evaluation.subjects import method_specs, subjects_of
 from ttac.evaluation.timing import FEWEST, paired
 from ttac.runtime import load
-from ttac.runtime.bundle import is_bundle
+from ttac.runtime.bundle import is_bundle, read_manifest
 from ttac.sizes import format_size
 
 PASSES, BATCH = 10, 64
@@ -47,11 +47,12 @@ def pass_errors(rows: Rows) -> dict[tuple[str, str], list[float]]:
 
 
 def step_times(
-    models: Sequence[Path], methods: Sequence[str], choices: Mapping[str, Any], data: Path, keep: Path
-) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return (model, method) -> milliseconds of a step and its ratio to inference of the source, one thread.
+    models: Sequence[Path], methods: Sequence[str], choices: Mapping[str, Any], keep: Path, data: Path
+) -> dict[tuple[str, str], float]:
+    """Return (model, method) -> time of a step in times of the step of `source`, one thread.
 
-    `keep` has the bundles of the evaluation with `choices`; `times.json` in it holds finished measurements.
+    `keep` has the bundles of the evaluation with `choices`; methods without a bundle are left out.  `times.json` in it
+    holds finished measurements: milliseconds of a step, and their ratio to inference of the model's file in turn.
     """
     file = keep / "times.json"
     known: dict[str, list[float]] = json.loads(file.read_text("utf-8")) if file.exists() else {}
@@ -59,19 +60,47 @@ def step_times(
     subjects, _ = subjects_of(models, specs, [BATCH], choices["options"], keep / "bundles")
     with np.load(data, allow_pickle=False) as arrays:
         x = arrays["gaussian_noise"][:BATCH].astype(np.float32) / np.float32(255)
-    found = {}
     for subject in subjects:
-        if not is_bundle(subject.bundle):
-            continue
         key = f"{subject.model} {subject.method}"
-        if key not in known:
-            adapter = load(subject.bundle, threads=1)
-            source = inference(next(path for path in models if path.stem == subject.model), 1)
-            times = paired(lambda run=source: run(x), lambda step=adapter.step: step(x), FEWEST)  # type: ignore[misc]
-            known[key] = [1e3 * float(np.median(times.step)), times.ratio]
-            file.write_text(json.dumps(known), encoding="utf-8")
-        found[subject.model, subject.method] = (known[key][0], known[key][1])
-    return found
+        if key in known or not is_bundle(subject.bundle):
+            continue
+        adapter = load(subject.bundle, threads=1)
+        source = inference(next(path for path in models if path.stem == subject.model), 1)
+        times = paired(lambda run=source: run(x), lambda step=adapter.step: step(x), FEWEST)  # type: ignore[misc]
+        known[key] = [1e3 * float(np.median(times.step)), times.ratio]
+        file.write_text(json.dumps(known), encoding="utf-8")
+    pairs = [(each.model, each.method) for each in subjects if f"{each.model} {each.method}" in known]
+    return {(net, name): known[f"{net} {name}"][1] / known[f"{net} source"][1] for net, name in pairs}
+
+
+def peaks(
+    models: Sequence[Path], methods: Sequence[str], choices: Mapping[str, Any], keep: Path
+) -> dict[tuple[str, str], int]:
+    """Return (model, method) -> measured peak of a step in bytes, of the bundles that exist."""
+    subjects, _ = subjects_of(
+        models, method_specs(methods, choices["settings"]), [BATCH], choices["options"], keep / "bundles"
+    )
+    sizes = {
+        (each.model, each.method): read_manifest(each.bundle)["memory"]["measured"].get("peak")
+        for each in subjects
+        if is_bundle(each.bundle)
+    }
+    return {key: int(size) for key, size in sizes.items() if size is not None}
+
+
+def short_table(
+    times: Mapping[tuple[str, str], float], memory: Mapping[tuple[str, str], int], names: Mapping[str, str]
+) -> list[str]:
+    """Return time and memory of all methods, two columns for each net with bundles; `names` are those of the nets."""
+    nets = [net for net in names if any(model == net for model, _ in memory)]
+    heads = [text for net in nets for text in (f"{names[net]}, time", "peak")]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for method in sorted({method for _, method in memory}, key=lambda name: (name != "source", name)):
+        cells = []
+        for key in ((net, method) for net in nets):
+            cells += [f"{times[key]:.1f}" if key in times else "-", format_size(memory[key]) if key in memory else "-"]
+        lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    return lines
 
 
 def worst(rows: Rows, model: str, method: str) -> str:
@@ -93,20 +122,20 @@ def cost_table(
     model: str,
     rows: Rows,
     passes: Mapping[tuple[str, str], Sequence[float]],
-    times: Mapping[tuple[str, str], tuple[float, float]],
+    times: Mapping[tuple[str, str], float],
 ) -> list[str]:
     """Return one net's table: time, memory, worst corruption and the errors of the long stream.
 
     `rows` are those of the protocol `continual`.
     """
     lines = [
-        "| method | step, ms | / inference | peak of a step | highest error (source) | first pass | last | change |",
-        "|---|---:|---:|---:|---|---:|---:|---:|",
+        "| method | step / `source` | peak of a step | highest error (source) | first pass | last | change |",
+        "|---|---:|---:|---|---:|---:|---:|",
     ]
-    peaks = {row["method"]: row["peak_bytes"] for row in rows if _is(row, model, row["method"])}
-    for method, peak in peaks.items():
+    sizes = {row["method"]: row["peak_bytes"] for row in rows if _is(row, model, row["method"])}
+    for method, peak in sizes.items():
         time = times.get((model, method))
-        cells = [f"`{method}`", *((f"{time[0]:.1f}", f"{time[1]:.1f}") if time else ("-", "-"))]
+        cells = [f"`{method}`", f"{time:.1f}" if time else "-"]
         cells += ["-" if peak is None else format_size(int(peak)), worst(rows, model, method)]
         errors = [100 * error for error in passes.get((model, method), ())]
         ends = [f"{errors[0]:.1f}", f"{errors[-1]:.1f}", f"{errors[-1] - errors[0]:+.1f}"] if errors else ["-"] * 3

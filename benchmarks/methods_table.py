@@ -2,7 +2,8 @@
 
 Fifteen corruptions, protocols `continual` and `reset-each-shift`, batch 64 and batch 1; then a stream ten times as
 long, and the time of a step.  The folder of `--keep` holds finished cells, so that an interrupted run goes on where it
-stopped.  `--until errors` and `--until drift` stop before the later parts: times belong on an idle machine.
+stopped.  `--parts errors drift` leaves the times to an idle machine; `--parts times` alone prints time and memory of
+the bundles that the folder holds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import ttac
-from benchmarks.methods_costs import PASSES, cost_table, evaluate_long, pass_errors, step_times
+from benchmarks.methods_costs import PASSES, cost_table, evaluate_long, pass_errors, peaks, short_table, step_times
 from ttac import methods
 from ttac.evaluation.evaluation_result import Evaluation
 from ttac.evaluation.machine import about
@@ -42,6 +43,11 @@ def main() -> None:
     """Evaluate, print the page, and write it with `--write`."""
     asked = _parser().parse_args()
     start = time.monotonic()
+    models, shared = [DEMO / f"{net}.onnx" for net in asked.nets], _choices(asked)
+    bundles = (models, _methods(asked), {name: shared[name] for name in ("settings", "options")}, asked.keep.absolute())
+    if "errors" not in asked.parts:
+        print("\n".join(short_table(step_times(*bundles, asked.data), peaks(*bundles), NETS)))
+        return
     parts = [evaluated(asked, batch, samples) for batch, samples in zip(SAMPLES, asked.samples, strict=True) if samples]
     whole = Evaluation(
         results=[result for part in parts for result in part.results],
@@ -50,10 +56,8 @@ def main() -> None:
         data=parts[0].data,
         about=parts[0].about,
     )
-    models, last = [DEMO / f"{net}.onnx" for net in asked.nets], PARTS.index(asked.until)
-    long = evaluate_long(models, asked.data, asked.long, **_choices(asked)).rows() if last else []
-    shared = {name: _choices(asked)[name] for name in ("settings", "options")}
-    times = step_times(models, _methods(asked), shared, asked.data, asked.keep.absolute()) if last > 1 else {}
+    long = evaluate_long(models, asked.data, asked.long, **shared).rows() if "drift" in asked.parts else []
+    times = step_times(*bundles, asked.data) if "times" in asked.parts else {}
     text = page(whole, asked.samples) + "\n".join(["", *costs(whole.rows(), long, times, asked.long)]) + "\n"
     print(f"{(time.monotonic() - start) / 60:.0f} minutes in this run", file=sys.stderr)
     print(text)
@@ -75,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--long", type=int, default=64, help="images of each corruption in each pass of the long stream"
     )
     parser.add_argument("--severities", default="5", help="with commas between them")
-    parser.add_argument("--until", default=PARTS[-1], choices=PARTS, help="last part to measure")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path, default=Path("build/methods-table"), help="folder of finished cells")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page here")
@@ -148,13 +152,13 @@ def page(evaluation: Evaluation, samples: Sequence[int]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def costs(rows: Rows, long: Rows, times: Mapping[tuple[str, str], tuple[float, float]], samples: int) -> list[str]:
+def costs(rows: Rows, long: Rows, times: Mapping[tuple[str, str], float], samples: int) -> list[str]:
     """Return the part of the page about time, memory, the worst corruption and long streams."""
     continual, passes = [row for row in rows if row["protocol"] == PROTOCOLS[0]], pass_errors(long)
     lines = [
         "## Time, memory, the worst corruption and long streams",
         "",
-        "Batch 64, continual. Times are medians with one thread, a step and inference of the source in turn. The peak",
+        "Batch 64, continual. Times are those of a step with one thread, in times of the step of `source`. The peak",
         "is the working memory of a step, measured in a fresh process. The highest error is that of one corruption,",
         f"with the source's error under it. The long stream has the 15 corruptions {PASSES} times, {samples} images of",
         "each, never reset: mean errors in % of its first and last pass.",
