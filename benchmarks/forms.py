@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__)
     parser.add_argument("networks", nargs="+", choices=list(NETWORKS))
     parser.add_argument("--method", default="tent", help="PyTorch runs `tent` alone")
+    parser.add_argument("--train", default="norms", help="as for `ttac compile`; PyTorch trains norms alone")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=TURNS)
@@ -43,10 +44,11 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/forms"))
     options = parser.parse_args()
-    variants = [variant for variant in options.pytorch.split(",") if variant and options.method == "tent"]
+    comparable = (options.method, options.train) == ("tent", "norms")
+    variants = [variant for variant in options.pytorch.split(",") if variant and comparable]
     print(*header(variants), sep="\n", flush=True)
     for name in options.networks:
-        bundle = bundle_of(name, options.batch, options.folder, options.method)
+        bundle = bundle_of(name, options.batch, options.folder, options.method, options.train)
         print(line(name, measured(name, bundle, options.batch, options.threads, options.turns, variants)), flush=True)
 
 
@@ -64,12 +66,13 @@ def measured(
     return timed(actions_of(name, bundle, threads, variants), random_samples(batch, (3, side, side)), turns)
 
 
-def bundle_of(name: str, batch: int, folder: Path, method: str = "tent") -> Path:
+def bundle_of(name: str, batch: int, folder: Path, method: str = "tent", train: str = "norms") -> Path:
     """Return the network's bundle of the method; it is compiled if the folder has none."""
     folder.mkdir(parents=True, exist_ok=True)
-    bundle = folder / f"{name}-{method}-{batch}.ttac"
+    bundle = folder / f"{name}-{method}{'' if train == 'norms' else f'-{train}'}-{batch}.ttac"
     if not bundle.exists():
-        ttac.compile(export(name, folder), method=method, batch=batch, settings={"guard": "off"}, output=bundle)
+        settings = {"guard": "off"}
+        ttac.compile(export(name, folder), method=method, batch=batch, train=train, settings=settings, output=bundle)
     return bundle
 
 

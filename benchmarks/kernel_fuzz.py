@@ -16,6 +16,7 @@ from tests.support.kernel_layer_case import check_activation, check_layer, check
 from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
 from tests.support.kernel_norm_case import check_norm, norm_case
 from tests.support.kernel_sparse_case import check_sparse, sparse_case
+from tests.support.kernel_weight_case import check_adam, check_reorder, check_rows, check_weight_gradient
 
 CHECKS: dict[str, Callable[[int], None]] = {
     "norm": lambda seed: check_norm(norm_case(seed)),
@@ -26,6 +27,10 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "layer": lambda seed: check_layer(layer_case(seed)),
     "activation": check_activation,
     "softmax": check_softmax,
+    "weight-gradient": check_weight_gradient,
+    "reorder": check_reorder,
+    "rows": check_rows,
+    "adam": check_adam,
     "sparse": lambda seed: check_sparse(sparse_case(seed)),
 }
 """Name of the operators -> the check of one seed."""

@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,24 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
     library = kernel_library(spec.kernels).path if spec is not None and spec.kernels else None
     graphs: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for word in manifest["programs"]["step"]:
-            if "run" in word:
-                file = spec.graphs.get(word["run"]) if spec is not None else None
-                session = _profiling(bundle / (file or f"{word['run']}.onnx"), Path(folder) / word["run"], library)
-                feed = {value.name: values[value.name] for value in session.get_inputs()}
-                for _ in range(STEPS):
-                    outputs = session.run(None, feed)
-                values |= dict(zip((value.name for value in session.get_outputs()), outputs, strict=True))
-                counts = graphs.setdefault(word["run"].split("-")[0], Counter())
-                for operator, microseconds in _kernels(Path(session.end_profiling()), shapes):
-                    counts[operator] += microseconds / 1e3 / STEPS
+        for name in _runs(manifest["programs"]["step"]):
+            file = spec.graphs.get(name) if spec is not None else None
+            session = _profiling(bundle / (file or f"{name}.onnx"), Path(folder) / name, library)
+            feed = {value.name: values[value.name] for value in session.get_inputs()}
+            for _ in range(STEPS):
+                outputs = session.run(None, feed)
+            values |= dict(zip((value.name for value in session.get_outputs()), outputs, strict=True))
+            counts = graphs.setdefault(name.split("-")[0], Counter())
+            for operator, microseconds in _kernels(Path(session.end_profiling()), shapes):
+                counts[operator] += microseconds / 1e3 / STEPS
     return graphs
+
+
+def _runs(words: Sequence[dict[str, Any]]) -> list[str]:
+    """The graphs of a program in their order, once each; branches too."""
+    found = [word["run"] for word in words if "run" in word]
+    found += [name for word in words for name in _runs(word.get("then", ()))]
+    return list(dict.fromkeys(found))
 
 
 def _form(bundle: Path, manifest: dict[str, Any], form: str) -> FormSpec | None:
@@ -95,11 +101,12 @@ def main() -> None:
     parser.add_argument("network", choices=list(NETWORKS))
     parser.add_argument("--form", choices=FORMS, default="portable")
     parser.add_argument("--method", default="tent")
+    parser.add_argument("--train", default="norms", help="as for `ttac compile`")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--shapes", action="store_true", help="tell operators apart by the shapes of their inputs")
     parser.add_argument("--folder", type=Path, default=Path("build/forms"))
     options = parser.parse_args()
-    bundle = bundle_of(options.network, options.batch, options.folder, options.method)
+    bundle = bundle_of(options.network, options.batch, options.folder, options.method, options.train)
     for graph, counts in profile(bundle, options.batch, options.form, shapes=options.shapes).items():
         total = sum(counts.values())
         print(f"{graph}: {total:.1f} ms")

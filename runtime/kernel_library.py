@@ -38,7 +38,8 @@ def kernel_library(operators: int) -> KernelLibrary:
         missing = isinstance(error, ModuleNotFoundError) and error.name == PACKAGE
         return _refused("the package `ttac-kernels` is not installed" if missing else f"`{PACKAGE}` fails: {error}")
     version = str(getattr(package, "__version__", "?"))
-    if (found := getattr(package, "DOMAIN_VERSION", None)) != operators:
+    found = getattr(package, "DOMAIN_VERSION", None)
+    if not isinstance(found, int) or not getattr(package, "OLDEST_VERSION", found) <= operators <= found:
         return _refused(
             f"ttac-kernels {version} has version {found} of the operators, and the bundle needs {operators}"
         )

@@ -18,6 +18,7 @@ from ttac.passes.blocked.layout import Recipe
 from ttac.passes.blocked.probe import BLOCKS, probe
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
+from ttac.passes.kernels.optimizer_steps import fuse_adam
 from ttac.passes.verify.compare import relative
 from ttac.runtime.form_table import parse_forms
 from ttac.runtime.forms import form_weights, probe_failure
@@ -48,10 +49,12 @@ def write_forms(
     graphs = {name: content.graphs[name] for name in names if name in content.graphs}
     entries: list[Entry] = []
     outside = _read_elsewhere(content, set(graphs))
+    updates = fuse_adam({name: content.graphs[name] for name in content.stages("update")})
     for kernels, block in product((True, False), BLOCKS):
         made = block_graphs(graphs, block, content.fed_weights, outside, kernels=kernels)
         if not is_worthwhile(made) or bool(made.kernels) != kernels:
             continue
+        made = made.joined(updates) if kernels else made
         entry = _write(content, made, folder)
         if problem := _disagreement(content, entry, folder, feeds):
             note(f"{entry['name']}: left out, {problem}")
@@ -127,10 +130,15 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
         return ""
     library = kernel_library(spec.kernels).path if spec.kernels else None
     weights = form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)
+    # An optimizer may read further graphs of the method.  The first step on the device compares its changes.
+    steps = [graph for graph in spec.graphs if graph in content.stages("update")]
+    compared = [graph for graph in spec.graphs if graph not in steps]
     for fed in _feeds(content, feeds):
-        portable = _executed(folder, [f"{graph}.onnx" for graph in spec.graphs], fed)
+        portable = _executed(folder, [f"{graph}.onnx" for graph in compared], fed)
         try:
-            found = _executed(folder, list(spec.graphs.values()), {**fed, **weights}, library)
+            found = _executed(folder, [spec.graphs[graph] for graph in compared], {**fed, **weights}, library)
+            for graph in steps:
+                Executable(folder / spec.graphs[graph], library=library)
         except TtacError as error:
             return f"the engine refuses it: {error.problem}"
         if problem := _difference(content, found, portable):

@@ -1,6 +1,7 @@
 // Random shapes of every operator, for sanitizers: `sanitize SHAPES`.
 //
 // Each case runs with one thread and with four, and both must make the same bits.  NumPy checks the numbers elsewhere.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -90,6 +91,9 @@ Arrays random_norm_backward(Node& node) {
   for (int i = 0; i < 4; ++i) arrays.push_back(floats({channels}));
   arrays.push_back(often() ? bytes(kBool, shape, 2) : nullptr);
   arrays.push_back(often() ? floats(shape) : nullptr);
+  int64_t run = block;
+  for (size_t axis = 2; axis < shape.size(); ++axis) run *= shape[axis];
+  arrays.push_back(often() ? bytes(kUint8, {shape[0], channels / block * ((run + 7) / 8)}, 256) : nullptr);
   node.outputs = {often(), often(), often(), often()};
   return arrays;
 }
@@ -300,6 +304,74 @@ Arrays random_activation_forward(Node& node) { return random_rows(node, "Activat
 Arrays random_activation_backward(Node& node) { return random_rows(node, "ActivationBackward", 2); }
 Arrays random_softmax_backward(Node& node) { return random_rows(node, "SoftmaxBackward", 2); }
 
+Arrays random_weight_gradient(Node& node) {
+  const Pool pool;
+  node = pool.node("ConvWeightGrad");
+  const bool narrow = !often(), whole = !often();
+  const int64_t group = whole ? pick(1, 3) : 1, step = narrow ? 1 : pool.block;
+  const int64_t wide = group * pool.block * pick(1, 3), deep = step * pick(1, 3);
+  node.integers["x_block"] = step;
+  node.integers["group"] = group;
+  node.lists["shape"] = {wide - (whole ? 0 : pick(0, pool.block - 1)), deep - (whole ? 0 : pick(0, step - 1))};
+  node.outputs = {true};
+  return arrays_of({{pool.samples, group * deep, pool.sizes[0], pool.sizes[1]},
+                    {pool.samples, wide, pool.outs[0], pool.outs[1]}});
+}
+
+Arrays random_reorder_weights(Node& node) {
+  const int64_t groups = pick(0, 3);
+  node.op_type = "ReorderWeights";
+  node.integers = {{"block", int64_t{1} << pick(0, 4)}, {"groups", groups}, {"inputs_in_blocks", pick(0, 1)}};
+  const std::vector<int64_t> shape{std::max<int64_t>(1, groups) * pick(1, 20), pick(1, 40), pick(1, 4), pick(1, 4)};
+  if (often()) node.lists = {{"rows", {pick(0, shape[2] - 1)}}, {"columns", {shape[3] - 1, 0}}};
+  node.outputs = {true};
+  return arrays_of({shape});
+}
+
+Arrays random_quantize_rows(Node& node) {
+  const Blocks at;
+  node = at.node("QuantizeRows");
+  node.outputs = {true, true, true};
+  return arrays_of({at.shape});
+}
+
+Arrays random_dequantize_rows(Node& node) {
+  const Blocks at;
+  node = at.node("DequantizeRows");
+  node.outputs = {true};
+  const int64_t rows = at.samples * at.channels;
+  Arrays arrays;
+  arrays.push_back(bytes(kUint8, at.shape, 256));
+  arrays.push_back(floats({rows}));
+  arrays.push_back(bytes(kUint8, {rows}, 256));
+  return arrays;
+}
+
+Arrays random_restore_blocks(Node& node) {
+  const Blocks at;
+  node = at.node("RestoreBlocks");
+  node.lists["sizes"] = {at.channels, at.tiles, at.size};
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < at.count; ++i) {
+    if (!often()) places.push_back(i);
+  }
+  const int64_t kept = static_cast<int64_t>(places.size());
+  Arrays arrays;
+  arrays.push_back(bytes(kInt8, {kept, at.size}, 256));
+  arrays.push_back(floats({kept}));
+  arrays.push_back(integers(places));
+  arrays.push_back(floats({at.count}));
+  node.outputs = {true};
+  return arrays;
+}
+
+Arrays random_adam_step(Node& node) {
+  node.op_type = "AdamStep";
+  const std::vector<int64_t> shape{pick(1, 3), pick(1, 300)}, flat{shape[0] * shape[1]};
+  node.outputs = {true, true, true};
+  return arrays_of({shape, shape, flat, flat, {}, {1}});
+}
+
 // Whether two runs made the same bits.
 bool same(const Arrays& a, const Arrays& b) {
   for (size_t i = 0; i < a.size(); ++i) {
@@ -326,7 +398,9 @@ int run(int shapes) {
                                       random_pool_backward, random_interleave,
                                       random_input_gradient, random_depthwise_forward, random_depthwise_backward, random_keep_blocks,
                                       random_sparse_backward, random_layer_forward, random_layer_backward, random_activation_forward,
-                                      random_activation_backward, random_softmax_backward};
+                                      random_activation_backward, random_softmax_backward,
+                                      random_weight_gradient, random_reorder_weights, random_quantize_rows,
+                                      random_dequantize_rows, random_restore_blocks, random_adam_step};
   for (const auto maker : kMakers) {
     Node node;
     double sum = 0;

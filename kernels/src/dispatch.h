@@ -1,10 +1,13 @@
 // Kernels for the instructions of this processor, chosen once at run time.
 #pragma once
+#include "adam_table.h"
 #include "depthwise_table.h"
 #include "layer_table.h"
 #include "norm_table.h"
 #include "pool_table.h"
+#include "rows_table.h"
 #include "sparse_table.h"
+#include "weight_table.h"
 
 namespace ttac {
 
@@ -15,6 +18,9 @@ struct Instructions {
   DepthwiseTable depthwise;
   SparseTable sparse;
   LayerTable layer;
+  WeightTable weight;
+  RowsTable rows;
+  AdamTable adam;
 };
 
 // The build compiles tables.cpp once for each of these.

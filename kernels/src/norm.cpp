@@ -56,7 +56,9 @@ NormPiece NormTensors::piece(int64_t block, const Stretch& stretch) const {
 
 int NormTensors::rule() const {
   if (settings.act == kNone) return kDirect;
-  if (mask && (settings.act == kRelu || settings.act == kClip)) return kMasked;
+  const bool masked = settings.act == kRelu || settings.act == kClip;
+  if (bits && masked) return kMaskedBits;
+  if (mask && masked) return kMasked;
   require_channels(bias, "input bias: not one number for each channel");
   return recomputed(settings.act, static_cast<bool>(residual));
 }

@@ -94,6 +94,13 @@ struct Masked {
   }
 };
 
+struct MaskedBits {
+  template <class Access>
+  INLINE Vec gradient(const NormPiece& p, int64_t i, Access at, Vec) {
+    return select(at.bits(static_cast<const uint8_t*>(p.bits), i), at.read(p.dy + i), Vec{});
+  }
+};
+
 template <class Act, bool residual>
 struct Recomputed {
   template <class Access>
@@ -198,6 +205,7 @@ constexpr NormTable norm_table() {
   put_rule<Stored>(table, kStored);
   put_rule<Direct>(table, kDirect);
   put_rule<Masked>(table, kMasked);
+  put_rule<MaskedBits>(table, kMaskedBits);
   return table;
 }
 

@@ -13,7 +13,8 @@ enum Activation : int { kNone, kRelu, kClip, kSilu, kHardSwish, kGelu, kTanhGelu
 enum Rule : int {
   kStored,      // du was written before
   kDirect,      // there is no activation: du = dy
-  kMasked,      // du = dy where the mask is true
+  kMasked,      // du = dy where the byte of the mask is set
+  kMaskedBits,  // du = dy where the bit of the mask is set
   kRecomputed,  // u is computed again from x; one rule for each activation, without and with the residual
   kRules = kRecomputed + 2 * (kActivations - 1)
 };

@@ -39,6 +39,7 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
 
 extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
     kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward, kLayerNormForward, kLayerNormBackward,
-    kActivationForward, kActivationBackward, kSoftmaxBackward;
+    kActivationForward, kActivationBackward, kSoftmaxBackward, kConvWeightGrad, kReorderWeights, kQuantizeRows,
+    kDequantizeRows, kRestoreBlocks, kAdamStep;
 
 }  // namespace ttac

@@ -17,7 +17,9 @@ const Operator* const kOperators[] = {&kNormForward,     &kNormBackward, &kMaxPo
                                        &kMaxPoolBackward, &kInterleave,   &kDepthwiseInputGrad,
                                        &kDepthwiseForward, &kDepthwiseBackward, &kKeepBlocks,
                                        &kSparseNormBackward, &kLayerNormForward, &kLayerNormBackward,
-                                       &kActivationForward, &kActivationBackward, &kSoftmaxBackward};
+                                       &kActivationForward, &kActivationBackward, &kSoftmaxBackward,
+                                       &kConvWeightGrad, &kReorderWeights, &kQuantizeRows, &kDequantizeRows,
+                                       &kRestoreBlocks, &kAdamStep};
 
 // The domain lives as long as the process, because sessions keep a pointer to it.
 Status* make_domain(const Slot* api, OpDomain** domain) {

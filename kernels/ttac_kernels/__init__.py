@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ttac_kernels.version import VERSION as __version__
 
-__all__ = ["DOMAIN_VERSION", "__version__", "library_digest", "library_path"]
+__all__ = ["DOMAIN_VERSION", "OLDEST_VERSION", "__version__", "library_digest", "library_path"]
 
-DOMAIN_VERSION = 3
-"""Number of the operators' meaning; a graph runs only on a library with its number."""
+DOMAIN_VERSION = 4
+"""Number of the operators' meaning, of which graphs need one."""
+OLDEST_VERSION = 3
+"""The oldest number whose operators the library has unchanged; graphs with numbers in between run too."""
 
 
 def library_path() -> Path:

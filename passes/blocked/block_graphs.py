@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -12,11 +12,11 @@ from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_scale
 from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
 from ttac.passes.blocked.fuse import fuse
 from ttac.passes.blocked.gates import block_gated
-from ttac.passes.blocked.kernels import block_kernel
-from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints, known_dims
+from ttac.passes.blocked.kernels import block_kernel, block_weight_gradient
+from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Recipe, constant_ints
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.shapes import dims
-from ttac.passes.kernels.linked_graphs import VERSION
+from ttac.passes.graph.shapes import dims, known_dims
+from ttac.passes.kernels.linked_graphs import version_of
 from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.lower.lower import name_nodes
 from ttac.runtime.graph_check import KERNEL_DOMAIN
@@ -42,6 +42,11 @@ class BlockedGraphs:
     kernels: int
     graphs: Mapping[str, ir.Model]
     recipes: Mapping[str, Recipe]
+
+    def joined(self, more: Mapping[str, ir.Model]) -> BlockedGraphs:
+        """The same with further graphs, which have no blocked values."""
+        version = max([self.kernels, *(version_of(model.graph) for model in more.values())])
+        return replace(self, kernels=version, graphs={**self.graphs, **more})
 
 
 def block_graphs(
@@ -70,11 +75,8 @@ def block_graphs(
         at = Layouts(op=op, block=block, fed_weights=frozenset(fed_weights), kernels=kernels)
         made[name], found = _block(at, copy, crossing, frozenset(outside)), at.recipes
         recipes |= found
-    return BlockedGraphs(block, VERSION if _has_kernels(made.values()) else 0, made, recipes)
-
-
-def _has_kernels(models: Iterable[ir.Model]) -> bool:
-    return any(node.domain == KERNEL_DOMAIN for model in models for node in model.graph)
+    version = version_of(node for model in made.values() for node in model.graph)
+    return BlockedGraphs(block, version, made, recipes)
 
 
 def is_worthwhile(made: BlockedGraphs) -> bool:
@@ -83,8 +85,15 @@ def is_worthwhile(made: BlockedGraphs) -> bool:
     if any(node.op_type.startswith("LayerNorm") and node.domain == KERNEL_DOMAIN for node in every):
         return True
     nodes = [node for node in every if node.domain == DOMAIN]
-    convolutions = [n for n in nodes if n.op_type == "Conv" and str(n.inputs[1].name) in made.recipes]  # type: ignore[union-attr]
+    convolutions = [n for n in nodes if n.op_type == "Conv" and _has_blocked_kernel(n, made)]
     return len(convolutions) > sum(node.op_type.startswith("Reorder") for node in nodes)
+
+
+def _has_blocked_kernel(node: ir.Node, made: BlockedGraphs) -> bool:
+    kernel = node.inputs[1]
+    assert kernel is not None
+    maker = kernel.producer()
+    return str(kernel.name) in made.recipes or (maker is not None and maker.op_type == "ReorderWeights")
 
 
 def _block(at: Layouts, model: ir.Model, crossing: set[str], outside: frozenset[str]) -> ir.Model:
@@ -107,15 +116,16 @@ def _block(at: Layouts, model: ir.Model, crossing: set[str], outside: frozenset[
     fuse(at.op)
     name_nodes(model)
     model.opset_imports[DOMAIN] = 1
-    if _has_kernels([model]):
-        model.opset_imports[KERNEL_DOMAIN] = VERSION
+    if version := version_of(graph):
+        model.opset_imports[KERNEL_DOMAIN] = version
     return model
 
 
 def _rewritten(at: Layouts, node: ir.Node) -> bool:
     rule = RULES.get(node.op_type)
     if node.domain:
-        return node.domain == KERNEL_DOMAIN and block_kernel(at, node)
+        block = block_weight_gradient if node.op_type == "ConvWeightGrad" else block_kernel
+        return node.domain == KERNEL_DOMAIN and block(at, node)
     if rule is not None:
         return rule(at, node)
     return node.op_type in ELEMENTWISE and _block_elementwise(at, node)

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ttac.passes.blocked.kernels import input_gradient_by_kernel, interleave_by_kernel
-from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of, known_dims
+from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of
 from ttac.passes.graph.shapes import dims
+from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 WINDOW = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
 
 
 def block_conv(at: Layouts, node: ir.Node) -> bool:
-    """Conv with a constant kernel: an internal Conv.  An input with fewer channels than a block stays plain."""
+    """Conv with a constant kernel: an internal Conv.  An input with fewer channels than a block stays plain.
+
+    With the library also a kernel that trains.
+    """
     x, w, *rest = node.inputs
-    if x is None or w is None or not at.is_weight(w) or len(known_dims(w)) != 4 or not at.fits(node.outputs[0]):
+    if x is None or w is None or not at.takes(w) or not at.fits(node.outputs[0]):
         return False
     group = node.attributes.get_int("group", 1)
     order = weight_order(at, [int(size) for size in dims(w)], group)
@@ -26,12 +30,21 @@ def block_conv(at: Layouts, node: ir.Node) -> bool:
     if not narrow and not at.can(x):
         return False
     source = at.plain(x) if narrow else at.blocked(x)
-    kernel = at.weight(Recipe(w, order), [int(size) for size in dims(w)])
+    kernel = at.weight(_recipe(w, order), [int(size) for size in dims(w)])
     bias = [at.vector(value) for value in rest if value is not None]
     shape, group = at.shape(dims(node.outputs[0])), at.filled(group) if group > 1 and order == "OIHWBo" else group
     made = at.op.internal("Conv", [source, kernel, *bias], shape, group=group, **attributes_of(node, *WINDOW))
     at.replace(node.outputs[0], made)
     return True
+
+
+def _recipe(w: ir.Value, order: str) -> Recipe:
+    """The recipe of a kernel that a node of the library may have flipped."""
+    node = w.producer()
+    if node is None or (node.domain, node.op_type) != (KERNEL_DOMAIN, "ReorderWeights") or node.inputs[0] is None:
+        return Recipe(w, order)
+    rows, columns = (tuple(node.attributes.get_ints(name, ())) for name in ("rows", "columns"))
+    return Recipe(node.inputs[0], order, (rows, columns), node.attributes.get_int("groups", 0))
 
 
 def weight_order(at: Layouts, shape: Sequence[int], group: int) -> str:
@@ -51,17 +64,10 @@ def weight_order(at: Layouts, shape: Sequence[int], group: int) -> str:
 def block_transposed(at: Layouts, node: ir.Node) -> bool:
     """ConvTranspose with a stride: one Conv for each phase of its output, and the phases interleaved."""
     g, w, *rest = node.inputs
-    if (
-        rest
-        or not at.is_weight(w)
-        or len(known_dims(w)) != 4
-        or not at.can(g)
-        or not at.fits(node.outputs[0])
-        or "auto_pad" in node.attributes
-    ):
+    if rest or not at.takes(w) or not at.can(g) or not at.fits(node.outputs[0]) or "auto_pad" in node.attributes:
         return False
     assert g is not None and w is not None
-    if at.kernels and depthwise(node, w):
+    if at.kernels and depthwise(node, w) and at.is_weight(w):
         at.replace(node.outputs[0], input_gradient_by_kernel(at, node, g, w))
         return True
     phases = phases_of(at, node, g, w)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import DOMAIN, LayoutBuilder, known_dims
+from ttac.passes.blocked.layout import DOMAIN, LayoutBuilder
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.shapes import known_dims
 
 STEEP = float(2**40)
 """Slope of a mask's edge: brings the distance of two neighbouring float32 near 3 to above 1."""

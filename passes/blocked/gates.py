@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, known_dims
+from ttac.passes.blocked.layout import Layouts
 from ttac.passes.graph.match import made_by
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.shapes import dims, known_dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 

@@ -6,26 +6,24 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, attributes_of, known_dims, rename
-from ttac.passes.graph.shapes import dims
+from ttac.passes.blocked.layout import Layouts, attributes_of, rename
+from ttac.passes.graph.shapes import dims, known_dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 WINDOW = ("kernel_shape", "strides", "pads")
-SPARSE = ("KeepBlocks", "SparseNormBackward")
-"""Nodes that number the blocks of the plain tensor, so they know no padding."""
+SPARSE = ("KeepBlocks", "SparseNormBackward", "RestoreBlocks", "QuantizeRows", "DequantizeRows")
+"""Nodes that number the blocks or the rows of the plain tensor, so they know no padding."""
 ROWS = ("SoftmaxBackward",)
 """Nodes that read whole rows of the plain tensor."""
 
 
 def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
-    if node.op_type in ROWS or node.attributes.get_int("axis", 1) == -1:
+    if node.op_type in (*ROWS, "ReorderWeights") or node.attributes.get_int("axis", 1) == -1:
         return False
     maps = [value for value in node.inputs if is_map(value)]
     results = [value for value in node.outputs if is_map(value)]
-    # Both nodes of a mask in bits need the same order, and layer norms are slow on plain maps.
-    wanted = _has_bits(node) or node.op_type.startswith("LayerNorm")
-    if not (any(at.has(value) for value in maps) or wanted) or not all(at.can(value) for value in maps):
+    if not (any(at.has(value) for value in maps) or _is_wanted(node)) or not all(at.can(value) for value in maps):
         return False
     if not all(at.fits(value) for value in [*maps, *results]):
         return False
@@ -49,6 +47,33 @@ def block_kernel(at: Layouts, node: ir.Node) -> bool:
             at.replace(old, new)
         elif old.name != "":
             rename(old, new if whole or len(dims(old)) > 1 else at.cut(new, int(dims(old)[0])))
+    return True
+
+
+def _is_wanted(node: ir.Node) -> bool:
+    """Whether the node works on blocks even where no input is blocked.
+
+    Both nodes of a mask in bits need the same order, layer norms are slow on plain maps, and a restored map has readers
+    in blocks.
+    """
+    return _has_bits(node) or node.op_type.startswith("LayerNorm") or node.op_type == "RestoreBlocks"
+
+
+def block_weight_gradient(at: Layouts, node: ir.Node) -> bool:
+    """The same node on blocked maps; an input with few channels stays plain, and the result is plain always."""
+    x, dy = node.inputs
+    assert x is not None and dy is not None
+    group, (outputs, inputs) = node.attributes.get_int("group", 1), node.attributes.get_ints("shape")
+    blocks = at.can(x)
+    if not at.can(dy) or (group > 1 and (outputs // group % at.block or (blocks and inputs % at.block))):
+        return False
+    operands = [at.blocked(x) if blocks else at.plain(x), at.blocked(dy)]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes |= {"block": at.block, "x_block": at.block if blocks else 1}
+    made = ir.node("ConvWeightGrad", operands, attributes, domain=KERNEL_DOMAIN)
+    made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    at.op.place(made, "convweightgrad")
+    rename(node.outputs[0], made.outputs[0])
     return True
 
 

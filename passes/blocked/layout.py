@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.graph_files import is_outside
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.shapes import dims, known_dims
+from ttac.runtime.graph_check import KERNEL_DOMAIN
 from ttac.runtime.reorder import reordered
 
 DOMAIN = "com.microsoft.nchwc"
@@ -85,6 +86,7 @@ class Layouts:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     inputs: dict[str, ir.Value] = field(default_factory=dict)
     _plain: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    _reordered: dict[str, ir.Value] = field(default_factory=dict)
 
     def fits(self, value: ir.Value | None) -> bool:
         """Whether `value` is [N, C, H, W] with known sizes of a sample, and channels that fill their blocks well."""
@@ -176,10 +178,15 @@ class Layouts:
         self.only.add(value)
 
     def weight(self, recipe: Recipe, shape: Sequence[int]) -> ir.Value:
-        """The graph input that holds the weight made by `recipe`, of the plain `shape`; a small one is a constant."""
+        """The graph input that holds the weight made by `recipe`, of the plain `shape`; a small one is a constant.
+
+        A weight that trains is reordered by a node of the library, in each step.
+        """
         outputs, inputs, *kernel = shape
         shape = [self.filled(outputs), self.filled(inputs) if recipe.order == "OIHWBiBo" else inputs, *kernel]
         name, held = _named(recipe), recipe.value.const_value
+        if not self.is_weight(recipe.value):
+            return self._reordered_weight(recipe, name, shape)
         if held is not None and not is_outside(held):
             array = reordered(held.numpy(), self.block, recipe.order, recipe.taps, recipe.groups)
             return self.op.constant(array)
@@ -188,22 +195,34 @@ class Layouts:
             self.recipes[name] = recipe
         return self.inputs[name]
 
+    def _reordered_weight(self, recipe: Recipe, name: str, shape: Sequence[int]) -> ir.Value:
+        if name not in self._reordered:
+            attributes: dict[str, int | list[int]] = {"groups": recipe.groups}
+            if recipe.taps:
+                attributes |= {axis: list(kept) for axis, kept in zip(("rows", "columns"), recipe.taps, strict=True)}
+            blocks = {"block": self.block, "inputs_in_blocks": int(recipe.order == "OIHWBiBo")}
+            node = ir.node("ReorderWeights", [recipe.value], {**blocks, **attributes}, domain=KERNEL_DOMAIN)
+            node.outputs[0].type, node.outputs[0].shape = recipe.value.type, ir.Shape(list(shape))
+            self.op.place(node, "reorderweights")
+            self._reordered[name] = node.outputs[0]
+        return self._reordered[name]
+
     def is_weight(self, value: ir.Value | None) -> bool:
         """Whether `value` never changes, and so can be reordered once."""
         return value is not None and (value.const_value is not None or str(value.name) in self.fed_weights)
+
+    def takes(self, value: ir.Value | None) -> bool:
+        """Whether `value` is a kernel [O, I, h, w] that never changes, or one that the library can reorder."""
+        sizes = known_dims(value)
+        if value is None or len(sizes) != 4 or not all(isinstance(size, int) for size in sizes):
+            return False
+        return self.is_weight(value) or (self.kernels and value not in self.of and value.dtype == ir.DataType.FLOAT)
 
 
 def _named(recipe: Recipe) -> str:
     taps = "x".join("".join(map(str, kept)) for kept in recipe.taps)
     parts = [str(recipe.value.name), taps and f"taps{taps}", recipe.groups and f"swap{recipe.groups}", recipe.order]
     return ":".join(str(part) for part in parts if part)
-
-
-def known_dims(value: ir.Value | None) -> list[int | str]:
-    """The dimensions of `value`; empty where one is unknown."""
-    if value is None or value.shape is None or value.shape.has_unknown_dim():
-        return []
-    return dims(value)
 
 
 def constant_ints(value: ir.Value | None) -> list[int] | None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder
 from ttac.passes.graph.shapes import dims
-from ttac.passes.kernels.linked_graphs import VERSION
+from ttac.passes.kernels.linked_graphs import OLDEST, VERSION
 from ttac.runtime.engine import warm_engine
 from ttac.runtime.forms import probe_failure
 from ttac.runtime.graph_check import KERNEL_DOMAIN
@@ -59,7 +59,7 @@ def probe(block: int, opset: int, ir_version: int, *, kernels: bool = False) -> 
     internal.name, standard.name = "internal", "standard"
     graph.outputs.extend([internal, standard])
     if kernels:
-        graph.opset_imports[KERNEL_DOMAIN] = VERSION
+        graph.opset_imports[KERNEL_DOMAIN] = OLDEST
     return ir.Model(graph, ir_version=ir_version)
 
 

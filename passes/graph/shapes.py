@@ -27,6 +27,13 @@ def dims(value: ir.Value | None) -> list[int | str]:
     return sizes  # type: ignore[return-value]
 
 
+def known_dims(value: ir.Value | None) -> list[int | str]:
+    """Return the dimensions of `value`; nothing where one is unknown."""
+    if value is None or value.shape is None or value.shape.has_unknown_dim():
+        return []
+    return dims(value)
+
+
 def sample_size(shape: ir.Shape) -> int:
     """Return the elements of one sample in a tensor of this shape, whose batch is N or a multiple of N, `4*N`."""
     return math.prod(size if isinstance(size, int) else _multiple(str(size)) for size in shape)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.shapes import dims, known_dims
 from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.norm_backward import replace_all
@@ -56,7 +56,11 @@ def _gelu(graphs: LinkedGraphs, node: ir.Node) -> tuple[ir.Value, str] | None:
 def _argument(graphs: LinkedGraphs, slope: ir.Value | None) -> tuple[ir.Value, str] | None:
     """x and the activation, where `slope` is the derivative of a GELU at x in float32."""
     for x, act in _candidates(graphs, slope):
-        if dims(x) == dims(slope) and x.dtype == ir.DataType.FLOAT and _is(graphs, slope, x, DERIVATIVES[act]):
+        if (
+            known_dims(x) == known_dims(slope) != []
+            and x.dtype == ir.DataType.FLOAT
+            and _is(graphs, slope, x, DERIVATIVES[act])
+        ):
             return x, act
     return None
 

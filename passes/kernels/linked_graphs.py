@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -10,14 +10,17 @@ import onnx_ir.passes.common as common
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.match import made_by
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.match import array_of, made_by
 from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
-VERSION = 3
-"""Version of the operator set: a library with another number is refused."""
+VERSION, OLDEST = 4, 3
+"""Newest and oldest version of the operator set; graphs state the oldest one that has their operators."""
+NEW = frozenset("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split())
+"""Operators since version 4."""
+BITS_OF_BACKWARD = 8
+"""Number of the input `bits` of NormBackward, since version 4."""
 
 MOST_COMPARED = 1 << 14
 """Most elements of two constants whose bytes are compared."""
@@ -162,8 +165,8 @@ class LinkedGraphs:
             if not len(graph):
                 self._refill(graph)
             graph.sort()
-            if any(node.domain == KERNEL_DOMAIN for node in graph):
-                model.opset_imports[KERNEL_DOMAIN] = VERSION
+            if version := version_of(graph):
+                model.opset_imports[KERNEL_DOMAIN] = version
             read |= {str(value.name) for value in graph.inputs}
 
     def _refill(self, graph: ir.Graph) -> None:
@@ -177,6 +180,13 @@ class LinkedGraphs:
         passed = Builder(graph, ROOM).Identity(port)
         passed.name = name
         graph.outputs.append(passed)
+
+
+def version_of(nodes: Iterable[ir.Node]) -> int:
+    """The version of the operator set that the nodes need; 0 if none is a node of the library."""
+    own = [node for node in nodes if node.domain == KERNEL_DOMAIN]
+    new = any(n.op_type in NEW or (n.op_type == "NormBackward" and len(n.inputs) > BITS_OF_BACKWARD) for n in own)
+    return (VERSION if new else OLDEST) if own else 0
 
 
 def _drop_unread_outputs(graph: ir.Graph) -> None:
@@ -194,7 +204,8 @@ def _waits(value: ir.Value) -> bool:
     if node is None or node.inputs[0] is None:
         return False
     shape = made_by(node.inputs[1], "Min")
-    return shape is not None and made_by(shape.inputs[0], "Size") is not None and dims(node.inputs[0]) == dims(value)
+    kept = array_of(shape.inputs[1]) if shape is not None and len(shape.inputs) == 2 else None
+    return kept is not None and not kept.any() and made_by(shape.inputs[0], "Size") is not None  # type: ignore[union-attr]
 
 
 def _trimmed(values: list[ir.Value | None]) -> list[ir.Value | None]:

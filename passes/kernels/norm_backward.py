@@ -256,15 +256,14 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
     place = gradient.place(graphs)
     assert place.graph is not None
-    if mask is not None and mask.bits is not None:
-        return []
-    computed = mask is not None and mask.mask is None
+    computed = mask is not None and mask.mask is None and mask.bits is None
     scale = local(graphs, place.graph, mask.scale if mask is not None else None, gradient.scale, norm.scale)
     bias = local(graphs, place.graph, mask.bias) if mask is not None and computed else None
     if scale is None or (computed and bias is None):
         return []
     dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
-    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept]
+    bits = mask.bits if mask is not None else None
+    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept, None, bits]
     attributes = mask.activation if mask is not None else {"act": "none"}
     made = graphs.insert(place, "NormBackward", inputs, gradient.types(graphs), epsilon=norm.epsilon, **attributes)
     return gradient.paired(made)

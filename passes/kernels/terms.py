@@ -96,7 +96,8 @@ def _counted(graphs: LinkedGraphs, value: ir.Value) -> int | str | None:
     shape = graphs.made_by(cast.inputs[0], "Shape") if cast is not None else None
     if shape is None or shape.attributes.get_int("start", 0) != 0 or shape.attributes.get_int("end", 0) != 1:
         return None
-    return dims(shape.inputs[0])[0]
+    counted = graphs.source(shape.inputs[0])
+    return dims(counted)[0] if counted is not None and counted.shape is not None else None
 
 
 def _content(attribute: ir.Attr) -> str:

@@ -16,6 +16,8 @@ from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
 from ttac.passes.kernels.softmax_gradients import fuse_softmax_gradients
 from ttac.passes.kernels.sparse_backward import fuse_sparse_backward
+from ttac.passes.kernels.weight_gradients import fuse_kernels, fuse_weight_gradients
+from ttac.passes.kernels.whole_saves import decoded_norms, fuse_whole_saves
 
 
 def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Mapping[str, ir.Model]:
@@ -29,13 +31,16 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         graphs = LinkedGraphs({name: model.clone() for name, model in models.items()})
         norms = fuse_forward(graphs, plain_bits)
         saved = fuse_saves(graphs)
-        fuse_backward(graphs, norms)
-        fuse_again(graphs, norms)
+        read = decoded_norms(norms, fuse_whole_saves(graphs, saved))
+        fuse_backward(graphs, read)
+        fuse_again(graphs, read)
         fuse_sparse_backward(graphs, norms, saved)
         fuse_pools(graphs)
         fuse_layer_norms(graphs)
         fuse_gelus(graphs)
         fuse_softmax_gradients(graphs)
+        fuse_weight_gradients(graphs)
+        fuse_kernels(graphs)
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:

@@ -52,7 +52,7 @@ def conv_input_grad(op: Builder, node: ir.Node) -> ir.Value:
     frozen = bool(node.attributes.get_int("frozen"))
     if any(stride > 1 for stride in window.strides):
         return _transposed(op, dy, w, window, group)
-    return _flipped(op, dy, _kernel_flipped(op, w, group, frozen), window, group)
+    return _flipped(op, dy, kernel_flipped(op, w, group, frozen), window, group)
 
 
 def _transposed(op: Builder, dy: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
@@ -93,7 +93,7 @@ def _flipped(op: Builder, dy: ir.Value, kernel: ir.Value, window: Window, group:
     )
 
 
-def _kernel_flipped(op: Builder, w: ir.Value, group: int, frozen: bool) -> ir.Value:
+def kernel_flipped(op: Builder, w: ir.Value, group: int, frozen: bool) -> ir.Value:
     """w [O, C/group, ...] -> [C, O/group, ...]: taps reversed, and inputs and outputs exchanged in each group."""
     shape = [int(size) for size in dims(w)]
     split = [group, shape[0] // group, *shape[1:]]

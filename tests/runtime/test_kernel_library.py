@@ -17,7 +17,7 @@ from tests.support.tiny_bundles import read
 from tests.support.whole_models import compiled, samples
 from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.passes.blocked.probe import engine_block
-from ttac.passes.kernels.linked_graphs import VERSION
+from ttac.passes.kernels.linked_graphs import OLDEST, VERSION
 from ttac.runtime import form_cache, forms
 from ttac.runtime.bundle import write_manifest
 from ttac.runtime.kernel_library import PACKAGE, kernel_library
@@ -41,7 +41,13 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "copy.ttac", ignore=shutil.ignore_patterns(form_cache.FILE))
 
 
-def package(folder: Path, monkeypatch: pytest.MonkeyPatch, version: int = VERSION, content: bytes = b"\x7fELF") -> Path:
+def package(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int = VERSION,
+    content: bytes = b"\x7fELF",
+    oldest: int = OLDEST,
+) -> Path:
     """Put a package in the place of the installed one; its library holds `content`, its digest is that of an ELF head."""
     made = types.ModuleType(PACKAGE)
     path = folder / "library.so"
@@ -50,6 +56,7 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch, version: int = VERSIO
     facts = {
         "__version__": "0.0",
         "DOMAIN_VERSION": version,
+        "OLDEST_VERSION": oldest,
         "library_path": lambda: path,
         "library_digest": lambda: digest,
     }
@@ -98,8 +105,14 @@ def test_an_absent_package_is_said(copy: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_version_is_refused(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package(tmp_path, monkeypatch, version=VERSION + 1)
-    assert_refused(copy, f"has version {VERSION + 1} of the operators, and the bundle needs {VERSION}")
+    package(tmp_path, monkeypatch, version=VERSION + 1, oldest=VERSION + 1)
+    assert_refused(copy, f"has version {VERSION + 1} of the operators, and the bundle needs {OLDEST}")
+
+
+def test_an_older_version_is_refused_where_it_lacks_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, monkeypatch, version=OLDEST)
+    assert f"has version {OLDEST} of the operators" in kernel_library(VERSION).reason
+    assert "digest" in kernel_library(OLDEST).reason or kernel_library(OLDEST).path is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fEL", b"\x7fELF and more"])
@@ -144,7 +157,7 @@ def test_a_graph_that_the_engine_refuses(copy: Path, monkeypatch: pytest.MonkeyP
 def test_the_memory_of_forms_knows_the_library(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_library()
     ttac.load(copy).step(batches()[0])
-    package(tmp_path, monkeypatch, version=VERSION + 1)
+    package(tmp_path, monkeypatch, version=VERSION + 1, oldest=VERSION + 1)
     assert not ttac.load(copy).stats["form"].startswith("kernels")
 
 

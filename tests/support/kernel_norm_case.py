@@ -133,6 +133,12 @@ def _backward(case: NormCase, norm: Norm, dy: np.ndarray, found: dict[str, np.nd
     if case.mask:
         inputs |= {"bias": None, "residual": None}
     made = run("NormBackward", inputs, list(case.outputs), attributes(case, norm), threads)
+    if case.mask:
+        mask = found["mask"]
+        assert mask is not None
+        inputs |= {"mask": None, "bits": bits_of(plain(mask, case.block), case.block)}
+        packed = run("NormBackward", inputs, list(case.outputs), attributes(case, norm), threads)
+        assert all(np.array_equal(packed[name], made[name], equal_nan=True) for name in made), "with bits"
     for name, (expected, error) in norm.backward(dy).items():
         if name in made:
             array = plain(made[name], case.block) if name in ("dx", "du") else made[name]
