@@ -12,6 +12,7 @@
 | `benchmarks.other_machine`         | the same bundles on two machines                                       |
 | `benchmarks.compile_time`          | seconds of each room of a compile                                      |
 | `benchmarks.profile`               | milliseconds per operator                                              |
+| `benchmarks.gradient_errors`       | gradients of each form and of PyTorch against PyTorch in float64       |
 | `benchmarks.result_picture`        | the picture of the README                                              |
 | `benchmarks.quantized_exports`     | 8-bit files of other quantizers                                        |
 | `benchmarks.real_files`            | files with real weights from packages: the methods that compile        |

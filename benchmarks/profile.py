@@ -34,7 +34,7 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
     runs here.
     """
     manifest = json.loads((bundle / "manifest.json").read_text())
-    spec = _form(bundle, manifest, form)
+    spec = form_of(bundle, manifest, form)
     size = manifest["inputs"][0]["shape"][1:]
     images = np.random.default_rng(0).standard_normal((batch, *size), dtype=np.float32)
     values: dict[str, Any] = {manifest["inputs"][0]["name"]: images}
@@ -44,7 +44,7 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
     library = kernel_library(spec.kernels).path if spec is not None and spec.kernels else None
     graphs: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in _runs(manifest["programs"]["step"]):
+        for name in runs_of(manifest["programs"]["step"]):
             file = spec.graphs.get(name) if spec is not None else None
             session = _profiling(bundle / (file or f"{name}.onnx"), Path(folder) / name, library)
             feed = {value.name: values[value.name] for value in session.get_inputs()}
@@ -57,14 +57,14 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
     return graphs
 
 
-def _runs(words: Sequence[dict[str, Any]]) -> list[str]:
+def runs_of(words: Sequence[dict[str, Any]]) -> list[str]:
     """The graphs of a program in their order, once each; branches too."""
     found = [word["run"] for word in words if "run" in word]
-    found += [name for word in words for name in _runs(word.get("then", ()))]
+    found += [name for word in words for name in runs_of(word.get("then", ()))]
     return list(dict.fromkeys(found))
 
 
-def _form(bundle: Path, manifest: dict[str, Any], form: str) -> FormSpec | None:
+def form_of(bundle: Path, manifest: dict[str, Any], form: str) -> FormSpec | None:
     """The first form of this kind that runs here; None for the portable graphs."""
     if form == "portable":
         return None

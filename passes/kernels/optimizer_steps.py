@@ -17,7 +17,7 @@ LEAST = 1 << 16
 """Elements of a vector from which on its step is a node: smaller ones take no time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adam:
     """The operands of a step, the values that it makes, and its constants.
 
@@ -84,7 +84,7 @@ def _step(node: ir.Node) -> Adam | None:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Average:
     """made = old*decay + new*share."""
 
@@ -101,7 +101,7 @@ def _average(value: ir.Value | None) -> _Average | None:
     if value is None or len(terms) != 2 or terms[0] is None or terms[1] is None:
         return None
     (old, decay), (new, share) = terms  # type: ignore[misc]
-    return _Average(value, old, new, decay, share)
+    return _Average(made=value, old=old, new=new, decay=decay, share=share)
 
 
 def _times(value: ir.Value | None) -> tuple[ir.Value, float] | None:

@@ -41,7 +41,7 @@ def check_steps(folder: Path, within: float) -> None:
 
 @pytest.mark.skipif(not engine_block(kernels=True)[0], reason="the engine has no blocked layout")
 @pytest.mark.parametrize("name", ["resnet", "resnet_bottleneck"])
-def test_weight_gradients_have_nodes_and_give_the_portable_steps(name: str, tmp_path: Path) -> None:
+def test_weight_gradients_have_nodes_and_agree(name: str, tmp_path: Path) -> None:
     folder = compiled(MODELS[name], tmp_path, batch=8, method="tent", train="all", settings=SETTINGS)
     nodes = nodes_of(folder)
     assert nodes["ConvWeightGrad"] >= 5 and nodes["ReorderWeights"] > nodes["ConvWeightGrad"]

@@ -21,7 +21,7 @@ def test_random_cases_agree_with_numpy_in_float64(first: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_number_of_threads_changes_no_bit_of_a_weight_gradient(seed: int) -> None:
+def test_the_number_of_threads_changes_no_bit(seed: int) -> None:
     random = np.random.default_rng(seed)
     x, dy = (random.standard_normal((5, 32, 9, 7)).astype(np.float32) for _ in range(2))
     attributes = {"block": 16, "kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "shape": [32, 32]}
@@ -69,7 +69,7 @@ def test_a_weight_gradient_that_does_not_fit_is_refused(changed: dict[str, objec
 
 
 @pytest.mark.parametrize("places", [[1, 0], [0, 9], [-1, 0]])
-def test_places_that_are_no_ascending_numbers_of_blocks_are_refused(places: list[int]) -> None:
+def test_places_that_do_not_ascend_are_refused(places: list[int]) -> None:
     inputs = {
         "values": np.zeros((2, 8), np.int8),
         "scale": np.ones(2, np.float32),
