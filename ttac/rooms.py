@@ -16,7 +16,7 @@ from ttac.passes.adapt.train_weights import own_weights, train_weights
 from ttac.passes.differentiate.joint import differentiate_loss, own_outputs
 from ttac.passes.graph.state import bind_state
 from ttac.passes.load.model_file import load
-from ttac.passes.normalise.normal_form import normalise
+from ttac.passes.normalise.normal_form import batch_first, normalise
 from ttac.passes.normalise.single_sample import SINGLE
 from ttac.passes.norms.norm_sites import bind_sites
 from ttac.passes.plan.moved_state import copy_moved_state
@@ -89,6 +89,9 @@ def read_head(state: CompileState, log: RoomLog) -> CompileState:
     """Decide how the output is read that the loss learns from."""
     head = head_of(state.options, state.model, state.outputs, state.samples.known)
     log.head(head)
+    if head is not None and state.options.method.loss and state.options.logits is None and len(state.outputs) > 1:
+        read = str(state.model.graph.outputs[0].name).removesuffix(batch_first(""))
+        log.note(f"the loss reads `{read}` (`--logits {read}`); all {len(state.outputs)} outputs are returned")
     further = further_outputs(state.options.logits, state.model, state.outputs) if state.options.method.loss else ()
     return replace(state, head=head, further=further)
 

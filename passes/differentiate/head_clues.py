@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import BoxOutput, Head
+from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.shapes import dims
+from ttac.passes.load.model_file import KEPT
+from ttac.samples.box_outputs import BoxOutput, box_outputs
 
-COORDINATES = 4
-"""Numbers of a box."""
+RECURRENT = frozenset({"LSTM", "GRU", "RNN", *(name for _, name in KEPT)})
+"""Operators of recurrent layers, those of onnxruntime included."""
 
 
 def padding_mask(model: ir.Model, head: Head) -> str:
@@ -29,7 +31,7 @@ def reads_text(model: ir.Model) -> bool:
     """Return whether a model reads text: its file lists characters, or it runs a recurrent layer on images."""
     if any(key in model.metadata_props for key in ("character", "characters", "charset", "alphabet")):
         return True
-    return _takes_images(model) and any(node.op_type in ("LSTM", "GRU", "RNN") for node in model.graph)
+    return _takes_images(model) and any(node.op_type in RECURRENT for node in model.graph)
 
 
 def box_output(model: ir.Model, scores: ir.Value) -> BoxOutput | None:
@@ -37,12 +39,12 @@ def box_output(model: ir.Model, scores: ir.Value) -> BoxOutput | None:
     shape = dims(scores)
     if len(shape) != 3 or not _takes_images(model):
         return None
-    found = []
+    found = list[BoxOutput]()
     for value in model.graph.outputs:
         sizes = dims(value)
-        if value is not scores and value.dtype == scores.dtype and len(sizes) == 3 and sizes[0] == shape[0]:
-            counts = [boxes for boxes, four in (sizes[1:], sizes[:0:-1]) if four == COORDINATES and boxes in shape[1:]]
-            found += [BoxOutput(str(value.name), count) for count in counts[:1]]
+        if value is not scores and value.dtype == scores.dtype and sizes[:1] == shape[:1]:
+            readings = box_outputs(str(value.name), sizes)
+            found += [reading for reading in readings if reading.boxes in shape[1:]][:1]
     return found[0] if len(found) == 1 else None
 
 

@@ -17,6 +17,17 @@ MIXES = frozenset("Cast Clip Concat DepthToSpace Gather GatherND Pad Resize Slic
 CHOICES = frozenset("ArgMax ArgMin Hardmax NonMaxSuppression TopK".split())
 
 
+def refuse_whole_numbers(output: ir.Value) -> None:
+    """Raise UnsupportedError for an output that holds no floats, such as labels."""
+    if output.dtype in (None, ir.DataType.FLOAT):
+        return
+    maker, kind = output.producer(), output.dtype.name.lower()
+    hint = "choose an output of floats with `--logits NAME`, or export the logits; or use a method without a loss"
+    if maker is not None and maker.op_type == "ArgMax":
+        hint = "`ArgMax` gives the class only; export the scores, its input; or use a method without a loss"
+    raise UnsupportedError(f"the output `{output.name}` is {kind}, not float32", where=named(output), hint=hint)
+
+
 def refuse_choices(output: ir.Value, ending: Ending) -> None:
     """Raise UnsupportedError if operators change the predictions before the output."""
     node, mixed = ending.last, []

@@ -14,11 +14,18 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.differentiate.endings import Ending, ending_of
 from ttac.passes.differentiate.followed_axes import feature_axis, moved
-from ttac.passes.differentiate.head_refusals import named, refuse_choices, refuse_missing_axis, refuse_mixture
+from ttac.passes.differentiate.head_refusals import (
+    named,
+    refuse_choices,
+    refuse_missing_axis,
+    refuse_mixture,
+    refuse_whole_numbers,
+)
 from ttac.passes.differentiate.score_parts import ScoreParts, score_parts
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
+from ttac.samples.box_outputs import BoxOutput
 
 Kind = Literal["classes", "binary", "dense", "detection", "ctc"]
 Values = Literal["logits", "probabilities", "log_probabilities"]
@@ -44,18 +51,6 @@ PADDING = "padding"
 """Part of the name of a mask that is true where a position is padding; other masks are true where it is none."""
 CERTAIN = (1e-7, 1 - 1e-6)
 """Probabilities between which the score of a box is computed from its probability; outside it has no gradient."""
-
-
-@dataclass(frozen=True)
-class BoxOutput:
-    """An output [N, boxes, 4] or [N, 4, boxes] of a model: its name, and the number of boxes."""
-
-    name: str
-    boxes: int | str
-
-    def classes_axis(self, shape: Sequence[int | str]) -> int | None:
-        """Return the axis of the classes in scores of this `shape`, beside the axis of the boxes; None without it."""
-        return None if len(shape) != 3 else 2 if shape[1] == self.boxes else 1 if shape[2] == self.boxes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +151,7 @@ def decide_head(
     ending, shape = ending_of(output), tuple(dims(output))
     option = ALIASES.get(option, option)
     refuse_missing_axis(output, axis)
+    refuse_whole_numbers(output)
     parts = score_parts(output)
     if parts is not None and option in ("auto", "detection") and axis in (None, parts.axis):
         return _of_parts(parts, shape)
@@ -163,7 +159,7 @@ def decide_head(
     refuse_choices(output, ending)
     _refuse_other_axis(output, ending, axis)
     beside = boxes.classes_axis(shape) if boxes and option in ("auto", "detection") else None
-    axis = axis or (beside if ending.axis is None else None) or _class_axis(output, ending, option)
+    axis = axis or (beside if ending.axis is None else None) or _class_axis(output, ending, option, reads_text)
     apart = boxes.name if boxes and beside is not None and axis == beside else ""
     kind = "detection" if apart else _kind(shape, axis, ending, reads_text) if option == "auto" else _named_kind(option)
     head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind], boxes=apart)
@@ -223,22 +219,24 @@ def scores_of(op: Builder, output: ir.Value, head: Head | None = None) -> ir.Val
     return scores
 
 
-def _class_axis(output: ir.Value, ending: Ending, option: str) -> int | None:
+def _class_axis(output: ir.Value, ending: Ending, option: str, reads_text: bool) -> int | None:
     """Return the axis of the classes: the axis of the Softmax, of the last linear layer's features, or the second axis.
 
-    Returns None if every position has one number.  Raises UnsupportedError for three axes without a linear layer,
-    because [N, C, L] and [N, T, C] look alike.
+    Returns None if every position has one number.  Three axes without a linear layer are [N, T, C] in a reader of text;
+    raises UnsupportedError for another model, because [N, C, L] and [N, T, C] look alike.
     """
     shape = dims(output)
     if ending.axis is not None:
         return _softmax_axis(output, ending)
     if len(shape) < 3:
-        return 1 if len(shape) == 2 else None
+        return None if len(shape) == 1 or feature_axis(output) == (True, None) else 1
     if option in ("ctc", "detection"):
         return feature_axis(output)[1] or len(shape) - 1
     is_known, axis = feature_axis(output)
     if is_known or option == "binary":
         return axis
+    if len(shape) == 3 and option == "auto" and reads_text:
+        return len(shape) - 1
     if len(shape) == 3 and option == "auto":
         raise UnsupportedError(
             "the output has three axes, and the axis of the classes is unclear",
@@ -268,7 +266,7 @@ def _kind(shape: Sequence[int | str], axis: int | None, ending: Ending, reads_te
         return "ctc"
     if len(shape) != 3 and axis is not None and ending.kind == "Sigmoid" and shape[axis] != 1:
         return "binary"
-    if len(shape) > 2:
+    if len(shape) > (1 if axis is None else 2):
         return "dense"
     return "binary" if axis is None or shape[axis] == 1 else "classes"
 
@@ -290,7 +288,7 @@ def _refuse_other_axis(output: ir.Value, ending: Ending, axis: int | None) -> No
 def _refuse_contradiction(output: ir.Value, head: Head, ending: Ending, option: str) -> None:
     """Raise UnsupportedError if the output cannot have this `head`."""
     rank = len(head.shape)
-    fitting = _fitting(rank, head.outputs, ending)
+    fitting = _fitting(rank + (head.axis is None and rank > 1), head.outputs, ending)
     if head.kind in fitting:
         return
     if not fitting:

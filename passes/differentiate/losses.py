@@ -17,12 +17,11 @@ from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head, decide_head, scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
+from ttac.samples.predictions import BOXES
 from ttac.spec import Reference, function_of
 
 ROOM = "loss"
 SAMPLES, WEIGHTS = "entropy.samples", "sample.weights"
-BOXES = 100
-"""Number of boxes of a sample, the most confident ones, that count for the loss of a detector."""
 
 
 @dataclass(frozen=True, kw_only=True)

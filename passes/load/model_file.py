@@ -248,7 +248,7 @@ def _settle_types(model: ir.Model, say: Say) -> None:
 
 
 def _refuse_types(model: ir.Model) -> None:
-    """Refuse a model without finite float32 weights, inputs of numbers and a float32 output to learn from."""
+    """Refuse a model without finite float32 weights, inputs of numbers and an output of numbers."""
     _refuse_no_numbers(model)
     _refuse_damaged_norms(model)
     hint = "export in float32: `model.float()` before `torch.onnx.export`; ttac quantises itself (`--quantize int8`)"
@@ -263,16 +263,12 @@ def _refuse_types(model: ir.Model) -> None:
             hint = "export a model whose input is a tensor of numbers"
             raise UnsupportedError(f"the input `{x.name}` is {kind}, not numbers", where=_listed([x]), hint=hint)
     y = model.graph.outputs[0]
-    if y.dtype in (None, ir.DataType.FLOAT):
-        return
-    maker = y.producer()
-    if maker is not None and maker.op_type == "ArgMax":
-        hint = "`ArgMax` gives the class only; export the scores, its input"
-    elif y.dtype not in HALF:
-        hint = "choose an output of floats with `--logits NAME`, or export the logits"
-    raise UnsupportedError(
-        f"the output `{y.name}` is {y.dtype.name.lower()}, not float32", where=_listed([y]), hint=hint
-    )
+    if y.dtype is not None and y.dtype.name.lower() not in DTYPES:
+        raise UnsupportedError(
+            f"the output `{y.name}` is {y.dtype.name.lower()}, not numbers",
+            where=_listed([y]),
+            hint="choose an output of numbers with `--logits NAME`, or export the logits",
+        )
 
 
 def _refuse_no_numbers(model: ir.Model) -> None:

@@ -21,6 +21,10 @@ WORDS = {"Conv": "convolution", "ConvTranspose": "convolution", "Gemm": "linear 
 """Words for the layers, by operator."""
 
 
+WHOLE_NUMBERS = {"ConvInteger": "convolution", "MatMulInteger": "linear layer"}
+"""Words for the layers of whole numbers, by operator: a file that rounds at run time holds them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A layer that may get a norm behind it, or a scale and a shift that were a norm.
@@ -64,6 +68,9 @@ def folded_layers(model: ir.Model, normed: dict[int, str], marked: bool) -> tupl
         name = unique(norm, names) if norm not in ("", "?") else layer
         names.add(name)
         candidates.append(Candidate(name, node, node.outputs[0], _reason_for(norm)))
+    for node in [node for node in model.graph if node.op_type in WHOLE_NUMBERS]:
+        layer = node.metadata_props.get(LAYER) or str(node.name)
+        skipped.append(Rejection(layer, WHOLE_NUMBERS[node.op_type], node, "it multiplies whole numbers"))
     return candidates, skipped
 
 

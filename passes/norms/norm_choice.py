@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDABLE, FOLDED
-from ttac.passes.norms.folded_norms import WORDS, Candidate, Rejection
+from ttac.passes.norms.folded_norms import WHOLE_NUMBERS, WORDS, Candidate, Rejection
 from ttac.passes.norms.norm_sites import ModelNorms, NormSite
 
 KEEP_NORMS = (
@@ -129,6 +129,14 @@ def _nothing(census: ModelNorms, norms: str) -> UnsupportedError:
             "the file has no batch norm, and `--norms keep` restores none",
             where=_listed(census.folded),
             hint=f"leave out `--norms keep` and give `--calibration PATH`, or {KEEP_NORMS}",
+        )
+    whole = [item for item in census.skipped if item.node.op_type in WHOLE_NUMBERS]
+    if whole and not census.near_misses:
+        words = " and ".join(f"{word}s" for word in dict.fromkeys(item.kind for item in whole))
+        return UnsupportedError(
+            f"nothing to adapt: the file has no norm, and its {words} multiply whole numbers",
+            where=_listed(whole),
+            hint="compile the float file that this one was made from; `--quantize int8` gives 8-bit layers",
         )
     has = "nothing that is quite a norm" if census.near_misses else "no norm and no convolution that may have had one"
     return UnsupportedError(

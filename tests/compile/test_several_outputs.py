@@ -12,7 +12,7 @@ import ttac
 from tests.support.real_files import POOLED, images, plain, written
 from ttac import bake
 from ttac.cli import main
-from ttac.errors import UsageError
+from ttac.errors import UnsupportedError, UsageError
 from ttac.runtime.bundle import read_manifest
 
 NAMES = ["boxes", "scores", "label"]
@@ -91,6 +91,25 @@ def test_integers_are_never_learned_from(tmp_path: Path) -> None:
     path = written(tmp_path, "(float[N,3,8,8] x) => (int64[N,1] label, float[N,5] p)", nodes)
     adapter = ttac.load(compiled(path, "tent"))
     assert adapter.output.name == "p" and list(adapter.step(images(4))) == ["label", "p"]
+
+
+@pytest.mark.parametrize("method", ["source", "bn", "leantta"])
+def test_a_file_of_labels_alone_needs_no_loss(method: str, tmp_path: Path) -> None:
+    """A file without any output of floats: its labels come out, and a method with a loss is refused."""
+    nodes = f"{POOLED} h = MatMul (f, wf) \n label = ArgMax <axis = 1, keepdims = 0> (h)"
+    path, x = written(tmp_path, "(float[N,3,8,8] x) => (int64[N] label)", nodes), images(4)
+    label = ttac.load(compiled(path, method)).predict(x)
+    np.testing.assert_array_equal(label, plain(path, x)["label"])
+    assert label.dtype == np.int64
+    with pytest.raises(UnsupportedError, match="the output `label` is int64, not float32"):
+        compiled(path, "tent")
+
+
+def test_the_compile_says_which_output_the_loss_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = f"{POOLED} h = MatMul (f, wf) \n p = Softmax <axis = 1> (h) \n label = ArgMax <axis = 1> (h)"
+    path = written(tmp_path, "(float[N,3,8,8] x) => (int64[N,1] label, float[N,5] p)", nodes)
+    assert main(["compile", str(path), "--method", "tent", "--batch", "4", "-o", str(tmp_path / "b.ttac")]) == 0
+    assert "the loss reads `p` (`--logits p`); all 2 outputs are returned" in capsys.readouterr().err
 
 
 def test_the_session_gives_outputs_by_name(model: Path) -> None:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper
 import ttac
 from benchmarks.drawn import SIDE, shapes
 from tests.conftest import Run
-from ttac.evaluation.boxes import BoxOutput
 from ttac.inspection import inspect_model
+from ttac.samples.box_outputs import box_outputs
 
 JOINED = Path(__file__).parents[2] / "benchmarks" / "small_nets" / "detector.onnx"
 CORNERS = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]], np.float32) / SIDE
@@ -80,8 +80,8 @@ def test_boxes_beside_the_scores_name_the_axis(tmp_path: Path) -> None:
 def test_corners_become_centres() -> None:
     centred = np.random.default_rng(0).uniform(0.1, 0.9, (2, 50, 4)).astype(np.float32)
     corners = np.concatenate([centred[..., :2] - centred[..., 2:] / 2, centred[..., :2] + centred[..., 2:] / 2], 2)
-    reading = BoxOutput(name="b", samples=0, numbers=2)
+    reading = box_outputs("b", ["N", 50, 4])[0]
     np.testing.assert_array_equal(reading.read({"b": centred}), centred)
     np.testing.assert_allclose(reading.read({"b": corners}), centred, atol=1e-6)
-    turned = BoxOutput(name="b", samples=1, numbers=1)
+    turned = box_outputs("b", [4, "N", 50], 1)[0]
     np.testing.assert_array_equal(turned.read({"b": centred.transpose(2, 0, 1)}), centred)

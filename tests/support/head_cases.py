@@ -143,6 +143,10 @@ HEADS: dict[str, tuple[str, Weights, str]] = {
         's = Reshape <allowzero = 0> (r, "shape") y = Conv (s, "w")', {"w": (6, 4, 1), "shape": np.array([0, 4, 64])},
         "dense: 6 classes along axis 1, logits",
     ),
+    "frames, squeezed": (
+        's = Reshape <allowzero = 0> (r, "shape") z = Conv (s, "w") y = Squeeze (z, "axes")',
+        {"w": (1, 4, 1), "shape": np.array([0, 4, 64]), "axes": np.array([1])}, "dense: yes or no, logits",
+    ),
     "volume": (
         'z = Conv (r, "w") y = Reshape <allowzero = 0> (z, "shape")',
         {"w": (6, 4, 1, 1), "shape": np.array([0, 6, 4, 4, 4])}, "dense: 6 classes along axis 1, logits",
@@ -152,7 +156,7 @@ SHAPES = {
     "classes": "5", "softmax": "5", "one answer": "1", "sigmoid": "1", "squeezed": "", "dense": "6,8,8",
     "dense softmax": "6,8,8", "as older exporters move it": "6,8,8", "as older keras spells it": "8,8,6",
     "channels last": "8,8,6", "resized": "6,16,16", "mask": "1,8,8", "mask, squeezed": "8,8", "tokens": "64,6",
-    "series": "6,64", "volume": "6,4,4,4",
+    "series": "6,64", "frames, squeezed": "64", "volume": "6,4,4,4",
 }  # fmt: skip
 
 

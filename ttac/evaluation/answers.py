@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import UnsupportedError, UsageError
-from ttac.evaluation.boxes import COORDINATES, BoxOutput, box_output, boxes_of, precision_error
+from ttac.evaluation.boxes import boxes_of, precision_error
 from ttac.evaluation.metrics import Predictions, predictions
 from ttac.evaluation.texts import character_errors, decoded
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import HeadSpec
+from ttac.samples.box_outputs import COORDINATES, BoxOutput, box_outputs
 from ttac.samples.predictions import (
     CLASSES,
     counted_positions,
@@ -32,6 +33,7 @@ from ttac.samples.predictions import (
     probabilities,
     samples_first,
     scores,
+    unpadded,
 )
 
 ERROR = "error"
@@ -78,12 +80,13 @@ class Reading:
         uniform = float(is_share and not is_binary(scores(array, self.head).shape, self.head))
         array = np.where(finite.reshape(-1, *[1] * (array.ndim - 1)), array, uniform)
         sure = probabilities(array, self.head).max(axis=-1)
-        counted = counted_positions(feeds, self.head, sure.shape)
+        counted = counted_positions(array, self.head, feeds)
         entropy = _mean(entropies(array, self.head), counted)
         if self.boxes is not None:
             return Predictions(self._found(array, self.boxes.read(outputs)), _mean(sure, counted), entropy)
         answers = self._answers(array)
-        return Predictions(np.where(counted, answers, -1) if self.head.mask else answers, _mean(sure, counted), entropy)
+        answers = np.where(unpadded(feeds, self.head, sure.shape), answers, -1) if self.head.mask else answers
+        return Predictions(answers, _mean(sure, counted), entropy)
 
     def wrong(self, answers: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
         """Return the errors of answers against the labels of the same samples, and the number that they are out of."""
@@ -166,7 +169,8 @@ def reading_of(manifest: Mapping[str, Any]) -> Reading:
     if head is None:
         problem = f"the predictions in the model's output of {shape} are unknown"
         raise UnsupportedError(problem, where=f"output `{output.name}`", hint="say how it is read: `--head`, `--axis`")
-    boxes = next((box_output(spec) for spec in parsed.outputs if spec.name == head.boxes), None)
+    apart = [spec for spec in parsed.outputs if spec.name == head.boxes]
+    boxes = next((each for spec in apart for each in box_outputs(spec.name, spec.shape, spec.batch_axis or 0)), None)
     if head.kind == "detection" and head.first != COORDINATES and boxes is None:
         problem = "no output, or more than one, may hold the boxes of the scores: one of shape [N, boxes, 4] does"
         raise UnsupportedError(problem, where=f"output `{output.name}`", hint="stream it with `ttac run`")

@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ttac.errors import RuntimeMissingError
-from ttac.runtime.records import TensorSpec
 
-COORDINATES = 4
-"""Numbers of a box: centre, width and height; in front of its scores where one output holds both."""
 KEPT = 100
 """Largest number of boxes of an image, as COCO counts them."""
 OVERLAP, LEAST = 0.7, 0.001
 """Overlap (IoU) from which the less certain of two boxes is dropped, and the least score of a box."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxOutput:
-    """An output of boxes: its name, its axis with the samples, and with these first its axis of the four numbers."""
-
-    name: str
-    samples: int
-    numbers: int
-
-    def read(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the boxes (centre x, centre y, width, height), [n, boxes, 4], from the outputs of a step.
-
-        Boxes whose third and fourth numbers are never below the first and second are corners: only a box in the first
-        corner of its image is wider than the place of its centre.
-        """
-        boxes = np.moveaxis(np.moveaxis(outputs[self.name], self.samples, 0), self.numbers, 2)
-        first, last = boxes[..., :2], boxes[..., 2:]
-        if (last < first).any():
-            return boxes
-        return np.concatenate([(first + last) / 2, last - first], 2)
-
-
-def box_output(spec: TensorSpec) -> BoxOutput:
-    """Return the reading of an output of boxes, [N, boxes, 4] or [N, 4, boxes]."""
-    samples = spec.batch_axis or 0
-    sizes = [size for axis, size in enumerate(spec.shape) if axis != samples]
-    return BoxOutput(name=spec.name, samples=samples, numbers=2 if sizes[1] == COORDINATES else 1)
 
 
 def boxes_of(centred: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -42,15 +42,16 @@ class LiveFigures:
 
     def add(self, outputs: np.ndarray, samples: int, milliseconds: float, stats: Mapping[str, Any]) -> list[int]:
         """Count a step with the output that the head reads; return the classes of its predictions."""
-        from ttac.samples.predictions import decisions, entropies
+        from ttac.samples.predictions import counted_classes, counted_positions, entropies
 
         self.steps, self.samples = self.steps + 1, self.samples + samples
         self.milliseconds, self.stats = milliseconds, stats
         self.held += bool(stats.get(ROW))
         if self.head is None:
             return []
-        self.entropy = float(np.mean(entropies(outputs, self.head)))
-        chosen = [int(number) for number in np.ravel(decisions(outputs, self.head))]
+        each = entropies(outputs, self.head)[counted_positions(outputs, self.head)]
+        self.entropy = float(each.mean()) if each.size else 0.0
+        chosen = [int(number) for number in counted_classes(outputs, self.head)]
         self.classes.extend(chosen)
         return chosen
 

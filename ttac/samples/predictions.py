@@ -16,6 +16,8 @@ from ttac.runtime.records import HeadSpec
 
 CLASSES = HeadSpec(kind="classes", axis=1, values="logits")
 """The default reading of an output: logits of one class per sample along axis 1."""
+BOXES = 100
+"""Number of boxes of a sample, the most confident ones, that count for the entropy of a detector."""
 
 
 def samples_first(head: HeadSpec, axis: int) -> HeadSpec:
@@ -73,12 +75,54 @@ def decisions(outputs: np.ndarray, head: HeadSpec = CLASSES) -> np.ndarray:
     return chosen if head.axis is None or outputs.shape[head.axis] > 1 else chosen.squeeze(head.axis)
 
 
-def counted_positions(feeds: Any, head: HeadSpec, shape: tuple[int, ...]) -> np.ndarray:
+def unpadded(feeds: Any, head: HeadSpec, shape: tuple[int, ...]) -> np.ndarray:
     """Return which positions of this `shape` are no padding, bool, by the mask of the head in the `feeds` of a step."""
     if not head.mask or not isinstance(feeds, Mapping):
         return np.ones(shape, bool)
     counted: np.ndarray = np.asarray(feeds[head.mask]).astype(bool) == head.counts
     return counted
+
+
+def counted_positions(outputs: np.ndarray, head: HeadSpec, feeds: Any = None) -> np.ndarray:
+    """Return which entropies of `entropies(outputs, head)` count, bool in their shape: those that a loss reads.
+
+    Padding counts for nothing, and neither does a position whose class is the blank or the background.  Of a detector
+    without a background, the `BOXES` most confident boxes of each sample count, and all others that are as confident
+    as the last of them.
+    """
+    values = scores(outputs, head)
+    if head.ignored is not None:
+        return np.asarray(values.argmax(axis=head.axis) != head.ignored)
+    if head.kind != "detection" or head.axis is None:
+        each = values.shape
+        if not is_binary(values.shape, head):
+            each = tuple(size for axis, size in enumerate(values.shape) if axis != head.axis)
+        return unpadded(feeds, head, each)
+    confidence = _confidence(values, head)
+    flat = confidence.reshape(len(confidence), -1)
+    least = np.sort(flat, axis=1)[:, -min(BOXES, flat.shape[1])] if flat.size else np.zeros(len(flat))
+    counted = confidence >= least.reshape(-1, *[1] * (confidence.ndim - 1))
+    return np.broadcast_to(np.expand_dims(counted, head.axis), values.shape)
+
+
+def _confidence(values: np.ndarray, head: HeadSpec) -> np.ndarray:
+    """Return the confidence of each box from its independent scores: the largest, times that of any object."""
+    parts = np.moveaxis(values, head.axis or 0, -1).astype(np.float64)
+    if head.values == "logits":
+        parts = 0.5 * (1 + np.tanh(parts / 2))
+    first = parts[..., 0] if head.objectness else 1.0
+    confidence: np.ndarray = first * parts[..., int(head.objectness) :].max(axis=-1)
+    return confidence
+
+
+def counted_classes(outputs: np.ndarray, head: HeadSpec, feeds: Any = None) -> np.ndarray:
+    """Return the classes at the positions that count, int64 [positions]; of a box, the class of its largest score."""
+    counted, values = counted_positions(outputs, head, feeds), scores(outputs, head)
+    if head.kind != "detection" or head.axis is None or head.ignored is not None:
+        chosen = decisions(outputs, head)
+        return np.asarray(chosen[counted.reshape(chosen.shape) if counted.size == chosen.size else counted])
+    parts = np.moveaxis(values, head.axis, -1)[..., int(head.objectness) :]
+    return np.asarray(parts.argmax(axis=-1)[counted.take(0, axis=head.axis)])
 
 
 @dataclass(kw_only=True)
@@ -99,11 +143,10 @@ class Tally:
     def add(self, outputs: np.ndarray, labels: np.ndarray | None = None, feeds: Any = None) -> None:
         """Count the predictions in `outputs`; `labels` have the shape that `fit_labels` returns.
 
-        Padding, by the mask in the `feeds` of the step, does not count.  A position of a dense head whose label is no
-        class (255 by custom) counts neither as right nor as wrong.
+        The entropy is that of the positions that a loss reads (`counted_positions`); `feeds` are those of the step.  A
+        position of a dense head whose label is no class (255 by custom) counts neither as right nor as wrong.
         """
-        each = entropies(outputs, self.head)
-        real = counted_positions(feeds, self.head, each.shape)
+        each, real = entropies(outputs, self.head), counted_positions(outputs, self.head, feeds)
         self.entropy += float(each[real].sum())
         self.answers += int(real.sum())
         if labels is None:

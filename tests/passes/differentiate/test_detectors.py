@@ -16,8 +16,10 @@ from ttac.passes.differentiate.head_clues import reads_text
 from ttac.passes.differentiate.heads import Head, decide_head
 from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import normalise
+from ttac.reports.live_figures import LiveFigures
+from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import HeadSpec
-from ttac.samples.predictions import entropies
+from ttac.samples.predictions import Tally, counted_classes, counted_positions, entropies
 
 BODY = """
   c = Conv <pads = [1,1,1,1], strides = [2,2]> (x, "conv.weight")
@@ -153,6 +155,29 @@ def test_the_most_confident_boxes_count(tmp_path: Path, monkeypatch: pytest.Monk
     confidence = p[..., 0] * p[..., 1:].max(2)
     best = np.take_along_axis(each, confidence.argsort(1)[:, -5:], 1)
     assert adapter.stats["entropy"] == pytest.approx(best.mean(), rel=1e-4)
+    monkeypatch.setattr("ttac.samples.predictions.BOXES", 5)
+    adapter.reset()
+    output = adapter.step(images())
+    check_reports(adapter, output)
+    classes = p[..., 1:].argmax(2)
+    chosen = np.take_along_axis(classes, confidence.argsort(1)[:, -5:], 1)
+    head = parse_manifest(adapter.bundle.manifest).head
+    assert head is not None
+    np.testing.assert_array_equal(sorted(counted_classes(output, head)), sorted(chosen.ravel()))
+
+
+def check_reports(adapter: ttac.Adapter, output: np.ndarray) -> None:
+    """`run`, `watch` and `eval` state the entropy of the loss: of frames and boxes that count."""
+    manifest = adapter.bundle.manifest
+    head = parse_manifest(manifest).head
+    assert head is not None
+    tally, live = Tally(head=head), LiveFigures(head=head)
+    tally.add(output)
+    live.add(output, len(output), 1.0, {})
+    expected = pytest.approx(adapter.stats["entropy"], rel=1e-4)
+    assert tally.mean_entropy == expected and live.entropy == expected
+    counted = counted_positions(output, head)
+    assert 0 < counted.sum() < counted.size and len(live.classes) <= counted.sum()
 
 
 READER = """
@@ -201,6 +226,8 @@ def test_frames_that_are_blank_do_not_count(method: str, tmp_path: Path) -> None
     assert adapter.stats["entropy"] == pytest.approx(each[counted].mean(), rel=1e-4)
     if method == "sar":
         assert adapter.stats["selected"] <= counted.sum()
+    adapter.reset()
+    check_reports(adapter, adapter.step(images()))
 
 
 def test_samples_tell_which_class_is_the_blank(tmp_path: Path) -> None:
