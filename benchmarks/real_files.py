@@ -18,79 +18,20 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
-
 import ttac
+from benchmarks.real_file_comparison import OtherInput, RealFile, difference
 from benchmarks.real_file_table import METHODS, PAGE, STEPS, merged, table
 from ttac.errors import TtacError
 from ttac.inspection import inspect_model
 from ttac.sizes import sample_shape
 
-BATCH, CALIBRATION = 2, 8
-CLOSE = 1e-5
-"""Largest difference of `source` from onnxruntime, relative to the largest output, that the table calls equal."""
+CALIBRATION = 8
+"""Number of calibration samples."""
 LONGEST = 160
 """Largest number of characters of a reason in the table."""
-
-
-@dataclass(frozen=True)
-class OtherInput:
-    """A further input of a file: its shape, with None for the number of samples, its dtype, and its value."""
-
-    shape: tuple[int | None, ...]
-    dtype: str = "float32"
-    value: float = 0.0
-
-    def array(self, count: int) -> np.ndarray:
-        """The input for `count` samples."""
-        return np.full([size or count for size in self.shape], self.value, self.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealFile:
-    """One file: its package, its path in the wheel, its digest, and the options that a user states.
-
-    Attributes:
-        sample: shape of one sample of the first input; ends: smallest and largest value of a sample.
-        dtype: dtype of the samples.
-        whole: whether the file rounds by the range of a batch, so that only whole batches compare.
-        input: name of the first input, and `others`: name -> further input, in files with several.
-    """
-
-    package: str
-    path: str
-    digest: str
-    task: str
-    sample: tuple[int, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ends: tuple[float, float] = (0.0, 1.0)
-    dtype: str = "float32"
-    input: str = ""
-    others: Mapping[str, OtherInput] = field(default_factory=dict)
-    whole: bool = False
-
-    @property
-    def batch(self) -> int:
-        """Number of samples of a step."""
-        return int(self.options.get("batch", BATCH))
-
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix."""
-        return Path(self.path).stem
-
-    def samples(self, count: int) -> Any:
-        """Seeded random samples [count, ...]; a dict by input names for several inputs."""
-        low, high = self.ends
-        x = np.random.default_rng(0).uniform(low, high, (count, *self.sample)).astype(self.dtype)
-        return (
-            {self.input: x, **{name: other.array(count) for name, other in self.others.items()}} if self.others else x
-        )
 
 
 def _ocr(name: str, digest: str, task: str, *sample: int) -> RealFile:
@@ -184,7 +125,7 @@ FILES = (
     _speech("silero_vad_16k_op15", "7ed98ddbad84", sr=16000),
     RealFile(package="silero-vad==6.2.3", path="silero_vad/data/silero_vad_16k_sequence.onnx", digest="9ccdacc4719d",
              task="voice activity", sample=(576,), ends=(-1, 1), input="input", options={"logits": "speech_probs"},
-             others={"h": OtherInput((1, 1, 128)), "c": OtherInput((1, 1, 128))}),
+             others={"h": OtherInput((1, 1, 128)), "c": OtherInput((1, 1, 128))}, whole=True),
     _speech("silero_vad_half", "1e0b195ad480"),
     _speech("silero_vad_op18_ifless", "7671cd04b004", sr=16000),
     _speech("silero_vad_openvino_16k", "7776b81ad1b0"),
@@ -292,7 +233,7 @@ def outcome(file: RealFile, path: Path, method: str, folder: Path) -> str:
         ttac.compile(path, output=bundle, **options)
         adapter, x = ttac.load(bundle), file.samples(file.batch)
         if method == "source":
-            return _difference(file, path, adapter.predict(x), x)
+            return difference(file, path, adapter.predict(x), x)
         for _ in range(STEPS):
             adapter.step(x)
         return "ok"
@@ -309,46 +250,6 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, TtacError):
         return f"INTERNAL {type(error).__name__}: {error}"[:LONGEST]
     return str(error).strip().splitlines()[0][:LONGEST]
-
-
-def _difference(file: RealFile, path: Path, outputs: Any, x: np.ndarray) -> str:
-    """The largest difference of `outputs` from those of onnxruntime on the same samples, relative to the largest."""
-    quiet = ort.SessionOptions()
-    quiet.log_severity_level = 4
-    session = ort.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
-    types = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
-    held = file.options.get("hold", {})
-    inputs = {value.name: types.get(value.type, np.float32) for value in session.get_inputs()}
-    feeds = {name: np.asarray(value, inputs[name]) for name, value in held.items()}
-    names = [value.name for value in session.get_outputs()]
-    first = session.get_inputs()[0]
-    fixed = first.shape[0] if isinstance(first.shape[0], int) and first.shape[0] > 0 else 1
-    if file.whole:
-        singles = [session.run(None, {**feeds, first.name: x})]
-    else:
-        singles = [session.run(None, {**feeds, **_single(file, x, i, first.name, fixed)}) for i in range(file.batch)]
-        singles = [[array[:1] if fixed > 1 else array for array in single] for single in singles]
-    found = outputs if isinstance(outputs, Mapping) else {file.options.get("logits", names[0]): outputs}
-    worst = 0.0
-    for key, value in found.items():
-        parts = [single[names.index(key)] for single in singles]
-        axes = [axis for axis in range(value.ndim) if value.shape[axis] == len(singles) * parts[0].shape[axis]]
-        if not axes:
-            return f"ok, `{key}` not comparable"
-        expected = np.concatenate(parts, axes[0]).astype(np.float64)
-        worst = max(
-            worst, float(np.abs(value.astype(np.float64) - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-        )
-    return "ok, equal" if worst <= CLOSE else f"ok, off {worst:.1e}"
-
-
-def _single(file: RealFile, x: Any, place: int, name: str, fixed: int) -> dict[str, np.ndarray]:
-    """One sample of `x` as feeds; a file that fixes a larger batch gets `fixed` copies of it."""
-    if not isinstance(x, Mapping):
-        return {name: x[place : place + 1].repeat(fixed, 0)}
-    axes = {name: other.shape.index(None) if None in other.shape else None for name, other in file.others.items()}
-    axes[file.input] = 0
-    return {name: array if (axis := axes[name]) is None else array.take([place], axis) for name, array in x.items()}
 
 
 def main() -> int:

@@ -44,7 +44,9 @@ def _own_axis(node: ir.Node) -> int | None:
     """Return the axis of the features in the output of a linear layer; None for any other operator."""
     if node.op_type in ("Conv", "ConvInteger", "ConvTranspose", "Gemm"):
         return 1
-    if node.op_type in ("MatMul", "MatMulInteger") and any(value is not None and value.const_value is not None for value in node.inputs[:2]):
+    if node.op_type in ("MatMul", "MatMulInteger") and any(
+        value is not None and value.const_value is not None for value in node.inputs[:2]
+    ):
         first = node.inputs[0]
         return len(dims(node.outputs[0])) - (1 if first is None or first.const_value is None else 2)
     return None

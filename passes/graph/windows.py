@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.places import node_place, value_place
+from ttac.passes.graph.shapes import is_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,11 @@ def spatial(value: ir.Value | None) -> list[int]:
     assert value is not None
     sizes = list(value.shape or ())[2:]
     if value.shape is None or not all(isinstance(size, int) for size in sizes):
+        problem = f"the spatial size of {value_place(value)} is only known as {value.shape}"
+        if any(is_batch(str(size)) for size in sizes):
+            problem = f"the samples are the positions of one sequence, {value_place(value)} {value.shape}"
         raise UnsupportedError(
-            f"the spatial size of {value_place(value)} is only known as {value.shape}",
+            problem,
             hint="take a method that needs no gradient (`ttac inspect` lists those that fit), or adapt only norms "
             "behind this value: `--train SELECTOR`",
         )

@@ -48,7 +48,7 @@ class BoxOutput:
 
 
 def box_outputs(name: str, shape: Sequence[int | str], samples: int = 0) -> list[BoxOutput]:
-    """Return the readings of an output of this `shape` as boxes, the likelier first; none if no axis has four numbers."""
+    """Return the readings of an output of this `shape` as boxes, the likelier first; none without four numbers."""
     sizes = [size for axis, size in enumerate(shape) if axis != samples]
     if len(sizes) != 2:
         return []
