@@ -14,6 +14,8 @@ METHODS = ("source", "bn", "leantta", "tent", "surgeon")
 STEPS = 3
 """Steps that a bundle takes."""
 Row = Mapping[str, str]
+CLASSIFICATION = frozenset({"file types", "image filter", "text direction", "voice activity", "wake words"})
+"""Tasks whose answer is one class of a whole sample."""
 
 
 def merged(rows: Mapping[str, Row], order: Sequence[str]) -> list[Row]:
@@ -41,9 +43,18 @@ def shares(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def made(rows: Sequence[Row]) -> str:
+    """Return when the rows were made, and by which version."""
+    runs = sorted({f"{row['date']} with ttac {row['version']}" for row in rows})
+    if len(runs) == 1:
+        return f"All rows are of one run, of {runs[0]}."
+    return f"The rows are of runs of {', '.join(runs)}."
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the page: counts, one row for each file, and the reasons of all refusals."""
     fine = {method: sum(row[method].startswith("ok") for row in rows) for method in METHODS}
+    others = sum(row["task"] not in CLASSIFICATION for row in rows)
     counts = ", ".join(f"`{method}` {count}" for method, count in fine.items())
     lines = [
         "# Real files",
@@ -53,7 +64,11 @@ def table(rows: Sequence[Row]) -> str:
         "Equal means within 1e-5 of onnxruntime. The samples are random numbers, so the table says nothing about",
         "errors. A time limit ends a compile on a busy machine; it is no refusal.",
         "",
-        f"Of {len(rows)} files compile and take {STEPS} steps: {counts}.",
+        made(rows),
+        "",
+        f"The {len(rows)} files have {len({row['task'] for row in rows})} kinds of task. {others} of them do more than "
+        "give a class to a sample.",
+        f"So many compile and take {STEPS} steps: {counts}.",
         *shares(rows),
         "",
         "| file | task | norms | " + " | ".join(f"`{method}`" for method in METHODS) + " |",

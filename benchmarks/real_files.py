@@ -18,6 +18,8 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ FILES = (
     _ocr("ch_PP-OCRv4_det_infer", "d2a7720d45a5", "text detection", 3, 96, 160),
     _ocr("ch_PP-OCRv4_rec_infer", "48fc40f24f6d", "text recognition", 3, 48, 160),
     _ocr("ch_ppocr_mobile_v2.0_cls_infer", "e47acedf6632", "text direction", 3, 48, 192),
-    RealFile(package="nudenet==3.4.2", path="nudenet/320n.onnx", digest="c15d8273adad", task="detection",
+    RealFile(package="nudenet==3.4.2", path="nudenet/320n.onnx", digest="c15d8273adad", task="object detection",
              sample=(3, 160, 160), options={"shape": "3x160x160"}),
     RealFile(package="basic-pitch==0.4.0", path="basic_pitch/saved_models/icassp_2022/nmp.onnx", digest="2c3c1d144bfa",
              task="pitch tracking", sample=(43844, 1), options={"logits": "StatefulPartitionedCall:1"}, ends=(-1, 1)),
@@ -202,6 +204,7 @@ def limited(seconds: int) -> Iterator[None]:
 def examine(file: RealFile, path: Path, folder: Path, seconds: int) -> dict[str, str]:
     """One row of the table: the head, the norms, and the outcome of each method."""
     row = {"file": file.name, "package": file.package, "task": file.task}
+    row |= {"date": date.today().isoformat(), "version": metadata.version("ttac")}
     options = dict(file.options)
     try:
         report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(options))
