@@ -11,7 +11,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from benchmarks.real_files import FILES, RealFile, fetch, wheel_of
+from benchmarks.real_file_comparison import RealFile
+from benchmarks.real_files import FILES, fetch, wheel_of
 from tests.support.structures import strip
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "real"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,10 +46,10 @@ def shares(rows: Sequence[Row]) -> list[str]:
 
 def made(rows: Sequence[Row]) -> str:
     """Return when the rows were made, and by which version."""
-    runs = sorted({f"{row['date']} with ttac {row['version']}" for row in rows})
+    runs = Counter(row["run"] for row in rows)
     if len(runs) == 1:
-        return f"All rows are of one run, of {runs[0]}."
-    return f"The rows are of runs of {', '.join(runs)}."
+        return f"All rows are of one run, which began {next(iter(runs))}."
+    return f"Rows by run, with its beginning: {', '.join(f'{count} of {run}' for run, count in sorted(runs.items()))}."
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,6 @@ def limited(seconds: int) -> Iterator[None]:
 def examine(file: RealFile, path: Path, folder: Path, seconds: int) -> dict[str, str]:
     """One row of the table: the head, the norms, and the outcome of each method."""
     row = {"file": file.name, "package": file.package, "task": file.task}
-    row |= {"date": date.today().isoformat(), "version": metadata.version("ttac")}
     options = dict(file.options)
     try:
         report = inspect_model(path, **{k: v for k, v in options.items() if k != "shape"}, **_shape(options))
@@ -264,12 +263,13 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     choices = parser.parse_args()
     choices.folder.mkdir(parents=True, exist_ok=True)
-    rows = {}
+    rows, run = {}, f"{datetime.now():%Y-%m-%d %H:%M} with ttac {metadata.version('ttac')}"
     for file in FILES:
         if choices.names and not {file.name, file.digest} & set(choices.names):
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            rows[file.digest] = examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds)
+            row = examine(file, fetch(file, choices.folder), Path(scratch), choices.seconds)
+        rows[file.digest] = {**row, "run": run}
         print(rows[file.digest], flush=True)
     if choices.write:
         PAGE.write_text(table(merged(rows, [file.digest for file in FILES])), encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, combinations, islice
 
 import numpy as np
 import onnx_ir as ir
@@ -34,6 +35,8 @@ STEPS = ((1, 2, 3), (2, 3, 1), (3, 1, 2), (1, 3, 2), (2, 1, 3), (3, 2, 1))
 """Distances of the compared sizes from the largest, for each open size in another order."""
 ODD = (0, 1, 3)
 """Further distances of sizes that need not be a multiple of a step: rounded halves then differ from halves."""
+MOST_SETS = 6
+"""Largest number of sets of sizes that are fixed in turn, where not all sizes can stay open."""
 AGREED = 1e-4
 """Largest relative difference between an open graph and the graph of one size."""
 
@@ -44,6 +47,14 @@ class OpenAxes:
 
     symbols: Mapping[str, Mapping[int, str]]
     largest: Mapping[str, int]
+
+    def without(self, bound: Collection[str]) -> OpenAxes:
+        """The axes whose symbols are not in `bound`."""
+        symbols = {
+            name: {axis: symbol for axis, symbol in own.items() if symbol not in bound}
+            for name, own in self.symbols.items()
+        }
+        return OpenAxes(symbols, {symbol: size for symbol, size in self.largest.items() if symbol not in bound})
 
 
 def open_axes(state: CompileState) -> OpenAxes:
@@ -70,9 +81,32 @@ def open_axes(state: CompileState) -> OpenAxes:
 def open_content(state: CompileState, choice: PlanChoice, fixed: BundleContent, log: RoomLog) -> BundleContent:
     """The bundle `fixed`, with graphs for every size up to that of `state`.
 
-    Raises UnsupportedError at a node that binds the size, or if the graphs of two sizes disagree.
+    Where a node binds one of several open sizes, this size stays as it is, and the log names the node.  Raises
+    UnsupportedError at a node that binds all sizes, or if the graphs of two sizes disagree.
     """
     axes = open_axes(state)
+    try:
+        return _at_a_multiple(state, choice, fixed, axes)
+    except (UnsupportedError, UsageError) as error:
+        for bound in _bound_first(axes):
+            try:
+                content = _at_a_multiple(state, choice, fixed, axes.without(bound))
+            except (UnsupportedError, UsageError):
+                continue
+            kept = ", ".join(f"`{symbol}` at {axes.largest[symbol]}" for symbol in bound)
+            log.note(f"{kept} stays fixed: {' '.join((error.where or error.problem).split())}")
+            return content
+        raise
+
+
+def _bound_first(axes: OpenAxes) -> list[tuple[str, ...]]:
+    """Sets of symbols to fix in turn, the smallest sets first."""
+    sets = (combinations(axes.largest, count) for count in range(1, len(axes.largest)))
+    return list(islice(chain.from_iterable(sets), MOST_SETS))
+
+
+def _at_a_multiple(state: CompileState, choice: PlanChoice, fixed: BundleContent, axes: OpenAxes) -> BundleContent:
+    """The bundle with open sizes that are a multiple of the smallest step that works; raises the last error."""
     last: TtacError | None = None
     for multiple in MULTIPLES:
         sizes = list(compared_sizes(axes.largest, multiple))

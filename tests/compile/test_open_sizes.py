@@ -170,3 +170,35 @@ def test_a_table_binds_the_size(tmp_path: Path) -> None:
     path = written(tmp_path, "(float[N,3,height,width] x) => (float[N,5] y)", nodes, more)
     with pytest.raises(UnsupportedError, match="Add"):
         ttac.compile(path, method="source", max_shape="3x32x32", dry_run=True)
+
+
+BOUND = f"""{BODY}
+  rows = ReduceMean <keepdims = 0> (r, three)
+  f = Reshape (rows, flat)
+  y = MatMul (f, tall)
+"""
+"""A net whose last layer takes 16 rows of 8 channels, and any width."""
+
+
+@pytest.mark.parametrize("method", ["bn", "tent"])
+def test_a_bound_size_stays_and_the_others_stay_open(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"m (float[N,3,height,width] x) => (float[N,5] y) {{ {BOUND} }}"
+    tall = (RANDOM.standard_normal((128, 5)) * 0.3).astype(np.float32)
+    known = {name: array for name, array in weights().items() if name not in ("wf", "wb")}
+    path = saved(source(text, {**known, "three": np.array([3]), "flat": np.array([0, 128]), "tall": tall}), tmp_path)
+    bundle = tmp_path / "b.ttac"
+    command = ["compile", str(path), "--method", method, "--batch", "4", "--max-shape", "3x16x32", "-o", str(bundle)]
+    assert main(command) == 0
+    assert "`height` at 16 stays fixed: " in capsys.readouterr().err
+    assert [size["name"] for size in read_manifest(bundle)["sizes"]] == ["width"]
+    adapter = ttac.load(bundle)
+    for width in (32, 24, 17):
+        own = tmp_path / f"{width}.ttac"
+        ttac.compile(path, method=method, batch=4, shape=(3, 16, width), output=own)
+        x = images(4, 3, 16, width)
+        adapter.reset()
+        np.testing.assert_allclose(adapter.step(x), ttac.load(own).step(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError):
+        adapter.step(images(4, 3, 12, 32))
