@@ -19,10 +19,14 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
+import onnxruntime as ort
+import skimage
+from PIL import Image
 
 import ttac
 from benchmarks.drawn import SHIFTS, line, lines, shapes, shifted
 from benchmarks.real_files import FILES, fetch
+from ttac.evaluation.boxes import boxes_of
 from ttac.evaluation.watch import Watch
 
 METHODS = ("source", "bn", "leantta", "tent", "sar", "surgeon")
@@ -30,6 +34,8 @@ BLENDED = "bn:statistics=blend:prior=256"
 """Statistics of the batch beside those of the source, which count as 256 samples."""
 NETS = Path(__file__).parent / "small_nets"
 DOWNLOADS = Path(tempfile.gettempdir()) / "ttac-real-files"
+SURE = 0.4
+"""Least score of a box that becomes a label."""
 WORDS = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
 """Source of words for readers of English."""
 
@@ -126,6 +132,32 @@ def captchas(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images).transpose(0, 3, 1, 2), labels
 
 
+def faces(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return one or two faces on smooth backgrounds, uint8 [count, 3, 160, 160], and the boxes that 320n finds there.
+
+    The face is a part of `astronaut.png`, a public picture of NASA that scikit-image ships.  The boxes are no truth:
+    they are the answers of the source model on these images, `SURE` or surer.
+    """
+    whole = Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png").convert("RGB").crop((120, 0, 330, 210))
+    random, side = np.random.default_rng(seed), 160
+    images = []
+    for _ in range(count):
+        spots = Image.fromarray(random.integers(40, 216, (4, 4, 3)).astype(np.uint8))
+        image, half = spots.resize((side, side), Image.Resampling.BICUBIC), side // 2
+        for place in range(int(random.integers(1, 3))):
+            size = int(random.uniform(0.35, 0.5) * side)
+            face = whole.resize((size, size))
+            face = face.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else face
+            left = int(random.integers(0, half - size + 1))
+            image.paste(face, (left + half * place, int(random.integers(0, side - size))))
+        images.append(np.asarray(image))
+    drawn = np.stack(images).transpose(0, 3, 1, 2)
+    session = ort.InferenceSession(str(real("320n")()), providers=["CPUExecutionProvider"])
+    output = session.run(None, {session.get_inputs()[0].name: unit(drawn)})[0]
+    boxes = boxes_of(np.ascontiguousarray(output[:, :4].transpose(0, 2, 1)), np.ascontiguousarray(output[:, 4:]))
+    return drawn, np.where(boxes[:, :, 5:] >= SURE, boxes[:, :, :5], -1)[:, :8]
+
+
 SUBJECTS = (
     Subject(name="small reader", about="lines of 4 to 7 characters, character error", path=lambda: NETS / "reader.onnx",
             samples=lines, scale=unit),
@@ -140,6 +172,9 @@ SUBJECTS = (
     Subject(name="captcha-whisperer", about="four characters, character error (captcha-whisperer)",
             path=real("captcha_crnn"), samples=captchas, scale=lambda x: x.astype(np.float32), count=128, batch=16,
             methods=(*METHODS, BLENDED), options={"head": "ctc"}),
+    Subject(name="nudenet 320n", about="faces, 1 - mAP against the source on clean images (nudenet)",
+            path=real("320n"), samples=faces, scale=unit, count=64, batch=16, methods=(*METHODS, BLENDED),
+            options={"shape": "3x160x160"}),
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.load.model_file import OUTPUTS
 from ttac.passes.normalise.normal_form import batch_first
+from ttac.passes.normalise.single_sample import SINGLE
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
 from ttac.passes.step_graphs import prior_correction
@@ -91,9 +92,12 @@ def refuse_without_predictions(options: CompileOptions, learns: bool) -> None:
 
 def blank_of(model: ir.Model, head: Head, samples: SampleSet) -> int:
     """The first or the last class, whichever more positions of the samples have."""
-    (values,) = run(model, samples.arrays, [str(model.graph.outputs[0].name)]).values()
-    classes, last = values.argmax(axis=head.axis), head.classes - 1
-    return last if int((classes == last).sum()) > int((classes == 0).sum()) else 0
+    name, last = str(model.graph.outputs[0].name), head.classes - 1
+    counts = np.zeros(2, int)
+    for feeds in samples.batches(1 if model.meta.get(SINGLE) else READ_SAMPLES):
+        classes = run(model, feeds, [name])[name].argmax(axis=head.axis)
+        counts += [(classes == 0).sum(), (classes == last).sum()]
+    return last if counts[1] > counts[0] else 0
 
 
 def refuse_several(model: ir.Model, outputs: Sequence[str]) -> None:

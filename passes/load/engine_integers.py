@@ -5,6 +5,9 @@ The room `quantize` lifts this form.  Products of integers with dynamic scales b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.load.engine_operators import Writer, given, unfused, without
@@ -44,6 +47,41 @@ def _pool(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
 def _concat(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     parts = [dequantized(op, node, place) for place in range(2, len(node.inputs), 3)]
     return requantized(op, node, op("Concat", *parts, **without(node)), 0)
+
+
+@unfused("QLinearConv")
+def _convolution(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = x * w + b; a bias of int32 is in steps of the scales of x and of w."""
+    scales, bias = [_held(given(node, place)) for place in (1, 4)], given(node, 8)
+    steps = None if bias is None else _held(bias)
+    kernel = _along(op, [given(node, place) for place in (3, 4, 5)], 0)
+    if kernel is None or scales[0] is None or scales[1] is None or (bias is not None and steps is None):
+        return None
+    shift = None if steps is None else (steps * scales[0].astype(np.float64) * scales[1]).astype(np.float32)
+    return requantized(op, node, op("Conv", dequantized(op, node, 0), kernel, shift, **without(node)), 6)
+
+
+@unfused("QLinearMatMul")
+def _product(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = a b, where the scale of `a` is one number, and that of b one number or one for each column."""
+    first, second = (_held(given(node, place)) for place in (1, 4))
+    if first is None or first.size > 1 or second is None or second.ndim > 1:
+        return None
+    b = _along(op, [given(node, place) for place in (3, 4, 5)], -1)
+    return None if b is None else requantized(op, node, op("MatMul", dequantized(op, node, 0), b), 6)
+
+
+def _held(value: ir.Value | None) -> np.ndarray | None:
+    """Return the numbers of a constant; None for a computed value."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _along(op: Writer, triple: Sequence[ir.Value | None], axis: int) -> ir.Value | None:
+    """Return the floats of integers with one scale, or one for each place along `axis`; None where no opset has it."""
+    scale = _held(triple[1])
+    if scale is None or (scale.size > 1 and op.opset < 13):
+        return None
+    return op("DequantizeLinear", *triple, **({"axis": axis} if scale.size > 1 else {}))
 
 
 @unfused("DynamicQuantizeMatMul")

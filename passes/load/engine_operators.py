@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 DOMAIN = "com.microsoft"
 """Operator domain of onnxruntime's contributed operators."""
+STANDARD = frozenset({"QLinearConv", "QLinearMatMul"})
+"""Operators of standard ONNX that have a rule too: their integers state no meaning in float."""
 Rule = Callable[["Writer", ir.Node], "Sequence[ir.Value | None] | None"]
 RULES: dict[str, Rule] = {}
 
@@ -36,7 +38,7 @@ def unfused(*op_types: str) -> Callable[[Rule], Rule]:
 def unfuse(model: ir.Model, say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Replace each fused operator that has a rule, in place; return, and `say`, the names of the replaced operators."""
     replaced: dict[str, None] = {}
-    for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type in RULES]:
+    for node in [node for node in model.graph if node.op_type in RULES and node.domain in _domains(node.op_type)]:
         writer = Writer(model, node)
         results = RULES[node.op_type](writer, node)
         found = [*(results or ()), *[None] * len(node.outputs)]
@@ -54,6 +56,10 @@ def unfuse(model: ir.Model, say: Callable[[str], None] = lambda line: None) -> l
     if replaced:
         say(f"written as standard operators: {', '.join(f'`{name}`' for name in replaced)}")
     return list(replaced)
+
+
+def _domains(op_type: str) -> tuple[str, ...]:
+    return ("", "ai.onnx") if op_type in STANDARD else (DOMAIN,)
 
 
 class Writer:

@@ -28,5 +28,5 @@ def quantized_by_the_engine(plain: ir.Model, x: np.ndarray, folder: Path, **opti
     source, made = folder / "plain.onnx", folder / "theirs.onnx"
     ir.save(plain, source)
     form = {"quant_format": quantization.QuantFormat.QDQ, "per_channel": True}
-    quantization.quantize_static(str(source), str(made), Reader(), **form, **options)
+    quantization.quantize_static(str(source), str(made), Reader(), **{**form, **options})
     return made

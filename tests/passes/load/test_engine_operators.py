@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.execute import run
-from ttac.passes.load.engine_operators import RULES
+from ttac.passes.load.engine_operators import RULES, STANDARD
 from ttac.passes.load.engine_rules import unfuse
 from ttac.passes.load.model_file import load
 
@@ -34,6 +34,13 @@ X, IMAGE, SEQUENCE = floats(3, 4), floats(2, 3, 6, 6), floats(2, 5, 8)
 KERNEL, HALF = {"w": floats(4, 3, 3, 3), "b": floats(4)}, {"alpha": 0.5}
 NORM = {"scale": floats(8), "shift": floats(8)}
 GRID: Arrays = {"s": np.array(0.02, np.float32), "z": np.array(120, np.uint8)}
+MAPS = whole(0, 255, 2, 3, 6, 6, dtype=np.uint8)
+KERNELS: Arrays = {  # small kernels: sums of two products in 16 bits overflow in some engines
+    "k": whole(-60, 60, 4, 3, 3, 3, dtype=np.int8), "ks": np.array([0.01, 0.02, 0.015, 0.03], np.float32),
+    "kz": np.zeros(4, np.int8), "kb": whole(-9000, 9000, 4), "z8": np.array(3, np.int8),
+    "m": whole(-60, 60, 4, 6, dtype=np.int8), "ms": np.linspace(0.01, 0.02, 6).astype(np.float32),
+    "mz": np.zeros(6, np.int8),
+}  # fmt: skip
 BYTES = whole(0, 255, 2, 3, 4, 4, dtype=np.uint8)
 TABLES = {"words": floats(20, 8), "places": floats(6, 8), "kinds": floats(2, 8), **NORM}
 HEADS: Arrays = {"w": floats(8, 24), "b": floats(24)}
@@ -67,6 +74,11 @@ CASES: dict[str, tuple[str, list[str], Arrays, Arrays, dict[str, Any]]] = {
     "integer leaky": ("QLinearLeakyRelu", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {"alpha": 0.1}),
     "integer pool": ("QLinearGlobalAveragePool", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {}),
     "integer concat": ("QLinearConcat", ["s", "z", "x", "s", "z", "x", "s", "z"], {"x": BYTES}, GRID, {"axis": 1}),
+    "integer convolution": ("QLinearConv", ["x", "s", "z", "k", "ks", "kz", "s", "z", "kb"], {"x": MAPS}, {**GRID, **KERNELS},
+                            {"pads": [1, 1, 1, 1]}),
+    "one scale": ("QLinearConv", ["x", "s", "z", "k", "s", "z8", "s", "z"], {"x": MAPS}, {**GRID, **KERNELS}, {}),
+    "integer product": ("QLinearMatMul", ["x", "s", "z", "m", "ms", "mz", "s", "z"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
+                        {**GRID, **KERNELS}, {}),
     "dynamic": ("DynamicQuantizeMatMul", ["x", "w", "ws"], {"x": X}, ROUNDED, {}),
     "to float": ("MatMulIntegerToFloat", ["x", "w", "s", "ws"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
                  {**ROUNDED, **GRID}, {}),
@@ -77,7 +89,8 @@ def fused(name: str, opset: int) -> onnx.ModelProto:
     """A model of one fused operator; its output has the type that the operator gives."""
     kind, inputs, feeds, constants, attributes = CASES[name]
     outputs = ["y", "lengths"] if kind == "EmbedLayerNormalization" else ["y"]
-    node = helper.make_node(kind, inputs, outputs, domain="com.microsoft", name="fused", **attributes)
+    domain = "" if kind in STANDARD else "com.microsoft"
+    node = helper.make_node(kind, inputs, outputs, domain=domain, name="fused", **attributes)
     types = [
         helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for key, a in feeds.items()
