@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.real_file_table import ROWS
 from benchmarks.real_file_comparison import RealFile
+from benchmarks.real_file_table import ROWS
 from benchmarks.real_files import FILES, outcome
 from tests.support.structures import restore
 
