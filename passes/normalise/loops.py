@@ -20,25 +20,40 @@ LARGEST = 20_000
 
 @rewrites("Loop")
 def _loop(walk: Walk, node: ir.Node) -> None:
-    """Unroll a Loop of a stated number of turns, whose condition stays true.
+    """Unroll a Loop of a stated number of turns, or whose condition shapes and constants decide after each turn.
 
     Raises UnsupportedError where the data decide when it ends.
     """
-    body, count = node.attributes["body"].as_graph(), walk.fixed_data(node, 0)
+    body, stated = node.attributes["body"].as_graph(), node.inputs[0] is not None
+    count = walk.fixed_data(node, 0) if stated else np.array(LARGEST)
     go = walk.fixed_data(node, 1) if len(node.inputs) > 1 and node.inputs[1] is not None else np.array(True)
-    if count is None or go is None or not go.all() or not _goes_on(body):
+    endless = _goes_on(body)
+    if count is None or go is None or not go.all() or (endless and not stated):
         raise control_flow([node])
     states = [value for value in node.inputs[2:] if value is not None]
-    turns = _bounded(node, body, int(count))
+    turns = _bounded(node, body, int(count) if endless else min(int(count), LARGEST // max(1, len(body))))
     true = walk.op.constant(np.array(True))
     rows: list[list[ir.Value]] = []
     for turn in range(turns):
         values = [walk.op.constant(np.array(turn, np.int64)), true, *states]
-        _, *results = _turn(walk, node, body, values, turn)
+        again, *results = _turn(walk, node, body, values, turn)
         states, scanned = results[: len(states)], results[len(states) :]
         rows.append(scanned)
+        if not endless and not _again(walk, node, again):
+            break
+    else:
+        if not endless and turns < int(count):  # more turns than one loop may become
+            raise control_flow([node])
     joined = [_stacked(walk, node, column, 0, len(states) + i) for i, column in enumerate(zip(*rows, strict=True))]
     replace_outputs(walk, node, [*states, *joined])
+
+
+def _again(walk: Walk, node: ir.Node, condition: ir.Value) -> bool:
+    """Whether a condition that shapes and constants decide is true; raises UnsupportedError where the data decide."""
+    contents = walk.contents(condition)
+    if contents is None or contents[0].all() != contents[1].all():
+        raise control_flow([node])
+    return bool(contents[0].all())
 
 
 @rewrites("Scan")

@@ -63,6 +63,17 @@ def test_a_loop_becomes_its_turns(tmp_path: Path) -> None:
     agrees(source(LOOP, weights), images(5, 4), tmp_path)
 
 
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_loop_ends_where_constants_decide(stated: bool, tmp_path: Path) -> None:
+    """As tf2onnx writes a recurrent layer: the body compares its counter with the length, and the largest count says nothing."""
+    text = LOOP.replace("after = Identity (before)", "after = Less (i, last_turn)")
+    text = text if stated else text.replace("Loop (count,", "Loop (,")
+    w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    weights = {"count": np.array(2**31 - 1), "go": np.array(True), "first": np.array([0]), "w": w}
+    weights = weights if stated else {name: array for name, array in weights.items() if name != "count"}
+    agrees(source(text, {**weights, "last_turn": np.array(2)}), images(5, 4), tmp_path)
+
+
 @pytest.mark.parametrize("backward", [0, 1])
 @pytest.mark.parametrize("ordered", [0, 1])
 def test_a_scan_becomes_its_turns(backward: int, ordered: int, tmp_path: Path) -> None:
