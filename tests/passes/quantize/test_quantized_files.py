@@ -169,7 +169,7 @@ def test_norms_are_put_back_between_8_bit_layers(kind: str, tmp_path: Path) -> N
 def test_the_file_alone_is_enough_where_nothing_adapts(form: str, tmp_path: Path) -> None:
     quantization = pytest.importorskip("onnxruntime.quantization")
     format_ = quantization.QuantFormat[form]  # 7 bits: kernels of integers may overflow their sums in 16 bits
-    path = by_theirs(MODELS / "mobilenet_v2.onnx", tmp_path, quant_format=format_, reduce_range=form == "QOperator")
+    path = by_theirs(MODELS / "mobilenet_v2.onnx", tmp_path, quant_format=format_, reduce_range=True)
     kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert ("QLinearConv" in kinds) == (form == "QOperator")
     x = samples((4, 3, 16, 16))
