@@ -52,13 +52,22 @@ def _concat(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
 @unfused("QLinearConv")
 def _convolution(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     """y = x * w + b; a bias of int32 is in steps of the scales of x and of w."""
-    scales, bias = [_held(given(node, place)) for place in (1, 4)], given(node, 8)
-    steps = None if bias is None else _held(bias)
-    kernel = _along(op, [given(node, place) for place in (3, 4, 5)], 0)
-    if kernel is None or scales[0] is None or scales[1] is None or (bias is not None and steps is None):
+    kernel, known, shift = _along(op, [given(node, place) for place in (3, 4, 5)], 0), *_shift(node, 8)
+    if kernel is None or not known:
         return None
-    shift = None if steps is None else (steps * scales[0].astype(np.float64) * scales[1]).astype(np.float32)
     return requantized(op, node, op("Conv", dequantized(op, node, 0), kernel, shift, **without(node)), 6)
+
+
+@unfused("QGemm")
+def _gemm(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = a b + c, with floats as the result where no scale of y is given."""
+    is_turned = node.attributes.get_int("transB", 0)
+    b = _along(op, [given(node, place) for place in (3, 4, 5)], 0 if is_turned else 1)
+    known, shift = _shift(node, 6)
+    if b is None or not known or node.attributes.get_float("alpha", 1.0) != 1:
+        return None
+    y = op("Gemm", dequantized(op, node, 0), b, shift, **without(node, "alpha"))
+    return [y] if given(node, 7) is None else requantized(op, node, y, 7)
 
 
 @unfused("QLinearMatMul")
@@ -69,6 +78,17 @@ def _product(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
         return None
     b = _along(op, [given(node, place) for place in (3, 4, 5)], -1)
     return None if b is None else requantized(op, node, op("MatMul", dequantized(op, node, 0), b), 6)
+
+
+def _shift(node: ir.Node, position: int) -> tuple[bool, np.ndarray | None]:
+    """Return whether the bias at `position` is known, and its floats: its steps are those of the two operands."""
+    bias, scales = given(node, position), [_held(given(node, place)) for place in (1, 4)]
+    if bias is None:
+        return True, None
+    steps, first, second = _held(bias), *scales
+    if steps is None or first is None or second is None:
+        return False, None
+    return True, (steps * first.astype(np.float64) * second).astype(np.float32)
 
 
 def _held(value: ir.Value | None) -> np.ndarray | None:

@@ -39,7 +39,7 @@ KERNELS: Arrays = {  # small kernels: sums of two products in 16 bits overflow i
     "k": whole(-60, 60, 4, 3, 3, 3, dtype=np.int8), "ks": np.array([0.01, 0.02, 0.015, 0.03], np.float32),
     "kz": np.zeros(4, np.int8), "kb": whole(-9000, 9000, 4), "z8": np.array(3, np.int8),
     "m": whole(-60, 60, 4, 6, dtype=np.int8), "ms": np.linspace(0.01, 0.02, 6).astype(np.float32),
-    "mz": np.zeros(6, np.int8),
+    "mz": np.zeros(6, np.int8), "mb": whole(-9000, 9000, 6),
 }  # fmt: skip
 BYTES = whole(0, 255, 2, 3, 4, 4, dtype=np.uint8)
 TABLES = {"words": floats(20, 8), "places": floats(6, 8), "kinds": floats(2, 8), **NORM}
@@ -79,6 +79,10 @@ CASES: dict[str, tuple[str, list[str], Arrays, Arrays, dict[str, Any]]] = {
     "one scale": ("QLinearConv", ["x", "s", "z", "k", "s", "z8", "s", "z"], {"x": MAPS}, {**GRID, **KERNELS}, {}),
     "integer product": ("QLinearMatMul", ["x", "s", "z", "m", "ms", "mz", "s", "z"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
                         {**GRID, **KERNELS}, {}),
+    "integer gemm": ("QGemm", ["x", "s", "z", "m", "ms", "mz", "mb", "s", "z"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
+                     {**GRID, **KERNELS}, {}),
+    "gemm to float": ("QGemm", ["x", "s", "z", "m", "s", "z8", "mb"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
+                      {**GRID, **KERNELS}, {}),
     "dynamic": ("DynamicQuantizeMatMul", ["x", "w", "ws"], {"x": X}, ROUNDED, {}),
     "to float": ("MatMulIntegerToFloat", ["x", "w", "s", "ws"], {"x": whole(0, 255, 3, 4, dtype=np.uint8)},
                  {**ROUNDED, **GRID}, {}),
@@ -96,7 +100,8 @@ def fused(name: str, opset: int) -> onnx.ModelProto:
         for key, a in feeds.items()
     ]
     tensors = [onnx.numpy_helper.from_array(array, key) for key, array in constants.items() if key in inputs]
-    dtype = TensorProto.UINT8 if kind.startswith("QLinear") else TensorProto.FLOAT
+    rounds = kind.startswith("QLinear") or (kind == "QGemm" and len(inputs) > 7)
+    dtype = TensorProto.UINT8 if rounds else TensorProto.FLOAT
     graph = helper.make_graph([node], "g", types, [helper.make_tensor_value_info("y", dtype, None)], tensors)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
