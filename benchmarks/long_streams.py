@@ -30,10 +30,10 @@ from ttac.runtime.engine import open_session
 from ttac.settings import split_assignments
 
 NET = Path(__file__).parent / "small_nets" / "fashion_small.onnx"
-TRAINED = "tent eata sar surgeon dropit deyo robust-entropy shot-im roid mecta cotta".split()
+TRAINED = "tent eata sar surgeon dropit deyo robust-entropy shot-im roid mecta zerosiam ecotta law cotta".split()
 KEPT = ("bn statistics=ema", "leantta", "t3a", "neo", "lame")
 """Methods that have a guard, and methods (with their settings) that have none."""
-SLOW = {"cotta": 5}
+SLOW = {"cotta": 20, "law": 5}
 """Methods with longer steps, and the divisor of the number of their steps."""
 
 

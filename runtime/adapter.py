@@ -17,7 +17,7 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
-from ttac.runtime.events import RESET, Event, events, log, warn_of_one
+from ttac.runtime.events import RESET, RETURN, Event, events, log, warn_of_one
 from ttac.runtime.executor import Executor
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.inputs import check_inputs, thread_count
@@ -141,6 +141,8 @@ class Adapter:
         milliseconds: time of the last step.
         information: information of the last batch in nats, as the guard judges it; near 0 for noise or a collapse.
         held: batches that the guard held, `held_in_a_row` of them last; guard_resets: its resets of the state.
+        check_loss: probability that the source's classes lost on calibration samples, in this round of the check;
+        guard_returns: times that the check turned the state back.
         drift: distance of the trained tensors from the source, in units of the source's length.
         form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.
         Further scalars (such as `entropy`) are the last report of the graphs.
@@ -277,7 +279,7 @@ class Adapter:
             warn_of_one(self.path, self._manifest.raw, counts["samples"])
         self._stats = {**before, **{name: before[name] + count for name, count in counts.items()}, **figures}
         for event in events(before, self._stats):
-            log("WARNING" if event.kind == RESET else "INFO", "`%s`: %s", self.path, event)
+            log("WARNING" if event.kind in (RESET, RETURN) else "INFO", "`%s`: %s", self.path, event)
             if self.on_event is not None:
                 self.on_event(event)
 

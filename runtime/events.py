@@ -1,4 +1,4 @@
-"""Events of the guard: it holds batches, learns again, or resets the state."""
+"""Events of the guard: it holds batches, learns again, turns the state back, or resets it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HOLD, RESUME, RESET = "hold", "resume", "reset"
-ROW, RESETS = "held_in_a_row", "guard_resets"
-"""Reports of the guard's graph that `adapter.stats` has."""
+HOLD, RESUME, RESET, RETURN = "hold", "resume", "reset", "return"
+ROW, RESETS, RETURNS = "held_in_a_row", "guard_resets", "guard_returns"
+"""Reports of the guard's graphs that `adapter.stats` has."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class Event:
 
     Attributes:
         kind: "hold" at the first batch that the guard holds, "resume" at the next batch that the step learns from,
-            "reset" when the guard sets the state to its compiled values.
+            "reset" when the guard sets the state to its compiled values, "return" when the state predicted calibration
+            samples so unlike the source that the guard turned it back.
         step: number of the step since the load or the last `reset`, from 1.
-        batches: consecutive held batches: 1 at "hold", all of them at "resume" and "reset".
+        batches: consecutive held batches: 1 at "hold", all of them at "resume" and "reset", the last ones at "return".
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Event:
             HOLD: "the guard holds batches: their predictions carry little information",
             RESUME: f"the guard lets the step learn again, after {held}",
             RESET: f"the guard reset the state, after {held} in a row",
+            RETURN: "the guard turned the state back: it predicts calibration samples unlike the source",
         }
         return f"step {self.step}: {texts[self.kind]}"
 
@@ -48,6 +50,8 @@ def events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Even
         yield Event(RESUME, step, was)
     if RESETS in before and after[RESETS] > before[RESETS]:
         yield Event(RESET, step, now)
+    if after.get(RETURNS, 0) > before.get(RETURNS, 0):
+        yield Event(RETURN, step, now)
 
 
 def warn_of_one(place: Path, manifest: Mapping[str, Any], samples: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
+from ttac.check_samples import of_norms
 from ttac.compile_state import CompileState
 from ttac.method_facts import correction_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
@@ -24,11 +25,13 @@ from ttac.passes.plan.budget import plan_within
 from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
 from ttac.passes.plan.plan import plan_activations
+from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
 from ttac.passes.step_graphs.guard import FOLLOW
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
+from ttac.spec import SOURCE_SET
 
 STAGES = 6
 """Largest number of stages of the backward; each run of a stage costs a fraction of a millisecond."""
@@ -97,7 +100,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
     joint, whole = state.joint, whole_graphs(state, choice)
     assert joint is not None
     graphs, fed_weights = finished_graphs(state, whole.graphs, whole.residuals)
-    fed_weights |= source_set(state.options.method.program, joint.parameters)
+    fed_weights |= source_set(state.options.method.program, joint.parameters) | _check_statistics(state, whole.steps)
     log.lower(graphs)
     return BundleContent(
         state=state,
@@ -110,6 +113,12 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
         stats=stats_of(joint, whole.steps),
         fed_weights=fed_weights,
     )
+
+
+def _check_statistics(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, np.ndarray]:
+    """The compiled statistics of norms, as weights for the check; none if predictions do not depend on them."""
+    wanted = CHECK in steps and FOLLOW in steps
+    return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in of_norms(state)} if wanted else {}
 
 
 def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:

@@ -16,6 +16,7 @@ from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.quantize.modules import Int8Modules
+from ttac.passes.step_graphs.check_set import CheckSet
 from ttac.source_samples import Samples
 
 
@@ -41,6 +42,7 @@ class CompileState:
         adaptation: the rewritten norms and their state; its values belong to `model`.
         constants: arrays that the method computes once, while compiling.
         usual_information: information of a batch of calibration data (`ttac.passes.step_graphs.guard`); 0 if unknown.
+        check: calibration samples that the guard predicts from time to time; None if there are none to judge.
         joint: forward, loss and gradients in one graph; None before the autodiff room.
     """
 
@@ -59,6 +61,7 @@ class CompileState:
     adaptation: Adaptation = field(default_factory=Adaptation)
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     usual_information: float = 0.0
+    check: CheckSet | None = None
     joint: Joint | None = None
 
     def with_settings(self, settings: Mapping[str, Any]) -> CompileState:

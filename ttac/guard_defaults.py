@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ttac.check_samples import check_graphs
 from ttac.compile_state import CompileState
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.differentiate.losses import entropies, mean
@@ -45,8 +46,16 @@ def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]
     if not is_on(context.settings) or entropy is None:
         return {}
     scores, moved = state.joint.loss.scores or state.joint.logits, followed(state)
-    judged = guard(context, str(entropy.name), state.usual_information, dims(scores), follows=bool(moved))
-    return {GUARD: judged, **({FOLLOW: follow(moved, context.opset)} if moved else {})}
+    checks = check_graphs(state)
+    judged = guard(
+        context,
+        str(entropy.name),
+        state.usual_information,
+        dims(scores),
+        follows=bool(moved),
+        checks=bool(checks),
+    )
+    return {GUARD: judged, **({FOLLOW: follow(moved, context.opset)} if moved else {}), **checks}
 
 
 def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
@@ -63,8 +72,17 @@ def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
         settings=state.options.settings,
         opset=joint.model.opset_imports[""],
     )
-    judged = guard(context, "", state.usual_information, dims(joint.logits), follows=True)
-    return {GUARD: judged, FOLLOW: follow(moved, context.opset)}
+    checks = check_graphs(state)
+    judged = guard(
+        context,
+        "",
+        state.usual_information,
+        dims(joint.logits),
+        follows=True,
+        checks=bool(checks),
+        rests=bool(checks),
+    )
+    return {GUARD: judged, FOLLOW: follow(moved, context.opset), **checks}
 
 
 def followed(state: CompileState) -> list[StateTensor]:

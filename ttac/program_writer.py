@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ttac.bundle_content import BundleContent
+from ttac.check_samples import of_norms
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.check_set import CHECK, DUE, FAILED, KEPT, RETURN, SAMPLES, sample
 from ttac.passes.step_graphs.guard import FOLLOW, FOLLOWS, GUARD, LEARN, RESET, TOTALS
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
@@ -74,7 +76,7 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         for number, word in enumerate(words)
         if (word.get("run") == "forward" and "only" not in word) or returned & _outputs(content, word)
     )
-    compiled = [tensor.name for tensor in content.tensors if tensor.name not in TOTALS]
+    compiled = [tensor.name for tensor in content.tensors if tensor.name not in (*TOTALS, *KEPT)]
     reset: Word = {"when": RESET, "then": [{"reset": compiled}]}
     guarded: Word = {
         "when": LEARN,
@@ -82,14 +84,47 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         "otherwise": [*_forgotten(content), reset],
     }
     follow: list[Word] = [{"when": FOLLOWS, "then": [{"run": FOLLOW}]}] if FOLLOW in content.graphs else []
-    return [*words[: last + 1], {"run": GUARD}, *follow, guarded, words[-1]]
+    return [*_checked(content), *words[: last + 1], {"run": GUARD}, *follow, guarded, words[-1]]
+
+
+def _checked(content: BundleContent) -> list[Word]:
+    """The words that judge the state by a batch of the check set, and turn back from a state that fails.
+
+    They come first: later words overwrite the predictions.  Norms take the compiled statistics, since those of the
+    stream's domain say little about the source's samples.
+    """
+    if CHECK not in content.graphs:
+        return []
+    predicts = _feed(content, {"set": content.state.options.method.predicts}, "forward").get("feed", {})
+    given = {name: sample(name) for name in _inputs(content, "forward") if name in content.state.inputs}
+    feed = {**predicts, **given, **{tensor: f"{SOURCE_SET}.{tensor}" for tensor in norm_statistics(content)}}
+    forgotten = [tensor for tensor in content.tensors if not tensor.name.startswith((f"{GUARD}.", f"{WINDOW}."))]
+    norms = {tensor.name for tensor in of_norms(content.state)}
+    returned = {tensor.name for tensor in content.joint.parameters} if RETURN in content.graphs else set[str]()
+    names = [tensor.name for tensor in forgotten if tensor.name not in norms | returned]
+    back: list[Word] = [{"run": RETURN}] if returned else []
+    turn_back: Word = {"when": FAILED, "then": [*back, *([{"reset": names}] if names else [])]}
+    run: Word = {"run": "forward", "feed": feed, "only": [content.logits]}
+    return [{"when": DUE, "then": [{"run": SAMPLES}, run, {"run": CHECK}, turn_back]}]
+
+
+def norm_statistics(content: BundleContent) -> list[str]:
+    """Names of the statistics of norms that predictions depend on, which a check replaces by the compiled ones."""
+    if CHECK not in content.graphs or FOLLOW not in content.graphs:
+        return []
+    return [tensor.name for tensor in of_norms(content.state) if tensor.name in _inputs(content, "forward")]
+
+
+def _inputs(content: BundleContent, graph: str) -> set[str]:
+    return {str(value.name) for value in content.graphs[graph].graph.inputs}
 
 
 def _forgotten(content: BundleContent) -> list[Word]:
     """The word that forgets the statistics of a held window, from which the next samples would be predicted."""
     names = [tensor.name for tensor in content.tensors if tensor.name.startswith(STATISTICS)]
     names += [tensor.name for tensor in content.tensors if tensor.role == "statistic"]
-    return [{"reset": names}] if WINDOW in content.graphs and names else []
+    held = "guard.row.next"
+    return [{"when": held, "then": [{"reset": names}]}] if WINDOW in content.graphs and names else []
 
 
 def _outputs(content: BundleContent, word: Word) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ttac.check_samples import check_set
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
 from ttac.guard_defaults import usual_information
@@ -148,7 +149,8 @@ def compute_constants(state: CompileState, log: RoomLog) -> CompileState:
     """Compute the arrays that the method's graphs need from the source, such as Fisher information."""
     constants = constants_of(state, log.note)
     log.constants(constants)
-    return replace(state, constants=constants, usual_information=usual_information(state))
+    usual, check = usual_information(state), check_set(state, log.note)
+    return replace(state, constants=constants, usual_information=usual, check=check)
 
 
 def differentiate_model(state: CompileState, log: RoomLog) -> CompileState:

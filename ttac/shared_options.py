@@ -86,16 +86,36 @@ GUARD = (
     ),
     Option("guard_patience", 20, "with `guard`: unlearned batches in a row after which the state is reset", low=1),
     Option("guard_period", 0, "with `guard`: steps after which the state is reset; 0 for never", low=0),
+    Option(
+        "guard_check",
+        20,
+        "with `guard` and `--calibration`: every step of this number predicts calibration samples in place of "
+        "learning; 0 for never",
+        low=0,
+    ),
+    Option(
+        "guard_loss",
+        0.01,
+        "with `guard_check`: most probability that the source's classes may lose on these samples; the state turns "
+        "back above",
+        low=0.0,
+        high=1.0,
+    ),
 )
 """Options of the guard (`ttac.passes.step_graphs.guard`)."""
+_FOLLOWING: Mapping[str, Mapping[str, Any]] = {
+    "guard_information": {
+        "default": 0.1,
+        "help": "with `guard`: statistics do not follow a batch with less of the usual information",
+    },
+    "guard_check": {
+        "default": 50,
+        "help": "with `guard` and `--calibration`: every step of this number also predicts calibration samples; 0 for "
+        "never",
+    },
+}
 FOLLOWING = tuple(
-    replace(
-        option, default=0.1, help="with `guard`: statistics do not follow a batch with less of the usual information"
-    )
-    if option.name == "guard_information"
-    else option
-    for option in GUARD
-    if option.name != "guard_radius"
+    replace(option, **_FOLLOWING.get(option.name, {})) for option in GUARD if option.name != "guard_radius"
 )
 """Options of the guard of a method that trains nothing, and keeps statistics of the stream."""
 

@@ -21,6 +21,7 @@ from ttac.passes.differentiate.losses import mean as average
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.check_set import check_clock
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
@@ -92,7 +93,14 @@ def follow(tensors: Sequence[StateTensor], opset: int) -> MethodGraph:
 
 
 def guard(
-    context: Context, entropy: str, usual: float, shape: Sequence[int | str] | None = None, *, follows: bool = False
+    context: Context,
+    entropy: str,
+    usual: float,
+    shape: Sequence[int | str] | None = None,
+    *,
+    follows: bool = False,
+    checks: bool = False,
+    rests: bool = False,
 ) -> MethodGraph:
     """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
 
@@ -102,6 +110,8 @@ def guard(
         entropy: name of the forward's output with the mean entropy; empty computes it from the scores.
         usual: information of a batch of calibration data; 0 follows the stream's.
         shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
+        checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
+        rests: whether statistics follow no batch after a failed round of the check.
     """
     op, head = new_graph(GUARD, context.opset), context.head
     scores = read(op, context.logits, shape or head.shape)
@@ -116,20 +126,30 @@ def guard(
         level, followed = _usual(op, usual)
         # Not a number is not greater: a batch with NaN or infinity is held.
         good = op.GreaterOrEqual(information, op.Mul(level, float(settings["guard_information"])))
-        learned = op.Cast(good, to=FLOAT)
-        row = _counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
-        clock, due = _period(op, int(settings["guard_period"]))
-        assert row.next is not None
-        stuck = _reached(op, row.next, int(settings["guard_patience"]))
-        reset = stuck if due is None else op.Max(stuck, due)
-        state = [*window, row, *clock, *_totals(op, learned, reset)]
-        state += [_following(op, level, information, good)] if followed else []
-        learn = learned if due is None else op.Mul(learned, op.Sub(1.0, due))
+        state = [*window, *([_following(op, level, information, good)] if followed else [])]
+        learn, reset, counters = _decided(op, good, settings)
         enough = op.GreaterOrEqual(information, op.Mul(level, min(FOLLOWED, float(settings["guard_information"]))))
-        followed_too = {FOLLOWS: op.Cast(enough, to=FLOAT)} if follows else {}
-    outputs = {LEARN: learn, RESET: reset, **followed_too, "guard.information": information}
+        may = op.Cast(enough, to=FLOAT)
+        if checks:
+            learns, awake, clocks = check_clock(op, int(settings["guard_check"]), rests=rests)
+            learn, counters = op.Mul(learn, learns), [*counters, *clocks]
+            may = op.Mul(may, awake) if rests else may
+    outputs = {LEARN: learn, RESET: reset, **({FOLLOWS: may} if follows else {}), "guard.information": information}
     stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
-    return finished(op, outputs, state, {**stats, "guard.held.next": "held", "guard.resets.next": "guard_resets"})
+    stats |= {"guard.held.next": "held", "guard.resets.next": "guard_resets"}
+    return finished(op, outputs, [*state, *counters], stats)
+
+
+def _decided(op: Builder, good: ir.Value, settings: Mapping[str, Any]) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
+    """Whether the step learns, whether the state resets (both 1 or 0), and the counters, for a batch that is `good`."""
+    learned = op.Cast(good, to=FLOAT)
+    row = _counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
+    clock, due = _period(op, int(settings["guard_period"]))
+    assert row.next is not None
+    stuck = _reached(op, row.next, int(settings["guard_patience"]))
+    reset = stuck if due is None else op.Max(stuck, due)
+    learn = learned if due is None else op.Mul(learned, op.Sub(1.0, due))
+    return learn, reset, [row, *clock, *_totals(op, learned, reset)]
 
 
 def _totals(op: Builder, learned: ir.Value, reset: ir.Value) -> list[StateTensor]:

@@ -1,0 +1,111 @@
+"""The check set in whole bundles: spoiled states turn back, healthy ones stay, and bundles without calibration have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ttac
+from ttac.runtime.events import Event
+from ttac.runtime.tensors import map_tensors
+
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+BATCH = 16
+WILD = {"optimizer": "sgd", "guard_radius": 10.0, "guard_information": 0.0}
+"""With long steps, a few of them spoil the net; the guard's other parts do not interfere."""
+
+
+def adapter(folder: Path, net: str = "fashion_resnet_bn", method: str = "tent", **settings: Any) -> ttac.Adapter:
+    ttac.compile(
+        DEMO / f"{net}.onnx",
+        method=method,
+        batch=BATCH,
+        calibration=DEMO / "fashion_calibration.npz",
+        settings=settings,
+        output=folder / "b.ttac",
+    )
+    return ttac.load(folder / "b.ttac", threads=1)
+
+
+def images(kind: str = "clean") -> np.ndarray:
+    with np.load(DEMO / "fashion_stream.npz", allow_pickle=False) as arrays:
+        return arrays[kind].astype(np.float32) / 255
+
+
+def batches(x: np.ndarray, count: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [x[random.choice(len(x), BATCH, replace=False)] for _ in range(count)]
+
+
+def classes(adapted: ttac.Adapter, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([adapted.predict(x[i : i + BATCH]).argmax(1) for i in range(0, len(x), BATCH)])
+
+
+@pytest.mark.parametrize(("train", "rate"), [("norms", 1.0), ("all", 0.05)])
+def test_a_spoiled_state_turns_back(train: str, rate: float, tmp_path: Path) -> None:
+    """The same steps with and without the check: only with it, the classes of clean images survive."""
+    x, agreement, heard = images()[:256], {}, list[Event]()
+    for every in (0, 2):
+        folder = tmp_path / str(every)
+        ttac.compile(
+            DEMO / "fashion_resnet_bn.onnx",
+            method="tent",
+            batch=BATCH,
+            calibration=DEMO / "fashion_calibration.npz",
+            train=train,
+            settings={**WILD, "lr": rate, "guard_check": every},
+            output=folder / "b.ttac",
+        )
+        adapted = ttac.load(folder / "b.ttac", threads=1)
+        adapted.on_event = heard.append
+        before = classes(adapted, x)
+        for batch in batches(images("contrast"), 40):
+            adapted.step(batch)
+        agreement[every] = float(np.mean(classes(adapted, x) == before))
+        assert bool(adapted.stats.get("guard_returns")) == bool(every)
+    print(agreement)
+    assert agreement[0] < 0.6 and agreement[2] > 0.85
+    assert {event.kind for event in heard} == {"return"}
+
+
+def test_prototypes_of_broken_images_are_dropped(tmp_path: Path) -> None:
+    x, adapted = images()[:256], adapter(tmp_path, method="t3a", guard_check=4)
+    before = classes(adapted, x)
+    for batch in batches(1 - images(), 60):
+        adapted.step(batch)
+    assert adapted.stats["guard_returns"] >= 1
+    assert np.mean(classes(adapted, x) == before) > 0.9
+
+
+def test_a_healthy_stream_never_turns_back(tmp_path: Path) -> None:
+    adapted = adapter(tmp_path, "fashion_vit")
+    for batch in batches(images(), 200):
+        adapted.step(batch)
+    assert adapted.stats["guard_returns"] == 0
+    assert 0 <= adapted.stats["check_loss"] < 0.01
+
+
+def test_a_step_that_checks_learns_nothing(tmp_path: Path) -> None:
+    adapted, (x, *_) = adapter(tmp_path, "fashion_resnet_gn", guard_check=3), batches(images(), 1)
+    changed = []
+    for _ in range(6):
+        before = adapted.predict(x)
+        adapted.step(x)
+        changed.append(not np.array_equal(before, adapted.predict(x)))
+    assert changed == [True, True, False, True, True, False]
+
+
+def test_a_bundle_without_calibration_has_no_check_set(tmp_path: Path) -> None:
+    bundle = ttac.compile(DEMO / "fashion_resnet_gn.onnx", batch=BATCH, output=tmp_path / "b.ttac")
+    assert not any(name.startswith("guard-") for name in bundle.manifest["graphs"])
+
+
+def test_the_set_is_small(tmp_path: Path) -> None:
+    """64 images of 784 bytes, and a class and a probability for each."""
+    adapter(tmp_path)
+    tensors, _ = map_tensors(tmp_path / "b.ttac" / "weights.safetensors")
+    (images_kept,) = (array for array in tensors.values() if array.dtype == np.uint8)
+    assert images_kept.shape == (64, 1, 28, 28)

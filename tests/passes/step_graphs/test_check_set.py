@@ -1,0 +1,174 @@
+"""The check set's formulas, restated in NumPy: stored samples, the loss of a round, its end, and the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from ttac.passes.differentiate.heads import Head
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.execute import run
+from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.check_set import (
+    DUE,
+    FAILED,
+    LOST,
+    REST,
+    RETURNS,
+    STRIKES,
+    TURN,
+    CheckSet,
+    Stored,
+    check_clock,
+    check_graph,
+    reference,
+    return_graph,
+    sample,
+    sample_graph,
+)
+
+OPSET, COUNT, BATCH, CLASSES = 18, 6, 2, 5
+CLASS_HEAD = Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
+BINARY = Head(kind="binary", shape=("N", CLASSES), axis=1, values="logits")
+DENSE = Head(kind="dense", shape=("N", CLASSES, 3, 4), axis=1, values="logits")
+FLAT = Head(kind="binary", shape=("N",), axis=None, values="logits")
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    p = np.exp(z - z.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
+
+
+def joined(z: np.ndarray, head: Head) -> np.ndarray:
+    """Probabilities as the room of step graphs lays them out: classes, or 1 - s and s of every answer."""
+    if not head.binary:
+        return softmax(z)
+    s = 1 / (1 + np.exp(-z.astype(np.float64)))
+    return np.concatenate([1 - s, s], 1) if head.axis is not None else np.stack([1 - s, s], 1)
+
+
+def lost(before: np.ndarray, after: np.ndarray, head: Head) -> float:
+    """The loss of a batch, from scores: the second oracle works on the answers, not on indices."""
+    if head.binary:
+        p, q = (1 / (1 + np.exp(-z.astype(np.float64))) for z in (before, after))
+        p, q = np.where(p > 0.5, p, 1 - p), np.where(p > 0.5, q, 1 - q)
+    else:
+        first, now = softmax(before.astype(np.float64)), softmax(after.astype(np.float64))
+        p, q = first.max(1), (now * (first == first.max(1, keepdims=True))).sum(1)
+    return float(np.maximum(0, p - q).mean())
+
+
+def scores(head: Head, seed: int, count: int = COUNT) -> np.ndarray:
+    shape = (count, *[int(size) for size in head.shape[1:]])
+    return (2 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+class Check:
+    """The graph `guard-check` with its state."""
+
+    def __init__(self, head: Head, source: np.ndarray, limit: float = 1.0, *, rests: bool = False) -> None:
+        classes, likely = reference(joined(source, head).astype(np.float32), head)
+        images = Stored.of(np.zeros((COUNT, 1), np.float32), 0)
+        self.set = CheckSet(inputs={"x": images}, classes=classes, likely=likely, batch=BATCH)
+        value = ir.val("z", dtype=ir.DataType.FLOAT, shape=ir.Shape(list(head.shape)))
+        graph = check_graph(self.set, value, head, OPSET, limit=limit, every=10, rests=rests)
+        self.model, self.moves = graph.model, graph.moves
+        self.state = {tensor.name: tensor.initial for tensor in graph.state}
+
+    def __call__(self, z: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = run(self.model, {**self.state, "z": z})
+        self.state.update({name: outputs[output] for output, name in self.moves.items()})
+        return outputs
+
+
+@pytest.mark.parametrize("head", [CLASS_HEAD, BINARY, DENSE, FLAT], ids=["classes", "binary", "dense", "flat"])
+def test_a_round_has_the_mean_loss_of_all_samples(head: Head) -> None:
+    source, now = scores(head, 0), scores(head, 1)
+    check = Check(head, source)
+    for turn in range(COUNT // BATCH):
+        assert float(check.state[TURN]) == turn
+        outputs = check(now[turn * BATCH : (turn + 1) * BATCH])
+    np.testing.assert_allclose(outputs["guard.loss"], lost(source, now, head), rtol=1e-5)
+    assert float(outputs[FAILED]) == 0
+    assert float(check.state[TURN]) == float(check.state[LOST]) == float(check.state[RETURNS]) == 0
+
+
+def test_the_source_itself_loses_nothing() -> None:
+    source = scores(CLASS_HEAD, 0)
+    check = Check(CLASS_HEAD, source, limit=1e-6)
+    for start in range(0, 2 * COUNT, BATCH):
+        outputs = check(source[start % COUNT : start % COUNT + BATCH])
+        assert float(outputs["guard.loss"]) < 1e-6 and float(outputs[FAILED]) == 0
+
+
+def test_a_round_fails_as_soon_as_its_sum_is_too_large() -> None:
+    source = scores(CLASS_HEAD, 0)
+    first = lost(source[:BATCH], -source[:BATCH], CLASS_HEAD)
+    allowed, refused = (Check(CLASS_HEAD, source, limit=first / (COUNT // BATCH) * factor) for factor in (1.01, 0.99))
+    assert float(allowed(-source[:BATCH])[FAILED]) == 0 and float(allowed.state[TURN]) == 1
+    assert float(refused(-source[:BATCH])[FAILED]) == 1 and float(refused.state[TURN]) == 0
+    assert float(refused.state[RETURNS]) == 1
+
+
+def test_predictions_that_are_no_numbers_fail() -> None:
+    check = Check(CLASS_HEAD, scores(CLASS_HEAD, 0))
+    assert float(check(np.full((BATCH, CLASSES), np.nan, np.float32))[FAILED]) == 1
+    assert all(np.isfinite(value).all() for value in check.state.values())
+
+
+def test_each_failed_round_doubles_the_rest() -> None:
+    source = scores(CLASS_HEAD, 0)
+    check = Check(CLASS_HEAD, source, limit=1e-4, rests=True)
+    for strikes in (1, 2, 3):
+        check(-source[:BATCH])
+        assert (float(check.state[STRIKES]), float(check.state[REST])) == (strikes, 10 * 2**strikes)
+    for start in range(0, COUNT, BATCH):
+        check(source[start : start + BATCH])
+    assert float(check.state[STRIKES]) == 2
+
+
+def test_the_clock_is_due_at_every_tenth_step_and_waits_in_a_rest() -> None:
+    op = Builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="clock"), "clock", OPSET)
+    learns, awake, state = check_clock(op, 10, rests=True)
+    assert awake is not None
+    for name, value in (("learns", learns), ("awake", awake), *((f"{t.name}.next", t.next) for t in state)):
+        assert value is not None
+        value.name = name
+        op.graph.outputs.append(value)
+    now = {tensor.name: tensor.initial for tensor in state}
+    learned, model = [], ir.Model(op.graph, ir_version=8)
+    for step in range(1, 36):
+        if step == 21:
+            now[REST] = np.array(5, np.float32)
+        outputs = run(model, now)
+        now = {tensor.name: outputs[f"{tensor.name}.next"] for tensor in state}
+        learned += [step] if outputs["learns"] == 0 else []
+        assert float(outputs["awake"]) == (step not in range(21, 26))
+    assert learned == [10, 20, 35]
+    assert DUE in now
+
+
+def test_images_are_stored_as_bytes_and_other_values_unchanged() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (COUNT, 3, 4, 4)).astype(np.float32)
+    pixels[0, 0, 0, :2] = 0, 255
+    images = Stored.of((pixels / 255 - 0.5) / 0.25, 0)
+    series = Stored.of(random.standard_normal((COUNT, 7)).astype(np.float32), 0)
+    shared = Stored.of(np.ones(3, np.float32), None)
+    assert images.array.dtype == np.uint8 and series.array.dtype == np.float32
+    np.testing.assert_allclose(images.values, (pixels / 255 - 0.5) / 0.25, atol=1e-5)
+    zeros = np.zeros((COUNT, 1), np.float32)
+    inputs = {"x": images, "s": series, "t": shared}
+    check = CheckSet(inputs=inputs, classes=zeros.astype(np.int32), likely=zeros, batch=BATCH)
+    outputs = run(sample_graph(check, OPSET).model, {TURN: np.array(1, np.float32)})
+    np.testing.assert_allclose(outputs[sample("x")], images.values[2:4], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(outputs[sample("s")], series.array[2:4])
+    np.testing.assert_array_equal(outputs[sample("t")], shared.array)
+
+
+def test_trained_tensors_go_halfway_back() -> None:
+    initial = np.random.default_rng(0).standard_normal(6, dtype=np.float32)
+    tensor = StateTensor(name="a", role="parameter", initial=initial, value=ir.val("a", ir.DataType.FLOAT, (6,)))
+    outputs = run(return_graph([tensor], OPSET).model, {"a": initial + 2})
+    np.testing.assert_allclose(outputs["a.next"], initial + 1, rtol=1e-6, atol=1e-6)

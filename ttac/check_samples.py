@@ -1,0 +1,129 @@
+"""The check set of a compile: how many calibration samples it holds, their predictions, and its graphs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ttac.compile_state import CompileState
+from ttac.passes.differentiate.heads import scores_of
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.execute import Executable
+from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.graph.sample_set import SampleSet
+from ttac.passes.graph.state import StateTensor
+from ttac.passes.lower.lower import lower
+from ttac.passes.step_graphs.check_set import (
+    CHECK,
+    RETURN,
+    SAMPLES,
+    CheckSet,
+    Stored,
+    check_graph,
+    reference,
+    return_graph,
+    sample_graph,
+)
+from ttac.passes.step_graphs.context import MethodGraph
+from ttac.passes.step_graphs.guard import is_on
+from ttac.passes.step_graphs.probabilities import probabilities
+
+INTERVAL, LIMIT = "guard_check", "guard_loss"
+"""Options: steps between two checks, and the loss of a round that fails."""
+MOST_SAMPLES, LEAST_SAMPLES = 64, 8
+"""Samples of a check set; with fewer than the least, single samples decide."""
+MOST_BYTES = 4 << 20
+"""Most bytes of a check set: 27 images of 224 x 224 pixels in three channels."""
+MOST_ELEMENTS = 1 << 20
+"""Trained elements from which on a failed round resets them: their way back would need as much memory once more."""
+
+
+def check_set(state: CompileState, say: Callable[[str], None]) -> CheckSet | None:
+    """The check set, None without the guard, calibration data, a reading of the output, or state to judge.
+
+    A bundle with open sizes has none: its graphs fit no samples of one size.
+    """
+    samples, head, settings = state.samples.known, state.head, state.options.settings
+    wanted = is_on(settings) and settings.get(INTERVAL) and state.options.max_shape is None
+    if not wanted or samples is None or head is None or not judged(state):
+        return None
+    stored, (classes, likely) = _stored(samples.first(1)), _predicted(state, samples.first(1), 1)
+    each = sum(one.array.nbytes for one in stored.values()) + classes.nbytes + likely.nbytes
+    count = min(MOST_SAMPLES, len(samples), MOST_BYTES // each)
+    batch = min(state.options.batch, count)
+    count -= count % batch if batch else 0
+    if count < LEAST_SAMPLES:
+        say(f"no check set: {LEAST_SAMPLES} samples are needed, and {max(count, 0)} fit into {MOST_BYTES >> 20} MiB")
+        return None
+    stored = _stored(_spread(samples, count))
+    values = SampleSet({name: one.values for name, one in stored.items()}, samples.axes)
+    classes, likely = _predicted(state, values, batch)
+    return CheckSet(inputs=stored, classes=classes, likely=likely, batch=batch)
+
+
+def _spread(samples: SampleSet, count: int) -> SampleSet:
+    """As many samples, at equal distances over the whole set."""
+    chosen = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
+    arrays = {
+        name: array if (axis := samples.axes[name]) is None else np.take(array, chosen, axis)
+        for name, array in samples.arrays.items()
+    }
+    return SampleSet(arrays, samples.axes)
+
+
+def _stored(samples: SampleSet) -> dict[str, Stored]:
+    return {name: Stored.of(array, samples.axes[name]) for name, array in samples.arrays.items()}
+
+
+def _predicted(state: CompileState, samples: SampleSet, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The reference of the adapted model with its compiled state, in batches."""
+    head, copy = state.head, state.model.clone()
+    assert head is not None
+    op = Builder(copy.graph, CHECK, copy.opset_imports[""])
+    with op.at(CHECK):
+        scores = scores_of(op, copy.graph.outputs[0], head)
+        copy.graph.outputs[:] = [probabilities(op, scores, head)[0]]
+    initial = {tensor.name: tensor.initial for tensor in state.adaptation.state}
+    name = str(copy.graph.outputs[0].name)
+    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
+        write_graphs(Path(folder), {CHECK: lower(copy, state.options.target)})
+        run = Executable(Path(folder) / f"{CHECK}.onnx")
+        parts = [reference(run({**initial, **feed})[name], head) for feed in samples.batches(batch)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def of_norms(state: CompileState) -> list[StateTensor]:
+    """The statistics of norms that predictions may depend on, and their counters: they follow the stream's domain."""
+    names = (*(f"{site.name}." for site in state.sites), "statistics.")
+    return [tensor for tensor in state.adaptation.tracked if tensor.name.startswith(names)]
+
+
+def judged(state: CompileState) -> bool:
+    """Whether predictions depend on state that the check judges: all but the statistics of norms."""
+    others = {tensor.name for tensor in state.adaptation.tracked} - {tensor.name for tensor in of_norms(state)}
+    return bool(state.adaptation.parameters or others)
+
+
+def check_graphs(state: CompileState) -> dict[str, MethodGraph]:
+    """The graphs of the check, none without a check set."""
+    check, joint, head, settings = state.check, state.joint, state.head, state.options.settings
+    if check is None:
+        return {}
+    assert joint is not None and head is not None
+    opset, trained = joint.model.opset_imports[""], joint.parameters
+    judge = check_graph(
+        check,
+        joint.logits,
+        head,
+        opset,
+        limit=float(settings[LIMIT]),
+        every=int(settings[INTERVAL]),
+        rests=not trained,
+    )
+    graphs = {SAMPLES: sample_graph(check, opset), CHECK: judge}
+    if trained and sum(tensor.initial.size for tensor in trained) < MOST_ELEMENTS:
+        graphs[RETURN] = return_graph(trained, opset)
+    return graphs
