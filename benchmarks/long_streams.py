@@ -39,7 +39,7 @@ SLOW = {"cotta": 20, "law": 5}
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A method and its settings, a stream, and its steps; its folder has the bundle, the state and the errors."""
+    """A method and its settings, a stream, and its steps; its folder has the state and the errors."""
 
     folder: Path
     method: str
@@ -50,7 +50,12 @@ class Stream:
     @property
     def name(self) -> str:
         """Name of the stream's folder."""
-        return "-".join([self.method, *(text.replace("=", "-") for text in self.settings), self.kind])
+        return f"{self.bundle}-{self.kind}"
+
+    @property
+    def bundle(self) -> str:
+        """Name of the folder with the bundle, which the streams of a method share."""
+        return "-".join([self.method, *(text.replace("=", "-") for text in self.settings)])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1000)
     parser.add_argument("--show", action="store_true")
     parser.add_argument(
-        "--recover", type=int, default=0, help="print the clean error after this many clean batches too"
+        "--recover", type=int, default=0, help="also measure the clean error after this many more clean batches"
     )
     asked = parser.parse_args()
     every = list(streams(asked))
@@ -85,9 +90,15 @@ def main() -> None:
     while not asked.show and (left := [stream for stream in every if stream.step < stream.steps]):
         for stream in left:
             advance(stream, images, labels, min(asked.chunk, stream.steps - stream.step))
-    show(every, source_errors(images, labels))
-    for stream in (stream for stream in every if asked.recover and stream.rows):
-        print(stream.name, f"{recovered(stream, images['clean'], labels, asked.recover):.1f}", flush=True)
+    source = source_errors(images, labels)
+    print("source:", ", ".join(f"{name} {error:.1f}" for name, error in source.items()))
+    print(
+        "| method | stream | steps | clean before | after | after clean batches | worst: source, after | turned back |"
+    )
+    print("|---|---|---:|---:|---:|---:|---|---:|")
+    for stream in (stream for stream in every if stream.rows):
+        later = recovered(stream, images["clean"], labels, asked.recover) if asked.recover else None
+        print("|", " | ".join(cells(stream, source, later)), "|", flush=True)
 
 
 def streams(asked: argparse.Namespace) -> Iterator[Stream]:
@@ -109,7 +120,8 @@ def advance(stream: Stream, images: Images, labels: np.ndarray, steps: int) -> N
         rows.append({"step": 0, "errors": errors(adapter.predict, images, labels)})
     first, held = stream.step, rows[-1].get("held", 0)
     play(adapter, stream, images, labels, range(first, first + steps))
-    stats = {name: adapter.stats[name] for name in ("held", "guard_resets", "drift", "resets") if name in adapter.stats}
+    counted = ("held", "guard_resets", "guard_returns", "check_loss", "drift", "resets")
+    stats = {name: adapter.stats[name] for name in counted if name in adapter.stats}
     rows.append({"step": first + steps, "errors": errors(adapter.predict, images, labels), "held": held, **stats})
     adapter.save(folder / "state.safetensors")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -117,7 +129,8 @@ def advance(stream: Stream, images: Images, labels: np.ndarray, steps: int) -> N
 
 def opened(stream: Stream, folder: Path) -> ttac.Adapter:
     """The adapter of a stream, with the state in which the last chunk left it."""
-    bundle = folder / "b.ttac"
+    bundle = stream.folder / f"{stream.bundle}.ttac"
+    folder.mkdir(parents=True, exist_ok=True)
     if not bundle.exists():
         ttac.compile(
             NET,
@@ -166,22 +179,16 @@ def source_errors(images: Images, labels: np.ndarray) -> dict[str, float]:
     return errors(lambda x: session.run(None, {name: x})[0], images, labels)
 
 
-def show(every: list[Stream], source: dict[str, float]) -> None:
-    """Print a row for each stream: clean errors, and the corruption whose error is highest beside the source's."""
-    print("source:", ", ".join(f"{name} {error:.1f}" for name, error in source.items()))
-    print(
-        "| method | settings | stream | steps | clean before | clean after | worst corruption: source, after | held |"
-    )
-    print("|---|---|---|---:|---:|---:|---|---:|")
-    for stream in every:
-        rows = stream.rows
-        if rows:
-            before, after = rows[0]["errors"], rows[-1]["errors"]
-            worst = max((name for name in source if name != "clean"), key=lambda name: after[name] - source[name])
-            part = f"{worst} {source[worst]:.1f}, {after[worst]:.1f}"
-            cells = [stream.method, " ".join(stream.settings), stream.kind, stream.step]
-            cells += [f"{before['clean']:.1f}", f"{after['clean']:.1f}", part, f"{rows[-1]['held']:.0f}"]
-            print("|", " | ".join(map(str, cells)), "|")
+def cells(stream: Stream, source: dict[str, float], later: float | None) -> list[str]:
+    """The row of a stream: clean errors, and the corruption whose error is highest beside the source's."""
+    before, last = stream.rows[0]["errors"], stream.rows[-1]
+    after = last["errors"]
+    worst = max((name for name in source if name != "clean"), key=lambda name: after[name] - source[name])
+    own = " ".join([stream.method, *(text for text in stream.settings if text != "guard=on")])
+    figures = [f"{before['clean']:.1f}", f"{after['clean']:.1f}", "" if later is None else f"{later:.1f}"]
+    returns = last.get("guard_returns")
+    turned = "" if returns is None else f"{returns:.0f}"
+    return [own, stream.kind, str(stream.step), *figures, f"{worst} {source[worst]:.1f}, {after[worst]:.1f}", turned]
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Adapter:
         milliseconds: time of the last step.
         information: information of the last batch in nats, as the guard judges it; near 0 for noise or a collapse.
         held: batches that the guard held, `held_in_a_row` of them last; guard_resets: its resets of the state.
-        check_loss: probability that the source's classes lost on calibration samples, in this round of the check;
+        check_loss: share of the calibration samples that lost the source's class, in this round of the check;
         guard_returns: times that the check turned the state back.
         drift: distance of the trained tensors from the source, in units of the source's length.
         form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.

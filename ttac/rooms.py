@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ttac.check_samples import INTERVAL as CHECK_INTERVAL
 from ttac.check_samples import check_set
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
@@ -150,6 +151,8 @@ def compute_constants(state: CompileState, log: RoomLog) -> CompileState:
     constants = constants_of(state, log.note)
     log.constants(constants)
     usual, check = usual_information(state), check_set(state, log.note)
+    if check is None and CHECK_INTERVAL in state.options.settings:
+        state = state.with_settings({**state.options.settings, CHECK_INTERVAL: 0})
     return replace(state, constants=constants, usual_information=usual, check=check)
 
 

@@ -95,9 +95,9 @@ GUARD = (
     ),
     Option(
         "guard_loss",
-        0.01,
-        "with `guard_check`: most probability that the source's classes may lose on these samples; the state turns "
-        "back above",
+        0.004,
+        "with `guard_check`: share of these samples, beyond a single one, that may lose the source's class before the "
+        "state turns back",
         low=0.0,
         high=1.0,
     ),

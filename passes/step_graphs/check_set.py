@@ -1,8 +1,10 @@
 """The check set: calibration samples in the bundle, which show whether the source's predictions survive adaptation.
 
 Each step of the number `guard_check` predicts one batch of the set in place of learning.  A round is one pass over the
-set.  Its loss is the mean probability that the source's classes lost.  If the loss is above `guard_loss`, the trained
-tensors move halfway back to the source, and all other state but that of norms becomes the compiled state.
+set.  Its loss is the mean of 1 - p/m, p being the probability of the source's class, and m that of the likeliest class:
+0 while the classes stay, however certain they are.  If the loss is above its limit, the trained tensors move halfway
+back to the source, the radius becomes half as large, and all other state but that of norms becomes the compiled state.
+Each good round lets the radius grow, up to `guard_radius`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ SAMPLES, CHECK, RETURN = "guard-samples", "guard-check", "guard-return"
 DUE, FAILED, MEAN = "guard.due", "guard.failed", "guard.loss"
 """State that is above 0 in a step that checks; outputs: 1 if the round failed, and the mean loss of its batches."""
 TURN, LOST, RETURNS, REST, STRIKES = "guard.turn", "guard.lost", "guard.returns", "guard.rest", "guard.strikes"
-KEPT = (RETURNS, REST, STRIKES)
+REACH = "guard.reach"
+"""State that the radius is multiplied with."""
+KEPT = (RETURNS, REST, STRIKES, REACH)
 """State that no reset of the guard clears."""
-BACK = 0.5
-"""Part of the way to the source that the trained tensors keep after a round that failed."""
+BACK, GROWTH, LEAST_REACH = 0.5, 2**0.125, 2.0**-6
+"""Part of the drift and of the radius that a failed round leaves; its growth in a good round; its least part."""
 MOST_STRIKES = 10.0
 """Statistics rest for 2 ** strikes intervals of the check; more failed rounds make the rest no longer."""
 FLOAT = int(ir.DataType.FLOAT)
@@ -69,14 +73,12 @@ class CheckSet:
 
     Attributes:
         inputs: name of an input -> its samples.
-        classes: the class at each position, int32, as an index along the axis of `probabilities`.
-        likely: the probability of this class, float32 [n, ...].
+        classes: the class at each position, as an index along the axis of `probabilities`; uint8 or int32.
         batch: samples that are predicted together; it divides their number.
     """
 
     inputs: Mapping[str, Stored]
     classes: np.ndarray
-    likely: np.ndarray
     batch: int
 
     @property
@@ -116,8 +118,8 @@ def _rows(op: Builder, array: np.ndarray, turn: ir.Value, batch: int, axis: int 
     return rows
 
 
-def reference(probability: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarray]:
-    """The class at each position as an index along the axis of `probabilities`, and its probability."""
+def likeliest(probability: np.ndarray, head: Head) -> np.ndarray:
+    """The class at each position, as an index along the axis of `probabilities`; uint8 if that suffices, or int32."""
     axis = len(head.shape) if head.axis is None else head.axis
     if head.binary:
         answers = probability.shape[axis] // 2
@@ -126,7 +128,7 @@ def reference(probability: np.ndarray, head: Head) -> tuple[np.ndarray, np.ndarr
         classes = np.where(yes, place + answers, place)
     else:
         classes = np.expand_dims(probability.argmax(axis), axis)
-    return classes.astype(np.int32), np.take_along_axis(probability, classes, axis).astype(np.float32)
+    return classes.astype(np.uint8 if probability.shape[axis] <= 256 else np.int32)
 
 
 def check_graph(
@@ -155,20 +157,22 @@ def check_graph(
             _state(TURN, turn, op.Where(ended, 0.0, op.Add(turn, 1.0))),
             _state(LOST, lost, op.Where(ended, 0.0, total)),
             _moved(op, RETURNS, failure),
-            *(_resting(op, failed, ended, every) if rests else []),
+            *(_resting(op, failed, ended, every) if rests else [_reaching(op, failed, ended)]),
         ]
     stats = {MEAN: "check_loss", f"{RETURNS}.next": "guard_returns"}
     return finished(op, {FAILED: failure, MEAN: mean}, state, stats)
 
 
 def _loss(op: Builder, check: CheckSet, logits: ir.Value, head: Head, turn: ir.Value) -> ir.Value:
-    """The mean probability that the source's classes lost in the batch of this turn; a gain counts as 0."""
+    """The mean of 1 - p/m over the batch of this turn."""
     given = read(op, str(logits.name), [BATCH, *dims(logits)[1:]])
     joined = list(head.shape) != dims(logits)
     plain = head.values == "probabilities" and not joined
     p, axis = probabilities(op, scores_of(op, given, head), head, are_probabilities=plain)
-    now = op.GatherElements(p, _rows(op, check.classes, turn, check.batch), axis=axis)
-    return op.ReduceMean(op.Relu(op.Sub(_rows(op, check.likely, turn, check.batch), now)), keepdims=0)
+    classes = op.Cast(_rows(op, check.classes, turn, check.batch), to=int(ir.DataType.INT64))
+    own = op.GatherElements(p, classes, axis=axis)
+    most = op.Max(own, op.Sub(1.0, own)) if head.binary else op.ReduceMax(p, [axis], keepdims=1)
+    return op.ReduceMean(op.Sub(1.0, op.Div(own, most)), keepdims=0)
 
 
 def _state(name: str, value: ir.Value, following: ir.Value) -> StateTensor:
@@ -188,6 +192,20 @@ def _resting(op: Builder, failed: ir.Value, ended: ir.Value, every: int) -> list
     strikes = op.Where(failed, op.Min(op.Add(before, 1.0), MOST_STRIKES), fewer)
     length = op.Mul(op.Pow(op.constant(np.array(2.0, np.float32)), strikes), float(every))
     return [_state(STRIKES, before, strikes), _state(REST, rest, op.Where(failed, length, rest))]
+
+
+def reach_input(graph: ir.Graph) -> ir.Value:
+    """The graph input with the part of the radius that holds now."""
+    known = {str(value.name): value for value in graph.inputs}
+    return known[REACH] if REACH in known else state_input(graph, REACH, np.ones((), np.float32))
+
+
+def _reaching(op: Builder, failed: ir.Value, ended: ir.Value) -> StateTensor:
+    """The part of the radius that holds after this check."""
+    before = reach_input(op.graph)
+    grown = op.Where(ended, op.Min(op.Mul(before, GROWTH), 1.0), before)
+    after = op.Where(failed, op.Max(op.Mul(before, BACK), LEAST_REACH), grown)
+    return replace(_state(REACH, before, after), initial=np.ones((), np.float32))
 
 
 def check_clock(op: Builder, every: int, *, rests: bool) -> tuple[ir.Value, ir.Value | None, list[StateTensor]]:

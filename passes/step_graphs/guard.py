@@ -21,7 +21,7 @@ from ttac.passes.differentiate.losses import mean as average
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
-from ttac.passes.step_graphs.check_set import check_clock
+from ttac.passes.step_graphs.check_set import check_clock, reach_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
@@ -50,7 +50,8 @@ def is_on(settings: Mapping[str, Any]) -> bool:
 def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:
     """The vector `flat` of the `members`, at most `guard_radius` from the source in units of the source's length.
 
-    A farther vector moves to the sphere along the line to the source.  The first call in a graph names the drift.
+    A farther vector moves to the sphere along the line to the source.  With a check set, rounds of the check that fail
+    make the sphere smaller.  The first call in a graph names the drift.
     Tensors that no prediction reads have no bound.
     """
     if not is_on(settings) or members[0].role != "parameter":
@@ -61,6 +62,7 @@ def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], setting
     moved = op.Sub(flat, source)
     distance = op.ReduceL2(moved, keepdims=0)
     limit = op.constant(np.array(radius * length, np.float32))
+    limit = op.Mul(limit, reach_input(op.graph)) if settings.get("guard_check") else limit
     near = op.Div(limit, op.Max(distance, limit))
     drift = op.Mul(op.Min(distance, limit), 1.0 / length)
     if not any(value.name == DRIFT for value in op.graph.outputs):

@@ -66,7 +66,6 @@ def test_a_spoiled_state_turns_back(train: str, rate: float, tmp_path: Path) -> 
             adapted.step(batch)
         agreement[every] = float(np.mean(classes(adapted, x) == before))
         assert bool(adapted.stats.get("guard_returns")) == bool(every)
-    print(agreement)
     assert agreement[0] < 0.6 and agreement[2] > 0.85
     assert {event.kind for event in heard} == {"return"}
 
@@ -82,7 +81,7 @@ def test_prototypes_of_broken_images_are_dropped(tmp_path: Path) -> None:
 
 def test_a_healthy_stream_never_turns_back(tmp_path: Path) -> None:
     adapted = adapter(tmp_path, "fashion_vit")
-    for batch in batches(images(), 200):
+    for batch in batches(images(), 320):
         adapted.step(batch)
     assert adapted.stats["guard_returns"] == 0
     assert 0 <= adapted.stats["check_loss"] < 0.01
@@ -104,8 +103,8 @@ def test_a_bundle_without_calibration_has_no_check_set(tmp_path: Path) -> None:
 
 
 def test_the_set_is_small(tmp_path: Path) -> None:
-    """64 images of 784 bytes, and a class and a probability for each."""
+    """256 images of 784 bytes, and a class for each."""
     adapter(tmp_path)
     tensors, _ = map_tensors(tmp_path / "b.ttac" / "weights.safetensors")
-    (images_kept,) = (array for array in tensors.values() if array.dtype == np.uint8)
-    assert images_kept.shape == (64, 1, 28, 28)
+    (images_kept,) = (array for array in tensors.values() if array.dtype == np.uint8 and array.ndim == 4)
+    assert images_kept.shape == (256, 1, 28, 28)

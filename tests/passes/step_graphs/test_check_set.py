@@ -14,6 +14,7 @@ from ttac.passes.step_graphs.check_set import (
     DUE,
     FAILED,
     LOST,
+    REACH,
     REST,
     RETURNS,
     STRIKES,
@@ -22,7 +23,7 @@ from ttac.passes.step_graphs.check_set import (
     Stored,
     check_clock,
     check_graph,
-    reference,
+    likeliest,
     return_graph,
     sample,
     sample_graph,
@@ -51,12 +52,10 @@ def joined(z: np.ndarray, head: Head) -> np.ndarray:
 def lost(before: np.ndarray, after: np.ndarray, head: Head) -> float:
     """The loss of a batch, from scores: the second oracle works on the answers, not on indices."""
     if head.binary:
-        p, q = (1 / (1 + np.exp(-z.astype(np.float64))) for z in (before, after))
-        p, q = np.where(p > 0.5, p, 1 - p), np.where(p > 0.5, q, 1 - q)
-    else:
-        first, now = softmax(before.astype(np.float64)), softmax(after.astype(np.float64))
-        p, q = first.max(1), (now * (first == first.max(1, keepdims=True))).sum(1)
-    return float(np.maximum(0, p - q).mean())
+        same, sure = (before > 0) == (after > 0), np.abs(after.astype(np.float64))
+        return float(np.where(same, 0, 1 - np.exp(-sure)).mean())
+    behind = after.max(1) - (after * (before == before.max(1, keepdims=True))).sum(1)
+    return float((1 - np.exp(-behind.astype(np.float64))).mean())
 
 
 def scores(head: Head, seed: int, count: int = COUNT) -> np.ndarray:
@@ -68,9 +67,9 @@ class Check:
     """The graph `guard-check` with its state."""
 
     def __init__(self, head: Head, source: np.ndarray, limit: float = 1.0, *, rests: bool = False) -> None:
-        classes, likely = reference(joined(source, head).astype(np.float32), head)
+        classes = likeliest(joined(source, head).astype(np.float32), head)
         images = Stored.of(np.zeros((COUNT, 1), np.float32), 0)
-        self.set = CheckSet(inputs={"x": images}, classes=classes, likely=likely, batch=BATCH)
+        self.set = CheckSet(inputs={"x": images}, classes=classes, batch=BATCH)
         value = ir.val("z", dtype=ir.DataType.FLOAT, shape=ir.Shape(list(head.shape)))
         graph = check_graph(self.set, value, head, OPSET, limit=limit, every=10, rests=rests)
         self.model, self.moves = graph.model, graph.moves
@@ -128,6 +127,20 @@ def test_each_failed_round_doubles_the_rest() -> None:
     assert float(check.state[STRIKES]) == 2
 
 
+def test_a_failed_round_halves_the_radius_and_eight_good_ones_double_it() -> None:
+    source = scores(CLASS_HEAD, 0)
+    check = Check(CLASS_HEAD, source, limit=1e-4)
+    for _ in range(2):
+        check(-source[:BATCH])
+    assert float(check.state[REACH]) == 0.25
+    for start in range(0, 8 * COUNT, BATCH):
+        check(source[start % COUNT : start % COUNT + BATCH])
+    np.testing.assert_allclose(check.state[REACH], 0.5, rtol=1e-6)
+    for _ in range(9):
+        check(-source[:BATCH])
+    assert float(check.state[REACH]) == 2.0**-6
+
+
 def test_the_clock_is_due_at_every_tenth_step_and_waits_in_a_rest() -> None:
     op = Builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="clock"), "clock", OPSET)
     learns, awake, state = check_clock(op, 10, rests=True)
@@ -160,7 +173,7 @@ def test_images_are_stored_as_bytes_and_other_values_unchanged() -> None:
     np.testing.assert_allclose(images.values, (pixels / 255 - 0.5) / 0.25, atol=1e-5)
     zeros = np.zeros((COUNT, 1), np.float32)
     inputs = {"x": images, "s": series, "t": shared}
-    check = CheckSet(inputs=inputs, classes=zeros.astype(np.int32), likely=zeros, batch=BATCH)
+    check = CheckSet(inputs=inputs, classes=zeros.astype(np.uint8), batch=BATCH)
     outputs = run(sample_graph(check, OPSET).model, {TURN: np.array(1, np.float32)})
     np.testing.assert_allclose(outputs[sample("x")], images.values[2:4], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(outputs[sample("s")], series.array[2:4])
