@@ -115,15 +115,9 @@ def guard(
         checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
         rests: whether statistics follow no batch after a failed round of the check.
     """
-    op, head = new_graph(GUARD, context.opset), context.head
-    scores = read(op, context.logits, shape or head.shape)
-    given = read(op, entropy, ()) if entropy else None
-    settings = context.settings
+    op, settings = new_graph(GUARD, context.opset), context.settings
     with op.at(GUARD):
-        scores = scores if entropy else scores_of(op, scores, head)
-        mean = given or average(op, entropies(op, scores, head), "guard.mean")
-        if shape is not None and tuple(shape) != tuple(head.shape):
-            scores = op.Slice(scores, [head.first], [head.first + head.outputs], [head.axis])
+        scores, mean = _scores(op, context, entropy, shape)
         information, window = _information(op, context, scores, mean, usual)
         level, followed = _usual(op, usual)
         # Not a number is not greater: a batch with NaN or infinity is held.
@@ -133,13 +127,36 @@ def guard(
         enough = op.GreaterOrEqual(information, op.Mul(level, min(FOLLOWED, float(settings["guard_information"]))))
         may = op.Cast(enough, to=FLOAT)
         if checks:
-            learns, awake, clocks = check_clock(op, int(settings["guard_check"]), rests=rests)
-            learn, counters = op.Mul(learn, learns), [*counters, *clocks]
-            may = op.Mul(may, awake) if rests else may
+            learn, may, clocks = _checked(op, learn, may, int(settings["guard_check"]), rests=rests)
+            counters += clocks
     outputs = {LEARN: learn, RESET: reset, **({FOLLOWS: may} if follows else {}), "guard.information": information}
     stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
     stats |= {"guard.held.next": "held", "guard.resets.next": "guard_resets"}
     return finished(op, outputs, [*state, *counters], stats)
+
+
+def _scores(
+    op: Builder, context: Context, entropy: str, shape: Sequence[int | str] | None
+) -> tuple[ir.Value, ir.Value]:
+    """The scores of the batch, without coordinates of boxes, and its mean entropy."""
+    head = context.head
+    scores = read(op, context.logits, shape or head.shape)
+    if entropy:
+        mean = read(op, entropy, ())
+    else:
+        scores = scores_of(op, scores, head)
+        mean = average(op, entropies(op, scores, head), "guard.mean")
+    if shape is not None and tuple(shape) != tuple(head.shape):
+        scores = op.Slice(scores, [head.first], [head.first + head.outputs], [head.axis])
+    return scores, mean
+
+
+def _checked(
+    op: Builder, learn: ir.Value, may: ir.Value, every: int, *, rests: bool
+) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
+    """Whether the step learns and statistics follow, where some steps check in place of it; the clocks of the check."""
+    learns, awake, clocks = check_clock(op, every, rests=rests)
+    return op.Mul(learn, learns), may if awake is None else op.Mul(may, awake), clocks
 
 
 def _decided(op: Builder, good: ir.Value, settings: Mapping[str, Any]) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
