@@ -127,7 +127,7 @@ def test_each_failed_round_doubles_the_rest() -> None:
     assert float(check.state[STRIKES]) == 2
 
 
-def test_a_failed_round_halves_the_radius_and_eight_good_ones_double_it() -> None:
+def test_failed_rounds_shrink_the_radius_and_good_ones_grow_it() -> None:
     source = scores(CLASS_HEAD, 0)
     check = Check(CLASS_HEAD, source, limit=1e-4)
     for _ in range(2):
@@ -141,7 +141,7 @@ def test_a_failed_round_halves_the_radius_and_eight_good_ones_double_it() -> Non
     assert float(check.state[REACH]) == 2.0**-6
 
 
-def test_the_clock_is_due_at_every_tenth_step_and_waits_in_a_rest() -> None:
+def test_the_clock_is_due_at_every_tenth_step_but_in_a_rest() -> None:
     op = Builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="clock"), "clock", OPSET)
     learns, awake, state = check_clock(op, 10, rests=True)
     assert awake is not None
