@@ -125,7 +125,7 @@ def guard(
         state = [*window, *([_following(op, level, information, good)] if followed else [])]
         learn, reset, counters = _decided(op, good, settings)
         enough = op.GreaterOrEqual(information, op.Mul(level, min(FOLLOWED, float(settings["guard_information"]))))
-        may = op.Cast(enough, to=FLOAT)
+        may: ir.Value = op.Cast(enough, to=FLOAT)
         if checks:
             learn, may, clocks = _checked(op, learn, may, int(settings["guard_check"]), rests=rests)
             counters += clocks
