@@ -36,6 +36,7 @@ class Rules:
         old_statistics: the gradients of a norm are those of running statistics from before the batch.
         own_statistics: for the scale, the kept values are standardised by their own mean and variance.
         own_input: the same for the gradient of the norm's input.
+        unit_input: in the gradient of the norm's input, the standardised kept values have a mean square of 1.
         biases: biases train.
         stale: the probe adds to the gradients of the last update.
         probe: samples of the probe.
@@ -46,6 +47,7 @@ class Rules:
     old_statistics: bool = True
     own_statistics: bool = True
     own_input: bool = False
+    unit_input: bool = False
     biases: bool = False
     stale: bool = True
     probe: int = 10
@@ -67,6 +69,7 @@ ROWS = {
     "ttac, the norm's input gradient exact": replace(TTAC, exact_input=True),
     "ttac, kept values standardised by themselves for the scale": replace(TTAC, own_statistics=True),
     "ttac, kept values standardised by themselves": replace(TTAC, own_statistics=True, own_input=True),
+    "ttac, a mean square of 1 for the norm's input gradient": replace(TTAC, unit_input=True),
     "ttac, biases stay": replace(TTAC, biases=False),
     "ttac, gradients of running statistics": replace(TTAC, old_statistics=True),
 }
@@ -152,6 +155,8 @@ class Norm(torch.autograd.Function):
         offset = (mean - old_mean) / torch.sqrt(old_var + eps)
         dw = (g * (along(stretch) * standardised(kept, rules.own_statistics) + along(offset))).sum((0, 2, 3))
         h = standardised(x if rules.exact_input else kept, rules.own_input)
+        if rules.unit_input:
+            h = h / torch.sqrt(h.square().mean((0, 2, 3), keepdim=True) + 1e-12)
         rest = g - g.mean((0, 2, 3), keepdim=True) - h * (g * h).mean((0, 2, 3), keepdim=True)
         return along(weight * stretch / torch.sqrt(var + eps)) * rest, dw, g.sum((0, 2, 3)), None
 
