@@ -34,34 +34,42 @@ def new_file(path: str | Path, *, keep_previous: bool = False) -> Iterator[Binar
 
     With `keep_previous`, the old content stays as `<path>.previous`.  The new file lies in the same folder; it is
     synchronised and renamed.  The process's umask decides the mode.  The call also removes the new files of killed
-    writers to the same path.
+    writers to the same path.  A device or a pipe, such as `/dev/null`, is written to and not replaced.
 
     Raises UsageError if the file cannot be written; its old content is unchanged.
     """
     try:
         target = Path(os.path.realpath(path))
-        _sweep(target)
-        file, temporary = _create(target)
-        try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                if os.name == "nt":
-                    file.close()  # Windows renames no open file
-                if keep_previous:
-                    _keep(target)
-                temporary.replace(target)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        sync_folder(target.parent)
+        special = target.exists() and not target.is_file() and not target.is_dir()
+        with target.open("wb") if special else _replacement(target, keep_previous) as file:
+            yield file
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot write the file: {getattr(error, 'strerror', None) or error}",
             where=f"`{path}`",
             hint="give a path in a writable folder with free space, and a shorter name",
         ) from error
+
+
+@contextmanager
+def _replacement(target: Path, keep_previous: bool) -> Iterator[BinaryIO]:
+    """A new file beside the target that takes the target's name at the end of the block."""
+    _sweep(target)
+    file, temporary = _create(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "nt":
+                file.close()  # Windows renames no open file
+            if keep_previous:
+                _keep(target)
+            temporary.replace(target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.conftest import Run
 from tests.support.source_models import saved, source
 from tests.support.tiny_bundles import ema
+from ttac.runtime.whole_file import write_whole
 
 SMALL_DISK = """
 import resource, sys
@@ -47,6 +49,32 @@ def test_arrays_named_as_a_model(run: Run, command: str) -> None:
         np.savez(file, x=np.zeros(3))
     seen = run(command, "model.onnx")
     assert seen.code == 3 and "arrays of NumPy (`.npz`), not ONNX\n  at `model.onnx`" in seen.err
+
+
+FULL_DEVICE = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL_DEVICE.is_char_device(), reason="the system has no /dev/full")
+def test_a_table_on_a_full_disk() -> None:
+    with FULL_DEVICE.open("w") as full:
+        command = [sys.executable, "-m", "ttac", "methods"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "error: cannot write the output: No space left on device\n  at stdout" in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_an_output_that_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """An administrator's `-o /dev/null` must not replace the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, [b"content"])
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on the size of a file")

@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import tempfile
@@ -43,14 +42,12 @@ from ttac.cli import (
     watching,
 )
 from ttac.cli.common_options import CONTEXT, verbose
-from ttac.cli.terminal import Terminal
+from ttac.cli.terminal import FULL, Terminal, writing_stdout
 from ttac.errors import RuntimeMissingError, TtacError, UsageError
 from ttac.suggest import did_you_mean
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it: 128 plus the number of the signal."""
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-"""Errors of the system for a full disk, a file above the limit, and a used quota."""
 
 CRASH_HINT = "run again with `-v` for the traceback, and report it"
 
@@ -126,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = Terminal(sys.argv[1:] if arguments is None else arguments)
     try:
         outcome = commands.main(args=arguments, prog_name="ttac", standalone_mode=False, obj=terminal)
-        sys.stdout.flush()
+        with writing_stdout():
+            sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except (click.Abort, KeyboardInterrupt):
         terminal.say("interrupted")

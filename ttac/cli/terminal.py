@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -25,12 +26,28 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ttac.errors import TtacError
+from ttac.errors import TtacError, UsageError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a terminal may obey: C0 and C1 controls and changes of the writing direction."""
 PIPED_WIDTH = 1000
 """Characters of a line in a file or a pipe: more than any table has, so that no line is wrapped."""
+
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Errors of the system for a full disk, a file above the limit, and a used quota."""
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Raise UsageError where the block cannot write to stdout, because the disk behind stdout is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        hint = "free space where the output is redirected to"
+        raise UsageError(f"cannot write the output: {error.strerror}", where="stdout", hint=hint) from error
 
 
 class Terminal:
@@ -44,7 +61,8 @@ class Terminal:
 
     def data(self, text: str) -> None:
         """Print `text` on stdout, neither wrapped nor coloured."""
-        sys.stdout.write(visible(text) + "\n")
+        with writing_stdout():
+            sys.stdout.write(visible(text) + "\n")
 
     def json(self, value: Any) -> None:
         """Print `value` on stdout as indented JSON; NaN and infinity, which JSON does not have, become null."""
@@ -55,7 +73,7 @@ class Terminal:
         if self.out.is_terminal:
             self.out.print(content)
             return
-        with self.out.capture() as captured:
+        with writing_stdout(), self.out.capture() as captured:
             self.out.print(content)
         self.data("\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n")))
 
