@@ -85,6 +85,7 @@ def test_bound_outputs_equal_those_of_a_plain_run(bundle: Path) -> None:
 def test_doctor_shows_the_provider_of_each_graph(run: Run, bundle: Path) -> None:
     nodes = placements(bundle, ["cpu"])
     assert "forward" in nodes and all(provider == CPU for graph in nodes.values() for provider, _ in graph)
+    assert not any("Memcpy" in operator for graph in nodes.values() for _, operator in graph)
     seen = run("doctor", str(bundle))
     assert seen.code == 0 and f"{sum(nodes['forward'].values())} nodes on {CPU}" in seen.out
     seen = run("doctor", str(bundle), "--providers", "cuda")
