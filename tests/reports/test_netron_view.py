@@ -31,7 +31,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
             opened.call("Network.setBlockedURLs", urls=["https://*"])  # Netron's statistics of use
             opened.call("Network.setCookie", name="consent", value="1", url=place)
             opened.open(place)
-            opened.wait("document.querySelectorAll('svg g.node').length")
+            # Netron lays the graph out behind its first page, which disappears at the end.
+            opened.wait(
+                "document.querySelectorAll('svg g.node').length && !document.body.matches('.welcome, .spinner')"
+            )
             opened.value("new Promise(done => setTimeout(done, 500))")
             yield opened
         netron.stop(address)
