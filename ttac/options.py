@@ -343,8 +343,8 @@ def untrainable(where: str) -> UnsupportedError:
 
 def _refuse_contradiction(method: Method, train: str, quantize: str | None) -> None:
     """Raise UnsupportedError for options that exclude each other."""
-    if train == ALL and not method.trains:
+    if train == ALL and not method.by_gradients:
         hint = f"leave it out, or choose a method that trains: {methods_that_train()}"
-        raise UnsupportedError(f"`{method.name}` trains nothing", where="`--train all`", hint=hint)
+        raise UnsupportedError(f"`{method.name}` trains no weights", where="`--train all`", hint=hint)
     if quantize and train == ALL:
         raise untrainable("`--train all --quantize int8`")

@@ -124,7 +124,7 @@ def quantize_layers(state: CompileState, log: RoomLog) -> CompileState:
         options.target,
         options.settings,
         grids_of(model),
-        trains=options.method.trains,
+        trains=options.method.by_gradients,
     )
     log.quantize(model, int8)
     return replace(state, model=model, sites=tuple(int8.sites), int8=int8)

@@ -119,7 +119,8 @@ class Method:
             the method needs.
         statistics: the policy by the settings: one of this module, or a policy of the method.
         adapts: whether any norm is adapted; without, the bundle is the source model.
-        trains: whether the scale and bias of the adapted sites get gradients.
+        trains: whether the scale and bias of the adapted sites become trained state: with a loss they get gradients,
+            without one the method's graphs move them.
         choose_trained: `(subject) -> names of the sites that train`, where the user chose no sites; None trains all.
         loss: a loss of `ttac.passes.differentiate.losses` by its name, or a reference to a function
             `(op, scores, head) -> Loss`; empty if there is none.
@@ -167,6 +168,11 @@ class Method:
     predicts: str = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     oracle: str = ""
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether the trained state gets gradients."""
+        return self.trains and bool(self.loss)
 
     def variant(self, settings: Settings) -> Method:
         """The method with the options that `settings` turns on."""

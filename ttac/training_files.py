@@ -176,14 +176,14 @@ def _refuse_settings(content: BundleContent) -> None:
     ):
         if settings.get(name):
             _refuse(why, f"`--set {name}=0`")
-    own = [tensor.name for tensor in content.joint.parameters if tensor.role != "parameter"]
-    if own:
-        _refuse(f"`{own[0]}` trains with a learning rate of its own", "run the bundle with `ttac.load`")
     if "optimizer" not in settings or not content.joint.parameters:
         _refuse(
             f"`{content.state.options.method.name}` has no optimizer",
             f"choose a method that trains: {methods_that_train()}",
         )
+    own = [tensor.name for tensor in content.joint.parameters if tensor.role != "parameter"]
+    if own:
+        _refuse(f"`{own[0]}` trains with a learning rate of its own", "run the bundle with `ttac.load`")
 
 
 def _refuse(problem: str, hint: str) -> None:

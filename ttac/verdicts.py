@@ -50,7 +50,7 @@ def verdict(state: CompileState) -> Verdict:
     if not method.adapts:
         return Verdict(method.name, YES, IDLE[bool(method.refine)])
     because = decide(find_norms(state.model), state.options.norms).because
-    lacking = missing_rules(state.model, [site.y for site in state.sites]) if method.trains else {}
+    lacking = missing_rules(state.model, [site.y for site in state.sites]) if method.by_gradients else {}
     if not lacking:
         return Verdict(method.name, YES, because)
     operators = ", ".join(lacking)

@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "shot-im": {"method": "shot-im"},
     "sight": {"method": "sight", "batch": 1},
     "zerosiam": {"method": "zerosiam"},
+    "zoa": {"method": "zoa", "settings": {"domain_samples": 4, "domains": 2}},
 }
 """Case -> options of the compile."""
 

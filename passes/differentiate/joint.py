@@ -29,7 +29,7 @@ class Joint:
         logits: the output of the model.
         loss: the differentiated scalar, and the scalars to report; None for a method without a loss.
         parameters: the trained state.
-        gradients: the graph values of the gradients, in the order of `parameters`.
+        gradients: the graph values of the gradients, in the order of `parameters`; empty without a loss.
         backward: the nodes that need a gradient or an input that gets a value after the forward.
     """
 
@@ -56,7 +56,7 @@ def differentiate_loss(
     Raises UnsupportedError with all operators that have no gradient rule.
     """
     if not loss:
-        return Joint(model=model, logits=logits)
+        return Joint(model=model, logits=logits, parameters=parameters)
     graph, attached = model.graph, attach_loss(model, loss, logits, head, others)
     if not parameters:
         return Joint(model=model, logits=logits, loss=attached)

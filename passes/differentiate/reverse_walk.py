@@ -18,6 +18,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, SEED
 from ttac.passes.graph.places import node_place
 from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.waists import ROUNDED
 from ttac.passes.operators.stop_gradient import DETACHED
 
 Gradient = ir.Value | None
@@ -86,7 +87,7 @@ def nodes_between(
 ) -> list[ir.Node]:
     """Return the nodes on a differentiable path from `sources` to `sink`, in graph order.
 
-    With `detached`, a path may lead through values whose gradient stops.
+    With `detached`, a path may lead through values whose gradient stops, and through numbers of 8 bits.
     """
     below = {id(value) for value in sources}
     reached = []
@@ -94,9 +95,10 @@ def nodes_between(
         if node.op_type == DETACHED and not detached:
             continue
         if any(v is not None and id(v) in below for v in node.inputs):
-            floating = [v for v in node.outputs if v.dtype is None or v.dtype.is_floating_point()]
-            below.update(id(v) for v in floating)
-            if floating:
+            made = [v for v in node.outputs if v.dtype is None or v.dtype.is_floating_point()]
+            made += [v for v in node.outputs if detached and v.dtype in ROUNDED]
+            below.update(id(v) for v in made)
+            if made:
                 reached.append(node)
     above = {id(sink)}
     path = []

@@ -18,10 +18,8 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.norms import calibration
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.linear_head import classified, last_linear
+from ttac.passes.step_graphs.linear_head import ROUNDINGS, classified, last_linear, roundings
 
-ROUNDINGS = frozenset({"DequantizeLinear", "QuantizeLinear", "RoundToGrid"})
-"""Operators that round the features for a classifier in 8 bits."""
 PASSED = ROUNDINGS | {"Dropout", "Flatten", "Identity", "LayerNormalization", "Reshape", "Squeeze"}
 """Operators between the class token and the classifier."""
 MIXES = frozenset({"Softmax", "Attention"})
@@ -29,32 +27,41 @@ MIXES = frozenset({"Softmax", "Attention"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassToken:
-    """The class token of a model.
+class Features:
+    """The features of a model's layers.
 
     Attributes:
-        tokens: all tokens [N, tokens, D] before the first layer, the class token first.
-        layers: features of the class token [N, D]: behind the first norm of each layer but the first, and those that
-            the classifier reads, before they are rounded to 8 bits.
+        layers: features of each layer [N, D]; the last are those that the classifier reads, before they are rounded to
+            8 bits.
         scores: the scores [N, classes]; classifier: the linear layer that makes them.
     """
 
-    tokens: ir.Value
     layers: Sequence[ir.Value]
     scores: ir.Value
     classifier: ir.Node
 
     @property
     def width(self) -> int:
-        """D."""
-        return int(dims(self.tokens)[2])
+        """Number of features that the classifier reads."""
+        return int(dims(self.layers[-1])[1])
 
     def classified(self, op: Builder, features: ir.Value) -> ir.Value:
         """The scores of other `features` [N, D], rounded as the classifier's are."""
-        for node in reversed(_roundings(self.classifier)):
+        for node in reversed(roundings(self.classifier)):
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
             features = op.node(node.op_type, [features, *node.inputs[1:]], attributes)
         return classified(op, self.classifier, self.scores, features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassToken(Features):
+    """The class token of a model; its layers are the token behind the first norm of each layer but the first.
+
+    Attributes:
+        tokens: all tokens [N, tokens, D] before the first layer, the class token first.
+    """
+
+    tokens: ir.Value
 
 
 @dataclass(frozen=True)
@@ -72,33 +79,42 @@ def find_class_token(op: Builder, subject: Subject, purpose: str, hint: str) -> 
     """
     scores = scores_of(op, subject.model.graph.outputs[0])
     classifier = last_linear(scores, "follow")
-    stream = _token_stream(classifier)
-    shape = dims(stream) if stream is not None else []
-    sites = [site for site in find_norms(subject.model).sites if dims(site.node.inputs[0]) == shape]
-    attending = [site for site in sites if _attends(site, sites)]
-    if len(shape) != 3 or len(attending) < 2:
+    token = class_token(op, scores, classifier, find_norms(subject.model).sites)
+    if token is None:
         raise UnsupportedError(
             f"{purpose}, and no class token makes the predictions of this model",
             where=node_place(classifier),
             hint=hint,
         )
-    rounded = _roundings(classifier)
-    features = (rounded[-1] if rounded else classifier).inputs[0]
+    return token
+
+
+def class_token(op: Builder, scores: ir.Value, classifier: ir.Node, norms: Sequence[NormSite]) -> ClassToken | None:
+    """The class token that makes the `scores`, by all `norms` of the model; None if there is none."""
+    stream = _token_stream(classifier)
+    shape = dims(stream) if stream is not None else []
+    sites = [site for site in norms if dims(site.node.inputs[0]) == shape]
+    attending = attending_norms(sites)
+    if len(shape) != 3 or len(attending) < 2:
+        return None
     tokens = sites[0].node.inputs[0]
-    assert features is not None and tokens is not None
+    assert tokens is not None
     layers = [op.Gather(site.y, 0, axis=1) for site in attending[1:]]
-    last = features if len(dims(features)) == 2 else op.Flatten(features, axis=1)
+    last = classifier_features(op, classifier)
     return ClassToken(tokens=tokens, layers=[*layers, last], scores=scores, classifier=classifier)
 
 
-def _roundings(classifier: ir.Node) -> list[ir.Node]:
-    """The nodes that round the classifier's input, the last first."""
-    nodes: list[ir.Node] = []
-    value = classifier.inputs[0]
-    while value is not None and (node := value.producer()) is not None and node.op_type in ROUNDINGS:
-        nodes.append(node)
-        value = node.inputs[0]
-    return nodes
+def classifier_features(op: Builder, classifier: ir.Node) -> ir.Value:
+    """The features [N, D] that the classifier reads, before they are rounded to 8 bits."""
+    rounded = roundings(classifier)
+    features = (rounded[-1] if rounded else classifier).inputs[0]
+    assert features is not None
+    return features if len(dims(features)) == 2 else op.Flatten(features, axis=1)
+
+
+def attending_norms(sites: Sequence[NormSite]) -> list[NormSite]:
+    """The sites in front of attention: each begins a layer of a transformer."""
+    return [site for site in sites if _attends(site, sites)]
 
 
 def _token_stream(classifier: ir.Node) -> ir.Value | None:

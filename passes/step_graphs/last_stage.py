@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from ttac.passes.graph.waists import waists
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.step_graphs.context import Subject
 
@@ -57,17 +58,4 @@ def _last_run(sites: Sequence[NormSite]) -> list[NormSite]:
 
 def _entry(graph: ir.Graph, position: int) -> int:
     """The last place in front of `position` where one tensor is all that goes on from the input."""
-    nodes = list(graph)
-    order = {node: index for index, node in enumerate(nodes)}
-    entry, furthest = 0, dict[int, int]()
-    data = {id(value) for value in graph.inputs}
-    for index, node in enumerate(nodes[:position]):
-        if any(value is not None and id(value) in data for value in node.inputs):
-            made = [v for v in node.outputs if v.dtype is not None and v.dtype.is_floating_point()]
-            data.update(id(value) for value in made)
-            for value in made:
-                furthest[id(value)] = max((order[use.node] for use in value.uses()), default=index)
-        alive = [end for end in furthest.values() if end > index]
-        if len(alive) == 1:
-            entry = index + 1
-    return entry
+    return max((index + 1 for index, _ in waists(graph, graph.inputs) if index < position), default=0)

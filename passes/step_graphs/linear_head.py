@@ -14,6 +14,8 @@ from ttac.passes.step_graphs.context import Subject
 
 LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
 BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
+ROUNDINGS = frozenset({"DequantizeLinear", "QuantizeLinear", "RoundToGrid"})
+"""Operators that round the features for a classifier in 8 bits."""
 SHORTEST = 1e-12
 """Least length that a vector is divided by, as in torch.nn.functional.normalize."""
 
@@ -60,6 +62,16 @@ def _classifier(scores: ir.Value) -> list[ir.Node]:
     return nodes
 
 
+def roundings(classifier: ir.Node) -> list[ir.Node]:
+    """Return the nodes that round the classifier's input, the last first."""
+    nodes: list[ir.Node] = []
+    value = classifier.inputs[0]
+    while value is not None and (node := value.producer()) is not None and node.op_type in ROUNDINGS:
+        nodes.append(node)
+        value = node.inputs[0]
+    return nodes
+
+
 def flat_features(op: Builder, node: ir.Node) -> ir.Value:
     """Return the features that the linear layer reads, [N, features]."""
     x = node.inputs[0]
@@ -78,6 +90,27 @@ def classified(op: Builder, layer: ir.Node, scores: ir.Value, features: ir.Value
         made = op.node(node.op_type, [made if value is before else value for value in node.inputs], attributes)
         before, made.shape = node.outputs[0], node.outputs[0].shape
     return made
+
+
+def subtract_features(op: Builder, subject: Subject, layer: ir.Node, scores: ir.Value, shift: ir.Value) -> None:
+    """Let the classifier from `layer` to `scores` score its features less `shift` [features], in place.
+
+    A classifier in 8 bits keeps its features, whose grid fits them, and its scores move instead.
+    """
+    x = layer.inputs[0]
+    assert x is not None
+    if not roundings(layer):
+        with op.at(op.layer, before=layer):
+            layer.replace_input_with(0, op.Sub(x, op.Reshape(shift, [1, -1, *[1] * (len(dims(x)) - 2)])))
+        return
+    readers = list(scores.uses())
+    row = op.Unsqueeze(shift, [0])
+    change = op.Sub(classified(op, layer, scores, row), classified(op, layer, scores, op.Mul(row, 0.0)))
+    moved = op.Sub(scores, change)
+    for use in readers:
+        use.node.replace_input_with(use.idx, moved)
+    if scores.is_graph_output():
+        replace_output(subject, moved)
 
 
 def weight_rows(layer: ir.Node) -> np.ndarray:

@@ -287,7 +287,7 @@ def test_a_norm_that_the_loss_does_not_see_is_left_alone(tmp_path: Path) -> None
         ({"quantize": "int8"}, "there is no data to measure them on"),
         ({"quantize": "int8", "train": "all"}, "kernels of 8 bits cannot be trained"),
         ({"quantize": "int4"}, "`int4` is no choice"),
-        ({"train": "all", "method": "bn"}, "`bn` trains nothing"),
+        ({"train": "all", "method": "bn"}, "`bn` trains no weights"),
         ({"batch": 0}, "`0` does not fit"),
         ({"norms": "some"}, "`some` is no choice"),
         ({"memory_budget": "much"}, "`much` is not a size"),

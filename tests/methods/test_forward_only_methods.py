@@ -14,6 +14,7 @@ from tests.support.adapted import BATCH, KINDS, golden, inputs, model, seed_of
 from tests.support.official import official, trajectory, worst
 from tests.support.source_models import saved, source
 from tests.support.whole_models import MODELS, compiled, refused, samples, state_of
+from ttac import demo
 from ttac.errors import UnsupportedError, UsageError
 
 IMAGE = (3, 16, 16)
@@ -47,6 +48,25 @@ def test_a_stream_with_the_mean_of_the_source_changes_nothing(tmp_path: Path) ->
     }
     np.testing.assert_allclose(found["source"], logits, rtol=0, atol=1e-4)
     assert np.abs(found["zero"] - logits).max() > 0.1
+
+
+@pytest.mark.parametrize("net", ["fashion_vit", "fashion_resnet_gn"])
+def test_8_bits_move_the_scores_as_float_moves_the_features(net: str, tmp_path: Path) -> None:
+    """The scores of a classifier in 8 bits less those of the mean; the guard watches both."""
+    with np.load(demo.file("fashion_stream.npz")) as stream:
+        x = stream["contrast"][:64].astype(np.float32) / 255
+    options = {"batch": 64, "calibration": demo.file("fashion_calibration.npz")}
+    found = {}
+    for quantize in (None, "int8"):
+        for method in ("neo", "source"):
+            guard = {"settings": {"guard": "on"}} if method == "neo" else {}
+            path = compiled(demo.file(f"{net}.onnx"), tmp_path, method=method, quantize=quantize, **options, **guard)
+            adapter = ttac.load(path)
+            found[quantize, method] = adapter.step(x)
+            assert method == "source" or adapter.stats["held"] == 0
+    moves = [found[quantize, "neo"] - found[quantize, "source"] for quantize in (None, "int8")]
+    assert np.abs(moves[0]).max() > 1 and np.abs(moves[0] - moves[0][0]).max() < 1e-3
+    assert np.abs(moves[1] - moves[1][0]).max() < 1e-3 and np.abs(moves[1] - moves[0]).max() < 0.2
 
 
 def test_the_mean_counts_samples_and_reset_forgets(tmp_path: Path) -> None:

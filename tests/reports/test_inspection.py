@@ -32,6 +32,7 @@ def expected(training: str, statistics: str) -> dict[str, str]:
         "foa-i": "no",
         "ttt": "no",
         "ecotta": "no" if statistics == "no" else "with --calibration",
+        "zoa": "no" if training == statistics == "no" else "with --calibration",
     }
 
 

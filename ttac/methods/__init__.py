@@ -27,8 +27,8 @@ def names() -> list[str]:
 
 
 def that_train() -> list[str]:
-    """The names of the methods that train scale and bias of norms: they fit norms of every kind."""
-    return [name for name in names() if find(name).trains]
+    """The names of the methods that train by gradients: they fit norms of every kind."""
+    return [name for name in names() if find(name).by_gradients]
 
 
 def find(name: str) -> Method:

@@ -9,11 +9,10 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.losses import WEIGHTS, total
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.augmentation import image_sizes, refuse_other_than_images
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
+from ttac.passes.step_graphs.drawn_images import drawn_images
 from ttac.passes.step_graphs.linear_head import class_head
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.sample_weights import SELECTED, below, margin, read_entropies
 
 SHUFFLED, SCORES, SEED = "shuffled", "shuffled.scores", "shuffle.seed"
@@ -39,22 +38,13 @@ def check(subject: Subject) -> None:
 
 def shuffle(context: Context) -> MethodGraph:
     """`shuffled` is the model's input with the patches of each image in a random order."""
-    x = context.x
-    assert x is not None
-    op = new_graph("shuffle", context.opset)
-    images = ir.val(str(x.name), dtype=x.dtype, shape=x.shape)
-    op.graph.inputs.append(images)
-    initial = seeded(int(context.settings["seed"]))
-    numbers = Numbers(op, state_input(op.graph, SEED, initial))
     side = int(context.settings["patches"])
+    given = drawn_images(context, "shuffle", SEED, side**2)
+    op = given.op
     with op.at("shuffle"):
-        taken = context.batch * side**2
-        each = op.Reshape(numbers.uniform(taken), [context.batch, side**2])
-        each = op.Slice(each, [0], op.Shape(images, start=0, end=1), [0])
-        _, order = op.TopK(each, [side**2], axis=1)
-        moved = _reordered(op, images, order, side)
-    state = StateTensor(name=SEED, role="counter", initial=initial, value=numbers.state, next=numbers.following(taken))
-    return finished(op, {SHUFFLED: moved}, [state])
+        _, order = op.TopK(given.drawn, [side**2], axis=1)
+        moved = _reordered(op, given.images, order, side)
+    return finished(op, {SHUFFLED: moved}, [given.seed])
 
 
 def _reordered(op: Builder, images: ir.Value, order: ir.Value, side: int) -> ir.Value:

@@ -17,7 +17,7 @@ from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms import calibration
 from ttac.passes.step_graphs.context import Subject
 from ttac.passes.step_graphs.guard import is_on
-from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear
+from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, subtract_features
 
 ROOM = "refine"
 LONGEST = 1.5
@@ -36,7 +36,8 @@ def centred(subject: Subject) -> list[StateTensor]:
     class_head(subject, "`neo` moves the features of a classifier")
     graph = subject.model.graph
     op = Builder(graph, ROOM, subject.model.opset_imports[""])
-    layer = last_linear(scores_of(op, graph.outputs[0]), "centre")
+    scores = scores_of(op, graph.outputs[0])
+    layer = last_linear(scores, "centre")
     x = layer.inputs[0]
     assert x is not None
     origin = _origin(subject, x)
@@ -47,8 +48,8 @@ def centred(subject: Subject) -> list[StateTensor]:
         following = state[0].next
         assert following is not None
         shift = op.Sub(following, origin) if origin is not None else following
-        moved = op.Sub(x, op.Reshape(shift, [1, -1, *[1] * (len(dims(x)) - 2)]))
-    layer.replace_input_with(0, moved)
+    with op.at("centre"):
+        subtract_features(op, subject, layer, scores, shift)
     return state
 
 

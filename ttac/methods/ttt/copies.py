@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from ttac.methods.ttt.rotation import LABELS, TURNS
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.graph.state import state_input
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.augmentation import image_sizes
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read_gradients, read_parameters
+from ttac.passes.step_graphs.drawn_images import drawn_images
 from ttac.passes.step_graphs.pixel_range import pixel_range
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 SEED, TURNED, GRADIENT, BEFORE, MEAN = (
     "rotation.seed", "turned", "rotation.gradient", "rotation.before", "rotation",
@@ -28,21 +28,12 @@ FLOAT, INT64 = int(ir.DataType.FLOAT), int(ir.DataType.INT64)
 
 def turn(context: Context) -> MethodGraph:
     """`turned`: each image shifted, perhaps mirrored, and turned; `rotation.labels` [N, 4]: its turn as a one."""
-    x = context.x
-    assert x is not None
-    op = new_graph("turn", context.opset)
-    images = ir.val(str(x.name), dtype=x.dtype, shape=x.shape)
-    op.graph.inputs.append(images)
-    initial = seeded(int(context.settings["seed"]))
-    numbers = Numbers(op, state_input(op.graph, SEED, initial))
-    count = context.batch * DRAWN
-    black, _ = pixel_range(context.settings, image_sizes(x)[1])
+    given = drawn_images(context, "turn", SEED, DRAWN)
+    op = given.op
+    black, _ = pixel_range(context.settings, given.sizes[1])
     with op.at("turn"):
-        every = op.Reshape(numbers.uniform(count), [context.batch, DRAWN])
-        drawn = op.Slice(every, [0], op.Shape(images, start=0, end=1), [0])
-        turned, labels = moved(op, images, drawn, int(context.settings["shift"]), black)
-    state = StateTensor(name=SEED, role="counter", initial=initial, value=numbers.state, next=numbers.following(count))
-    return finished(op, {TURNED: turned, LABELS: labels}, [state])
+        turned, labels = moved(op, given.images, given.drawn, int(context.settings["shift"]), black)
+    return finished(op, {TURNED: turned, LABELS: labels}, [given.seed])
 
 
 def moved(op: Builder, images: ir.Value, drawn: ir.Value, shift: int, black: np.ndarray) -> tuple[ir.Value, ir.Value]:
