@@ -27,7 +27,6 @@ from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
-from ttac.passes.step_graphs.guard import FOLLOW
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
@@ -139,14 +138,19 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
 
 
 def _window(state: CompileState) -> tuple[dict[str, ir.Model], dict[str, MethodGraph]]:
-    """The graphs of the setting `window`, and those of them that move state; without the setting, none."""
+    """The graphs of the setting `window`, and those of them that move state.
+
+    A method that predicts with running averages has the graph `predict` without the setting.
+    """
     size, joint, infer = state.options.settings.get(WINDOW), state.joint, state.infer
-    if not size:
+    if not size and not state.options.method.running:
         return {}, {}
     assert joint is not None and infer is not None
-    graph = window(infer.graph.inputs, size, infer.opset_imports[""])
     trained = {tensor.name for tensor in joint.parameters}
     running = running_model(in_file_order(infer, state), state.sites, trained)
+    if not size:
+        return {PREDICT: running}, {}
+    graph = window(infer.graph.inputs, size, infer.opset_imports[""])
     return {WINDOW: graph.model, PREDICT: running}, {WINDOW: graph}
 
 
@@ -209,7 +213,8 @@ def state_tensors(state: CompileState, steps: Mapping[str, MethodGraph]) -> list
 
 def moves_of(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, Mapping[str, str]]:
     """Graph -> graph output -> the state tensor that takes its value."""
-    tracked = {} if FOLLOW in steps else state.adaptation.moves
+    elsewhere = {tensor.name for step in steps.values() for tensor in step.state}
+    tracked = {output: name for output, name in state.adaptation.moves.items() if name not in elsewhere}
     return {"forward": tracked, **{name: step.moves for name, step in steps.items()}}
 
 

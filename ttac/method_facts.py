@@ -200,9 +200,11 @@ def _context(state: CompileState, layers: Sequence[Layer] = ()) -> Context:
         head=head,
         settings=options.settings,
         opset=joint.model.opset_imports[""],
+        tracked=state.adaptation.tracked,
         constants=state.constants,
         layers=layers,
         x=joint.model.graph.inputs[0],
+        output=str(joint.logits.name),
         batch=options.batch,
         logits_are_probabilities=scores is None and head.values == "probabilities",
     )

@@ -23,19 +23,26 @@ STATISTICS = "statistics."
 
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
-    chosen = _feed(content, {"set": content.state.options.method.predicts}, "forward")
-    predict: list[Word] = [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
+    predict = _predict(content)
     step = spelled(content, with_correction(content, content.state.options.method.program))
     step = with_guard(content, step) if GUARD in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
+
+
+def _predict(content: BundleContent) -> list[Word]:
+    """The words of a prediction that changes no state."""
+    graph = PREDICT if PREDICT in content.graphs else "forward"
+    chosen = _feed(content, {"set": content.state.options.method.predicts}, graph)
+    if graph == PREDICT:
+        return [{"run": PREDICT, **chosen}, {"return": [predicted(name) for name in content.outputs]}]
+    return [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
 
 
 def _windowed(content: BundleContent, step: Sequence[Word]) -> dict[str, list[Word]]:
     """The programs with a window: each step predicts its samples, and a full window does the words of `step`."""
     feed = {str(x.name): kept(str(x.name)) for x in windowed(content.inputs)}
     adapt = [_on_window(content, word, feed) for word in step[:-1]]
-    chosen = _feed(content, {"set": content.state.options.method.predicts}, PREDICT)
-    predict: list[Word] = [{"run": PREDICT, **chosen}, {"return": [predicted(name) for name in content.outputs]}]
+    predict = _predict(content)
     return {"step": [{"run": WINDOW}, predict[0], {"when": FULL, "then": adapt}, predict[1]], "predict": predict}
 
 
@@ -187,11 +194,18 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
         return [{"run": name, **_conditions(content, word, name)} for name in names]
     runs: list[Word] = []
     for name in names:
-        moves = content.state.adaptation.moves if name == "forward" else content.moves.get(name, {})
+        moves = _tracked(content) if name == "forward" else content.moves.get(name, {})
         first = {*content.outputs, *moves, *content.stats.get(name, {})}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
         runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
     return runs
+
+
+def _tracked(content: BundleContent) -> set[str]:
+    """The outputs of the forward with next values of running averages, but for those that the method's graphs move."""
+    own = content.state.options.method.graphs
+    elsewhere = {tensor for name in own for tensor in content.moves.get(name, {}).values()}
+    return {output for output, tensor in content.state.adaptation.moves.items() if tensor not in elsewhere}
 
 
 def _conditions(content: BundleContent, word: Word, graph: str) -> Word:
@@ -218,6 +232,9 @@ def _feed(content: BundleContent, word: Word, graph: str) -> Word:
     if "on" in word:
         feed[content.state.inputs[0]] = word["on"]
     if word.get("set"):
+        own = {tensor.name for tensor in content.tensors}
+        sets = {tensor.name: f"{word['set']}.{tensor.name}" for tensor in content.state.adaptation.tracked}
+        feed |= {name: other for name, other in sets.items() if other in own}
         feed |= {tensor.name: f"{word['set']}.{tensor.name}" for tensor in content.joint.parameters}
     feed = {name: value for name, value in feed.items() if name in read}
     return {"feed": feed} if feed else {}

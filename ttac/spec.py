@@ -141,8 +141,12 @@ class Method:
             tracked state, which stay those of the first run; `{"run": "forward", "only": "outputs"}` for a later
             prediction in place of the first; "rows" and "repeat", which may name an option; "on", a
             value that the run reads in place of the model's input; "set", the parameters of a run: `{"set": NAME}`
-            reads `NAME.<parameter>` for each trained parameter; `{"reset": roles}` for all state of a role.
+            reads `NAME.<parameter>` for each trained parameter, and `NAME.<average>` for each running average of which
+            the set has its own; `{"reset": roles}` for all state of a role.  If a graph of the method moves a running
+            average, the forward gives its next value and does not move it.
         predicts: the set of parameters that `predict` and `bake` take; empty for the trained parameters.
+        running: whether predictions take the running averages of the norms, by the graph `predict`, which a program
+            may run too; its outputs are `<output>.predict`.
         variants: yes-or-no option -> fields of this class that are different where the option is on.
         oracle: the restatement that the method's tests compare with, as `file` or `file:name`.
     """
@@ -166,6 +170,7 @@ class Method:
     graphs: Mapping[str, Reference] = field(default_factory=dict)
     program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
     predicts: str = ""
+    running: bool = False
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     oracle: str = ""
 

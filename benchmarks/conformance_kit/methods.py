@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "neo": {"method": "neo"},
     "robust-entropy": {"method": "robust-entropy"},
     "roid": {"method": "roid", "settings": PIXELS},
+    "rotta": {"method": "rotta", "settings": {**PIXELS, "capacity": 6, "interval": 6}},
     "shot-im": {"method": "shot-im"},
     "sight": {"method": "sight", "batch": 1},
     "zerosiam": {"method": "zerosiam"},

@@ -51,7 +51,9 @@ class Context:
 
     Attributes:
         parameters: the trained state; gradients: the values that the backward gives for them, in the same order.
+        tracked: the state whose next values the forward gives, such as running averages.
         logits: name of the value with the scores, before any Softmax or Sigmoid; head: the reading of the output.
+        output: name of the model's output that the head reads.
         logits_are_probabilities: whether the loss gives no scores, and `logits` is the output of a Softmax or Sigmoid.
         constants: arrays of the method's hook `constants`, by name.
         layers: the trained weights whose cached inputs are kept in part.
@@ -64,9 +66,11 @@ class Context:
     head: Head
     settings: Mapping[str, Any]
     opset: int
+    tracked: Sequence[StateTensor] = ()
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     layers: Sequence[Layer] = ()
     x: ir.Value | None = None
+    output: str = ""
     batch: int = 1
     logits_are_probabilities: bool = False
 

@@ -71,7 +71,7 @@ def test_each_fault_changes_the_series_as_described(sensors: ModuleType) -> None
     )
 
 
-IMAGES_ONLY = ("cotta", "deyo", "law", "roid", "ttt")
+IMAGES_ONLY = ("cotta", "deyo", "law", "roid", "rotta", "ttt")
 NOT_HERE = ("ecotta", "foa", "foa-i", "sight")
 """Methods that need blocks between which one map goes on, a class token, or one sample a step."""
 

@@ -1,0 +1,81 @@
+"""A teacher predicts, and a student learns from a memory of balanced classes: for streams in an order of classes.
+
+Yuan et al., "Robust test-time adaptation in dynamic scenarios", CVPR 2023, with the official code.  The teacher
+predicts with its running averages.  Each sample may enter a memory that holds the classes in equal numbers, and prefers
+new and certain samples.  Once in `interval` samples, the student learns the teacher's predictions of the memory on
+distorted images.  The code can learn within a batch, where `interval` is no multiple of the batch; ttac learns at the
+end of a step, and at most once a step.
+"""
+
+from __future__ import annotations
+
+from ttac.shared_options import DISTORTIONS, optimizer_options
+from ttac.spec import AVERAGE_STATISTICS, Facts, Method, Option, Settings
+
+TEACHER, SAMPLES, DISTORTED = "teacher", "memory.samples", "augmented"
+GUARDED = ("guard", "guard_radius", "guard_information", "guard_patience", "guard_period", "prior_correction")
+MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
+
+
+def settle(settings: Settings, facts: Facts) -> Settings:
+    """The settings with one insertion for each sample of a batch."""
+    return {**settings, "insertions": facts.batch}
+
+
+METHOD = Method(
+    name="rotta",
+    title="a teacher with running averages, and a student that learns from a memory of balanced classes",
+    paper="arXiv:2303.13899",
+    needs="images with one class each, and norms of any kind; for streams whose neighbours share a class",
+    statistics=lambda settings: AVERAGE_STATISTICS,
+    trains=True,
+    running=True,
+    loss=f"{TEACHING}:aged",
+    check=f"{TEACHING}:check",
+    options=(
+        *(option for option in optimizer_options("adam", 1e-3) if option.name not in GUARDED),
+        Option("teacher_decay", 0.999, "weight of the teacher's past in each update", low=0.0, high=1.0),
+        Option("statistics_momentum", 0.05, "weight of the memory in the averages of the norms", low=0.0, high=1.0),
+        Option("capacity", 64, "most samples in the memory", low=2, high=4096),
+        Option("interval", 64, "number of samples from update to update", low=1, high=65536),
+        Option("age_weight", 1.0, "weight of the age of a sample in the choice of the one to replace", low=0.0),
+        Option("doubt_weight", 1.0, "weight of the entropy of its prediction in the choice", low=0.0),
+        Option("insertions", 0, "insertions of a step; 0 takes one for each sample of a batch", low=0),
+        *DISTORTIONS,
+    ),
+    settle=settle,
+    pixels=lambda black, white: {"black": black, "white": white},
+    graphs={
+        "classify": f"{TEACHING}:classify",
+        "insert": f"{MEMORY}:insert",
+        "store": f"{MEMORY}:store",
+        "teach": f"{TEACHING}:teach",
+        "augment": f"{TEACHING}:augment",
+        "follow_memory": f"{TEACHING}:follow_memory",
+        "update": f"{TEACHING}:update",
+    },
+    program=(
+        {"run": "predict", "set": TEACHER},
+        {"run": "classify"},
+        {
+            "repeat": "insertions",
+            "do": ({"run": "insert", "feed": {"before.places": "places", "before.number": "number"}},),
+        },
+        {"run": "store"},
+        {
+            "when": "memory.due",
+            "then": (
+                {"run": "forward", "again": True, "on": SAMPLES, "set": TEACHER},
+                {"run": "teach"},
+                {"run": "augment", "on": SAMPLES},
+                {"run": "forward", "on": DISTORTED},
+                {"run": "follow_memory"},
+                {"run": "backward", "on": DISTORTED},
+                {"run": "update"},
+            ),
+        },
+        {"return": "answer"},
+    ),
+    predicts=TEACHER,
+    oracle="tests/golden/make/official_rotta.py",
+)
