@@ -27,6 +27,7 @@ from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
+from ttac.passes.step_graphs.guard import FOLLOW
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
