@@ -48,12 +48,14 @@ export async function open(source, ort, options = {}) {
       return [name, bind(words, { ...world, state: state.keys(), weights: stored.keys() }, `programs.${name}`)];
     }),
   );
-  const used = new Set(Object.values(programs).flatMap((words) => [...allWords(words)]).map((word) => word.run));
+  const words = Object.values(programs).flatMap((program) => [...allWords(program)]);
+  const used = new Set(words.map((word) => word.run));
   const graphs = new Map();
   for (const [name, spec] of manifest.graphs) {
     if (used.has(name)) graphs.set(name, await load(source, ort, { ...spec, ...ports.get(name) }, files, options, manifest));
   }
-  const needed = new Set([...graphs.values()].flatMap(({ inputs }) => inputs));
+  const fed = words.flatMap((word) => [...(word.feed?.values() ?? [])]);
+  const needed = new Set([...[...graphs.values()].flatMap(({ inputs }) => inputs), ...fed]);
   const tensor = (entry) => new ort.Tensor(DTYPES.get(entry.dtype).type, entry.data, entry.shape);
   const tensors = (entries) => new Map([...entries].map(([name, entry]) => [name, tensor(entry)]));
   return new Adapter(ort, manifest, { ...world, graphs, weights: tensors([...stored].filter(([name]) => needed.has(name))) }, programs, tensors(state));
