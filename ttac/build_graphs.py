@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ttac.bundle_content import BundleContent
 from ttac.check_samples import of_norms
 from ttac.compile_state import CompileState
-from ttac.method_facts import correction_graph, method_graphs
+from ttac.method_facts import correction_graph, estimate_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import OPEN
 from ttac.passes.graph.state import StateTensor
@@ -127,7 +127,7 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     assert joint is not None and infer is not None
     halves = cut(state, joint, choice.plan)
     graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
-    steps = method_graphs(state, choice.layers) | correction_graph(state)
+    steps = method_graphs(state, choice.layers) | correction_graph(state) | estimate_graph(state)
     graphs |= {"backward": halves.backward} if halves.backward is not None else {}
     graphs |= {name: step.model for name, step in steps.items()}
     window = _window(state)

@@ -26,15 +26,16 @@ from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.normalise.single_sample import SINGLE
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.plan.keep_ratios import Layer
-from ttac.passes.step_graphs import prior_correction
+from ttac.passes.step_graphs import error_estimate, prior_correction
 from ttac.passes.step_graphs.answer import refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject
+from ttac.passes.step_graphs.error_estimate import ESTIMATE
 from ttac.passes.step_graphs.guard import GUARD
 from ttac.passes.step_graphs.window import PREDICT, WINDOW
 from ttac.samples.images import preparation
 from ttac.spec import WITHOUT_PREDICTIONS, Facts, Method, function_of
 
-TAKEN = frozenset({"backward", "forward", "infer", GUARD, PREDICT, WINDOW, prior_correction.CORRECT})
+TAKEN = frozenset({"backward", "forward", "infer", ESTIMATE, GUARD, PREDICT, WINDOW, prior_correction.CORRECT})
 """Names of ttac's own graphs, which no graph of a method may have."""
 READ_SAMPLES = 16
 """Number of samples that show which class is the blank of a reader of text."""
@@ -59,7 +60,8 @@ def head_of(
     """
     output = model.graph.outputs[0]
     clues: dict[str, Any] = {"reads_text": reads_text(model), "boxes": box_output(model, output)}
-    learns = bool(options.method.loss or options.method.refine or prior_correction.is_on(options.settings))
+    judged = prior_correction.is_on(options.settings) or error_estimate.is_on(options.settings)
+    learns = bool(options.method.loss or options.method.refine or judged)
     if options.head in WITHOUT_PREDICTIONS:
         refuse_without_predictions(options, learns)
         return None
@@ -165,11 +167,10 @@ def _trained(subject: Subject, names: frozenset[str]) -> tuple[NormSite, ...]:
 
 
 def refine(state: CompileState, say: Callable[[str], None]) -> Adaptation:
-    """Rewrite the adapted model by the method's hook, in place; the adaptation with the new state."""
-    adaptation, hook = state.adaptation, state.options.method.refine
-    if not hook:
-        return adaptation
-    tensors: Sequence[StateTensor] = function_of(hook)(subject_of(state, say))
+    """Rewrite the adapted model by the method's hook and for the estimate, in place; the adaptation with new state."""
+    adaptation, hook, subject = state.adaptation, state.options.method.refine, subject_of(state, say)
+    tensors: list[StateTensor] = list(function_of(hook)(subject)) if hook else []
+    tensors += [error_estimate.observe(subject)] if error_estimate.is_on(subject.settings) else []
     parameters = [tensor for tensor in tensors if tensor.next is None]
     tracked = [tensor for tensor in tensors if tensor.next is not None]
     return replace(
@@ -217,6 +218,14 @@ def correction_graph(state: CompileState) -> dict[str, MethodGraph]:
     returned = str(state.options.method.program[-1]["return"])
     own = "" if returned == "logits" else returned
     return {prior_correction.CORRECT: prior_correction.correct_prior(_context(state), own)}
+
+
+def estimate_graph(state: CompileState) -> dict[str, MethodGraph]:
+    """The graph that averages the estimate of the error, if the option is on."""
+    if not error_estimate.is_on(state.options.settings):
+        return {}
+    context = _context(state)
+    return {ESTIMATE: error_estimate.estimate(context.opset, context.classes)}
 
 
 def refuse_taken_names(method: Method) -> None:

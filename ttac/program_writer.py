@@ -11,6 +11,7 @@ from ttac.bundle_content import BundleContent
 from ttac.check_samples import of_norms
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.check_set import CHECK, DUE, FAILED, KEPT, RETURN, SAMPLES, sample
+from ttac.passes.step_graphs.error_estimate import CHANGED, ENTROPY, ESTIMATE
 from ttac.passes.step_graphs.guard import FOLLOW, FOLLOWS, GUARD, LEARN, RESET, TOTALS
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
@@ -26,6 +27,7 @@ def programs(content: BundleContent) -> dict[str, list[Word]]:
     predict = _predict(content)
     step = spelled(content, with_correction(content, content.state.options.method.program))
     step = with_guard(content, step) if GUARD in content.graphs else step
+    step = with_estimate(step) if ESTIMATE in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
 
 
@@ -126,6 +128,13 @@ def _inputs(content: BundleContent, graph: str) -> set[str]:
     return {str(value.name) for value in content.graphs[graph].graph.inputs}
 
 
+def with_estimate(words: Sequence[Word]) -> list[Word]:
+    """The words of a step that estimates the error behind the run of the forward that counts changed classes."""
+    runs = (number for number, word in enumerate(words) if word.get("run") == "forward")
+    counted = next(number for number in runs if CHANGED in words[number].get("only", [CHANGED]))
+    return [*words[: counted + 1], {"run": ESTIMATE}, *words[counted + 1 :]]
+
+
 def _forgotten(content: BundleContent) -> list[Word]:
     """The word that forgets the statistics of a held window, from which the next samples would be predicted."""
     names = [tensor.name for tensor in content.tensors if tensor.name.startswith(STATISTICS)]
@@ -195,7 +204,7 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
     runs: list[Word] = []
     for name in names:
         moves = _tracked(content) if name == "forward" else content.moves.get(name, {})
-        first = {*content.outputs, *moves, *content.stats.get(name, {})}
+        first = {*content.outputs, *moves, *content.stats.get(name, {}), CHANGED, ENTROPY}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
         runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
     return runs

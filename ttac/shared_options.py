@@ -62,6 +62,16 @@ PRIOR_CORRECTION = Option(
 )
 """Prior correction (Marsden et al., arXiv:2306.00650), for streams whose batches hold few of the classes."""
 
+ESTIMATE = Option(
+    "estimate",
+    0,
+    "estimate the error without labels: the classifier predicts each sample this many times more, with dropout; 10 is "
+    "the published number, 0 is off",
+    low=0,
+    high=100,
+)
+"""AETTA (Lee et al., arXiv:2404.01351; `ttac.passes.step_graphs.error_estimate`)."""
+
 GUARD = (
     Option(
         "guard",
@@ -201,5 +211,6 @@ def optimizer_options(optimizer: str, lr: float | None = None) -> tuple[Option, 
         Option("weight_decay", 0.0, "pulls the trained tensors to zero; added to their gradient", low=0.0),
         SOURCE_WEIGHT,
         PRIOR_CORRECTION,
+        ESTIMATE,
         *GUARD,
     )

@@ -40,6 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "tent-window": {"method": "tent", "settings": {"window": 8}},
     "bn-ema": {"method": "bn", "settings": {"statistics": "ema"}},
     "tent-prior": {"method": "tent", "settings": {"prior_correction": True}},
+    "tent-estimate": {"method": "tent", "settings": {"estimate": 3}},
     "cotta": {"method": "cotta", "settings": {**PIXELS, "views": 2}},
     "dropit": {"method": "dropit"},
     "ecotta": {"method": "ecotta"},

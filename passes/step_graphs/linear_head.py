@@ -80,15 +80,16 @@ def flat_features(op: Builder, node: ir.Node) -> ir.Value:
 
 
 def classified(op: Builder, layer: ir.Node, scores: ir.Value, features: ir.Value) -> ir.Value:
-    """Return the scores that the classifier from `layer` to `scores` gives other `features` [N, features]."""
+    """Return the scores that the classifier from `layer` to `scores` gives other `features` [rows, features]."""
     before = layer.inputs[0]
     assert before is not None
-    shape = dims(before)
-    made = features if len(shape) == 2 else op.Reshape(features, [-1, *shape[1:]], like=before)
+    shape, rows = dims(before), dims(features)[0]
+    made = features if len(shape) == 2 else op.Reshape(features, [-1, *shape[1:]])
+    made.shape = ir.Shape([rows, *shape[1:]])
     for node in reversed(_classifier(scores)):
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         made = op.node(node.op_type, [made if value is before else value for value in node.inputs], attributes)
-        before, made.shape = node.outputs[0], node.outputs[0].shape
+        before, made.shape = node.outputs[0], ir.Shape([rows, *dims(node.outputs[0])[1:]])
     return made
 
 

@@ -74,8 +74,9 @@ def run(terminal: Terminal, /, bundle: Path, samples: Path, output: Path | None,
     if as_json:
         terminal.json(summary)
     else:
-        if "error" in summary:
-            summary["error"] = f"{summary['error']:.2%}".replace("%", " %")
+        for rate in ("error", "estimated_error"):
+            if rate in summary:
+                summary[rate] = f"{summary[rate]:.2%}".replace("%", " %")
         terminal.facts({name.replace("_", " "): value for name, value in summary.items()})
 
 

@@ -7,7 +7,7 @@ mean = (prior*source + N*batch) / (prior + N), and the variance likewise.
 
 from __future__ import annotations
 
-from ttac.shared_options import FOLLOWING, PRIOR_CORRECTION, STATISTICS, chosen_statistics
+from ttac.shared_options import ESTIMATE, FOLLOWING, PRIOR_CORRECTION, STATISTICS, chosen_statistics
 from ttac.spec import Method
 
 METHOD = Method(
@@ -16,6 +16,6 @@ METHOD = Method(
     paper="arXiv:2006.16971",
     needs="BatchNorm, or calibration data where the export folded it",
     statistics=chosen_statistics,
-    options=(*STATISTICS, PRIOR_CORRECTION, *FOLLOWING),
+    options=(*STATISTICS, PRIOR_CORRECTION, ESTIMATE, *FOLLOWING),
     oracle="tests/methods/test_batch_statistics.py:restated",
 )

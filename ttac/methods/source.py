@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttac.shared_options import PRIOR_CORRECTION
+from ttac.shared_options import ESTIMATE, PRIOR_CORRECTION
 from ttac.spec import Method
 
 METHOD = Method(
@@ -11,5 +11,5 @@ METHOD = Method(
     paper="",
     needs="nothing",
     adapts=False,
-    options=(PRIOR_CORRECTION,),
+    options=(PRIOR_CORRECTION, ESTIMATE),
 )

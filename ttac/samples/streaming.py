@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,9 @@ from ttac.runtime.events import RESETS, ROW
 from ttac.runtime.records import HeadSpec, TensorSpec
 from ttac.samples.images import Stream, division
 from ttac.samples.predictions import CLASSES, Tally, fit_labels, samples_first
+
+ESTIMATED = "estimated_error"
+"""Name of the estimate of the error in the stats."""
 
 
 class Stepper(Protocol):
@@ -49,6 +52,7 @@ class Outcome:
         not_finite: number of samples with NaN or infinite values; entropy and error leave them out.
         error: fraction of wrong predictions; None without labels.
         held, guard_resets: batches that the guard held, and its resets of the state; None without a guard.
+        estimated_error: mean over the steps of the estimate without labels; None without the setting `estimate`.
     """
 
     outputs: Mapping[str, np.ndarray] | None
@@ -60,6 +64,7 @@ class Outcome:
     error: float | None = None
     held: int | None = None
     guard_resets: int | None = None
+    estimated_error: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """The numbers by name, without those that are None."""
@@ -67,12 +72,13 @@ class Outcome:
             "samples": self.samples,
             "seconds": round(self.seconds, 4),
             "ms_per_sample": round(1000 * self.seconds / self.samples, 4),
-            "mean_entropy": self.entropy if self.entropy is None else round(self.entropy, 6),
+            "mean_entropy": _rounded(self.entropy),
             "rejected_steps": self.rejected,
             "held_batches": self.held,
             "guard_resets": self.guard_resets,
             "not_finite": self.not_finite or None,
-            "error": self.error if self.error is None else round(self.error, 6),
+            "error": _rounded(self.error),
+            "estimated_error": _rounded(self.estimated_error),
         }
         return {name: number for name, number in numbers.items() if number is not None}
 
@@ -97,12 +103,12 @@ def run_stream(
     before, dropped = _counter(adapter, "rejected"), _counter(adapter, "not_finite")
     axes = {spec.name: spec.batch_axis for spec in adapter.outputs}
     reading = _Reading.of(head, axes) if head is not None else None
-    parts, guard, seconds, done = list[dict[str, np.ndarray]](), _GuardCount(), 0.0, 0
+    parts, reports, seconds, done = list[dict[str, np.ndarray]](), _Reports(), 0.0, 0
     for x, count in zip(stream.batches(batch, smallest), division(stream.count, batch, smallest), strict=True):
         start = time.perf_counter()
         outputs = named(adapter.step(x) if adapt else adapter.predict(x), adapter.outputs)
         seconds += time.perf_counter() - start
-        guard.add(adapter.stats if adapt else {})
+        reports.add(adapter.stats if adapt else {})
         if reading is not None:
             reading.add(outputs, stream, done, x)
         parts += [outputs] if keep else []
@@ -115,25 +121,28 @@ def run_stream(
         rejected=_counter(adapter, "rejected") - before,
         not_finite=_counter(adapter, "not_finite") - dropped,
         **(reading.figures if reading else {}),
-        **guard.figures,
+        **reports.figures,
     )
 
 
 @dataclass
-class _GuardCount:
-    """Held batches and resets of a stream; None until the stats report a guard."""
+class _Reports:
+    """Held batches, resets and estimated errors of a stream; None or empty until the stats report them."""
 
     held: int | None = None
     resets: int | None = None
     total: float | None = None
+    estimates: list[float] = field(default_factory=list)
 
     @property
     def figures(self) -> dict[str, Any]:
         """Fields of the outcome."""
-        return {"held": self.held, "guard_resets": self.resets}
+        estimated = sum(self.estimates) / len(self.estimates) if self.estimates else None
+        return {"held": self.held, "guard_resets": self.resets, "estimated_error": estimated}
 
     def add(self, stats: Mapping[str, Any]) -> None:
         """Count the last step by its stats.  A saved state also brings the counters of earlier streams."""
+        self.estimates += [float(stats[ESTIMATED])] if ESTIMATED in stats else []
         if ROW not in stats:
             return
         total = float(stats[RESETS])
@@ -168,6 +177,10 @@ class _Reading:
         mask = self.tally.head.mask
         feeds = {mask: x[mask][finite]} if mask else None
         self.tally.add(array[finite], None if labels is None else labels[finite], feeds)
+
+
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else round(figure, 6)
 
 
 def named(outputs: Any, specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ Dong et al., "LeanTTA: a backpropagation-free and stateless approach to quantize
 
 from __future__ import annotations
 
-from ttac.shared_options import PRIOR_CORRECTION
+from ttac.shared_options import ESTIMATE, PRIOR_CORRECTION
 from ttac.spec import Method, Option, Statistics
 
 STATISTICS = Statistics("sample", "ttac.methods.leantta.per_sample:blend_samples", needs="sample", neutral={"tau": 1.0})
@@ -56,5 +56,6 @@ METHOD = Method(
             choices=("biased", "unbiased"),
         ),
         PRIOR_CORRECTION,
+        ESTIMATE,
     ),
 )

@@ -7,7 +7,7 @@ the mean of all features since the reset, this batch included.  So it takes zero
 
 from __future__ import annotations
 
-from ttac.shared_options import FOLLOWING, PRIOR_CORRECTION
+from ttac.shared_options import ESTIMATE, FOLLOWING, PRIOR_CORRECTION
 from ttac.spec import Method, Option
 
 METHOD = Method(
@@ -34,6 +34,7 @@ METHOD = Method(
             high=1.0,
         ),
         PRIOR_CORRECTION,
+        ESTIMATE,
         *FOLLOWING,
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from ttac.shared_options import (
     COME,
+    ESTIMATE,
     EXCLUDE_LAST_STAGE,
     GUARD,
     PRIOR_CORRECTION,
@@ -69,6 +70,7 @@ METHOD = Method(
         ),
         SOURCE_WEIGHT,
         PRIOR_CORRECTION,
+        ESTIMATE,
         *GUARD,
         COME,
         EXCLUDE_LAST_STAGE,
