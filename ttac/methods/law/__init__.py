@@ -7,7 +7,15 @@ batch alone, as the paper describes.
 
 from __future__ import annotations
 
-from ttac.shared_options import DISTORTIONS, GUARD, SOURCE_WEIGHT, STATISTICS, chosen_statistics
+from ttac.shared_options import (
+    DISTORTIONS,
+    ESTIMATE,
+    GUARD,
+    PRIOR_CORRECTION,
+    SOURCE_WEIGHT,
+    STATISTICS,
+    chosen_statistics,
+)
 from ttac.spec import Facts, Method, Option, Settings
 
 
@@ -32,6 +40,8 @@ METHOD = Method(
         Option("exponent", 0.0, "of a tensor's share of the learning rate; 0 takes the published value", low=0.0),
         Option("agreement", 0.0, "weight of the agreement with the distorted view; 0 takes 0.01 * classes", low=0.0),
         SOURCE_WEIGHT,
+        PRIOR_CORRECTION,
+        ESTIMATE,
         *GUARD,
         *DISTORTIONS,
         *STATISTICS,
