@@ -9,6 +9,7 @@ import numpy as np
 
 from ttac.bundle_content import BundleContent
 from ttac.check_samples import of_norms
+from ttac.errors import UnsupportedError
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.check_set import CHECK, DUE, FAILED, KEPT, RETURN, SAMPLES, sample
 from ttac.passes.step_graphs.error_estimate import CHANGED, ENTROPY, ESTIMATE
@@ -129,9 +130,18 @@ def _inputs(content: BundleContent, graph: str) -> set[str]:
 
 
 def with_estimate(words: Sequence[Word]) -> list[Word]:
-    """The words of a step that estimates the error behind the run of the forward that counts changed classes."""
-    runs = (number for number, word in enumerate(words) if word.get("run") == "forward")
-    counted = next(number for number in runs if CHANGED in words[number].get("only", [CHANGED]))
+    """The words of a step that estimates the error behind the run of the forward that counts changed classes.
+
+    Raises UnsupportedError for a method that runs the forward only under a condition, or only for other values.
+    """
+    runs = [number for number, word in enumerate(words) if word.get("run") == "forward"]
+    counted = next((number for number in runs if CHANGED in words[number].get("only", [CHANGED])), None)
+    if counted is None:
+        raise UnsupportedError(
+            "the method has no plain run of the forward in every step, which the estimate needs",
+            where="`--set estimate`",
+            hint="leave the setting out",
+        )
     return [*words[: counted + 1], {"run": ESTIMATE}, *words[counted + 1 :]]
 
 

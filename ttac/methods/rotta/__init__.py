@@ -9,11 +9,12 @@ end of a step, and at most once a step.
 
 from __future__ import annotations
 
-from ttac.shared_options import DISTORTIONS, optimizer_options
+from ttac.shared_options import DISTORTIONS, GUARD, optimizer_options
 from ttac.spec import AVERAGE_STATISTICS, Facts, Method, Option, Settings
 
 TEACHER, SAMPLES, DISTORTED = "teacher", "memory.samples", "augmented"
-GUARDED = ("guard", "guard_radius", "guard_information", "guard_patience", "guard_period", "prior_correction")
+ABSENT = (*(option.name for option in GUARD), "prior_correction", "estimate")
+"""Shared options that do not fit: most steps only store samples, and the teacher predicts."""
 MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
 
 
@@ -33,7 +34,7 @@ METHOD = Method(
     loss=f"{TEACHING}:aged",
     check=f"{TEACHING}:check",
     options=(
-        *(option for option in optimizer_options("adam", 1e-3) if option.name not in GUARDED),
+        *(option for option in optimizer_options("adam", 1e-3) if option.name not in ABSENT),
         Option("teacher_decay", 0.999, "weight of the teacher's past in each update", low=0.0, high=1.0),
         Option("statistics_momentum", 0.05, "weight of the memory in the averages of the norms", low=0.0, high=1.0),
         Option("capacity", 64, "most samples in the memory", low=2, high=4096),
