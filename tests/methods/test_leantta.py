@@ -105,9 +105,10 @@ def test_a_huge_lambda_is_the_fixed_blend_of_bn(tmp_path: Path) -> None:
 
 def test_the_defaults_are_those_documented() -> None:
     from ttac.methods.leantta import METHOD
-    from ttac.shared_options import PRIOR_CORRECTION
+    from ttac.shared_options import ESTIMATE, PRIOR_CORRECTION
 
-    own = {option.name: option.default for option in METHOD.options if option is not PRIOR_CORRECTION}
+    shared = (ESTIMATE, PRIOR_CORRECTION)
+    own = {option.name: option.default for option in METHOD.options if option not in shared}
     assert own == DEFAULTS
 
 
