@@ -51,6 +51,16 @@ def test_the_student_learns_once_an_interval(tmp_path: Path) -> None:
     assert moved == [False, False, True, False, True, False, False, True]
 
 
+def test_insertions_limit_the_samples_of_a_step(tmp_path: Path) -> None:
+    """All 16 samples fill seven places; three fill at most three, with the first samples of the batch."""
+    path = compiled(model("batch"), tmp_path, method="rotta", batch=BATCH, settings={**SETTINGS, "insertions": 3})
+    adapter = ttac.load(path, threads=1)
+    adapter.step(stream()[0])
+    filled, kept = int(adapter.stats["memory"]), state_of(adapter)["memory.images"]
+    assert 1 <= filled <= 3
+    assert all(any(np.array_equal(image, given) for given in stream()[0][:3]) for image in kept[:filled])
+
+
 def test_the_prediction_is_the_teachers_and_bakes(tmp_path: Path) -> None:
     path = compiled(model("batch"), tmp_path, method="rotta", batch=BATCH, norms="keep", settings=SETTINGS)
     adapter = ttac.load(path, threads=1)

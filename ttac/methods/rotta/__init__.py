@@ -19,8 +19,8 @@ MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
-    """The settings with one insertion for each sample of a batch."""
-    return {**settings, "insertions": facts.batch}
+    """The settings with one insertion for each sample of a batch, if no number is set."""
+    return {**settings, "insertions": settings["insertions"] or facts.batch}
 
 
 METHOD = Method(
@@ -41,7 +41,12 @@ METHOD = Method(
         Option("interval", 64, "number of samples from update to update", low=1, high=65536),
         Option("age_weight", 1.0, "weight of the age of a sample in the choice of the one to replace", low=0.0),
         Option("doubt_weight", 1.0, "weight of the entropy of its prediction in the choice", low=0.0),
-        Option("insertions", 0, "insertions of a step; 0 takes one for each sample of a batch", low=0),
+        Option(
+            "insertions",
+            0,
+            "most samples of a step that may enter the memory, the first ones; 0 takes all of a batch",
+            low=0,
+        ),
         *DISTORTIONS,
     ),
     settle=settle,
