@@ -10,6 +10,7 @@ import numpy as np
 
 from ttac.compile_state import CompileState
 from ttac.passes.differentiate.heads import scores_of
+from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
@@ -101,8 +102,9 @@ def of_norms(state: CompileState) -> list[StateTensor]:
 
 def judged(state: CompileState) -> bool:
     """Whether predictions depend on state that the check judges: all but the statistics of norms."""
-    others = {tensor.name for tensor in state.adaptation.tracked} - {tensor.name for tensor in of_norms(state)}
-    return bool(state.adaptation.parameters or others)
+    norms, graph = {tensor.name for tensor in of_norms(state)}, state.model.graph
+    others = [tensor.value for tensor in state.adaptation.tracked if tensor.name not in norms]
+    return bool(state.adaptation.parameters or nodes_between(graph, others, graph.outputs[0], detached=True))
 
 
 def check_graphs(state: CompileState) -> dict[str, MethodGraph]:

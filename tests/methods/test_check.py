@@ -109,6 +109,12 @@ def test_a_bundle_without_calibration_has_no_check_set(tmp_path: Path) -> None:
     assert not any(name.startswith("guard-") for name in bundle.manifest["graphs"])
 
 
+def test_the_seed_of_the_estimate_needs_no_check(tmp_path: Path) -> None:
+    """Predictions of `bn` depend on statistics of norms only, which the check does not judge."""
+    adapted = adapter(tmp_path, "fashion_resnet_bn_unfolded", "bn", statistics="ema", estimate=3)
+    assert not any(name.startswith("guard-check") for name in adapted.bundle.manifest["graphs"])
+
+
 def test_the_set_is_small(tmp_path: Path) -> None:
     """256 images of 784 bytes, and a class for each."""
     adapter(tmp_path)
