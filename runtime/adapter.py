@@ -17,7 +17,7 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings
-from ttac.runtime.events import RESET, RETURN, Event, events, log, warn_of_one
+from ttac.runtime.events import COUNTERS, RESET, RETURN, Event, counters, events, log, warn_of_one
 from ttac.runtime.executor import Executor
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.inputs import check_inputs, thread_count
@@ -91,6 +91,7 @@ class Adapter:
         self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
+        self._announced: dict[str, float] = {}  # counters of the guard: a restored state brings larger or smaller ones
         self._rejected_in_a_row = 0
 
     @property
@@ -141,7 +142,7 @@ class Adapter:
         milliseconds: time of the last step.
         information: information of the last batch in nats, as the guard judges it; near 0 for noise or a collapse.
         held: batches that the guard held, `held_in_a_row` of them last; guard_resets: its resets of the state.
-        check_loss: share of the calibration samples that lost the source's class, in this round of the check;
+        check_loss: mean of 1 - p/m over this round's calibration samples, p of the source's class, m of the likeliest;
         guard_returns: times that the check turned the state back.
         drift: distance of the trained tensors from the source, in units of the source's length.
         form: name of the form that runs; form_reason: why that is the portable one in a bundle that has others.
@@ -197,7 +198,7 @@ class Adapter:
         """Set the state to the exact compiled values, and all counters to zero."""
         with self._turn():
             self._state.reset()
-            self._stats, self._rejected_in_a_row = _no_stats(), 0
+            self._stats, self._announced, self._rejected_in_a_row = _no_stats(), {}, 0
 
     def save(self, path: str | Path) -> None:
         """Write the adapted state as a safetensors file, whole or not at all; the old file stays as `<path>.previous`.
@@ -229,6 +230,7 @@ class Adapter:
         arrays = read_state(path, self._manifest)
         with self._turn():
             self._state.restore(arrays)
+            self._announced = counters(self._manifest.graphs.values(), arrays)
             self._rejected_in_a_row = 0
 
     def close(self) -> None:
@@ -274,11 +276,12 @@ class Adapter:
 
     def _count(self, counts: Mapping[str, int], figures: Mapping[str, float]) -> None:
         """Add the `counts` of a step to the stats, replace the `figures`, and announce the events."""
-        before = self._stats
+        before, announced = self._stats, self._announced
         if not before["steps"]:
             warn_of_one(self.path, self._manifest.raw, counts["samples"])
         self._stats = {**before, **{name: before[name] + count for name, count in counts.items()}, **figures}
-        for event in events(before, self._stats):
+        self._announced = {**announced, **{name: figures[name] for name in COUNTERS if name in figures}}
+        for event in events({**before, **announced}, {**self._stats, **self._announced}):
             log("WARNING" if event.kind in (RESET, RETURN) else "INFO", "`%s`: %s", self.path, event)
             if self.on_event is not None:
                 self.on_event(event)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ttac.runtime.records import GraphSpec
+
 HOLD, RESUME, RESET, RETURN = "hold", "resume", "reset", "return"
 ROW, RESETS, RETURNS = "held_in_a_row", "guard_resets", "guard_returns"
 """Reports of the guard's graphs that `adapter.stats` has."""
+COUNTERS = (RESETS, RETURNS)
+"""Reports that are state too, so a saved state brings those of earlier streams."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,16 @@ def events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Even
         yield Event(RESET, step, now)
     if after.get(RETURNS, 0) > before.get(RETURNS, 0):
         yield Event(RETURN, step, now)
+
+
+def counters(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The guard's counters in the `arrays` of a state, by their names in `adapter.stats`."""
+    return {
+        name: float(arrays[graph.state[output]])
+        for graph in graphs
+        for output, name in graph.stats.items()
+        if name in COUNTERS and output in graph.state and arrays[graph.state[output]].size == 1
+    }
 
 
 def warn_of_one(place: Path, manifest: Mapping[str, Any], samples: int) -> None:

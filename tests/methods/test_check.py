@@ -86,6 +86,22 @@ def test_prototypes_of_broken_images_are_dropped(tmp_path: Path) -> None:
     assert adapted.stats["guard_returns"] == len(kept)
 
 
+def test_a_restored_state_announces_only_its_own_returns(tmp_path: Path) -> None:
+    """The state counts the returns of all streams, an event is one return of this one."""
+    first, heard = adapter(tmp_path, method="t3a", guard_check=4, guard_loss=0.0), list[Event]()
+    for batch in batches(1 - images(), 80):
+        first.step(batch)
+    before = first.stats["guard_returns"]
+    first.save(tmp_path / "state.safetensors")
+    second = ttac.load(tmp_path / "b.ttac", threads=1)
+    second.on_event = heard.append
+    second.restore(tmp_path / "state.safetensors")
+    for batch in batches(images(), 40):
+        second.step(batch)
+    assert before > 0 and "check_loss" in second.stats
+    assert second.stats["guard_returns"] - before == len([event for event in heard if event.kind == "return"])
+
+
 def test_a_healthy_stream_never_turns_back(tmp_path: Path) -> None:
     adapted = adapter(tmp_path, "fashion_vit")
     for batch in batches(images(), 320):
