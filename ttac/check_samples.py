@@ -57,7 +57,8 @@ def check_set(state: CompileState, say: Callable[[str], None]) -> CheckSet | Non
     batch = min(state.options.batch, count)
     count -= count % batch if batch else 0
     if count < LEAST_SAMPLES:
-        say(f"no check set: {LEAST_SAMPLES} samples are needed, and {max(count, 0)} fit into {MOST_BYTES >> 20} MiB")
+        given = f"{len(samples)} are given, and {MOST_BYTES // each} fit into {MOST_BYTES >> 20} MiB"
+        say(f"no check set: {LEAST_SAMPLES} samples in whole batches are needed, {given}")
         return None
     stored = _stored(_spread(samples, count))
     values = SampleSet({name: one.values for name, one in stored.items()}, samples.axes)
@@ -107,6 +108,11 @@ def judged(state: CompileState) -> bool:
     return bool(state.adaptation.parameters or nodes_between(graph, others, graph.outputs[0], detached=True))
 
 
+def rests(state: CompileState) -> bool:
+    """Whether statistics rest after a failed round: nothing else turns back in a method that trains nothing."""
+    return state.check is not None and not state.adaptation.parameters
+
+
 def check_graphs(state: CompileState) -> dict[str, MethodGraph]:
     """The graphs of the check, none without a check set."""
     check, joint, head, settings = state.check, state.joint, state.head, state.options.settings
@@ -121,7 +127,7 @@ def check_graphs(state: CompileState) -> dict[str, MethodGraph]:
         opset,
         limit=float(settings[LIMIT]) + 1 / len(check.classes),
         every=int(settings[INTERVAL]),
-        rests=not trained,
+        rests=rests(state),
     )
     graphs = {SAMPLES: sample_graph(check, opset), CHECK: judge}
     if trained and sum(tensor.initial.size for tensor in trained) < MOST_ELEMENTS:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ttac.check_samples import check_graphs
+from ttac.check_samples import check_graphs, rests
 from ttac.compile_state import CompileState
 from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.differentiate.losses import entropies, mean
@@ -80,7 +80,7 @@ def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
         dims(joint.logits),
         follows=True,
         checks=bool(checks),
-        rests=bool(checks),
+        rests=rests(state),
     )
     return {GUARD: judged, FOLLOW: follow(moved, context.opset), **checks}
 

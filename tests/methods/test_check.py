@@ -131,6 +131,27 @@ def test_the_seed_of_the_estimate_needs_no_check(tmp_path: Path) -> None:
     assert not any(name.startswith("guard-check") for name in adapted.bundle.manifest["graphs"])
 
 
+@pytest.mark.parametrize(("method", "rests"), [("t3a", True), ("zoa", False)])
+def test_statistics_rest_where_nothing_trains(method: str, rests: bool, tmp_path: Path) -> None:
+    """`zoa` trains without a loss: its norms turn back, so its statistics need no rest."""
+    tensors = adapter(tmp_path, method=method).bundle.manifest["state"]["tensors"]
+    assert ("guard.rest" in {entry["name"] for entry in tensors}) == rests
+
+
+def test_few_samples_make_no_check_set(tmp_path: Path) -> None:
+    lines = list[str]()
+    with np.load(DEMO / "fashion_calibration.npz", allow_pickle=False) as arrays:
+        np.savez(tmp_path / "few.npz", **{name: array[:12] for name, array in arrays.items()})
+    ttac.compile(
+        DEMO / "fashion_resnet_gn.onnx",
+        batch=BATCH,
+        calibration=tmp_path / "few.npz",
+        output=tmp_path / "b.ttac",
+        say=lines.append,
+    )
+    assert any("16 samples in whole batches are needed, 12 are given" in line for line in lines)
+
+
 def test_the_set_is_small(tmp_path: Path) -> None:
     """256 images of 784 bytes, and a class for each."""
     adapter(tmp_path)
