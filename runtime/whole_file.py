@@ -39,9 +39,10 @@ def new_file(path: str | Path, *, keep_previous: bool = False) -> Iterator[Binar
     Raises UsageError if the file cannot be written; its old content is unchanged.
     """
     try:
-        target = Path(os.path.realpath(path))
-        special = target.exists() and not target.is_file() and not target.is_dir()
-        with target.open("wb") if special else _replacement(target, keep_previous) as file:
+        given, target = Path(path), Path(os.path.realpath(path))
+        # Of `/dev/stdout` before a pipe, only the link opens: it names no path.
+        special = given.exists() and not given.is_file() and not given.is_dir()
+        with given.open("wb") if special else _replacement(target, keep_previous) as file:
             yield file
     except (OSError, ValueError) as error:
         raise UsageError(

@@ -77,6 +77,18 @@ def test_an_output_that_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the system has no links to open files")
+def test_an_open_pipe_is_an_output() -> None:
+    """As `-o /dev/stdout` is, before a pipe."""
+    reader, writer = os.pipe()
+    try:
+        write_whole(f"/dev/fd/{writer}", [b"content"])
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on the size of a file")
 def test_the_demo_on_a_full_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SMALL_DISK, str(tmp_path / "demo")]
