@@ -57,7 +57,7 @@ def observe(subject: Subject) -> StateTensor:
     graph, draws = subject.model.graph, int(subject.settings[ESTIMATE])
     op = Builder(graph, ESTIMATE, subject.model.opset_imports[""])
     scores = scores_of(op, graph.outputs[0])
-    layer = last_linear(scores, "drop")
+    layer = last_linear(scores, "drop", hint="leave out `--set estimate`")
     initial = seeded(0)
     with op.at(ESTIMATE):
         features = flat_features(op, layer)

@@ -35,7 +35,7 @@ def class_head(subject: Subject, purpose: str) -> Head:
     return head
 
 
-def last_linear(scores: ir.Value, purpose: str) -> ir.Node:
+def last_linear(scores: ir.Value, purpose: str, hint: str = "`ttac inspect` lists the methods that fit") -> ir.Node:
     """Return the linear layer behind `scores`; its first input is [N, features] or [N, features, 1, ...].
 
     Raises UnsupportedError if another operator makes the scores; `purpose` completes "so there are no features to ...".
@@ -46,7 +46,7 @@ def last_linear(scores: ir.Value, purpose: str) -> ir.Node:
         raise UnsupportedError(
             f"no linear layer makes the predictions, so there are no features to {purpose}",
             where=node_place(node) if node else f"value `{scores.name}`",
-            hint="`ttac inspect` lists the methods that fit",
+            hint=hint,
         )
     return node
 

@@ -111,5 +111,6 @@ def test_a_model_without_a_linear_classifier_is_refused(tmp_path: Path) -> None:
     model.graph.output[0].name = "z"
     with pytest.raises(
         UnsupportedError, match="no linear layer makes the predictions, so there are no features to drop"
-    ):
+    ) as caught:
         ttac.compile(saved(model, tmp_path), method="source", settings={"estimate": 3}, output=tmp_path / "b.ttac")
+    assert caught.value.hint == "leave out `--set estimate`"
