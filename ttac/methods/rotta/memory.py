@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -53,7 +54,7 @@ def insert(context: Context) -> MethodGraph:
         COUNT: op.Add(count, op.Cast(appends, to=FLOAT)),
     }
     outputs = {"places": op.Where(chosen, op.Add(number, float(size)), places), "number": op.Add(number, 1.0)}
-    return finished(op, outputs, [_moved(state[name], value) for name, value in following.items()])
+    return finished(op, outputs, [replace(state[name], next=value) for name, value in following.items()])
 
 
 def _place(
@@ -138,7 +139,3 @@ def _state(op: Builder, size: int) -> dict[str, StateTensor]:
         name: StateTensor(name=name, role="counter", initial=array, value=state_input(op.graph, name, array))
         for name, array in initial.items()
     }
-
-
-def _moved(tensor: StateTensor, following: ir.Value) -> StateTensor:
-    return StateTensor(name=tensor.name, role=tensor.role, initial=tensor.initial, value=tensor.value, next=following)
