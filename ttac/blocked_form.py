@@ -20,6 +20,7 @@ from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
 from ttac.passes.kernels.optimizer_steps import fuse_adam
 from ttac.passes.verify.compare import relative
+from ttac.program_writer import flat, programs
 from ttac.runtime.form_table import parse_forms
 from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
@@ -81,10 +82,13 @@ def _remove(entry: Mapping[str, Any], folder: Path) -> None:
 
 
 def _read_elsewhere(content: BundleContent, blocked: set[str]) -> set[str]:
-    """Names that the state, the caller or other graphs read; these values stay in the plain layout."""
+    """Names that the state, the caller, the programs or other graphs read; these values stay in the plain layout."""
     others = [model for name, model in content.graphs.items() if name not in blocked]
     read = {str(value.name) for model in others for value in model.graph.inputs}
     named = [name for table in (content.moves, content.stats) for outputs in table.values() for name in outputs]
+    words = [word for program in programs(content).values() for word in flat(program)]
+    named += [name for word in words for name in (*word.get("feed", {}).values(), *word.get("return", ()))]
+    named += [word["when"] for word in words if "when" in word]
     return {content.logits, *content.outputs, *read, *named}
 
 
