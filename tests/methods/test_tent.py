@@ -173,4 +173,4 @@ def test_epsilon_is_all_that_folding_loses(unfolded: Path, tmp_path: Path, monke
     folded = compiled(FOLDED, tmp_path, batch=32, calibration=calibration())
     assert not lengths
     for array in ("gaussian_noise", "contrast"):
-        assert apart(unfolded, folded, array)[0] <= 2e-5
+        assert apart(unfolded, folded, array)[0] <= 5e-5

@@ -10,7 +10,6 @@ import pytest
 from onnx import numpy_helper
 
 import ttac
-from tests.methods.test_lame import NO_LINEAR_LAYER
 from tests.support.adapted import model
 from tests.support.official_zoa import BATCH, KINDS, given, network, official, trajectory
 from tests.support.source_models import saved, source
@@ -19,6 +18,14 @@ from ttac import bake, demo
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.waists import waists
 
+NO_LINEAR_LAYER = """
+net (float[batch,4,8,8] x) => (float[batch,4] y) {
+  n = BatchNormalization (x, scale, bias, mean, var)
+  c = Relu (n)
+  p = GlobalAveragePool (c)
+  y = Flatten (p)
+}
+"""
 SMALL = {"domain_samples": 4, "domains": 2, "guard": "off"}
 
 
@@ -139,7 +146,8 @@ def test_other_models_and_steps_are_refused(tmp_path: Path) -> None:
     x = samples((3, 16, 16), 32)
     assert "--batch 16" in refused(UnsupportedError, MODELS["resnet"], method="zoa", batch=1, calibration=x)
     assert "--calibration PATH" in refused(UsageError, MODELS["resnet"], method="zoa")
-    path = saved(source(NO_LINEAR_LAYER, {}), tmp_path)
+    norm = {name: np.full(4, name in ("scale", "var"), np.float32) for name in ("scale", "bias", "mean", "var")}
+    path = saved(source(NO_LINEAR_LAYER, norm), tmp_path)
     assert "no linear layer" in refused(UnsupportedError, path, method="zoa", calibration=samples((4, 8, 8), 32))
     message = refused(UnsupportedError, MODELS["resnet"], method="zoa", train="all", calibration=x)
     assert "trains no weights" in message and "`tent`" in message and "`zoa`, " not in message
