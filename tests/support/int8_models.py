@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from tests.support.saturating_engine import products_saturate
 from ttac import targets
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.load.model_file import load
@@ -17,7 +18,8 @@ from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.modules import Int8Modules, quantize
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-CPU = replace(targets.find("cpu"), int8_reduce_range=False)
+CPU = replace(targets.find("cpu"), int8_reduce_range=products_saturate())
+"""Kernels of 8 bits where the engine adds their products without overflow, else of 7 bits."""
 SETTINGS: dict[str, Any] = {"calibration": "minmax", "percentile": 99.99}
 
 

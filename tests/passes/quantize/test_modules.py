@@ -91,9 +91,10 @@ def test_a_target_says_how(choice: dict[str, Any], bound: float, tmp_path: Path)
     plain, model, found = in_8_bits(MODELS / "resnet.onnx", 3, target=replace(CPU, **choice))
     x = samples(plain)
     assert off(run(model, x), run(plain, x)) < bound
+    seven_bits = choice.get("int8_reduce_range", CPU.int8_reduce_range)
     kernels = [v.const_value.numpy() for v in model.graph.initializers.values() if str(v.name).endswith(".int8")]  # type: ignore[union-attr]
     zeros = [node.inputs[2].dtype for node in model.graph if node.op_type == "QuantizeLinear" and node.inputs[2]]
-    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == (63 if "int8_reduce_range" in choice else 127)
+    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == (63 if seven_bits else 127)
     assert set(zeros) == {ir.DataType.INT8 if "int8_activations" in choice else ir.DataType.UINT8}
     scales = [
         node.inputs[1].shape.rank()
@@ -131,9 +132,12 @@ def test_a_grid_holds_zero_and_both_ends(ends: tuple[float, float], dtype: str, 
     assert finest_grid(ends, dtype) == expected
 
 
+WHOLE_RANGE = replace(CPU, int8_reduce_range=False)
+
+
 def test_a_kernel_in_8_bits() -> None:
     kernel = np.array([[1.0, -0.5], [0.0, 0.0], [1e-30, 0.0]], np.float32)
-    rounded, scale = int8_kernel(kernel, 0, np.array([0.0, 3.0, 0.0], np.float32), 0.1, CPU)
+    rounded, scale = int8_kernel(kernel, 0, np.array([0.0, 3.0, 0.0], np.float32), 0.1, WHOLE_RANGE)
     np.testing.assert_array_equal(rounded, [[127, -64], [0, 0], [127, 0]])
     assert scale.dtype == np.float32 and scale[0] == np.float32(1 / 127)
     assert 3.0 / (float(scale[1]) * 0.1) <= 2**30 * 1.001, "a bias must fit 32 bits"

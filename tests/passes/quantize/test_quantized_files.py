@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import ttac
+from tests.support.saturating_engine import products_saturate
 from tests.support.source_models import run, saved, source
 from tests.support.static_quantization import quantized_by_the_engine
 from ttac import targets
@@ -89,6 +90,7 @@ def test_a_lifted_layer_is_a_plain_one_with_its_grids(tmp_path: Path) -> None:
     assert grids_of(model).keys() == {"x", "c.clip"} and GRIDS not in model.metadata_props
 
 
+@pytest.mark.skipif(products_saturate(), reason="the engine itself overflows on this file")
 def test_it_computes_what_the_file_means_but_for_the_rounding(tmp_path: Path) -> None:
     proto = island()
     model, _ = lift(load(saved(proto, tmp_path)))
@@ -106,6 +108,7 @@ def test_rounded_again_it_is_the_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(model, x), run(proto, x), rtol=0, atol=0.1 / 36 * 2)
 
 
+@pytest.mark.skipif(products_saturate(), reason="the engine itself overflows on this file")
 def test_kernels_kept_in_float_before_their_rounding(tmp_path: Path) -> None:
     """Exporters of fake-quantized PyTorch models write QuantizeLinear behind a float kernel."""
     kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
