@@ -49,4 +49,6 @@ def cases() -> list[object]:
 def test_a_structure_compiles(file: RealFile, method: str, tmp_path: Path) -> None:
     model = restore(HERE / f"{file.digest}.onnx.gz", tmp_path / "model.onnx")
     found = outcome(file, model, method, tmp_path)
-    assert re.fullmatch(rf"ok(, equal|, off [0-9.]+e-05( \(from float64: .*\))?|, `hn` not comparable)?|{ROUNDED}", found), found
+    assert re.fullmatch(
+        rf"ok(, equal|, off [0-9.]+e-05( \(from float64: .*\))?|, `hn` not comparable)?|{ROUNDED}", found
+    ), found
