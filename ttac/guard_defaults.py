@@ -71,6 +71,7 @@ def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
         head=head,
         settings=state.options.settings,
         opset=joint.model.opset_imports[""],
+        logits_are_probabilities=head.values == "probabilities" and list(head.shape) == dims(joint.logits),
     )
     checks = check_graphs(state)
     judged = guard(

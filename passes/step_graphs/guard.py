@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import Head, scores_of
+from ttac.passes.differentiate.heads import CERTAIN, Head, scores_of
 from ttac.passes.differentiate.losses import entropies
 from ttac.passes.differentiate.losses import mean as average
 from ttac.passes.graph.builder import Builder
@@ -138,17 +138,21 @@ def guard(
 def _scores(
     op: Builder, context: Context, entropy: str, shape: Sequence[int | str] | None
 ) -> tuple[ir.Value, ir.Value]:
-    """The scores of the batch, without coordinates of boxes, and its mean entropy."""
+    """The scores of the batch, without coordinates of boxes, or its probabilities where it has these; mean entropy."""
     head = context.head
-    scores = read(op, context.logits, shape or head.shape)
+    given = read(op, context.logits, shape or head.shape)
     if entropy:
-        mean = read(op, entropy, ())
-    else:
-        scores = scores_of(op, scores, head)
-        mean = average(op, entropies(op, scores, head), "guard.mean")
-    if shape is not None and tuple(shape) != tuple(head.shape):
-        scores = op.Slice(scores, [head.first], [head.first + head.outputs], [head.axis])
-    return scores, mean
+        mean, joined = read(op, entropy, ()), shape is not None and tuple(shape) != tuple(head.shape)
+        return (op.Slice(given, [head.first], [head.first + head.outputs], [head.axis]) if joined else given), mean
+    are_probabilities = context.logits_are_probabilities
+    scores = _scores_behind(op, given, head) if are_probabilities else scores_of(op, given, head)
+    return given if are_probabilities else scores, average(op, entropies(op, scores, head), "guard.mean")
+
+
+def _scores_behind(op: Builder, probability: ir.Value, head: Head) -> ir.Value:
+    """Scores whose Softmax, or Sigmoid with a binary head, is the `probability`."""
+    certain = op.Clip(probability, *CERTAIN)
+    return op.Sub(op.Log(certain), op.Log(op.Sub(1.0, certain))) if head.binary else op.Log(certain)
 
 
 def _checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import ttac
@@ -83,3 +84,21 @@ def test_statistics_do_not_follow_constants(method: str, settings: dict[str, str
     )
     guarded, x = ttac.load(tmp_path / "b.ttac", threads=1), images()
     check_constants(guarded, x, np.ascontiguousarray(x[:8]))
+
+
+@pytest.mark.parametrize("method", ["neo", "t3a"])
+def test_probabilities_carry_the_information_of_their_scores(method: str, tmp_path: Path) -> None:
+    """A file that ends in a Softmax is held no more often than the file without it."""
+    net = onnx.load(DEMO / "fashion_vit.onnx")
+    net.graph.node.append(onnx.helper.make_node("Softmax", [net.graph.output[0].name], ["given"], axis=1))
+    net.graph.output[0].name = "given"
+    onnx.save(net, tmp_path / "softmax.onnx")
+    found = []
+    for number, path in enumerate((DEMO / "fashion_vit.onnx", tmp_path / "softmax.onnx")):
+        bundle = tmp_path / f"{number}.ttac"
+        ttac.compile(path, method=method, batch=BATCH, calibration=DEMO / "fashion_calibration.npz", output=bundle)
+        guarded = ttac.load(bundle, threads=1)
+        guarded.step(images())
+        found.append(guarded.stats["information"])
+        assert guarded.stats["held"] == 0
+    assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] > 0.1
