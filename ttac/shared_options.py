@@ -106,8 +106,8 @@ GUARD = (
     Option(
         "guard_loss",
         0.004,
-        "with `guard_check`: share of these samples, beyond a single one, that may lose the source's class before the "
-        "state turns back",
+        "with `guard_check`: the state turns back above this mean of 1 - p/m over these samples, a single lost one "
+        "aside; p is the probability of the source's class, m that of the likeliest",
         low=0.0,
         high=1.0,
     ),
