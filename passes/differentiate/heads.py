@@ -206,8 +206,7 @@ def scores_of(op: Builder, output: ir.Value, head: Head | None = None) -> ir.Val
     if head is not None and list(head.shape) != dims(output):
         assert head.axis is not None
         begin, end = head.first, head.first + head.outputs
-        chosen = op.Clip(op.Slice(output, [begin], [end], [head.axis]), *CERTAIN)
-        return op.Sub(op.Log(chosen), op.Log(op.Sub(1.0, chosen)))
+        return log_odds(op, op.Slice(output, [begin], [end], [head.axis]))
     ending = ending_of(output)
     if ending.scores is None:
         return output
@@ -217,6 +216,13 @@ def scores_of(op: Builder, output: ir.Value, head: Head | None = None) -> ir.Val
         scores = op.node(node.op_type, [scores, *node.inputs[1:]], attributes)
         scores.shape = node.outputs[0].shape
     return scores
+
+
+def log_odds(op: Builder, probability: ir.Value) -> ir.Value:
+    """Return ln(p / (1 - p)), the scores whose Sigmoid is the `probability`."""
+    chosen = op.Clip(probability, *CERTAIN)
+    made: ir.Value = op.Sub(op.Log(chosen), op.Log(op.Sub(1.0, chosen)))
+    return made
 
 
 def _class_axis(output: ir.Value, ending: Ending, option: str, reads_text: bool) -> int | None:

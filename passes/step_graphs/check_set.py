@@ -19,7 +19,7 @@ from ttac.passes.differentiate.heads import Head, scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.graph.state import StateTensor, state_input
-from ttac.passes.step_graphs.context import MethodGraph, finished, new_graph, read
+from ttac.passes.step_graphs.context import MethodGraph, counter, finished, new_graph, read
 from ttac.passes.step_graphs.probabilities import probabilities
 
 SAMPLES, CHECK, RETURN = "guard-samples", "guard-check", "guard-return"
@@ -156,7 +156,7 @@ def check_graph(
         state = [
             _state(TURN, turn, op.Where(ended, 0.0, op.Add(turn, 1.0))),
             _state(LOST, lost, op.Where(ended, 0.0, total)),
-            _moved(op, RETURNS, failure),
+            counter(op, RETURNS, lambda before: op.Add(before, failure)),
             *(_resting(op, failed, ended, every) if rests else [_reaching(op, failed, ended)]),
         ]
     stats = {MEAN: "check_loss", f"{RETURNS}.next": "guard_returns"}
@@ -177,12 +177,6 @@ def _loss(op: Builder, check: CheckSet, logits: ir.Value, head: Head, turn: ir.V
 
 def _state(name: str, value: ir.Value, following: ir.Value) -> StateTensor:
     return StateTensor(name=name, role="counter", initial=np.zeros((), np.float32), value=value, next=following)
-
-
-def _moved(op: Builder, name: str, change: ir.Value) -> StateTensor:
-    """The state `name`, a number that starts at 0, plus `change`."""
-    before = state_input(op.graph, name, np.zeros((), np.float32))
-    return _state(name, before, op.Add(before, change))
 
 
 def _resting(op: Builder, failed: ir.Value, ended: ir.Value, every: int) -> list[StateTensor]:

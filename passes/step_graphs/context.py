@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -136,3 +136,25 @@ def finished(
         tensor.next.name = f"{tensor.name}.next"
         op.graph.outputs.append(tensor.next)
     return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state), dict(stats or {}))
+
+
+def counter(op: Builder, name: str, following: Callable[[ir.Value], ir.Value]) -> StateTensor:
+    """The state `name`, a number that starts at 0 and becomes `following` of itself."""
+    zero = np.zeros((), np.float32)
+    before = state_input(op.graph, name, zero)
+    return StateTensor(name=name, role="counter", initial=zero, value=before, next=following(before))
+
+
+def taken_over(op: Builder, tensors: Sequence[StateTensor], owner: str = "", role: str = "") -> MethodGraph:
+    """The graph under construction with the next values that the forward gave for `tensors` as the state of `owner`.
+
+    Without `role`, each tensor keeps its own.
+    """
+    state = []
+    for tensor in tensors:
+        assert tensor.next is not None
+        value = state_input(op.graph, str(tensor.next.name), tensor.initial)
+        kept = op.Identity(value, name=f"{owner}{tensor.name}.kept")
+        op.graph.outputs.append(kept)
+        state.append(replace(tensor, name=f"{owner}{tensor.name}", role=role or tensor.role, value=value, next=kept))
+    return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state))

@@ -8,21 +8,20 @@ repeated samples, one class, and for a model that collapsed.  Small batches are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import CERTAIN, Head, scores_of
+from ttac.passes.differentiate.heads import CERTAIN, Head, log_odds, scores_of
 from ttac.passes.differentiate.losses import entropies
 from ttac.passes.differentiate.losses import mean as average
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.check_set import check_clock, reach_input
-from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
+from ttac.passes.step_graphs.context import Context, MethodGraph, counter, finished, new_graph, read, taken_over
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 
 GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
@@ -83,15 +82,9 @@ def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bo
 
 def follow(tensors: Sequence[StateTensor], opset: int) -> MethodGraph:
     """The state that the forward would move: each next value of the `tensors` becomes the state."""
-    op, state = new_graph(FOLLOW, opset), []
+    op = new_graph(FOLLOW, opset)
     with op.at(FOLLOW):
-        for tensor in tensors:
-            assert tensor.next is not None
-            value = state_input(op.graph, str(tensor.next.name), tensor.initial)
-            kept = op.Identity(value, name=f"{tensor.name}.kept")
-            op.graph.outputs.append(kept)
-            state.append(replace(tensor, next=kept))
-    return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state))
+        return taken_over(op, tensors)
 
 
 def guard(
@@ -151,8 +144,7 @@ def _scores(
 
 def _scores_behind(op: Builder, probability: ir.Value, head: Head) -> ir.Value:
     """Scores whose Softmax, or Sigmoid with a binary head, is the `probability`."""
-    certain = op.Clip(probability, *CERTAIN)
-    return op.Sub(op.Log(certain), op.Log(op.Sub(1.0, certain))) if head.binary else op.Log(certain)
+    return log_odds(op, probability) if head.binary else op.Log(op.Clip(probability, *CERTAIN))
 
 
 def _checked(
@@ -166,7 +158,7 @@ def _checked(
 def _decided(op: Builder, good: ir.Value, settings: Mapping[str, Any]) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
     """Whether the step learns, whether the state resets (both 1 or 0), and the counters, for a batch that is `good`."""
     learned = op.Cast(good, to=FLOAT)
-    row = _counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
+    row = counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
     clock, due = _period(op, int(settings["guard_period"]))
     assert row.next is not None
     stuck = _reached(op, row.next, int(settings["guard_patience"]))
@@ -179,8 +171,8 @@ def _totals(op: Builder, learned: ir.Value, reset: ir.Value) -> list[StateTensor
     """The counters of held batches and of resets; `learned` and `reset` are 0 or 1."""
     batches, resets = TOTALS
     return [
-        _counter(op, batches, lambda before: op.Sub(op.Add(before, 1.0), learned)),
-        _counter(op, resets, lambda before: op.Add(before, reset)),
+        counter(op, batches, lambda before: op.Sub(op.Add(before, 1.0), learned)),
+        counter(op, resets, lambda before: op.Add(before, reset)),
     ]
 
 
@@ -230,13 +222,6 @@ def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value | Non
     """The clock of a periodic reset, and 1 at the step that is due; without a period, neither."""
     if not period:
         return [], None
-    clock = _counter(op, "guard.clock", lambda before: op.Add(before, 1.0))
+    clock = counter(op, "guard.clock", lambda before: op.Add(before, 1.0))
     assert clock.next is not None
     return [clock], _reached(op, clock.next, period)
-
-
-def _counter(op: Builder, name: str, following: Callable[[ir.Value], ir.Value]) -> StateTensor:
-    """The state `name`, a number that starts at 0 and becomes `following` of itself."""
-    zero = np.zeros((), np.float32)
-    before = state_input(op.graph, name, zero)
-    return StateTensor(name=name, role="counter", initial=zero, value=before, next=following(before))

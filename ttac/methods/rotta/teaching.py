@@ -15,10 +15,10 @@ from ttac.methods.rotta import TEACHER
 from ttac.passes.differentiate.heads import Head, scores_of
 from ttac.passes.differentiate.losses import WEIGHTS, Loss, entropies, mean, surprises
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs import optimizers, two_views
 from ttac.passes.step_graphs.answer import ANSWER, refuse_other_answers
-from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
+from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read, taken_over
 from ttac.passes.step_graphs.pixel_range import check_images
 from ttac.passes.step_graphs.window import predicted
 
@@ -77,24 +77,12 @@ def teach(context: Context) -> MethodGraph:
     op = new_graph("teach", context.opset)
     target = op.Identity(read(op, context.logits, context.head.shape), name=TARGET)
     op.graph.outputs.append(target)
-    return _followed(op, context, f"{TEACHER}.", "optimizer")
+    return taken_over(op, context.tracked, f"{TEACHER}.", "optimizer")
 
 
 def follow_memory(context: Context) -> MethodGraph:
     """The student's running averages after the distorted memory."""
-    return _followed(new_graph("follow_memory", context.opset), context, "", "statistic")
-
-
-def _followed(op: Builder, context: Context, owner: str, role: str) -> MethodGraph:
-    """The graph that takes the averages that the forward gave as the next averages of the `owner`."""
-    state = []
-    for average in context.tracked:
-        assert average.next is not None
-        value = state_input(op.graph, str(average.next.name), average.initial)
-        kept = op.Identity(value, name=f"{owner}{average.name}.kept")
-        op.graph.outputs.append(kept)
-        state.append(replace(average, name=f"{owner}{average.name}", role=role, value=value, next=kept))
-    return MethodGraph(ir.Model(op.graph, ir_version=8), tuple(state))
+    return taken_over(new_graph("follow_memory", context.opset), context.tracked, role="statistic")
 
 
 def augment(context: Context) -> MethodGraph:

@@ -11,18 +11,13 @@ the mean of the last one, and ttac shifts each to its own, as the paper and the 
 
 from __future__ import annotations
 
-from ttac.shared_options import GUARD, PRIOR_CORRECTION, SEED
-from ttac.spec import BATCH_STATISTICS, BLEND_STATISTICS, Facts, Method, Option, Settings, Statistics
+from ttac.shared_options import GUARD, PRIOR_CORRECTION, SEED, chosen_statistics
+from ttac.spec import Facts, Method, Option, Settings
 
 PERTURBED = "perturbed"
 TRANSFORMER = {"lr": 5e-4, "perturbation": 0.02, "discrepancy": 30.0, "domain_distance": 0.1}
 CONVOLUTIONAL = {"lr": 1e-4, "perturbation": 0.01, "discrepancy": 1.0, "domain_distance": 0.2}
 """Published settings for ViT-B and for ResNet-50, both in 8 bits."""
-
-
-def statistics(settings: Settings) -> Statistics:
-    """The statistics that batch norms take."""
-    return {"batch": BATCH_STATISTICS, "blend": BLEND_STATISTICS}[settings["statistics"]]
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
@@ -36,7 +31,7 @@ METHOD = Method(
     title="norms learn from a random perturbation and a second forward, and remember past domains; no gradient",
     paper="arXiv:2508.02180",
     needs="classes from a linear layer, norms of any kind, batches, and calibration data; 2 forwards a step, also int8",
-    statistics=statistics,
+    statistics=chosen_statistics,
     trains=True,
     check="ttac.methods.zoa.forward:check",
     choose_trained="ttac.methods.zoa.middle_norms:middle_norms",
