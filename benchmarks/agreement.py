@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 
 import ttac
 from benchmarks.form_agreement import LARGEST, table
+from benchmarks.networks import wide_resnet
 from benchmarks.peers import METHODS, restated
 from ttac.evaluation.protocols import Order, Shift, schedule
 from ttac.evaluation.source_inference import inference
@@ -33,6 +35,7 @@ from ttac.settings import split_assignments
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 NETS = {"BatchNorm": "fashion_resnet_bn_unfolded", "GroupNorm": "fashion_resnet_gn", "ViT": "fashion_vit"}
+WIDE = "WRN-16-2"
 ANY_NORM = ("source", "tent", "eata", "sar")
 """Methods whose PyTorch form knows norms other than batch norms."""
 
@@ -40,16 +43,20 @@ BATCH, WITHIN = 64, 0.3
 SHIFTS = ("gaussian_noise", "shot_noise", "motion_blur", "snow", "brightness", "contrast", "pixelate")
 
 
-def network(kind: str) -> torch.nn.Module:
-    """Return a shipped net in PyTorch with the weights of its ONNX file; raises RuntimeError where outputs differ."""
+def network(kind: str, path: Path | None = None) -> torch.nn.Module:
+    """Return a net in PyTorch with the weights of its ONNX file; raises RuntimeError where outputs differ.
+
+    The file is that of a shipped net, or `path` for `WRN-16-2`, which `benchmarks.train_fashion_nets` trains.
+    """
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         nets = import_module("fashion_nets")
     finally:
         sys.path.remove(str(ROOT / "examples"))
-    makers = {"BatchNorm": nets.ResNet, "GroupNorm": nets.group_norm_resnet, "ViT": nets.VisionTransformer}
+    makers = {"BatchNorm": nets.ResNet, "GroupNorm": nets.group_norm_resnet, "ViT": nets.VisionTransformer,
+              WIDE: partial(wide_resnet, 16, 2, colours=1)}  # fmt: skip
     net: torch.nn.Module = makers[kind]().eval()
-    path = DEMO / f"{NETS[kind]}.onnx"
+    path = path or DEMO / f"{NETS[kind]}.onnx"
     fill(net, onnx.load(str(path)).graph)
     x = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
     with torch.no_grad():

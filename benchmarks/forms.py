@@ -63,6 +63,10 @@ def measured(
 ) -> dict[str, np.ndarray]:
     """Return the seconds of inference and of every step on random samples, turn by turn."""
     side = NETWORKS[name][1]
+    if variants:
+        import torch
+
+        torch.compiler.reset()  # After eight sizes of a function, `torch.compile` runs it uncompiled.
     return timed(actions_of(name, bundle, threads, variants), random_samples(batch, (3, side, side)), turns)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.long_streams --record FOLDER          run the streams, and print the table
     python -m benchmarks.long_streams --record FOLDER --show   print the table of the runs so far
 
-The net has three convolutions with batch norms (`benchmarks.train_long_streams_net`), and a batch has 16 images.  The
+The net has three convolutions with batch norms (`benchmarks.train_fashion_nets small`), and a batch has 16 images.  The
 images are the reporting half of `benchmarks.guard_study`: the defaults of the guard were chosen without them.
 `hostile` mixes 30 % clean batches with batches of 14 broken kinds.  `harmless` draws clean images and four corruptions
 in turn.

@@ -120,9 +120,9 @@ class PreActivation(nn.Module):
         return keep + self.conv2(torch.relu(self.norm2(self.conv1(z))))
 
 
-def wide_resnet(depth: int, width: int) -> nn.Module:
+def wide_resnet(depth: int, width: int, colours: int = 3) -> nn.Module:
     """Return a Wide ResNet for images of 32x32: `depth` layers, `width` times the channels of the narrowest."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(colours, 16, 3, 1, 1, bias=False)]
     cin = 16
     for stage, channels in enumerate((16 * width, 32 * width, 64 * width)):
         for block in range((depth - 4) // 6):

@@ -1,8 +1,8 @@
 """Errors of ttac's methods and of their published code: `python -m benchmarks.official_errors CHECKOUTS`.
 
-CHECKOUTS is as for `tests.golden.make.official_methods`.  Both run the shipped nets on ten corruptions with the same
-batches, and begin anew at each corruption.  The published code runs in float64, and ttac without the guard.  The folder
-of `--keep` holds finished rows, so that an interrupted run goes on where it stopped.
+CHECKOUTS is as for `tests.golden.make.official_methods`.  Both run the shipped nets, and the one of `--wide`, on ten
+corruptions with the same batches, and begin anew at each corruption.  The published code runs in float64, and ttac
+without the guard.  The folder of `--keep` holds finished rows, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import ttac
-from benchmarks.agreement import DEMO, NETS, SHIFTS, network
+from benchmarks.agreement import DEMO, NETS, SHIFTS, WIDE, network
 from benchmarks.pytorch_peers import use_batch_statistics
 from tests.golden.make import official_batch_norms, official_cotta, official_grafts, official_law, official_roid
 from tests.golden.make.official_methods import Stand
@@ -78,10 +78,10 @@ def streams(samples: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {**found, **{name: corrupted(clean, name, 5) for name in COMPUTED}}, labels
 
 
-def theirs(checkouts: Path, method: str, kind: str, batches: np.ndarray) -> np.ndarray:
+def theirs(checkouts: Path, method: str, kind: str, file: Path, batches: np.ndarray) -> np.ndarray:
     """Return the logits of the published code for each batch."""
     torch.set_default_dtype(torch.float32)
-    net = network(kind).double().requires_grad_(False)
+    net = network(kind, file).double().requires_grad_(False)
     torch.set_default_dtype(torch.float64)
     net = net if method in OWN_STATISTICS else use_batch_statistics(net)
     official_roid.BATCH, official_roid.CLASSES, official_grafts.CLASSES = batches.shape[1], 10, 10
@@ -91,13 +91,13 @@ def theirs(checkouts: Path, method: str, kind: str, batches: np.ndarray) -> np.n
     return found
 
 
-def row(checkouts: Path, method: str, kind: str, batch: int, samples: int) -> dict[str, Any]:
+def row(checkouts: Path, method: str, kind: str, file: Path, batch: int, samples: int) -> dict[str, Any]:
     """Return the mean errors of both in per cent, and the largest share of other classes under one corruption."""
     images, labels = streams(samples)
     wrong: dict[str, list[float]] = {"ttac": [], "published": [], "other classes": []}
     with tempfile.TemporaryDirectory(prefix="ttac-official-") as folder:
         bundle = ttac.compile(
-            DEMO / f"{NETS[kind]}.onnx", method=method, batch=batch, output=Path(folder) / "b.ttac", norms="keep",
+            file, method=method, batch=batch, output=Path(folder) / "b.ttac", norms="keep",
             settings={"guard": "off", **SETTINGS[method]} if method != "sight" else SETTINGS[method],
         )  # fmt: skip
         adapter = ttac.load(bundle.path, threads=1)
@@ -105,7 +105,7 @@ def row(checkouts: Path, method: str, kind: str, batch: int, samples: int) -> di
             batches = (arrays.astype(np.float32) / np.float32(255)).reshape(-1, batch, 1, 28, 28)
             adapter.reset()
             ours = np.concatenate([adapter.step(x).argmax(1) for x in batches])
-            published = theirs(checkouts, method, kind, batches).reshape(samples, -1).argmax(1)
+            published = theirs(checkouts, method, kind, file, batches).reshape(samples, -1).argmax(1)
             wrong["ttac"].append(float(np.mean(ours != labels)))
             wrong["published"].append(float(np.mean(published != labels)))
             wrong["other classes"].append(float(np.mean(ours != published)))
@@ -118,11 +118,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.official_errors", description=__doc__)
     parser.add_argument("checkouts", type=Path)
     parser.add_argument("--methods", default=",".join(SETTINGS), help="with commas between them")
-    parser.add_argument("--nets", default=",".join(NETS), help="with commas between them")
+    parser.add_argument("--nets", default=",".join(NETS), help="with commas between them, or nothing")
+    parser.add_argument("--wide", type=Path, metavar="FILE", help=f"{WIDE}, of `benchmarks.train_fashion_nets wide`")
     parser.add_argument("--batches", default="64,16", help="`sight` takes single samples")
     parser.add_argument("--samples", type=int, default=1024, help="images of each corruption")
     parser.add_argument("--keep", type=Path, default=Path("build/official-errors"), help="folder of finished rows")
     asked = parser.parse_args()
+    files = {kind: DEMO / f"{net}.onnx" for kind, net in NETS.items() if kind in asked.nets.split(",")}
+    files |= {WIDE: asked.wide} if asked.wide else {}
     torch.set_num_threads(1)
     torch.Tensor.cuda = lambda tensor: tensor  # type: ignore[method-assign, assignment, misc]
     nn.Module.cuda = lambda module: module  # type: ignore[method-assign, assignment, misc]
@@ -131,13 +134,13 @@ def main() -> None:
     print("| net | method | batch | ttac | published code | difference | other classes, at most |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for method in asked.methods.split(","):
-        for kind in asked.nets.split(","):
+        for kind, model in files.items():
             for batch in [1] if method == "sight" else [int(size) for size in asked.batches.split(",")]:
-                if method == "mecta" and kind != "BatchNorm":
+                if method == "mecta" and kind not in ("BatchNorm", WIDE):
                     continue
                 file = asked.keep / f"{method}-{kind}-{batch}-{asked.samples}.json"
                 if not file.exists():
-                    file.write_text(json.dumps(row(asked.checkouts, method, kind, batch, asked.samples)))
+                    file.write_text(json.dumps(row(asked.checkouts, method, kind, model, batch, asked.samples)))
                 found = json.loads(file.read_text())
                 ours, published, others = found["ttac"], found["published"], found["other classes"]
                 errors = f"{ours:.2f} | {published:.2f} | {ours - published:+.2f} | {others:.2f}"

@@ -84,7 +84,7 @@ def variant_step(
     order = torch.channels_last if "channels_last" in variant else torch.contiguous_format
     peer.model.to(memory_format=order)
     if "compile" in variant:
-        peer.model = torch.compile(peer.model)
+        peer.model = torch.compile(peer.model, dynamic=False)
     return lambda x: peer.step(torch.from_numpy(x).contiguous(memory_format=order))
 
 
