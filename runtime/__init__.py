@@ -42,8 +42,8 @@ def load(
     Args:
         path, threads, settings, form: as for `Adapter`.
         providers: execution providers, best first: short names (`"cuda"`), the engine's names, or pairs of a name and
-            the provider's options.  The CPU runs the nodes that none of them takes.  With another provider than the
-            CPU the portable graphs run.
+            the provider's options; None takes those of the bundle's target that the engine has, by default the CPU.
+            The CPU runs the nodes that none of them takes.  With another provider than the CPU the portable graphs run.
 
     Raises the errors of `Adapter`, UsageError for an unknown provider, and RuntimeMissingError for a provider that the
     engine lacks.

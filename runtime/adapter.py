@@ -16,7 +16,7 @@ import numpy as np
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
-from ttac.runtime.engine import EngineDevice, EngineSettings
+from ttac.runtime.engine import EngineDevice, EngineSettings, present
 from ttac.runtime.events import COUNTERS, RESET, RETURN, Event, counters, events, log, warn_of_one
 from ttac.runtime.executor import Executor
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
@@ -24,6 +24,7 @@ from ttac.runtime.inputs import check_inputs, thread_count
 from ttac.runtime.json_values import HINT
 from ttac.runtime.program.bind import overwritten
 from ttac.runtime.program.perform import Step
+from ttac.runtime.providers import Provider
 from ttac.runtime.records import WEIGHTS, TensorSpec
 from ttac.runtime.replacement import read_unreplaced
 from ttac.runtime.state_files import check_plausible, read_state, write_state
@@ -81,18 +82,24 @@ class Adapter:
         self._opened = open_bundle(self.path)
         self._manifest = self._opened.manifest
         self._device = EngineDevice()
-        settings = settings or EngineSettings()
+        settings = settings or self._target_settings()
         self.threads = thread_count(threads, settings.threads or self._manifest.threads)
         updates = {name: graph.state for name, graph in self._manifest.graphs.items()}
         deferred = {name for words in self._manifest.programs.values() for name in overwritten(words, updates)}
         state, place = self._manifest.state, f"`{self.path}`"
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
         settings = replace(settings, threads=self.threads)
+        self.providers: list[Provider] = list(settings.providers)
         self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
         self._announced: dict[str, float] = {}  # counters of the guard: a restored state brings larger or smaller ones
         self._rejected_in_a_row = 0
+
+    def _target_settings(self) -> EngineSettings:
+        """The default settings with the providers of the bundle's target that the engine has, and the CPU."""
+        names = self._manifest.providers
+        return EngineSettings(providers=tuple(present([*names, "cpu"]))) if names else EngineSettings()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

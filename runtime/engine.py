@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import threading
@@ -23,7 +24,7 @@ from ttac.errors import RuntimeMissingError, TtacError, UnsupportedError
 from ttac.runtime.engine_import import engine, first_line, release
 from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.program.world import Tensor
-from ttac.runtime.providers import CPU, Provider, chosen_providers, device_of, only_cpu
+from ttac.runtime.providers import CPU, Provider, chosen_providers, device_of, divided, only_cpu
 
 QUIET = 4
 """The engine's log level for fatal messages only; a failure is raised anyway."""
@@ -191,6 +192,17 @@ class EngineDevice:
 def warm_engine() -> None:
     """Import the engine, so that a measurement separates its memory from a bundle's; raises RuntimeMissingError."""
     engine()
+
+
+def present(wanted: Sequence[Provider]) -> list[Provider]:
+    """Return the providers that the engine has, under its names, with a warning that names the others.
+
+    Raises UsageError for an unknown name, RuntimeMissingError if none is left.
+    """
+    there, missing = divided(wanted, engine().get_available_providers())
+    if there and missing:
+        logging.getLogger("ttac").warning("the engine has no %s; other providers run", ", ".join(missing))
+    return chosen(there or wanted)
 
 
 def chosen(providers: Sequence[Provider]) -> list[Provider]:

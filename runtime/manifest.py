@@ -27,6 +27,7 @@ from ttac.runtime.json_values import (
 )
 from ttac.runtime.program.parse import parse_program
 from ttac.runtime.program.words import Return, Word, all_words, graphs_of
+from ttac.runtime.providers import NAMES
 from ttac.runtime.records import (
     BATCH_AXIS,
     COUNTED,
@@ -89,7 +90,16 @@ def parse_manifest(raw: Mapping[str, Any]) -> Manifest:
         graphs=graphs,
         programs=_programs(raw["programs"], graphs, state, len(outputs)),
         forms=parse_forms(raw.get(FORMS, []), files, graphs),
+        providers=_providers(raw["target"].get("providers", [])),
     )
+
+
+def _providers(raw: Any) -> tuple[str, ...]:
+    """The short names of the target's execution providers; empty for the CPU."""
+    for number, name in enumerate(a_list(raw, "target.providers")):
+        if not isinstance(name, str) or name not in NAMES:
+            refuse(f"target.providers[{number}]", f"is {name!r}, not one of {', '.join(NAMES)}")
+    return tuple(raw)
 
 
 def identity_of(raw: Mapping[str, Any]) -> str:

@@ -61,13 +61,14 @@ def chosen_providers(wanted: Sequence[Provider], available: Sequence[str], versi
 
     Raises UsageError for an unknown name, RuntimeMissingError for a provider that the engine lacks.
     """
-    chosen: list[Provider] = []
+    chosen: list[Provider] = []  # each once: a list with the CPU may get the CPU again
     for entry in wanted:
         name, options = (entry, None) if isinstance(entry, str) else entry
         full = _full_name(name)
         if full not in available:
             raise _missing(full, available, version)
-        chosen.append(full if options is None else (full, options))
+        if full not in map(provider_name, chosen):
+            chosen.append(full if options is None else (full, options))
     return chosen if CPU in map(provider_name, chosen) else [*chosen, CPU]
 
 

@@ -113,6 +113,7 @@ class Manifest:
     programs: Mapping[str, tuple[Word, ...]]
     forms: tuple[FormSpec, ...] = ()
     sizes: Mapping[str, SizeSpec] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
 
     def largest(self, spec: TensorSpec) -> tuple[int | str, ...]:
         """The shape of an input with its largest sizes."""

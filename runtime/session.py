@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 from ttac.errors import TtacError, UsageError
 from ttac.runtime import load
 from ttac.runtime.bundle import graph_at
-from ttac.runtime.engine import chosen, open_session
+from ttac.runtime.engine import open_session, present
 from ttac.runtime.engine_import import engine
 from ttac.runtime.io_binding import IOBinding
-from ttac.runtime.providers import CPU, Provider, divided, provider_name
+from ttac.runtime.providers import CPU, Provider, provider_name
 from ttac.runtime.records import SOURCE, TensorSpec
 
 TYPES = {"float32": "float", "float64": "double"}
@@ -66,7 +65,8 @@ class InferenceSession:
     Args:
         path_or_bytes: the bundle's folder.
         sess_options: only its `intra_op_num_threads` counts; the bundle decides the other session options.
-        providers: as in `ttac.load`; None means the CPU.  A provider that the engine lacks is left out, with a warning.
+        providers: as in `ttac.load`; None means those of the bundle's target.  A provider that the engine lacks is left
+            out, with a warning.
         provider_options: options of each provider, in the order of `providers`.
         adapt: whether `run` adapts; the attribute may be changed at any time.
         threads: as in `ttac.load`.
@@ -88,8 +88,9 @@ class InferenceSession:
     ) -> None:
         if threads is None and sess_options is not None:
             threads = sess_options.intra_op_num_threads or None
-        self._providers = _present(providers, provider_options)
-        self.adapter = load(path_or_bytes, threads=threads, form=form, providers=self._providers)
+        wanted = None if providers is None else _present(providers, provider_options)
+        self.adapter = load(path_or_bytes, threads=threads, form=form, providers=wanted)
+        self._providers = self.adapter.providers
         self.adapt = adapt
 
     def run(
@@ -222,10 +223,7 @@ def _present(providers: Sequence[Any] | None, options: Sequence[Mapping[str, Any
                 hint="give each provider one dict, `{}` for none",
             )
         wanted = [(name, dict(more)) if more else name for name, more in zip(wanted, options)]
-    present, missing = divided(wanted, engine().get_available_providers())
-    if present and missing:
-        logging.getLogger("ttac").warning("the engine has no %s; other providers run", ", ".join(missing))
-    return chosen(present or wanted)
+    return present(wanted)
 
 
 def _described(spec: TensorSpec) -> NodeArg:

@@ -122,6 +122,7 @@ def _target_entry(content: BundleContent) -> dict[str, Any]:
         "opset": forward.opset_imports[""],
         "ir_version": forward.ir_version,
         "threads": target.threads,
+        **({"providers": list(target.providers)} if target.providers else {}),
     }
 
 

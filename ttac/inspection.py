@@ -15,18 +15,18 @@ import onnx_ir as ir
 from ttac import methods
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
-from ttac.learned_outputs import main_output
 from ttac.method_facts import outputs_of
 from ttac.options import CompileOptions
 from ttac.passes.differentiate.head_clues import box_output, padding_mask, reads_text
 from ttac.passes.differentiate.heads import decide_head
 from ttac.passes.load.checked_file import checked
 from ttac.passes.load.input_axes import axes_of
-from ttac.passes.load.model_file import INPUTS, load
+from ttac.passes.load.model_file import INPUTS
 from ttac.passes.normalise.normal_form import normalise
 from ttac.passes.norms.folded_norms import Candidate, Rejection
 from ttac.passes.norms.norm_sites import NormSite, find_norms
 from ttac.passes.quantize.quantized_files import is_quantized, lift
+from ttac.source_model import load_source
 from ttac.source_samples import Samples, samples_of
 from ttac.spec import WITHOUT_PREDICTIONS
 from ttac.verdicts import Verdict, missing_rules, refused, verdict
@@ -94,14 +94,7 @@ def _opened(path: str | Path, choices: dict[str, Any], say: Say) -> Opened:
     """Open the file as a compile does; where the file leaves sizes open, with the first guess that works."""
     shape = choices.get("shape")
     try:
-        source = load(
-            path,
-            input=choices.get("input"),
-            output=main_output(choices.get("logits")),
-            hold=choices.get("hold"),
-            batch_axis=choices.get("batch_axis"),
-            say=say,
-        )
+        source = load_source(path, choices, say)
     except UnsupportedError as error:
         return Opened(fault=error)
     samples = samples_of(CompileOptions.from_mapping(path, {**choices, "method": "source"}), source, say)

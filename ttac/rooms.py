@@ -9,7 +9,7 @@ from ttac.check_samples import check_set
 from ttac.compile_state import CompileState
 from ttac.errors import UnsupportedError
 from ttac.guard_defaults import usual_information
-from ttac.learned_outputs import further_outputs, learned_outputs, main_output
+from ttac.learned_outputs import further_outputs, learned_outputs
 from ttac.method_facts import constants_of, head_of, outputs_of, refine, settled
 from ttac.options import ALL, CompileOptions, untrainable
 from ttac.passes.adapt.adapt_norms import adapt_norms
@@ -17,7 +17,6 @@ from ttac.passes.adapt.own_parameters import name_parameters
 from ttac.passes.adapt.train_weights import own_weights, train_weights
 from ttac.passes.differentiate.joint import differentiate_loss, own_outputs
 from ttac.passes.graph.state import bind_state
-from ttac.passes.load.model_file import load
 from ttac.passes.normalise.normal_form import batch_first, normalise
 from ttac.passes.normalise.single_sample import SINGLE
 from ttac.passes.norms.norm_sites import bind_sites
@@ -28,6 +27,7 @@ from ttac.program_writer import runs_again
 from ttac.reports.progress import RoomLog
 from ttac.settings import QUANTIZATION
 from ttac.sites import choose_sites
+from ttac.source_model import load_source
 from ttac.source_samples import samples_of
 
 
@@ -37,14 +37,7 @@ def load_model(options: CompileOptions, log: RoomLog) -> CompileState:
     Raises UsageError and UnsupportedError for a file that is no model, for an 8-bit file whose weights are to be
     trained, and for 8-bit layers in a form without meaning.
     """
-    source = load(
-        options.path,
-        input=options.input,
-        output=main_output(options.logits),
-        hold=options.hold,
-        batch_axis=options.batch_axis,
-        say=log.note,
-    )
+    source = load_source(options.path, vars(options), log.note)
     log.load(source)
     state = CompileState(options=options, source=source, model=source)
     if not is_quantized(source):

@@ -195,6 +195,7 @@ class Target:
         batch: planned samples per step without `--batch`.
         kernels: engine kernels beyond standard ONNX that were measured faster there.
         threads: intra-op threads; 0 leaves it to the engine.
+        providers: short names of execution providers, best first; empty for the CPU.
         denied: engine versions known to be bad, with the reason.
         int8_form: how 8-bit operators are written for it: "qdq".
         int8_activations: "uint8" or "int8", whichever its 8-bit kernels are fast with.
@@ -211,6 +212,7 @@ class Target:
     memory: int
     batch: int = 8
     threads: int = 0
+    providers: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
     python: str = ""
     engine_versions: str = ""
@@ -221,3 +223,8 @@ class Target:
     int8_per_channel: bool = True
     int8_reduce_range: bool = False
     int8_operators: tuple[str, ...] = ()
+
+    @property
+    def runs_on(self) -> str:
+        """The processors that run a bundle, for people: `the CPU`, or `cuda, then the CPU`."""
+        return ", then ".join([*(name for name in self.providers if name != "cpu"), "the CPU"])

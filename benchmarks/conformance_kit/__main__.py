@@ -38,10 +38,8 @@ def write_kit(folder: Path) -> None:
         bundles.write(made, folder / "bundles" / name)
         cases.append(_case(folder, name, calls))
     with tempfile.TemporaryDirectory() as place:
-        model = Path(place) / "kit.onnx"
-        methods.save_model(model)
         for name in methods.METHODS:
-            methods.write(name, folder / "bundles" / f"method-{name}", model)
+            methods.write(name, folder / "bundles" / f"method-{name}", Path(place))
             cases.append(_case(folder, f"method-{name}", methods.calls(name)))
     damaged, packed = _damaged_states(folder), [_packed(folder, case) for case in cases if case["name"] in PACKED]
     refusals = refused.write_all(folder / "refused")

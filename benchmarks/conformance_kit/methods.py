@@ -1,4 +1,4 @@
-"""Cases of the kit with compiled bundles: methods on a convolutional net of some thousand weights."""
+"""Cases of the kit with compiled bundles: every method, on a net of the module `models`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 import ttac
+from benchmarks.conformance_kit import models
+from benchmarks.conformance_kit.models import SAMPLE
 from benchmarks.conformance_kit.words import Call, samples
 
-SAMPLE = (3, 8, 8)
-CLASSES, BATCH = 5, 6
+BATCH = 6
 SIZES = (6, 6, 4, 6)
 
 PIXELS = {"black": "-4", "white": "4"}
 """Range of the samples, for methods that distort them as images."""
+
+PROMPTS = {"candidates": 4, "prompts": 2, "seed": 1}
+"""Settings of a short search for prompt tokens."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "source": {"method": "source"},
@@ -53,16 +55,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "shot-im": {"method": "shot-im"},
     "sight": {"method": "sight", "batch": 1},
     "zerosiam": {"method": "zerosiam"},
+    "foa": {"method": "foa", "settings": PROMPTS},
+    "foa-i": {"method": "foa-i", "settings": {**PROMPTS, "interval": 6}},
+    # Drawn weights recognise no turns, and the compile refuses such a model if it has samples.
+    "ttt": {"method": "ttt", "logits": "logits", "calibration": None, "settings": {**PIXELS, "copies": 2, "shift": 1}},
     "zoa": {"method": "zoa", "settings": {"domain_samples": 4, "domains": 2}},
 }
-"""Case -> options of the compile."""
+"""Case -> options of the compile; without `calibration`, they get drawn samples."""
 
-OTHER_MODELS = {
-    "foa": "a vision transformer with a class token",
-    "foa-i": "a vision transformer with a class token",
-    "ttt": "a second output that recognises turns",
-}
-"""Methods without a case -> the part that they need and the net of the kit lacks."""
+MODELS = {"foa": models.transformer, "foa-i": models.transformer, "ttt": models.turning}
+"""Method -> the model that it needs, for methods that do not fit the convolutional net."""
 
 
 def calls(name: str) -> list[Call]:
@@ -76,55 +78,12 @@ def calls(name: str) -> list[Call]:
     return [*found, ("predict", shifted[3]), ("step", spoiled), ("step", shifted[2])]
 
 
-def write(name: str, folder: Path, model: Path) -> None:
-    """Compile the case `name` into `folder`."""
+def write(name: str, folder: Path, place: Path) -> None:
+    """Compile the case `name` into `folder`; its model and samples are written to the folder `place` first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    calibration = np.concatenate([samples(8, seed, SAMPLE)["x"] for seed in range(100, 104)])
-    np.savez(model.with_suffix(".npz"), calibration)
-    options = {"batch": BATCH, "calibration": model.with_suffix(".npz"), **METHODS[name]}
-    ttac.compile(model, output=folder, **options)
-
-
-def save_model(path: Path) -> None:
-    """Write the net: two convolutions with batch norms and a shortcut, then the mean and a classifier."""
-    random = np.random.RandomState(7)
-    weights: dict[str, np.ndarray] = {}
-
-    def weight(name: str, *shape: int, scale: float = 1.0) -> str:
-        weights[name] = (scale * random.standard_normal(shape)).astype(np.float32)
-        return name
-
-    def norm(name: str, x: str, channels: int) -> onnx.NodeProto:
-        weights[f"{name}.scale"] = random.uniform(0.8, 1.2, channels).astype(np.float32)
-        weights[f"{name}.bias"] = random.uniform(-0.2, 0.2, channels).astype(np.float32)
-        weights[f"{name}.mean"] = random.uniform(-0.1, 0.1, channels).astype(np.float32)
-        weights[f"{name}.var"] = random.uniform(0.8, 1.5, channels).astype(np.float32)
-        parts = [f"{name}.{part}" for part in ("scale", "bias", "mean", "var")]
-        return helper.make_node("BatchNormalization", [x, *parts], [name], name=name)
-
-    pads = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
-    nodes = [
-        helper.make_node("Conv", ["x", weight("conv1.weight", 8, 3, 3, 3, scale=0.3)], ["conv1"], name="conv1", **pads),
-        norm("bn1", "conv1", 8),
-        helper.make_node("Relu", ["bn1"], ["relu1"], name="relu1"),
-        helper.make_node(
-            "Conv", ["relu1", weight("conv2.weight", 8, 8, 3, 3, scale=0.2)], ["conv2"], name="conv2", **pads
-        ),
-        norm("bn2", "conv2", 8),
-        helper.make_node("Add", ["bn2", "relu1"], ["sum"], name="sum"),
-        helper.make_node("Relu", ["sum"], ["relu2"], name="relu2"),
-        helper.make_node("GlobalAveragePool", ["relu2"], ["pool"], name="pool"),
-        helper.make_node("Flatten", ["pool"], ["features"], name="flatten"),
-        helper.make_node(
-            "Gemm", ["features", weight("fc.weight", CLASSES, 8, scale=1.5), "fc.bias"], ["logits"], name="fc", transB=1
-        ),
-    ]
-    weights["fc.bias"] = np.zeros(CLASSES, np.float32)
-    graph = helper.make_graph(
-        nodes,
-        "kit",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", *SAMPLE])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", CLASSES])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    options = {"batch": BATCH, **METHODS[name]}
+    make = MODELS.get(options["method"], models.convolutional)
+    model, known = place / f"{make.__name__}.onnx", place / "calibration.npz"
+    make(model)
+    np.savez(known, np.concatenate([samples(8, seed, SAMPLE)["x"] for seed in range(100, 104)]))
+    ttac.compile(model, output=folder, **{"calibration": known, **options})

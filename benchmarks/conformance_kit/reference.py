@@ -32,6 +32,13 @@ class GridSample(op_grid_sample.GridSample):
         return result
 
 
+class GatherElements(OpRun):
+    """The operator for an axis of any length; the evaluator's takes less than 64."""
+
+    def _run(self, x: np.ndarray, indices: np.ndarray, *, axis: int) -> tuple[np.ndarray]:
+        return (np.take_along_axis(x, indices, axis),)
+
+
 class LogSoftmax(OpRun):
     """x - max - ln sum exp (x - max), which is finite where the evaluator's operator takes the logarithm of 0."""
 
@@ -48,13 +55,16 @@ class OneHot(op_one_hot.OneHot):
         return result
 
 
+OPERATORS: list[type[OpRun]] = [GatherElements, GridSample, LogSoftmax, OneHot]
+
+
 class Reference:
     """A bundle in `folder`: `step` and `predict` give outputs by name; `state` and `stats` are attributes."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self._graphs = {
-            name: ReferenceEvaluator(onnx.load(str(folder / entry["file"])), new_ops=[GridSample, LogSoftmax, OneHot])
+            name: ReferenceEvaluator(onnx.load(str(folder / entry["file"])), new_ops=OPERATORS)
             for name, entry in self.manifest["graphs"].items()
         }
         weights = folder / "weights.safetensors"

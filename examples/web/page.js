@@ -2,7 +2,7 @@ import * as ort from "./engine/ort.wasm.min.mjs";
 import { classes, imageInput, normalised, scaled } from "./images.js";
 import { hosted, open, parseTensors } from "./reader/index.js";
 
-const SHOWN = 32;
+const [SHOWN, HEIGHT] = [32, 240];
 const at = (id) => document.getElementById(id);
 const page = { playing: false, history: [] };
 
@@ -39,6 +39,7 @@ async function start() {
     drop.classList.remove("over");
     read([...event.dataTransfer.files]).catch(failed);
   };
+  addEventListener("resize", draw);
   for (const id of ["play", "reset", "camera"]) at(id).disabled = false;
   say("The bundle is ready.");
   show();
@@ -152,16 +153,21 @@ function show() {
   at("frozen").textContent = percent(page.history.map(({ trained }) => trained));
   at("entropy").textContent = stats.entropy?.toFixed(3) ?? "–";
   at("steps").textContent = stats.steps;
+  // A bundle without a guard reports no held batches.
+  at("guard").textContent = "held" in stats ? `${stats.held}${stats.guard_resets ? `, ${stats.guard_resets} resets` : ""}` : "off";
   at("rejected").textContent = stats.rejected;
   at("time").textContent = stats.steps ? `${Math.round(stats.milliseconds)} ms` : "–";
   draw();
 }
 
+/** The chart as wide as its place, so that its letters have the same size on a phone. */
 function draw() {
   const shown = page.history.slice(-SHOWN);
-  const [x, y] = [(step) => 52 + (578 * step) / Math.max(shown.length - 1, 1), (error) => 180 - 165 * error];
+  const width = at("chart").clientWidth;
+  at("chart").setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  const [x, y] = [(step) => 52 + ((width - 62) * step) / Math.max(shown.length - 1, 1), (error) => HEIGHT - 20 - (HEIGHT - 35) * error];
   const line = (key) => `<polyline class="${key}" points="${shown.map((entry, step) => `${x(step)},${y(entry[key])}`).join(" ")}"/>`;
-  const axis = [0, 0.25, 0.5, 0.75, 1].map((value) => `<line x1="52" x2="630" y1="${y(value)}" y2="${y(value)}"/><text x="45" y="${y(value) + 4}" text-anchor="end">${100 * value} %</text>`);
+  const axis = [0, 0.25, 0.5, 0.75, 1].map((value) => `<line x1="52" x2="${width - 10}" y1="${y(value)}" y2="${y(value)}"/><text x="45" y="${y(value) + 4}" text-anchor="end">${100 * value} %</text>`);
   at("chart").innerHTML = axis.join("") + line("trained") + line("adapting");
 }
 

@@ -130,7 +130,9 @@ def _refuse_parts(node: ir.Node, before: Mapping[ir.Value, Sizes]) -> None:
         for start, end, axis in zip(starts.tolist(), ends.tolist(), axes.tolist(), strict=True):
             if axis % len(before[x]) in longer and (start, end) != (0, 1) and end < FAR:
                 raise _stuck(node)
-    elif node.op_type in ("Split", "Pad", "Resize"):
+    elif node.op_type in ("Pad", "Resize") or (
+        node.op_type == "Split" and node.attributes.get_int("axis", 0) % len(before[x]) in longer
+    ):
         raise _stuck(node)
 
 

@@ -59,12 +59,13 @@ def decide(census: ModelNorms, norms: str = "auto", *, has_calibration: bool = F
             if norms == "auto"
             else f"`--norms insert` needs calibration data for {_by_layer(candidates)}",
             where=_listed(candidates),
-            hint=f"give a few hundred unlabelled source samples, `--calibration PATH`, or {KEEP_NORMS}",
+            hint=f"give a few hundred unlabelled source samples, `--calibration PATH`{_alone(census)}, or {KEEP_NORMS}",
         )
     completed = {id(candidate.node) for candidate in candidates if candidate.node.op_type not in FOLDABLE}
     kept = tuple(site for site in census.sites if id(site.node) not in completed)
     others = f"; the file has {_by_kind(kept)}" if kept else ""
-    return NormDecision(kept, candidates, f"{_by_layer(candidates)} get a norm from calibration data{others}")
+    verb = "gets" if len(candidates) == 1 else "get"
+    return NormDecision(kept, candidates, f"{_by_layer(candidates)} {verb} a norm from calibration data{others}")
 
 
 def _candidates(census: ModelNorms, norms: str) -> tuple[Candidate, ...]:
@@ -96,7 +97,8 @@ def _left(census: ModelNorms, candidates: Sequence[Candidate], norms: str) -> st
     if not candidates or not _is_folded(census, candidates):
         return ""
     if any(FOLDED in candidate.node.metadata_props for candidate in candidates):
-        return f"; {len(candidates)} more were folded by the exporter (`--norms insert` restores them)"
+        was = "was" if len(candidates) == 1 else "were"
+        return f"; {len(candidates)} more {was} folded by the exporter (`--norms insert` restores them)"
     option = "--calibration PATH" if norms == "auto" else "--norms insert"
     return f"; {_by_layer(candidates)} with a bias may have lost their norm (`{option}` restores them)"
 
@@ -111,6 +113,11 @@ def _by_layer(candidates: Sequence[Candidate]) -> str:
     """`2 convolutions and 1 scale-and-shift`."""
     words = [WORDS.get(c.node.op_type, "scale-and-shift") for c in candidates]
     return " and ".join(_many(range(words.count(word)), word) for word in dict.fromkeys(words))
+
+
+def _alone(census: ModelNorms) -> str:
+    """`, or adapt the 21 group norms alone, `--norms keep``; empty for a file without a norm."""
+    return f", or adapt the {_by_kind(census.sites)} alone, `--norms keep`" if census.sites else ""
 
 
 def _many(items: Sequence[object], word: str) -> str:

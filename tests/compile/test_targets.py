@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Run
+from tests.support.source_models import saved, source
+from tests.support.tiny_bundles import read
 from ttac import targets
 from ttac.errors import UsageError
 from ttac.reports import doctor
@@ -52,6 +55,17 @@ def test_a_user_table(tmp_path: Path) -> None:
     target = load(tmp_path, TABLE + 'kernels = ["ConvGrad"]\ndenied = { "1.20.0" = "slow" }\nthreads = 4\n')
     assert (target.name, target.memory, target.batch, target.threads) == ("my-board", 512 * 2**20, 8, 4)
     assert target.kernels == ("ConvGrad",) and target.denied == {"1.20.0": "slow"}
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_target_may_name_providers(run: Run, tmp_path: Path) -> None:
+    """The manifest and the talk of the compile have them; a target without providers runs on the CPU."""
+    (tmp_path / "board.toml").write_text(TABLE + 'providers = ["cuda", "cpu"]\n')
+    model = saved(source(), tmp_path)
+    seen = run("compile", str(model), "--method", "source", "--target", "board.toml", "-o", "b.ttac")
+    assert seen.code == 0 and "the bundle runs on cuda, then the CPU of: " in seen.err
+    assert read(tmp_path / "b.ttac")["target"]["providers"] == ["cuda", "cpu"]
+    assert {targets.find(name).runs_on for name in targets.names()} == {"the CPU"}
 
 
 @pytest.mark.parametrize("name", targets.names())
@@ -106,6 +120,8 @@ def test_what_a_table_must_not_say(tmp_path: Path, text: str, message: str) -> N
         ("denied", '["1.21.0"]'),
         ("memory", "0"),
         ("title", "3"),
+        ("providers", '["cudaa"]'),
+        ("providers", '"cuda"'),
     ],
 )
 def test_wrong_types_and_bounds(tmp_path: Path, key: str, value: str) -> None:

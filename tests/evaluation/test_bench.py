@@ -21,6 +21,7 @@ from ttac.evaluation.bench import Bench
 from ttac.evaluation.bench_figures import Benchmark, Figures
 from ttac.evaluation.bench_report import columns, markdown, rows
 from ttac.evaluation.source_inference import inference, measure_inference
+from ttac.evaluation.subjects import method_specs, subjects_of
 from ttac.evaluation.timing import Times, paired
 from ttac.reports.measure import CLEAR, measured_by
 
@@ -64,6 +65,18 @@ def test_inference_of_a_model_beside_the_source(tmp_path: Path) -> None:
     assert 0.2 < peer["ratio"] < 5 and peer["milliseconds"] > 0
     assert columns(found)[-1] == "float.onnx: / inference, peak"
     assert (peer["peak"] is not None) == CLEAR.exists()
+
+
+def test_an_8_bit_step_is_compared_with_the_float_model(tmp_path: Path) -> None:
+    """Of a model that `bench` compiles with `--quantize int8`; a bundle alone has no float model but `--beside`."""
+    model, options = demo.file("fashion_resnet_bn_unfolded.onnx"), {"quantize": "int8"}
+    subjects, recipes = subjects_of([model], method_specs(["tent"], {}), [4], options, tmp_path)
+    (recipe,) = recipes.values()
+    group = bench_module.Group(Bench(options=options), subjects, recipes, {}, 1)
+    assert group.source == model and recipe.arguments["quantize"] == "int8"
+    bundle = ema(tmp_path / "tiny.ttac")
+    subjects, recipes = subjects_of([bundle], [], [], options, tmp_path)
+    assert bench_module.Group(Bench(), subjects, recipes, {}, 1).source == bundle / "infer.onnx"
 
 
 def test_both_run_in_turn_and_each_comes_first_every_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +141,7 @@ def test_the_page() -> None:
 
     missing = [("net", "bn", UsageError("no <norm>"))]
     text = page(Benchmark([figures(), figures(method="bn", memory=None)], ABOUT, missing=missing))
-    assert text.count("<svg") == 2 and "no &lt;norm&gt;" in text and "2.50 (2.40-2.75)" in text
+    assert text.count("<svg") == 4 and "no &lt;norm&gt;" in text and "2.50 (2.40-2.75)" in text
 
 
 def test_json() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
-from tests.support.tiny_bundles import ema
+from tests.support.source_models import saved, source
+from tests.support.tiny_bundles import ema, read
 from ttac import demo
 from ttac.cli.evaluating import BETWEEN, LogProgress
+from ttac.cli.running import _size
 from ttac.evaluation import cells
 
 X = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
@@ -47,6 +49,20 @@ def test_the_table(run: Run) -> None:
     assert mean == pytest.approx((clean + moved) / 2, abs=0.1)
     again = run("eval", "tiny.ttac", "--data", "x.npz")
     assert again.out == seen.out and again.err == "1 of 1 cells are there already\n"
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_run_and_eval_take_the_same_batch(run: Run, tmp_path: Path) -> None:
+    """A model is evaluated at the batch that `ttac compile` plans for and `ttac run` takes; so is its bundle."""
+    model = str(saved(source(), tmp_path))
+    assert run("compile", model, "--method", "source", "-o", "b.ttac").code == 0
+    manifest = read(tmp_path / "b.ttac")
+    planned, shape = manifest["batch"]["planned"], manifest["inputs"][0]["shape"][1:]
+    np.save("images.npy", np.zeros((planned + 2, *shape), np.float32))
+    assert _size(manifest, None) == planned
+    for subject in (model, "b.ttac"):
+        seen = run("eval", subject, "--methods", "source", "--data", "images.npy", "--json")
+        assert {row["batch"] for row in json.loads(seen.out)["rows"]} == {planned}
 
 
 def test_json_and_csv_hold_the_same_rows(run: Run, folder: Path) -> None:

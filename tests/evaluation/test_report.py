@@ -133,7 +133,7 @@ def test_nothing_is_fetched(text: str, parts: Parts) -> None:
 
 def test_the_page_is_whole(parts: Parts) -> None:
     assert parts.open == [] and "script" not in parts.counts
-    assert parts.counts["svg"] == 2 * (4 + 1 + 1), "bars, stream, costs, calibration, ratios and one shared plan, twice"
+    assert parts.counts["svg"] == 2 * (2 * (4 + 1) + 1), "bars, stream, costs, calibration, ratios; one shared plan"
     assert parts.counts["details"] == 2
 
 

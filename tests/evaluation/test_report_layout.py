@@ -16,7 +16,7 @@ from ttac.evaluation.evaluation_result import Evaluation
 
 PICTURES = Path(__file__).parent / "pictures"
 WIDTHS, HEIGHT = (1280, 390), 900
-SMALLEST = 7.5
+SMALLEST = 9.0
 """Fewest pixels of a readable line of text."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not chromium.found(), reason="install chromium")]
@@ -59,10 +59,17 @@ def test_the_verdict_and_the_facts_are_on_the_first_screen(page: chromium.Page) 
 
 def test_the_text_of_every_plot_is_readable(page: chromium.Page) -> None:
     heights = page.value(
-        "[...document.querySelectorAll('details[open] svg text')].filter(text => text.textContent.trim())"
+        "[...document.querySelectorAll('details[open] svg text')]"
+        ".filter(text => text.textContent.trim() && text.checkVisibility())"
         ".map(text => text.getBoundingClientRect().height)"
     )
     assert len(heights) > 40 and min(heights) >= SMALLEST
+
+
+def test_no_plot_needs_scrolling(page: chromium.Page) -> None:
+    assert page.value(
+        "[...document.querySelectorAll('details[open] figure')].every(each => each.scrollWidth <= each.clientWidth + 1)"
+    )
 
 
 def test_the_page_looks_like_the_committed_picture(page: chromium.Page, tmp_path: Path) -> None:

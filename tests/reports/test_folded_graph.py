@@ -71,6 +71,24 @@ def test_the_copy_has_no_weights() -> None:
     assert (tensor.name, list(tensor.dims), tensor.ByteSize() < 60, tensor.float_data) == ("w", [3], True, [])
 
 
+def test_small_constants_are_inside_the_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A box reads weights and results; axes and the like stand inside it, and it still computes the same."""
+    monkeypatch.setattr(folded_graph, "_forget_data", lambda tensor: None)
+    model = chain()
+    two = onnx.numpy_helper.from_array(np.array(2, np.float32), "float32(2.0)")
+    model.graph.initializer.append(two)
+    model.graph.node[1].input[1] = two.name
+    copy = folded(model)
+    onnx.checker.check_model(copy)
+    assert list(copy.graph.node[0].input) == ["x", "w"]
+    assert [node.op_type for node in copy.functions[0].node] == ["Constant", "Mul", "Add", "Relu"]
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32)
+    for found, expected in zip(
+        ReferenceEvaluator(copy).run(None, {"x": x}), ReferenceEvaluator(model).run(None, {"x": x}), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_graph_without_layers_stays() -> None:
     model = onnx.parser.parse_model(HEAD + CHAIN)
     assert [node.op_type for node in folded(model).graph.node] == [node.op_type for node in model.graph.node]

@@ -10,9 +10,11 @@ import pytest
 import ttac
 from tests.conftest import Run
 from tests.support import tiny_bundles as tiny
-from ttac.errors import RuntimeMissingError, UsageError
+from ttac.errors import RuntimeMissingError, UsageError, VerificationError
 from ttac.reports.placement import placements
-from ttac.runtime.engine import EngineDevice, EngineSettings, Session
+from ttac.runtime.engine import EngineDevice, EngineSettings, Session, present
+from ttac.runtime.engine_import import engine
+from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.providers import CPU, chosen_providers, device_of, only_cpu, parse_providers
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -32,6 +34,7 @@ def bundle(tmp_path: Path) -> Path:
         (["TensorRT", "cuda", "cpu"], [TENSORRT, CUDA, CPU]),
         ([(CUDA, {"device_id": 1})], [(CUDA, {"device_id": 1}), CPU]),
         ([("cpu", {})], [(CPU, {})]),
+        (["cuda", "cpu", CUDA, "cpu"], [CUDA, CPU]),
     ],
 )
 def test_names_become_those_of_the_engine(wanted: list[str], chosen: list[str]) -> None:
@@ -66,6 +69,29 @@ def test_a_session_leaves_out_a_missing_provider(bundle: Path, caplog: pytest.Lo
     assert "the engine has no CUDAExecutionProvider" in caplog.text
     with pytest.raises(RuntimeMissingError, match="has no `CUDAExecutionProvider`"):
         ttac.InferenceSession(bundle, providers=[CUDA])
+
+
+def test_a_target_names_the_providers(run: Run, bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The engine's ones run, with a warning of the others; an argument has priority, and `doctor` refuses."""
+    manifest = tiny.read(bundle)
+    manifest["target"]["providers"] = ["cuda", "cpu"]
+    tiny.reseal(bundle, manifest)
+    assert ttac.load(bundle).providers == [CPU] and "the engine has no CUDAExecutionProvider" in caplog.text
+    caplog.clear()
+    assert ttac.InferenceSession(bundle).get_providers() == [CPU] and caplog.text
+    caplog.clear()
+    assert ttac.load(bundle, providers=["cpu"]).providers == [CPU] and not caplog.text
+    assert run("doctor", str(bundle)).code == 5
+    manifest["target"]["providers"] = ["cudaa"]
+    with pytest.raises(VerificationError, match=r"`target\.providers\[0\]` is 'cudaa'"):
+        parse_manifest(manifest)
+
+
+def test_providers_that_the_engine_has_come_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = tiny.read(bundle)
+    manifest["target"]["providers"] = ["tensorrt", "cuda"]
+    monkeypatch.setattr(engine(), "get_available_providers", lambda: [CUDA, CPU])
+    assert present([*parse_manifest(manifest).providers, "cpu"]) == [CUDA, CPU]
 
 
 def test_bound_outputs_equal_those_of_a_plain_run(bundle: Path) -> None:

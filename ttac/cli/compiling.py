@@ -41,7 +41,7 @@ def compile_command(terminal: Terminal, /, path: Path, save_config: Path | None,
     else:
         terminal.data(str(bundle.path))
     if not options.dry_run:
-        terminal.say(f"the bundle runs on the CPU of: {options.target.title}")
+        terminal.say(f"the bundle runs on {options.target.runs_on} of: {options.target.title}")
         if (folder := emitted_folder(options.output, options.emit)) is not None:
             terminal.say(f"files of onnxruntime-training: {folder}")
         terminal.say(f"next: ttac run {bundle.path} SAMPLES.npz")

@@ -12,6 +12,7 @@ from ttac.cli.common_options import CONTEXT, PATH, as_json, terminal, verbose
 from ttac.cli.terminal import Terminal
 from ttac.errors import RuntimeMissingError, UsageError
 from ttac.reports import doctor
+from ttac.runtime.bundle import read_manifest
 from ttac.runtime.providers import parse_providers
 
 STYLES = {"ok": "green", "info": "dim", "warn": "yellow", "fail": "bold red"}
@@ -19,7 +20,9 @@ STYLES = {"ok": "green", "info": "dim", "warn": "yellow", "fail": "bold red"}
 
 @click.command("doctor", context_settings=CONTEXT)
 @click.argument("bundle", required=False, type=PATH)
-@click.option("--providers", metavar="P,...", help="With BUNDLE: execution providers, best first.  [default: cpu]")
+@click.option(
+    "--providers", metavar="P,...", help="With BUNDLE: execution providers, best first.  [default: the target's]"
+)
 @click.option("--target", metavar="T", help="Check this machine against a target, or a target's `.toml` file.")
 @as_json
 @verbose
@@ -37,7 +40,7 @@ def doctor_command(
     if bundle is not None:
         from ttac.reports.placement import placement_checks
 
-        checks += placement_checks(bundle, parse_providers(providers or "cpu"))
+        checks += placement_checks(bundle, parse_providers(providers) if providers else _stated(bundle))
     if as_json:
         terminal.json(doctor.as_json(checks))
     else:
@@ -50,3 +53,8 @@ def doctor_command(
     if failed:
         problem = "; ".join(f"{check.part}: {check.found}" + (f", {check.note}" * bool(check.note)) for check in failed)
         raise RuntimeMissingError(problem, hint=next((f"`{check.hint}`" for check in failed if check.hint), ""))
+
+
+def _stated(bundle: Path) -> tuple[str, ...]:
+    """The providers of the bundle's target."""
+    return tuple(read_manifest(bundle)["target"].get("providers", ["cpu"]))

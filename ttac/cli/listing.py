@@ -15,9 +15,6 @@ from ttac.errors import UsageError
 from ttac.sizes import format_size
 from ttac.spec import Method, Target
 
-RUNS_ON = "CPU"
-"""Processor that executes the bundles of every target, also of a target with a GPU."""
-
 
 @click.command("methods", context_settings=CONTEXT)
 @click.argument("name", required=False)
@@ -74,14 +71,22 @@ def targets_command(terminal: Terminal, name: str | None, as_toml: bool, as_json
 
 def _row(target: Target) -> tuple[object, ...]:
     engine = f"{target.engine} {target.engine_versions}".strip()
-    return target.name, target.title, RUNS_ON, format_size(target.memory), target.batch, target.opset, engine
+    return (
+        target.name,
+        target.title,
+        target.runs_on.removeprefix("the "),
+        format_size(target.memory),
+        target.batch,
+        target.opset,
+        engine,
+    )
 
 
 def _facts(target: Target) -> dict[str, object]:
     facts: dict[str, object] = {
         "target": target.name,
         "device": target.title,
-        "runs on": f"the {RUNS_ON}",
+        "runs on": target.runs_on,
         "engine": f"{target.engine} {target.engine_versions}".strip(),
         "limits": f"opset {target.opset}, IR version {target.ir_version}",
         "memory": format_size(target.memory),

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--providers",
     metavar="P,...",
-    help="Execution providers of the engine, best first, as `cuda,cpu`.  [default: cpu]",
+    help="Execution providers of the engine, best first, as `cuda,cpu`.  [default: the target's]",
 )
 @as_json
 @verbose

@@ -48,20 +48,22 @@ def _has_cache(benchmark: Benchmark) -> bool:
 def page(benchmark: Benchmark) -> str:
     """Return one HTML page that loads nothing else; raises RuntimeMissingError without the extra `eval`."""
     check_installed()
-    from ttac.evaluation import plots
+    from ttac.evaluation import bench_plots
+    from ttac.evaluation.plots import both
 
     figures = benchmark.figures
     names = [f"{each.model}, {each.method}, batch {each.batch}" for each in figures]
     ratios = [(each.ratio, *each.spread) for each in figures]
     peers = [each.best("ratio") for each in figures]
     measured = [i for i, each in enumerate(figures) if each.memory and each.inference]
+    names_measured, peaks = [names[i] for i in measured], [_peaks(figures[i]) for i in measured]
     return rendered(
         "bench.html.jinja",
         title="Time and memory of a step",
         about=benchmark.about,
         peers=benchmark.peers,
-        time=plots.costs(names, ratios, peers) if names else "",
-        memory=plots.memory([names[i] for i in measured], [_peaks(figures[i]) for i in measured]) if measured else "",
+        time=both(lambda width: bench_plots.costs(names, ratios, peers, width)) if names else "",
+        memory=both(lambda width: bench_plots.memory(names_measured, peaks, width)) if measured else None,
         columns=columns(benchmark),
         rows=rows(benchmark),
         missing=[(model, method, why.problem) for model, method, why in benchmark.missing],

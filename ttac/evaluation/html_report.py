@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any
@@ -77,9 +78,16 @@ def rendered(name: str, **facts: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda text: markupsafe.Markup(text)
+    environment.filters["svg"] = lambda picture: markupsafe.Markup(_picture(picture))
     page: str = environment.get_template(name).render(**facts)
     return page
+
+
+def _picture(picture: str | Mapping[str, str]) -> str:
+    """The elements of a picture; of one for a desk and one for a phone, the page shows the one that fits."""
+    if isinstance(picture, str):
+        return picture
+    return "".join(f'<div class="{place}">{svg}</div>' for place, svg in picture.items())
 
 
 def section(
@@ -102,11 +110,11 @@ def section(
         "methods": table.methods,
         "rows": _rows(table),
         "totals": total_rows(table, ABSENT),
-        "bars": plots.bars(shown, table.methods, unit, scale),
-        "stream": plots.stream(courses, names, table.labelled),
+        "bars": plots.both(lambda width: plots.bars(shown, table.methods, unit, scale, width)),
+        "stream": plots.both(lambda width: plots.stream(courses, names, table.labelled, width)),
         "costs": _costs(table, unit, scale),
         "stream_of": choice,
-        "calibration": plots.calibration(bins, errors) if bins else "",
+        "calibration": plots.both(lambda width: plots.calibration(bins, errors, width)) if bins else None,
         "plans": _plans(table, reports),
         "ratios": _keep_ratios(courses),
     }
@@ -139,8 +147,8 @@ def _changes(result: Result) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _costs(table: Table, unit: str, scale: float) -> str:
-    """Return the picture of the error over the time per sample; empty where a method lacks one of them."""
+def _costs(table: Table, unit: str, scale: float) -> dict[str, str] | None:
+    """Return the picture of the error over the time per sample; None where every method lacks one of them."""
     from ttac.evaluation import plots
 
     times, means = table.totals["ms_per_sample"], table.means
@@ -149,7 +157,8 @@ def _costs(table: Table, unit: str, scale: float) -> str:
         for method in table.methods
         if (time := times.get(method)) is not None and (mean := means.get(method)) is not None
     }
-    return plots.costs_of_error(points, f"{table.figure if table.labelled else 'entropy'}, {unit}") if points else ""
+    label = f"{table.figure if table.labelled else 'entropy'}, {unit}"
+    return plots.both(lambda width: plots.costs_of_error(points, label, width)) if points else None
 
 
 def _belongs(result: Result, setting: Mapping[str, Any]) -> bool:
@@ -241,7 +250,7 @@ def _plans(table: Table, reports: Mapping[tuple[str, str, int], Result]) -> list
     ]
 
 
-def _keep_ratios(courses: Mapping[str, Sequence[Result]]) -> list[dict[str, str]]:
+def _keep_ratios(courses: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
     """Return, for methods that report them, a plot of each layer's keep ratio along the stream."""
     from ttac.evaluation import plots
 
@@ -254,5 +263,6 @@ def _keep_ratios(courses: Mapping[str, Sequence[Result]]) -> list[dict[str, str]
                 name.removeprefix(KEPT): [(x, window["stats"][name]) for x, window in zip(samples, course, strict=True)]
                 for name in names
             }
-            pictures.append({"method": method, "svg": plots.keep_ratios(lines, method)})
+            draw = partial(plots.keep_ratios, lines, method)
+            pictures.append({"method": method, "svg": plots.both(draw)})
     return pictures

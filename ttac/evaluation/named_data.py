@@ -17,14 +17,13 @@ import onnx
 
 from ttac.errors import UsageError
 from ttac.evaluation.dataset import CLEAN, Dataset, arrays_digest, checked_labels
-from ttac.learned_outputs import main_output
 from ttac.options import parsed
-from ttac.passes.load.model_file import load
 from ttac.runtime.bundle import is_bundle, read_manifest
 from ttac.runtime.records import BATCH_AXIS
 from ttac.samples.archives import open_archive
 from ttac.samples.images import Preparation, preparation
 from ttac.samples.named_arrays import LABELS, InputSizes, input_sizes, read_arrays, taken, with_sizes
+from ttac.source_model import load_source
 from ttac.source_samples import sizes_of
 
 SHIFT = "/"
@@ -49,7 +48,7 @@ def named_inputs(paths: Sequence[Path], options: Mapping[str, Any]) -> tuple[Inp
     Args:
         options: of `ttac.compile`.
 
-    Raises UsageError if models take inputs of other names, and the errors of `load`.
+    Raises UsageError if models take inputs of other names, and the errors of `load_source`.
     """
     every = [inputs for path in paths if not _is_plain(inputs := _inputs(path, options))]
     if every and (len(every) < len(paths) or any(_names(inputs) != _names(every[0]) for inputs in every)):
@@ -121,13 +120,7 @@ def _inputs(path: Path, options: Mapping[str, Any]) -> tuple[InputSizes, ...]:
     chosen = parsed(options)
     if not chosen.get("batch_axis") and _count(path, chosen.get("hold") or {}) < 2:
         return ()
-    model = load(
-        path,
-        input=chosen.get("input"),
-        output=main_output(chosen.get("logits")),
-        hold=chosen.get("hold"),
-        batch_axis=chosen.get("batch_axis"),
-    )
+    model = load_source(path, chosen)
     return sizes_of(model, chosen.get("shape") or chosen.get("max_shape"))
 
 

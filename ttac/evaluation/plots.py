@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,15 @@ SLANTED: dict[str, Any] = {
     "va": "bottom",
     "color": MUTED,
 }
+LEGEND: dict[str, Any] = {"fontsize": 8.5, "handlelength": 1.6, "columnspacing": 1.2}
 WIDTH = 11.0
 """Inches of the widest figures."""
 NARROW = 5.4
-"""Inches of figures that a phone shows without scrolling."""
+"""Inches of figures with one panel."""
+PHONE = 3.9
+"""Inches of a figure on a phone, with letters of the same size."""
+WIDE = 5
+"""Most panels in a row."""
 NUMBERED = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
 """Identifiers that matplotlib numbers; two figures in one page would share them."""
 DECLARED = re.compile(r"#0[1-9a-f][01][0-9a-f][01][0-9a-f]")
@@ -78,10 +83,21 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit: str, scale: float) -> str:
+def both(draw: Callable[[float], str]) -> dict[str, str]:
+    """Return a picture twice: for a desk, and for a phone.  `draw` makes it as wide as its argument, in inches."""
+    return {"desk": draw(WIDTH), "phone": draw(PHONE)}
+
+
+def bars(
+    errors: Mapping[str, Mapping[str, float]],
+    methods: Sequence[str],
+    unit: str,
+    scale: float,
+    width: float = WIDTH,
+) -> str:
     """Return one panel per shift with one bar per method; the best bar has its own colour, `source` is pale."""
-    columns = 5 if len(errors) > 4 else max(1, len(errors))
-    with _figure(len(errors), columns, 0.62 + 0.21 * len(methods)) as (figure, panels):
+    columns = _columns(len(errors), width)
+    with open_figure(len(errors), columns, 0.62 + 0.21 * len(methods), width=width) as (figure, panels):
         highest = scale * max((value for row in errors.values() for value in row.values()), default=1.0)
         for number, (axes, (shift, row)) in enumerate(zip(panels, errors.items(), strict=True)):
             values = [scale * row.get(method, np.nan) for method in methods]
@@ -103,12 +119,14 @@ def bars(errors: Mapping[str, Mapping[str, float]], methods: Sequence[str], unit
             axes.grid(visible=False)
             axes.spines[["bottom", "left"]].set_visible(False)
             axes.set_xticks([])
-        return drawn(figure, f"bars {unit} {list(errors)}")
+        return drawn(figure, f"bars {unit} {list(errors)} {width}")
 
 
-def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], labelled: bool) -> str:
+def stream(
+    courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str], labelled: bool, width: float = WIDTH
+) -> str:
     """Return the error (or entropy) of all methods along the stream in one panel with a legend; `source` is dashed."""
-    with _figure(1, 1, 3.1, top=0.5, width=NARROW) as (figure, (axes,)):
+    with open_figure(1, 1, 3.1, top=0.5, width=min(width, NARROW)) as (figure, (axes,)):
         highest = 1.05 * max(float(line.max()) for course in courses.values() for _, line in _lines(course, labelled))
         for method, style in zip(courses, _styles(courses), strict=True):
             _draw(axes, courses[method], labelled, linewidth=1.6, label=plain(method), **style)
@@ -117,17 +135,17 @@ def stream(courses: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[s
         axes.grid(visible=False, axis="x")
         axes.set_ylabel("error, %" if labelled else "entropy, nats")
         axes.set_xlabel("samples")
-        figure.legend(loc="outside lower left", ncols=4, fontsize=8.5, handlelength=1.6, columnspacing=1.2)
-        return drawn(figure, f"stream {list(courses)}")
+        figure.legend(loc="outside lower left", ncols=4 if width > PHONE else 3, **LEGEND)
+        return drawn(figure, f"stream {list(courses)} {width}")
 
 
-def costs_of_error(points: Mapping[str, tuple[float, float]], label: str) -> str:
+def costs_of_error(points: Mapping[str, tuple[float, float]], label: str, width: float = WIDTH) -> str:
     """Return one dot per method: its error over its time; a line joins the methods that no other beats in both.
 
     Args:
         points: method -> milliseconds per sample, and the figure that `label` names.
     """
-    with _figure(1, 1, 2.9, width=NARROW) as (figure, (axes,)):
+    with open_figure(1, 1, 2.9, width=min(width, NARROW)) as (figure, (axes,)):
         front = sorted(point for point in points.values() if not any(_beats(other, point) for other in points.values()))
         axes.plot(*zip(*front, strict=True), color=GRID, linewidth=1.5, zorder=1)
         for (method, point), style in zip(points.items(), _styles(points), strict=True):
@@ -138,7 +156,7 @@ def costs_of_error(points: Mapping[str, tuple[float, float]], label: str) -> str
         axes.set_ylim(bottom=0)
         axes.set_xlabel("milliseconds per sample")
         axes.set_ylabel(label)
-        return drawn(figure, f"costs of error {list(points)}")
+        return drawn(figure, f"costs of error {list(points)} {width}")
 
 
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
@@ -158,9 +176,11 @@ def _styles(methods: Iterable[str]) -> Iterator[dict[str, Any]]:
         number += 1
 
 
-def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> str:
+def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float], width: float = WIDTH) -> str:
     """Return one panel per method: the fraction of right predictions over the confidence; `bins` are [n, 3]."""
-    with _figure(len(bins), min(5, len(bins)), 2.1, width=WIDTH * min(5, len(bins)) / 5) as (figure, panels):
+    most = _columns(WIDE, width)
+    columns = min(most, len(bins))
+    with open_figure(len(bins), columns, 2.1, width=width * columns / most) as (figure, panels):
         for axes, (method, counted) in zip(panels, bins.items(), strict=True):
             filled = counted[counted[:, 0] > 0]
             x, y = 100 * filled[:, 1] / filled[:, 0], 100 * filled[:, 2] / filled[:, 0]
@@ -172,12 +192,12 @@ def calibration(bins: Mapping[str, np.ndarray], errors: Mapping[str, float]) -> 
         panels[0].set_ylabel("right, %")
         for axes in panels:
             axes.set_xlabel("confidence, %")
-        return drawn(figure, f"calibration {list(bins)}")
+        return drawn(figure, f"calibration {list(bins)} {width}")
 
 
-def keep_ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) -> str:
+def keep_ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str, width: float = WIDTH) -> str:
     """Return one row per layer with time to the right: the colour shows the keep ratio."""
-    with _figure(1, 1, 0.8 + 0.17 * len(courses)) as (figure, (axes,)):
+    with open_figure(1, 1, 0.8 + 0.17 * len(courses), width=width) as (figure, (axes,)):
         values = np.array([[value for _, value in course] for course in courses.values()])
         end = max(x for course in courses.values() for x, _ in course)
         style: dict[str, Any] = {"aspect": "auto", "vmin": 0, "vmax": 1, "cmap": "viridis", "interpolation": "nearest"}
@@ -188,7 +208,12 @@ def keep_ratios(courses: Mapping[str, Sequence[tuple[float, float]]], key: str) 
         bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03)
         bar.set_label("kept", color=MUTED)
         bar.outline.set_visible(False)  # type: ignore[operator, unused-ignore]
-        return drawn(figure, f"ratios {key}")
+        return drawn(figure, f"ratios {key} {width}")
+
+
+def _columns(panels: int, width: float) -> int:
+    """Number of panels in a row."""
+    return min(WIDE if panels > 4 else max(1, panels), WIDE if width > PHONE else 2)
 
 
 def drawn(figure: Figure, salt: str) -> str:
@@ -207,7 +232,7 @@ def drawn(figure: Figure, salt: str) -> str:
 
 
 @contextmanager
-def _figure(
+def open_figure(
     count: int, columns: int, height: float, top: float = 0.0, width: float = WIDTH
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Open a figure with `count` panels of `height` inches each, and close it at the end."""
@@ -274,49 +299,3 @@ def _borders(axes: Axes, course: Sequence[Mapping[str, Any]], names: Sequence[st
             axes.text(start + size / 2, 1.01 * top, name, **SLANTED)
         start += size
     axes.set_xlim(0, start)
-
-
-def costs(names: Sequence[str], ratios: Sequence[tuple[float, float, float]], peers: Sequence[float | None]) -> str:
-    """Return one row per bundle: its ratio to inference of the source, between quartiles; a ring for the peer."""
-    with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
-        places = np.arange(len(names))
-        middle, low, high = (np.array(values) for values in zip(*ratios, strict=True))
-        axes.hlines(places, low, high, color=ACCENT, linewidth=5)
-        axes.scatter(middle, places, color=BEST, s=34, zorder=3, linewidths=0)
-        _rings(axes, peers)
-        for place, value in zip(places, middle, strict=True):
-            axes.annotate(f"{value:.2f}", (value, place), (0, 6), textcoords="offset points", fontsize=7.5, ha="center")
-        axes.axvline(1, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
-        _rows_down(axes, names)
-        axes.set_xlabel("times the time of inference")
-        return drawn(figure, f"costs {names}")
-
-
-def memory(names: Sequence[str], peaks: Sequence[tuple[float, float, float | None]]) -> str:
-    """Return one row per bundle: its peak, the peak of inference of the source in pale, a ring for the peer.
-
-    Peaks are in bytes: those of the step, of inference, and of the peer or None.
-    """
-    with _figure(1, 1, 0.5 + 0.24 * len(names)) as (figure, (axes,)):
-        places = np.arange(len(names))
-        axes.barh(places, [peak / 2**20 for peak, _, _ in peaks], color=BEST, height=0.55)
-        axes.barh(places, [inference / 2**20 for _, inference, _ in peaks], color=PALE, height=0.25)
-        _rings(axes, [None if peer is None else peer / 2**20 for _, _, peer in peaks])
-        _rows_down(axes, names)
-        axes.set_xlabel("MiB")
-        return drawn(figure, f"memory {names}")
-
-
-def _rings(axes: Axes, values: Sequence[float | None]) -> None:
-    points = [(value, place) for place, value in enumerate(values) if value is not None]
-    if points:
-        x, y = zip(*points, strict=True)
-        axes.scatter(x, y, facecolors="none", edgecolors=INK, s=34, linewidths=1.2, zorder=3)
-
-
-def _rows_down(axes: Axes, names: Sequence[str]) -> None:
-    """Write the names at the left, the first name on top."""
-    axes.set_yticks(range(len(names)), [plain(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.grid(visible=False, axis="y")

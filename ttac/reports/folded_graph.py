@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import onnx
+from onnx import helper
 
 from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.shorten import layer_in_name
@@ -15,6 +17,8 @@ from ttac.passes.graph.shorten import layer_in_name
 MOST = 60
 """Most boxes of a picture; with more layers, the layers of a block share a box."""
 DOMAIN = "ttac.layers"
+SMALL = re.compile(r"[a-z]+\d*\(.*\)")
+"""Names of constants that the rooms add, such as `int64([2, 3])`: the name is the content."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,11 @@ def folded(model: onnx.ModelProto, most: int = MOST) -> onnx.ModelProto:
     """Return the model with a function for each layer, or for each block if there are more than `most` layers.
 
     A box holds consecutive nodes, so that no box reads its own result through another box.  A graph without names of
-    layers stays unchanged.  The data of the weights is left out.
+    layers stays unchanged.  The data of the weights is left out, and constants such as axes are inside the boxes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    small = {tensor.name: _copied(tensor) for tensor in copy.graph.initializer if SMALL.fullmatch(tensor.name)}
     for tensor in copy.graph.initializer:
         _forget_data(tensor)
     _hide_parameters(copy.graph)
@@ -52,10 +57,23 @@ def folded(model: onnx.ModelProto, most: int = MOST) -> onnx.ModelProto:
         numbers[box.name] += 1
         title = f"{box.name} ({numbers[box.name]})" if totals[box.name] > 1 else box.name
         made = [name for node in box.nodes for name in node.output if name and (readers[name] or name in outside)]
-        kind = title.replace(".", "/")  # Netron shows the part behind the last dot only
-        copy.graph.node.add(name=title, op_type=kind, domain=DOMAIN, input=_inputs(box), output=made)
-        function = copy.functions.add(name=kind, domain=DOMAIN, input=_inputs(box), output=made, node=box.nodes)
-        function.opset_import.extend(model.opset_import)
+        _add_box(copy, Box(title, box.nodes), made, small)
+    return copy
+
+
+def _add_box(copy: onnx.ModelProto, box: Box, made: Sequence[str], small: Mapping[str, onnx.TensorProto]) -> None:
+    """Add the box as a function and a node, with the outputs `made`; the `small` constants go into the function."""
+    kind = box.name.replace(".", "/")  # Netron shows the part behind the last dot only
+    read = [name for name in _inputs(box) if name not in small]
+    own = [helper.make_node("Constant", [], [name], value=small[name]) for name in _inputs(box) if name in small]
+    copy.graph.node.add(name=box.name, op_type=kind, domain=DOMAIN, input=read, output=made)
+    function = copy.functions.add(name=kind, domain=DOMAIN, input=read, output=made, node=[*own, *box.nodes])
+    function.opset_import.extend(entry for entry in copy.opset_import if entry.domain != DOMAIN)
+
+
+def _copied(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
     return copy
 
 

@@ -138,7 +138,8 @@ def main() -> None:
 
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
-    adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5])
+    # The counters of the system are those of the host, so the CPU runs, whatever the target names.
+    adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5], providers=("cpu",))
     samples, few = (random_feeds(adapter, count) for count in (adapter.batch, adapter.smallest_batch))
     if file:
         with np.load(file, allow_pickle=False) as arrays:

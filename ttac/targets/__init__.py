@@ -20,6 +20,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from ttac import entry_points
 from ttac.errors import UsageError
+from ttac.runtime.providers import NAMES
 from ttac.sizes import parse_size
 from ttac.spec import Target
 from ttac.suggest import did_you_mean
@@ -170,6 +171,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _providers(value: Any) -> tuple[str, ...]:
+    if not set(names := _texts(value)) <= set(NAMES):
+        raise ValueError
+    return names
+
+
 def _word(*words: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if value not in words:
@@ -199,6 +206,7 @@ SCHEMA: dict[str, tuple[Callable[[Any], Any], str]] = {
     "memory": (_memory, "a size like `2 GiB`, or a number of bytes"),
     "batch": (_at_least(1), "a whole number, at least 1"),
     "threads": (_at_least(0), "a whole number; 0 leaves it to the engine"),
+    "providers": (_providers, 'a list of execution providers, such as ["cuda", "cpu"]; known: ' + ", ".join(NAMES)),
     "kernels": (_texts, "a list of texts"),
     "python": (_specifier, "a version range like `>=3.10,<3.13`"),
     "engine_versions": (_specifier, "a version range like `>=1.18,<2`"),

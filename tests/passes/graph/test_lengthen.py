@@ -82,6 +82,14 @@ def test_nodes_with_the_old_length_are_refused() -> None:
             lengthened(op, tokens)
 
 
+def test_parts_of_another_axis_are_as_long() -> None:
+    """Query, key and value of attention, split along the width."""
+    op, _, tokens = begun("N", 5, 4)
+    parts = op.Split(tokens, [1, 3], axis=2, outputs=2)
+    lengthened(op, tokens)
+    assert [dims(part) for part in parts] == [["N", 7, 1], ["N", 7, 3]]
+
+
 def test_the_first_token_and_all_others_can_be_read() -> None:
     op, _, tokens = begun("N", 5, 4)
     first, rest = op.Gather(tokens, 0, axis=1), op.Slice(tokens, [1], [2**63 - 1], [1])

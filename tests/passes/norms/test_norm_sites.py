@@ -195,7 +195,7 @@ def test_the_decision_has_a_reason(tmp_path: Path) -> None:
         assert decision.because == "the file has 1 batch norm"
     repaired = decide(lost, "auto", has_calibration=True)
     assert [candidate.name for candidate in repaired.inserted] == ["conv"] and not repaired.sites
-    assert repaired.because == "1 convolution get a norm from calibration data"
+    assert repaired.because == "1 convolution gets a norm from calibration data"
 
 
 @pytest.mark.parametrize(
@@ -216,6 +216,21 @@ def test_a_refusal_names_both_ways_out(tmp_path: Path, norms: str, calibrated: b
     assert "training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False" in text
 
 
+def test_a_refusal_names_the_norms_that_could_adapt_alone(tmp_path: Path) -> None:
+    """As in MobileViTv2: its batch norms were folded, its group norms were not."""
+    text = FOLDED.replace(
+        "q = GlobalAveragePool (w)", "b = InstanceNormalization (w, gain, shift) q = GlobalAveragePool (b)"
+    )
+    mixed = found(text, {**FOLDED_WEIGHTS, "gain": (4,), "shift": (4,)}, tmp_path)
+    with pytest.raises(UnsupportedError) as caught:
+        decide(mixed)
+    assert "`--calibration PATH`, or adapt the 1 instance norm alone, `--norms keep`, or with" in str(caught.value.hint)
+    assert [site.kind for site in decide(mixed, "keep").sites] == ["instance"]
+    with pytest.raises(UnsupportedError) as caught:
+        decide(found(FOLDED, FOLDED_WEIGHTS, tmp_path))
+    assert "`--norms keep`" not in str(caught.value.hint)
+
+
 def test_a_partly_folded_file_is_repaired_with_samples(tmp_path: Path) -> None:
     """The exporter folds norms behind convolutions only: those behind linear layers stay, one of forty in LeViT."""
     text = FOLDED.replace(
@@ -227,7 +242,7 @@ def test_a_partly_folded_file_is_repaired_with_samples(tmp_path: Path) -> None:
     decision = decide(mixed, "auto")
     assert len(decision.sites) == 1 and not decision.inserted
     assert decision.because == (
-        "the file has 1 batch norm; 1 more were folded by the exporter (`--norms insert` restores them)"
+        "the file has 1 batch norm; 1 more was folded by the exporter (`--norms insert` restores them)"
     )
     assert len(decide(mixed, "insert", has_calibration=True).inserted) == 1
 
