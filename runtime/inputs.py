@@ -33,13 +33,18 @@ def check_inputs(x: np.ndarray | Mapping[str, np.ndarray], manifest: Manifest) -
 
 
 def _check_sizes(inputs: Mapping[str, np.ndarray], manifest: Manifest) -> None:
-    """Raise UsageError for an open size that is too large, no multiple, or different in two inputs."""
+    """Raise UsageError for an open size that is too small or too large, no multiple, or different in two inputs."""
     seen: dict[str, tuple[int, str]] = {}
     for spec in manifest.inputs:
         for symbol, size in zip(spec.shape, inputs[spec.name].shape):
             if not isinstance(symbol, str) or symbol not in manifest.sizes:
                 continue
             limit, shape = manifest.sizes[symbol], list(inputs[spec.name].shape)
+            if 0 < size < limit.smallest:
+                problem = (
+                    f"has shape {shape}; its size `{symbol}` is {size}, the smallest that works is {limit.smallest}"
+                )
+                _refuse(spec, problem, "pad or resize the samples")
             if not 0 < size <= limit.largest:
                 hint = f"resize the samples, or recompile with a larger `--max-shape` than {limit.largest}"
                 _refuse(spec, f"has shape {shape}; its size `{symbol}` is {size}, at most {limit.largest} fits", hint)

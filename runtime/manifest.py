@@ -192,11 +192,15 @@ def _sizes(value: Any) -> dict[str, SizeSpec]:
     sizes: dict[str, SizeSpec] = {}
     for number, entry in enumerate(a_list(value, SIZES)):
         where = f"{SIZES}[{number}]"
-        an_object(entry, where, only=("name", "largest", "multiple"))
+        an_object(entry, where, only=("name", "largest", "multiple"), also=("smallest",))
         largest, multiple = (a_count(entry[key], f"{where}.{key}", low=1) for key in ("largest", "multiple"))
-        if largest % multiple:
-            refuse(f"{where}.largest", f"is {largest}, no multiple of {multiple}")
-        sizes[a_name(entry["name"], f"{where}.name")] = SizeSpec(largest, multiple)
+        smallest = a_count(entry.get("smallest", multiple), f"{where}.smallest", low=1)
+        for key, size in (("largest", largest), ("smallest", smallest)):
+            if size % multiple:
+                refuse(f"{where}.{key}", f"is {size}, no multiple of {multiple}")
+        if smallest > largest:
+            refuse(f"{where}.smallest", f"is {smallest}, above `largest`")
+        sizes[a_name(entry["name"], f"{where}.name")] = SizeSpec(largest, multiple, smallest)
     if len(sizes) != len(value) or BATCH_AXIS in sizes:
         refuse(SIZES, f"has a name twice, or `{BATCH_AXIS}`")
     return sizes

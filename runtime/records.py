@@ -38,10 +38,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class SizeSpec:
-    """An open size of the inputs: a multiple of `multiple`, at most `largest`."""
+    """An open size of the inputs: a multiple of `multiple`, from `smallest` to `largest`."""
 
     largest: int
     multiple: int
+    smallest: int = 1
 
 
 @dataclass(frozen=True)

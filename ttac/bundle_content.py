@@ -23,11 +23,13 @@ class OpenSize:
     Attributes:
         name: its symbol in the manifest.
         largest: the size that the bundle is planned for; multiple: every size is a multiple of it.
+        smallest: the smallest size at which the bundle works.
     """
 
     name: str
     largest: int
     multiple: int = 1
+    smallest: int = 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -46,6 +46,14 @@ def run_code(code: str, arguments: Sequence[str] = (), *, seconds: float | None 
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
+def start_module(module: str, arguments: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Start `python -m module *arguments` isolated; it reads lines from the parent, and the parent reads its lines."""
+    code = [sys.executable, "-I", "-c", START + MODULE, json.dumps(search_path()), module, *arguments]
+    return subprocess.Popen(
+        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
+    )
+
+
 def search_path() -> list[str]:
     """The parent's `sys.path`, each entry once, with the working directory at the end."""
     here = Path.cwd()

@@ -18,6 +18,7 @@ from ttac.reports.measure import measure
 from ttac.reports.progress import RoomLog
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.runtime.replacement import exchange
+from ttac.size_trials import with_smallest
 from ttac.staging import staging
 from ttac.training_files import write_training_files
 from ttac.verification import verification_feeds, verify
@@ -53,6 +54,7 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         refusal = over_budget(content, memory)
         if refusal is not None:
             return refusal
+        content = with_smallest(content, folder) if content.sizes else content
         for form in ("kernels", "blocked"):
             content = _within_budget(content, folder, memory, form, log)
         seal(content, folder, differences, memory, log.lines, programs(content))

@@ -150,7 +150,7 @@ def _opened(
     graphs, fed_weights = finished_graphs(states[0], whole, wholes[0].residuals)
     for name, model in graphs.items():
         forget_sizes(model, freed["backward" if name.startswith("backward") else name][1], axes.symbols)
-    sizes_of = tuple(OpenSize(name, size, multiple) for name, size in axes.largest.items())
+    sizes_of = tuple(OpenSize(name, size, multiple, multiple) for name, size in axes.largest.items())
     fed_weights |= source_set(state.options.method.program, fixed.joint.parameters)
     content = replace(fixed, graphs=graphs, fed_weights=fed_weights, sizes=sizes_of, fixed=fixed)
     for each, own in zip(states, wholes, strict=True):

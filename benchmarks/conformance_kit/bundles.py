@@ -38,7 +38,7 @@ class Made:
         inputs, outputs: name -> dtype and shape.
         smallest: fewest samples of a step; the bundle is planned for 4.
         settings: hyperparameters, which the identity of saved states covers.
-        sizes: open size of the inputs -> the largest size, and the number that divides every size.
+        sizes: open size of the inputs -> the largest size, the number that divides every size, and the smallest size.
     """
 
     graphs: Mapping[str, str]
@@ -53,7 +53,7 @@ class Made:
     outputs: Mapping[str, tuple[str, list[Any]]] = field(default_factory=lambda: {"logits": ("float32", ["N", 3])})
     smallest: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def write(made: Made, folder: Path) -> None:
@@ -123,8 +123,9 @@ def _specs(table: Mapping[str, tuple[str, list[Any]]]) -> list[dict[str, Any]]:
     return [{"name": name, "dtype": dtype, "shape": shape} for name, (dtype, shape) in table.items()]
 
 
-def _sizes(table: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    return [{"name": name, "largest": largest, "multiple": multiple} for name, (largest, multiple) in table.items()]
+def _sizes(table: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
+    keys = ("largest", "multiple", "smallest")
+    return [{"name": name, **dict(zip(keys, numbers, strict=False))} for name, numbers in table.items()]
 
 
 def _move_out(model: onnx.ModelProto, name: str, path: Path, array: np.ndarray) -> None:

@@ -111,6 +111,15 @@ MANIFESTS: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
     "sizes-no-list": (DAMAGED, _set("sizes", {})),
     "sizes-zero": (DAMAGED, _set("sizes", [{"name": "width", "largest": 0, "multiple": 1}])),
     "sizes-no-multiple": (DAMAGED, _set("sizes", [{"name": "width", "largest": 5, "multiple": 2}])),
+    "sizes-smallest-zero": (DAMAGED, _set("sizes", [{"name": "width", "largest": 4, "multiple": 1, "smallest": 0}])),
+    "sizes-smallest-no-multiple": (
+        DAMAGED,
+        _set("sizes", [{"name": "width", "largest": 4, "multiple": 2, "smallest": 3}]),
+    ),
+    "sizes-smallest-too-large": (
+        DAMAGED,
+        _set("sizes", [{"name": "width", "largest": 4, "multiple": 1, "smallest": 5}]),
+    ),
     "sizes-of-samples": (DAMAGED, _set("sizes", [{"name": "N", "largest": 4, "multiple": 1}])),
     "sizes-twice": (DAMAGED, _set("sizes", [{"name": "width", "largest": 4, "multiple": 1}] * 2)),
     "sizes-key-unknown": (DAMAGED, _set("sizes", [{"name": "width", "largest": 4, "multiple": 1, "least": 1}])),

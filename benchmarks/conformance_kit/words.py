@@ -412,7 +412,7 @@ forward (float[N,2,width] x, float[width] gain, float[length] bias, float level)
         moves={"learn": {"level_next": "level"}},
         inputs={"x": ("float32", ["N", 2, "width"]), "gain": ("float32", ["width"]), "bias": ("float32", ["length"])},
         outputs=TWO_CLASSES,
-        sizes={"width": (8, 2), "length": (5, 1)},
+        sizes={"width": (8, 2), "length": (5, 1, 2)},
     )
 
 
@@ -422,10 +422,10 @@ def _open_sizes() -> list[Call]:
         gains = np.linspace(0.5, 1.5, width if gain is None else gain, dtype=np.float32)
         return {**inputs, "gain": gains, "bias": np.arange(length, dtype=np.float32)}
 
-    bad = [of(4, 3, 1), of(4, 10, 1), of(4, 0, 1), of(4, 4, 6), of(4, 4, 0), of(4, 4, 1, gain=6)]
+    bad = [of(4, 3, 2), of(4, 10, 2), of(4, 0, 2), of(4, 4, 6), of(4, 4, 0), of(4, 4, 1), of(4, 4, 2, gain=6)]
     spoilt = of(3, 8, 2)
     spoilt["x"][1, 0, 7] = NAN
-    good: list[Call] = [("step", of(4, 8, 5)), ("step", of(2, 2, 1)), ("step", spoilt), ("predict", of(1, 6, 3))]
+    good: list[Call] = [("step", of(4, 8, 5)), ("step", of(2, 2, 2)), ("step", spoilt), ("predict", of(1, 6, 3))]
     return [*good, *(("refused", ("step", inputs)) for inputs in bad), ("step", of(4, 4, 4))]
 
 

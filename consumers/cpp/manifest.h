@@ -70,7 +70,7 @@ struct Spec {
   std::map<size_t, std::string> open;  // axis -> name of the size, where the shape has -2
 };
 struct Size {
-  int64_t largest, multiple;
+  int64_t largest, multiple, smallest;
 };
 struct Graph {
   std::string file, level;
@@ -119,25 +119,27 @@ std::vector<Spec> specs(const json& v, const std::string& where, const Names& mo
 std::map<std::string, Size> open_sizes(const json& v) {
   std::map<std::string, Size> found;
   for (const auto& entry : a_list(v, "sizes")) {
-    an_object(entry, "sizes", {"name", "largest", "multiple"}, true);
+    an_object(entry, "sizes", {"name", "largest", "multiple"}, true, {"smallest"});
     const int64_t largest = a_count(entry["largest"], "sizes.largest", 1);
     const int64_t multiple = a_count(entry["multiple"], "sizes.multiple", 1);
+    const int64_t smallest = a_count(entry.value("smallest", entry["multiple"]), "sizes.smallest", 1);
     if (largest % multiple) refuse("sizes.largest", "is no multiple of `multiple`");
+    if (smallest % multiple || smallest > largest) refuse("sizes.smallest", "is no multiple of `multiple` up to `largest`");
     const std::string name = a_name(entry["name"], "sizes.name");
-    if (name == "N" || !found.insert({name, {largest, multiple}}).second) refuse("sizes", "has a name twice, or `N`");
+    if (name == "N" || !found.insert({name, {largest, multiple, smallest}}).second) refuse("sizes", "has a name twice, or `N`");
   }
   return found;
 }
-// The input with an open size that is too large, no multiple, or different in two inputs; empty if there is none.
+// The input with an open size that is too small or too large, no multiple, or different in two inputs; empty without.
 std::string misfit(const Manifest& m, const Tensors& given) {
   std::map<std::string, int64_t> seen;
   for (const auto& spec : m.inputs)
     for (const auto& [axis, name] : spec.open) {
       const int64_t size = given.at(spec.name).shape[axis];
-      const auto& [largest, multiple] = m.sizes.at(name);
-      if (size < 1 || size > largest || size % multiple || seen.insert({name, size}).first->second != size)
+      const auto& [largest, multiple, smallest] = m.sizes.at(name);
+      if (size < smallest || size > largest || size % multiple || seen.insert({name, size}).first->second != size)
         return "the size `" + name + "` of the input `" + spec.name + "` is " + std::to_string(size) +
-               ", not at most " + std::to_string(largest) + ", a multiple of " + std::to_string(multiple) +
+               ", not from " + std::to_string(smallest) + " to " + std::to_string(largest) + ", a multiple of " + std::to_string(multiple) +
                ", and equal in all inputs";
     }
   return "";

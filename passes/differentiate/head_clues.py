@@ -35,9 +35,9 @@ def reads_text(model: ir.Model) -> bool:
 
 
 def box_output(model: ir.Model, scores: ir.Value) -> BoxOutput | None:
-    """Return the only other output of a model of images that may hold the boxes of `scores`, [N, ., .]; else None."""
+    """Return the only other output of a model of images that may hold the boxes of `scores` [N, .] or [N, ., .]."""
     shape = dims(scores)
-    if len(shape) != 3 or not _takes_images(model):
+    if len(shape) not in (2, 3) or not _takes_images(model):
         return None
     found = list[BoxOutput]()
     for value in model.graph.outputs:

@@ -61,7 +61,7 @@ class Head:
         kind: "classes" (of each sample), "binary" (independent answers), "dense" (classes of each position),
             "detection" (scores of boxes) or "ctc" (characters of frames).
         shape: shape of the scores, and of the output but for `first`.
-        axis: axis of the classes or answers; None for an output [N] with one answer for each sample.
+        axis: axis of the classes or answers; None for an output [N], or [N, boxes], with one answer at each position.
         values: kind of the numbers in the output.
         first: position of the first score along the axis, behind the coordinates of a box.
         objectness: whether the first score says whether there is an object at all.
@@ -158,7 +158,10 @@ def decide_head(
     refuse_mixture(output, option, parts)
     refuse_choices(output, ending)
     _refuse_other_axis(output, ending, axis)
-    beside = boxes.classes_axis(shape) if boxes and option in ("auto", "detection") else None
+    boxes = boxes if option in ("auto", "detection") else None
+    if boxes and boxes.are_scores(shape) and axis is None and ending.axis is None:
+        return Head(kind="detection", shape=shape, axis=None, values=VALUES[ending.kind], boxes=boxes.name)
+    beside = boxes.classes_axis(shape) if boxes else None
     axis = axis or (beside if ending.axis is None else None) or _class_axis(output, ending, option, reads_text)
     apart = boxes.name if boxes and beside is not None and axis == beside else ""
     kind = "detection" if apart else _kind(shape, axis, ending, reads_text) if option == "auto" else _named_kind(option)

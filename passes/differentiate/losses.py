@@ -96,7 +96,6 @@ def counted_positions(op: Builder, scores: ir.Value, head: Head) -> ir.Value | N
     A frame or box whose class is `head.ignored` counts for nothing.  Without such a class, the `BOXES` most confident
     boxes of a detector count: nearly all others are background, whose entropy is almost 0.
     """
-    assert head.axis is not None or head.kind not in ("detection", "ctc")
     if head.mask:
         mask = next(value for value in op.graph.inputs if value.name == head.mask)
         truth = op.Cast(mask, to=int(ir.DataType.BOOL))
@@ -105,14 +104,20 @@ def counted_positions(op: Builder, scores: ir.Value, head: Head) -> ir.Value | N
         return op.Not(op.Equal(op.ArgMax(scores, axis=head.axis, keepdims=0), head.ignored))
     if head.kind != "detection":
         return None
-    count = head.outputs - head.objectness
-    confidence = op.ReduceMax(op.Sigmoid(scores), [head.axis], keepdims=0)
-    if head.objectness:
-        first, rest = op.Split(op.Sigmoid(scores), [1, count], axis=head.axis, outputs=2)
-        confidence = op.Mul(op.Squeeze(first, [head.axis]), op.ReduceMax(rest, [head.axis], keepdims=0))
+    confidence = _confidence(op, op.Sigmoid(scores), head)
     boxes = int(next(size for size in dims(confidence)[1:]))
     best, _ = op.TopK(confidence, [min(BOXES, boxes)], axis=1)
     return op.GreaterOrEqual(confidence, op.ReduceMin(best, [1], keepdims=1))
+
+
+def _confidence(op: Builder, each: ir.Value, head: Head) -> ir.Value:
+    """The largest probability of each box, times that of any object, [N, boxes]."""
+    if head.axis is None:
+        return each
+    if not head.objectness:
+        return op.ReduceMax(each, [head.axis], keepdims=0)
+    first, rest = op.Split(each, [1, head.outputs - 1], axis=head.axis, outputs=2)
+    return op.Mul(op.Squeeze(first, [head.axis]), op.ReduceMax(rest, [head.axis], keepdims=0))
 
 
 def counted_mean(op: Builder, each: ir.Value, counted: ir.Value | None, name: str) -> ir.Value:

@@ -35,6 +35,19 @@ def _unary(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     return requantized(op, node, y, 3)
 
 
+@unfused("QLinearSoftmax")
+def _softmax(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """Softmax over one axis, as since opset 13; before, Softmax was over an axis and all behind it."""
+    if node.attributes.get_int("opset", 0) < 13 or op.opset < 13:
+        return None
+    return requantized(op, node, op("Softmax", dequantized(op, node, 0), **without(node, "opset")), 3)
+
+
+@unfused("QLinearWhere")
+def _where(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    return requantized(op, node, op("Where", given(node, 0), dequantized(op, node, 1), dequantized(op, node, 4)), 7)
+
+
 @unfused("QLinearGlobalAveragePool", "QLinearAveragePool")
 def _pool(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     if node.attributes.get_int("channels_last", 0):

@@ -151,6 +151,41 @@ def _conv(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     return [activated(op, node, y)]
 
 
+@unfused("NhwcConv", "NhwcFusedConv")
+def _conv_with_channels_last(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
+    """y = activation(conv(x, w, b) + z) for x, y and z of the form [N, H, W, C]."""
+    kernel = _channels_second(op, node)
+    if kernel is None:
+        return None
+    x = op("Transpose", node.inputs[0], perm=[0, 3, 1, 2])
+    y = op("Conv", x, kernel, given(node, 2), **without(node, *ACTIVATION))
+    y = op("Transpose", y, perm=[0, 2, 3, 1])
+    y = y if given(node, 3) is None else op("Add", y, given(node, 3))
+    return [activated(op, node, y)]
+
+
+def _channels_second(op: Writer, node: ir.Node) -> ir.Value | None:
+    """Return the kernel as [M, C / group, H, W]: some engines keep it, others write [M, H, W, C / group].
+
+    None if the sizes do not tell which, or if it has other axes.
+    """
+    x, kernel = node.inputs[:2]
+    shape = None if kernel is None else kernel.shape if kernel.const_value is None else kernel.const_value.shape
+    if x is None or kernel is None or shape is None or len(shape) != 4:
+        return None
+    sizes, stated = list(shape), list(node.attributes.get_ints("kernel_shape", ()) or ())
+    channels = x.shape[3] if x.shape is not None and len(x.shape) == 4 else None
+    each = channels // node.attributes.get_int("group", 1) if isinstance(channels, int) else None
+
+    def fits(own: Any, window: list[Any]) -> bool:
+        return (each is None or own == each) and stated in ([], window)
+
+    second, last = fits(sizes[1], sizes[2:]), fits(sizes[3], sizes[1:3])
+    if second == last:
+        return None
+    return kernel if second else op("Transpose", kernel, perm=[0, 3, 1, 2])
+
+
 @unfused("FusedGemm")
 def _gemm(op: Writer, node: ir.Node) -> list[ir.Value | None] | None:
     """y = activation(gemm(a, b, c))."""

@@ -53,7 +53,7 @@ def control_flow(nodes: Sequence[ir.Node]) -> UnsupportedError:
     return UnsupportedError(
         f"control flow that depends on the input: {', '.join(sorted({f'`{node.op_type}`' for node in nodes}))}",
         where="\n     ".join(node_place(node) for node in nodes[:8]),
-        hint="export a model without loops and branches on values; loops of a stated number of turns are unrolled",
+        hint="export a model without loops and branches on values; loops whose turns a constant bounds are unrolled",
     )
 
 
@@ -94,7 +94,7 @@ def _either(walk: Walk, node: ir.Node, first: ir.Value, second: ir.Value) -> ir.
     """
     condition, known = node.inputs[0], walk.of(first)
     assert condition is not None
-    if known.shapes is None or known.shapes != walk.of(second).shapes or _of_whole_batch(walk, condition):
+    if known.shapes is None or known.shapes != walk.of(second).shapes or is_of_whole_batch(walk, condition):
         raise control_flow([node])
     with walk.op.at(node.metadata_props.get(LAYER, ""), before=node):
         rows = walk.of(condition).axis is not None
@@ -107,7 +107,7 @@ def _either(walk: Walk, node: ir.Node, first: ir.Value, second: ir.Value) -> ir.
     return result
 
 
-def _of_whole_batch(walk: Walk, condition: ir.Value) -> bool:
+def is_of_whole_batch(walk: Walk, condition: ir.Value) -> bool:
     """Whether one condition for all samples depends on an input with an axis of samples."""
     read = [condition, *(value for node in nodes_before(condition) for value in node.inputs if value is not None)]
     return walk.of(condition).axis is None and any(v.is_graph_input() and walk.of(v).axis is not None for v in read)

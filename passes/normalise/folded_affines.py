@@ -7,8 +7,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED, FOLDED_EPSILON
-from ttac.passes.graph.match import made_by, only_reader, with_constant
+from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED, FOLDED_EPSILON, TENSORFLOW_EPSILON
+from ttac.passes.graph.match import array_of, made_by, only_reader, with_constant
 from ttac.passes.graph.rewire import node_after
 from ttac.passes.normalise.affine_nodes import (
     KIND,
@@ -36,18 +36,20 @@ def fuse_affines(model: ir.Model) -> None:
 def folded_batch_norm(op: Builder, node: ir.Node) -> bool:
     """x*scale + bias with one number per channel, behind a layer -> one BatchNormalization without statistics.
 
-    A node that the file names as a batch norm, or that directly follows a convolution, is marked as folded. With a
-    name in the file, x may also be [N, C] or [N, ..., C].  Other nodes may then read x too, as before a residual block.
+    A node that the file names as a batch norm, that directly follows a convolution, or of the form
+    (x - mean)*scale + bias is marked as folded. With a name in the file, or with a mean, x may also be [N, C] or
+    [N, ..., C].  Other nodes may then read x too, as before a residual block.
     """
     parts, total = with_constant(node), only_reader(node.outputs[0], "Add")
     shift = with_constant(total)
     if parts is None or total is None or shift is None:
         return False
-    value, name = parts[0], node.metadata_props.get(FOLDED, "")
-    scale, bias = (per_channel(array, value) for array in (parts[1], shift[1]))
+    value, factor, offset = _with_mean(parts[0], parts[1], shift[1])
+    name = node.metadata_props.get(FOLDED, "") or ("?" if value is not parts[0] else "")
+    scale, bias = (per_channel(array, value) for array in (factor, offset))
     last = bool(name) and (scale is None or bias is None)
     if last:
-        scale, bias = (_per_last(array, value) for array in (parts[1], shift[1]))
+        scale, bias = (_per_last(array, value) for array in (factor, offset))
     if scale is None or bias is None or not (name or (made_by(value, *ACTS) and len(value.uses()) == 1)):
         return False
     name = name or ("?" if made_by(value, *CONVOLUTIONS) else "")
@@ -63,10 +65,27 @@ def folded_batch_norm(op: Builder, node: ir.Node) -> bool:
     last_node.metadata_props[KIND] = "affine"
     if name:
         last_node.metadata_props[FOLDED] = name
-    if epsilon := node.metadata_props.get(FOLDED_EPSILON):
+    keras = TENSORFLOW_EPSILON if value is not parts[0] else ""
+    if epsilon := node.metadata_props.get(FOLDED_EPSILON, keras):
         last_node.metadata_props[FOLDED_EPSILON] = epsilon
     _rename(y, new)
     return True
+
+
+def _with_mean(value: ir.Value, scale: np.ndarray, bias: np.ndarray) -> tuple[ir.Value, np.ndarray, np.ndarray]:
+    """Return x, scale and bias - mean*scale where `value` is x - mean for the layer x, else the three unchanged.
+
+    Keras on PyTorch writes a batch norm as (x - mean)*scale + bias, with scale = gamma/sqrt(variance + epsilon).
+    """
+    node = made_by(value, "Sub")
+    mean = array_of(node.inputs[1]) if node is not None else None
+    x = node.inputs[0] if node is not None else None
+    if x is None or mean is None or x.producer() is None or only_reader(value, "Mul") is None:
+        return value, scale, bias
+    if not mean.size == scale.size == bias.size > 1:
+        return value, scale, bias
+    shifted = bias - (mean.astype(np.float64).reshape(scale.shape) * scale).reshape(bias.shape)
+    return x, scale, shifted.astype(bias.dtype)
 
 
 def _per_last(array: np.ndarray, value: ir.Value) -> np.ndarray | None:

@@ -1,6 +1,7 @@
-"""Unroll Loop and Scan where shapes and constants state the number of turns, so shapes, batches and gradients pass.
+"""Unroll Loop and Scan where shapes and constants bound the number of turns, so shapes, batches and gradients pass.
 
-Keras and scripted PyTorch models write recurrent layers and fixed repetitions as loops.
+Keras and scripted PyTorch models write recurrent layers and fixed repetitions as loops.  A loop without such a bound is
+refused: every step of a bundle ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.normalise.batch_walk import Walk, rewrites
-from ttac.passes.normalise.branches import control_flow, replace_outputs, spliced
+from ttac.passes.normalise.branches import control_flow, is_of_whole_batch, replace_outputs, spliced
 
 LARGEST = 20_000
 """Largest number of nodes that one loop becomes."""
@@ -20,40 +21,80 @@ LARGEST = 20_000
 
 @rewrites("Loop")
 def _loop(walk: Walk, node: ir.Node) -> None:
-    """Unroll a Loop of a stated number of turns, or whose condition shapes and constants decide after each turn.
+    """Unroll a Loop of a bounded number of turns; where the data end it earlier, later turns change nothing.
 
-    Raises UnsupportedError where the data decide when it ends.
+    Raises UnsupportedError for a Loop that nothing bounds, or that all samples of a batch end together.
     """
     body, stated = node.attributes["body"].as_graph(), node.inputs[0] is not None
     count = walk.fixed_data(node, 0) if stated else np.array(LARGEST)
-    go = walk.fixed_data(node, 1) if len(node.inputs) > 1 and node.inputs[1] is not None else np.array(True)
     endless = _goes_on(body)
-    if count is None or go is None or not go.all() or (endless and not stated):
+    if count is None or (endless and not stated):
         raise control_flow([node])
     states = [value for value in node.inputs[2:] if value is not None]
     turns = _bounded(node, body, int(count) if endless else min(int(count), LARGEST // max(1, len(body))))
-    true = walk.op.constant(np.array(True))
+    true, go = walk.op.constant(np.array(True)), _first_condition(walk, node, turns == int(count))
     rows: list[list[ir.Value]] = []
     for turn in range(turns):
-        values = [walk.op.constant(np.array(turn, np.int64)), true, *states]
+        values = [walk.op.constant(np.array(turn, np.int64)), go or true, *states]
         again, *results = _turn(walk, node, body, values, turn)
-        states, scanned = results[: len(states)], results[len(states) :]
+        after, scanned = results[: len(states)], results[len(states) :]
+        states = after if go is None else [_moved(walk, node, go, *pair) for pair in zip(after, states, strict=True)]
         rows.append(scanned)
-        if not endless and not _again(walk, node, again):
+        decided = True if endless else _decided(walk, again)
+        if decided is None:
+            go = _condition(walk, node, go, again, turns == int(count))
+        if decided is False:
             break
     else:
         if not endless and turns < int(count):  # more turns than one loop may become
             raise control_flow([node])
+    if go is not None and any(value.uses() or value.is_graph_output() for value in node.outputs[len(states) :]):
+        raise control_flow([node])  # the data decide how many rows there are
     joined = [_stacked(walk, node, column, 0, len(states) + i) for i, column in enumerate(zip(*rows, strict=True))]
     replace_outputs(walk, node, [*states, *joined])
 
 
-def _again(walk: Walk, node: ir.Node, condition: ir.Value) -> bool:
-    """Whether a condition that shapes and constants decide is true; raises UnsupportedError where the data decide."""
+def _first_condition(walk: Walk, node: ir.Node, bounded: bool) -> ir.Value | None:
+    """The condition of the first turn that the data decide; None if it is true."""
+    go = node.inputs[1] if len(node.inputs) > 1 else None
+    decided = True if go is None else _decided(walk, go)
+    if decided is False:
+        raise control_flow([node])
+    return None if go is None or decided else _condition(walk, node, None, go, bounded)
+
+
+def _decided(walk: Walk, condition: ir.Value) -> bool | None:
+    """Whether a condition is true; None where the data decide."""
     contents = walk.contents(condition)
     if contents is None or contents[0].all() != contents[1].all():
-        raise control_flow([node])
+        return None
     return bool(contents[0].all())
+
+
+def _condition(walk: Walk, node: ir.Node, before: ir.Value | None, again: ir.Value, bounded: bool) -> ir.Value:
+    """Whether the next turn counts: all conditions so far hold.
+
+    Raises UnsupportedError for a loop without a bound, or if a whole batch decides together.
+    """
+    if not bounded or is_of_whole_batch(walk, again):
+        raise control_flow([node])
+    with walk.op.at(node.metadata_props.get(LAYER, ""), before=node):
+        single = walk.op.Reshape(again, np.array([], np.int64))
+        walk.visit_producer(single)
+        whole = single if before is None else walk.op.And(before, single)
+    if whole is not single:
+        walk.visit_producer(whole)
+    return whole
+
+
+def _moved(walk: Walk, node: ir.Node, go: ir.Value, after: ir.Value, before: ir.Value) -> ir.Value:
+    """The state behind a turn if the turn counts, else the state before; raises UnsupportedError for other shapes."""
+    if walk.of(after).shapes is None or walk.of(after).shapes != walk.of(before).shapes:
+        raise control_flow([node])
+    with walk.op.at(node.metadata_props.get(LAYER, ""), before=node):
+        state = walk.op.Where(go, after, before)
+    walk.visit_producer(state)
+    return state
 
 
 @rewrites("Scan")

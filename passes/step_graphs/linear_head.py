@@ -9,11 +9,12 @@ from ttac.errors import UnsupportedError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.places import node_place
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.shapes import BATCH, dims
 from ttac.passes.step_graphs.context import Subject
 
 LINEAR = frozenset({"Gemm", "MatMul", "Conv"})
-BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze"})
+BETWEEN = frozenset({"Add", "Flatten", "Reshape", "Squeeze", "Sub"})
+"""Operators behind the linear layer: a bias, a shift of the scores, and changes of the shape."""
 ROUNDINGS = frozenset({"DequantizeLinear", "QuantizeLinear", "RoundToGrid"})
 """Operators that round the features for a classifier in 8 bits."""
 SHORTEST = 1e-12
@@ -42,6 +43,12 @@ def last_linear(scores: ir.Value, purpose: str, hint: str = "`ttac inspect` list
     """
     nodes = _classifier(scores)
     node = nodes[-1] if nodes else None
+    if node is not None and len(_parts(node)) > 1:
+        raise UnsupportedError(
+            f"several layers make the predictions together, so there are no features to {purpose}",
+            where=node_place(node),
+            hint=hint,
+        )
     if node is None or node.op_type not in LINEAR or node.inputs[0] is None:
         raise UnsupportedError(
             f"no linear layer makes the predictions, so there are no features to {purpose}",
@@ -56,10 +63,17 @@ def _classifier(scores: ir.Value) -> list[ir.Node]:
     nodes, node = [], scores.producer()
     while node is not None:
         nodes.append(node)
-        inputs = node.inputs if node.op_type in BETWEEN else []
-        computed = [value.producer() for value in inputs if value is not None and value.const_value is None]
-        node = computed[0] if computed else None
+        parts = _parts(node)
+        node = parts[0].producer() if parts == [node.inputs[0]] or (node.op_type == "Add" and len(parts) == 1) else None
     return nodes
+
+
+def _parts(node: ir.Node) -> list[ir.Value]:
+    """Return the operands of a node in `BETWEEN` that have a row for each sample; none of another operator."""
+    operands = [value for value in node.inputs if value is not None and value.producer() is not None]
+    sizes = {value: list(value.shape or [BATCH]) for value in operands}
+    is_between = node.op_type in BETWEEN
+    return [value for value in operands if is_between and any(not isinstance(size, int) for size in sizes[value])]
 
 
 def roundings(classifier: ir.Node) -> list[ir.Node]:
@@ -107,7 +121,9 @@ def subtract_features(op: Builder, subject: Subject, layer: ir.Node, scores: ir.
     readers = list(scores.uses())
     row = op.Unsqueeze(shift, [0])
     change = op.Sub(classified(op, layer, scores, row), classified(op, layer, scores, op.Mul(row, 0.0)))
+    change.shape = ir.Shape([1, *dims(scores)[1:]])
     moved = op.Sub(scores, change)
+    moved.shape = scores.shape
     for use in readers:
         use.node.replace_input_with(use.idx, moved)
     if scores.is_graph_output():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ import pytest
 import ttac
 from tests.support.real_files import BODY, POOLED, images, weights, written
 from tests.support.source_models import saved, source
+from ttac.bundle_content import OpenSize
 from ttac.cli import main
 from ttac.errors import UnsupportedError, UsageError
 from ttac.runtime.bundle import read_manifest
+from ttac.size_trials import _least, _Trials
 
 SIZES = ((32, 32), (24, 20), (17, 29), (32, 12), (10, 14))
 CLASSES = f"{POOLED} y = MatMul (f, wf)"
@@ -202,3 +207,52 @@ def test_a_bound_size_stays_and_the_others_stay_open(
         np.testing.assert_allclose(adapter.step(x), ttac.load(own).step(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError):
         adapter.step(images(4, 3, 12, 32))
+
+
+NARROW = """
+  c = Conv <strides = [2, 2]> (x, wide)
+  n = BatchNormalization (c, s, b, m, v)
+  r = Relu (n)
+  k = Conv (r, w2)
+  g = GlobalAveragePool (k)
+  y = Flatten (g)
+"""
+"""A net that takes images from 9x9: kernels of 5, with a stride of 2, and of 3, without padding."""
+
+
+def test_a_bundle_states_the_smallest_size(tmp_path: Path) -> None:
+    wide = (RANDOM.standard_normal((8, 3, 5, 5)) * 0.3).astype(np.float32)
+    arrays = {"wide": wide, "w2": MORE["w2"], **{name: weights()[name] for name in ("s", "b", "m", "v")}}
+    path = saved(source(f"m (float[N,3,height,width] x) => (float[N,4] y) {{ {NARROW} }}", arrays), tmp_path)
+    adapter = compiled(path, "bn", max_shape="3x48x40")
+    sizes = {size["name"]: size for size in read_manifest(adapter.path)["sizes"]}
+    assert [(sizes[name]["smallest"], sizes[name]["multiple"]) for name in ("height", "width")] == [(9, 1), (9, 1)]
+    fixed = compiled(path, "bn", "9x9", shape=(3, 9, 9))
+    x = images(4, 3, 9, 9)
+    np.testing.assert_allclose(adapter.step(x), fixed.step(x), rtol=1e-5, atol=1e-5)
+    before = {name: np.array(array) for name, array in adapter._state.arrays().items()}
+    with pytest.raises(UsageError) as refusal:
+        adapter.step(images(4, 3, 20, 8))
+    assert "its size `width` is 8, the smallest that works is 9" in str(refusal.value)
+    for name, array in adapter._state.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_process_that_dies_is_a_size_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Engines divide by an empty axis, and the processor ends them."""
+    child = """
+import json, os, signal, sys
+for line in sys.stdin:
+    if json.loads(line)["width"] < 7:
+        os.kill(os.getpid(), signal.SIGFPE)
+    print("yes", flush=True)
+"""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    start = [sys.executable, "-c", child]
+    monkeypatch.setattr("ttac.size_trials.start_module", lambda *_: subprocess.Popen(start, **pipes))
+    trials = _Trials(tmp_path, tmp_path)
+    try:
+        assert [trials.works({"width": width}) for width in (9, 6, 7, 1, 30)] == [True, False, True, False, True]
+        assert _least(trials, {"width": 30}, OpenSize("width", 40, 1, 30)) == 7
+    finally:
+        trials.close()

@@ -24,6 +24,7 @@ REFERENCES = {
     *("state-shape-other", "state-tensor-missing", "state-tensor-twice", "head-output-unknown", "head-axis-samples"),
     *("batch-reversed", "forms-unknown-graph", "input-open-size"),
     *("sizes-no-multiple", "sizes-twice", "sizes-of-another-name"),
+    *("sizes-smallest-no-multiple", "sizes-smallest-too-large"),
     *("head-mask-of-no-input", "head-boxes-of-no-output"),
 }
 """Errors in the references between entries, which a schema cannot state."""

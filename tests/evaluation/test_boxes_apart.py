@@ -13,7 +13,9 @@ from onnx import TensorProto, helper
 import ttac
 from benchmarks.drawn import SIDE, shapes
 from tests.conftest import Run
+from ttac.evaluation.answers import Reading
 from ttac.inspection import inspect_model
+from ttac.runtime.records import HeadSpec
 from ttac.samples.box_outputs import box_outputs
 
 JOINED = Path(__file__).parents[2] / "benchmarks" / "small_nets" / "detector.onnx"
@@ -75,6 +77,23 @@ def test_boxes_beside_the_scores_name_the_axis(tmp_path: Path) -> None:
     )
     bundle = ttac.compile(path, method="tent", batch=4, logits="scores", dry_run=True)
     assert (bundle.manifest["head"]["boxes"], bundle.manifest["head"]["axis"]) == ("boxes", 2)
+
+
+@pytest.mark.parametrize("values", ["probabilities", "logits"])
+def test_scores_without_an_axis_are_those_of_one_class(values: str) -> None:
+    pytest.importorskip("pycocotools")
+    random, boxes = np.random.default_rng(0), box_outputs("b", ["N", 50, 4])[0]
+    scores = random.uniform(0.01, 0.99, (3, 50)).astype(np.float32)
+    scores = scores if values == "probabilities" else np.log(scores / (1 - scores))
+    centred = random.uniform(0.1, 0.9, (3, 50, 4)).astype(np.float32)
+    read = []
+    for axis, array in ((None, scores), (2, scores[..., None])):
+        head = HeadSpec(kind="detection", axis=axis, values=values, output="s", count=1, boxes="b")
+        reading = Reading(head=head, output="s", axis=0, count=1, boxes=boxes)
+        read.append(reading.read({"s": array, "b": centred}))
+    assert (read[0].answers[:, 0, 0] == 0).all()
+    for found, expected in zip(vars(read[0]).values(), vars(read[1]).values(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_corners_become_centres() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ttac
 from tests.support.consistency_case import initial, numbers
-from tests.support.source_models import saved
+from tests.support.source_models import saved, source
 from tests.support.whole_models import MODELS, compiled, samples, state_of
 from ttac import methods
 from ttac.errors import UnsupportedError
@@ -114,3 +114,33 @@ def test_a_model_without_a_linear_classifier_is_refused(tmp_path: Path) -> None:
     ) as caught:
         ttac.compile(saved(model, tmp_path), method="source", settings={"estimate": 3}, output=tmp_path / "b.ttac")
     assert caught.value.hint == "leave out `--set estimate`"
+
+
+def test_the_estimate_follows_scores_that_another_method_shifts(tmp_path: Path) -> None:
+    """In 8 bits `neo` keeps its features and shifts the scores by one row."""
+    path = saved(classifier()[0], tmp_path)
+    choices: dict[str, Any] = {"batch": BATCH, "method": "neo", "quantize": "int8"}
+    random = np.random.default_rng(6)
+    choices["calibration"] = random.normal(size=(64, FEATURES)).astype(np.float32)
+    found = ttac.load(compiled(path, tmp_path, settings={"estimate": DRAWS}, **choices), threads=1)
+    plain = ttac.load(compiled(path, tmp_path, **choices), threads=1)
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(size=(BATCH, FEATURES)).astype(np.float32)
+        np.testing.assert_array_equal(found.step(x), plain.step(x))
+        assert 0 < found.stats["estimated_error"] < 1
+
+
+def test_two_added_heads_have_no_features(tmp_path: Path) -> None:
+    text = """
+    net (float[N,6] x) => (float[N,3] y) {
+      a = MatMul (x, v)
+      h = Relu (a)
+      p = MatMul (h, w)
+      q = MatMul (x, u)
+      y = Add (p, q)
+    }"""
+    path = saved(source(text, {"v": (6, 5), "w": (5, 3), "u": (6, 3)}), tmp_path)
+    with pytest.raises(UnsupportedError, match="several layers make the predictions together"):
+        ttac.compile(path, method="neo", output=tmp_path / "b.ttac")
+    with pytest.raises(UnsupportedError, match="several layers make the predictions together"):
+        ttac.compile(path, method="source", settings={"estimate": 5}, output=tmp_path / "b.ttac")

@@ -333,14 +333,13 @@ case("BinaryEntropy", "plain", (N, 3, 4))
 for name, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
     small = [fixed(1, gates * 3, 4), fixed(1, gates * 3, 3), fixed(1, gates * 6)]
     double = [fixed(2, gates * 3, 4), fixed(2, gates * 3, 3), fixed(2, gates * 6)]
-    case(name, "forward", (5, N, 4), *small, hidden_size=3, outputs=1)
-    case(name, "reverse", (5, N, 4), *small, hidden_size=3, outputs=1, direction="reverse")
-    case(name, "both", (5, N, 4), *double, hidden_size=3, outputs=1, direction="bidirectional",
-         torch=name != "GRU")  # fmt: skip
-    case(name, "last state", (5, N, 4), *small, None, (1, N, 3), hidden_size=3, outputs=2, used=(1,))
-    case(name, "one step, no bias", (1, N, 4), *small[:2], hidden_size=3, outputs=1)
+    case(name, "forward", (5, N, 4), *small, hidden_size=3, outputs=1, torch=True)
+    case(name, "reverse", (5, N, 4), *small, hidden_size=3, outputs=1, direction="reverse", torch=True)
+    case(name, "both", (5, N, 4), *double, hidden_size=3, outputs=1, direction="bidirectional", torch=True)
+    case(name, "last state", (5, N, 4), *small, None, (1, N, 3), hidden_size=3, outputs=2, used=(1,), torch=True)
+    case(name, "one step, no bias", (1, N, 4), *small[:2], hidden_size=3, outputs=1, torch=True)
 state = (2, N, 3)
 case("LSTM", "states", (5, N, 4), *[fixed(2, 12, 4), fixed(2, 12, 3), fixed(2, 24)], None, state, state, outputs=3,
-     hidden_size=3, direction="bidirectional")  # fmt: skip
+     hidden_size=3, direction="bidirectional", torch=True)  # fmt: skip
 case("GRU", "linear before reset", (5, N, 4), *[fixed(2, 9, 4), fixed(2, 9, 3), fixed(2, 18)], None, state, outputs=2,
      hidden_size=3, direction="bidirectional", linear_before_reset=1, used=(0,), torch=True)  # fmt: skip

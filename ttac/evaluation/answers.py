@@ -136,7 +136,9 @@ class Reading:
     def _found(self, array: np.ndarray, centred: np.ndarray) -> np.ndarray:
         """Return the boxes that count, from their scores in `array` and all boxes [n, boxes, 4]."""
         head = self.head
-        if head.values == "probabilities":
+        if head.axis is None:
+            each = probabilities(array, head)[:, None, :, 0]
+        elif head.values == "probabilities":
             each = np.moveaxis(scores(array, head), head.axis or 1, 1).copy()
         else:
             every = probabilities(array, head)
@@ -176,7 +178,7 @@ def reading_of(manifest: Mapping[str, Any]) -> Reading:
         raise UnsupportedError(problem, where=f"output `{output.name}`", hint="stream it with `ttac run`")
     axis = output.batch_axis or 0
     first = samples_first(head, axis)
-    size = 2 if head.axis is None else output.shape[head.axis]
+    size = output.shape[head.axis] if head.axis is not None else 1 if head.kind == "detection" else 2
     count = (head.count or size) if isinstance(head.count or size, int) else np.iinfo(np.int64).max
     if head.kind in ("binary", "dense") and (count == 1 or head.kind == "binary"):
         count = 2

@@ -93,7 +93,7 @@ def counted_positions(outputs: np.ndarray, head: HeadSpec, feeds: Any = None) ->
     values = scores(outputs, head)
     if head.ignored is not None:
         return np.asarray(values.argmax(axis=head.axis) != head.ignored)
-    if head.kind != "detection" or head.axis is None:
+    if head.kind != "detection":
         each = values.shape
         if not is_binary(values.shape, head):
             each = tuple(size for axis, size in enumerate(values.shape) if axis != head.axis)
@@ -102,12 +102,12 @@ def counted_positions(outputs: np.ndarray, head: HeadSpec, feeds: Any = None) ->
     flat = confidence.reshape(len(confidence), -1)
     least = np.sort(flat, axis=1)[:, -min(BOXES, flat.shape[1])] if flat.size else np.zeros(len(flat))
     counted = confidence >= least.reshape(-1, *[1] * (confidence.ndim - 1))
-    return np.broadcast_to(np.expand_dims(counted, head.axis), values.shape)
+    return counted if head.axis is None else np.broadcast_to(np.expand_dims(counted, head.axis), values.shape)
 
 
 def _confidence(values: np.ndarray, head: HeadSpec) -> np.ndarray:
     """Return the confidence of each box from its independent scores: the largest, times that of any object."""
-    parts = np.moveaxis(values, head.axis or 0, -1).astype(np.float64)
+    parts = (values[..., None] if head.axis is None else np.moveaxis(values, head.axis, -1)).astype(np.float64)
     if head.values == "logits":
         parts = 0.5 * (1 + np.tanh(parts / 2))
     first = parts[..., 0] if head.objectness else 1.0

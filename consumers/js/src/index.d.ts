@@ -37,7 +37,7 @@ export interface Manifest {
   head: { output: string; kind: string; axis: number | null; values: string } | null;
   batch: { planned: number; smallest: number };
   /** Open sizes of the inputs. */
-  sizes?: { name: string; largest: number; multiple: number }[];
+  sizes?: { name: string; largest: number; multiple: number; smallest?: number }[];
   preprocessing: { layout?: string; mean?: number[]; std?: number[]; range?: number[] } | null;
   [key: string]: unknown;
 }

@@ -135,14 +135,17 @@ function graphFile(value, where, files) {
   return file;
 }
 
-/** The open sizes of the inputs: name -> `{ largest, multiple }`. */
+/** The open sizes of the inputs: name -> `{ largest, multiple, smallest }`. */
 function sizesOf(value) {
   const entries = aList(value, "sizes").map((entry, number) => {
     const where = `sizes[${number}]`;
-    anObject(entry, where, { only: ["name", "largest", "multiple"] });
-    const [largest, multiple] = ["largest", "multiple"].map((key) => aCount(entry[key], `${where}.${key}`, 1));
-    if (largest % multiple) refuse(`${where}.largest`, `is no multiple of ${multiple}`);
-    return [aName(entry.name, `${where}.name`), { largest, multiple }];
+    anObject(entry, where, { only: ["name", "largest", "multiple"], also: ["smallest"] });
+    const filled = { smallest: entry.multiple, ...entry };
+    const keys = ["largest", "multiple", "smallest"];
+    const [largest, multiple, smallest] = keys.map((key) => aCount(filled[key], `${where}.${key}`, 1));
+    if (largest % multiple || smallest % multiple) refuse(where, `has a size that is no multiple of ${multiple}`);
+    if (smallest > largest) refuse(`${where}.smallest`, "is above `largest`");
+    return [aName(entry.name, `${where}.name`), { largest, multiple, smallest }];
   });
   checkDistinct([BATCH_AXIS, ...entries.map(([name]) => name)], "sizes");
   return new Map(entries);

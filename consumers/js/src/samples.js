@@ -17,17 +17,17 @@ export function checkInputs(given, manifest) {
   return new Map(inputs);
 }
 
-/** Refuse an open size that is too large, no multiple, or different in two inputs. */
+/** Refuse an open size that is too small or too large, no multiple, or different in two inputs. */
 function checkSizes(inputs, { inputs: specs, sizes }) {
   const seen = new Map();
   inputs.forEach(([name, { dims }], number) => {
     specs[number].shape.forEach((symbol, axis) => {
       if (!sizes.has(symbol)) return;
-      const { largest, multiple } = sizes.get(symbol);
+      const { largest, multiple, smallest } = sizes.get(symbol);
       const size = dims[axis];
       const before = seen.get(symbol) ?? size;
-      if (size < 1 || size > largest || size % multiple || size !== before) {
-        const rule = `at most ${largest}, a multiple of ${multiple}, and equal in all inputs`;
+      if (size < smallest || size > largest || size % multiple || size !== before) {
+        const rule = `from ${smallest} to ${largest}, a multiple of ${multiple}, and equal in all inputs`;
         usage(`the input has shape [${dims}]; its size \`${symbol}\` is ${size}, not ${rule}`, `input \`${name}\``, "resize the samples");
       }
       seen.set(symbol, size);

@@ -166,6 +166,38 @@ def test_the_most_confident_boxes_count(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(sorted(counted_classes(output, head)), sorted(chosen.ravel()))
 
 
+FACES = """
+net (float[N,3,8,8] x) => (float[N,16] scores, float[N,16,4] boxes) {
+  %s
+  b = Conv (f, "box")
+  b2 = Reshape (b, "flat4")
+  boxes = Transpose <perm = [0,2,1]> (b2)
+  s = Conv (f, "object")
+  s2 = Flatten (s)
+  scores = Sigmoid (s2)
+}
+"""
+
+
+@pytest.mark.parametrize("method", ["tent", "sar", "eata"])
+def test_one_score_for_each_box(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors of faces give [N, boxes] beside the boxes: no classes, a yes or no for each box."""
+    monkeypatch.setattr("ttac.passes.differentiate.losses.BOXES", 5)
+    monkeypatch.setattr("ttac.samples.predictions.BOXES", 5)
+    random = np.random.default_rng(5)
+    drawn = {name: random.normal(size=WEIGHTS[name]).astype(np.float32) for name in ("conv.weight", "box", "object")}
+    path = saved(source(FACES % BODY, {**drawn, **norm("bn", 6), "flat4": WEIGHTS["flat4"]}), tmp_path)
+    assert inspect_model(path, logits="scores")["head"] == "detection: yes or no, boxes in `boxes`, probabilities"
+    bundle = ttac.compile(path, output=tmp_path / "b.ttac", method=method, batch=4, logits="scores")
+    assert bundle.manifest["verified"]["derivative"] < 5e-3
+    adapter = ttac.load(tmp_path / "b.ttac")
+    scores = adapter.step(images())["scores"]
+    p = scores.astype(np.float64).clip(1e-7, 1 - 1e-6)
+    best = np.take_along_axis(-(p * np.log(p) + (1 - p) * np.log(1 - p)), p.argsort(1)[:, -5:], 1)
+    assert adapter.stats["entropy"] == pytest.approx(best.mean(), rel=1e-4)
+    check_reports(adapter, scores)
+
+
 def check_reports(adapter: ttac.Adapter, output: np.ndarray) -> None:
     """`run`, `watch` and `eval` state the entropy of the loss: of frames and boxes that count."""
     manifest = adapter.bundle.manifest

@@ -12,6 +12,7 @@ import ttac.passes.differentiate.rules
 from tests.support.case_models import BATCHES, DOUBLE, SINGLE, Feeds, check, drawn, engine, joint_of, reference
 from tests.support.gradient_case import Case
 from tests.support.gradient_cases import CASES
+from tests.support.torch_recurrent import GATES, recurrent
 from ttac.passes.differentiate.reverse_walk import RULES
 from ttac.passes.graph.composites import COMPOSITES
 
@@ -86,15 +87,16 @@ def torch_gradients(case: Case, feeds: Feeds, wrt: Sequence[str]) -> Feeds:
     torch.set_num_threads(1)
     tensors = {name: torch.tensor(array, requires_grad=name in wrt) for name, array in feeds.items()}
     inputs = [tensors.get(f"x{position}") for position in range(len(case.inputs))]
-    (torch_forward(case, *inputs) * tensors["weights0"]).sum().backward()
+    outputs = recurrent(case, *inputs) if case.op in GATES else [torch_forward(case, *inputs)]
+    used = case.used or range(len(outputs))
+    loss = sum((outputs[place] * tensors[f"weights{place}"]).sum() for place in used if f"weights{place}" in tensors)
+    loss.backward()
     return {name: tensors[name].grad.numpy() for name in wrt}
 
 
 def torch_forward(case: Case, x: Any, w: Any = None, b: Any = None, *_: Any) -> Any:
     import torch.nn.functional as F
 
-    if case.op in GATES:
-        return torch_recurrent(case, x, w, b, *_)
     given, count = case.attributes, x.dim() - 2
     pads = given.get("pads", [0] * 2 * count)
     assert pads[:count] == pads[count:]
@@ -114,25 +116,6 @@ def torch_forward(case: Case, x: Any, w: Any = None, b: Any = None, *_: Any) -> 
         return getattr(F, f"avg_pool{count}d")(x, given["kernel_shape"], strides, pads[:count], ceil, padded)
     mode = {"nearest": "nearest", "linear": "bilinear"}[given["mode"]]
     return F.interpolate(x, scale_factor=2, mode=mode)
-
-
-GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Recurrent operator -> positions of PyTorch's gates among those of ONNX."""
-
-
-def torch_recurrent(case: Case, x: Any, w: Any, r: Any, bias: Any, _: Any = None, *first: Any) -> Any:
-    """Return the states [T, directions, N, H] of PyTorch's layer with the weights of the node."""
-    import torch
-
-    hidden, order = case.attributes["hidden_size"], GATES[case.op]
-    parts = [part for whole in zip(w, r, *bias.chunk(2, 1), strict=True) for part in whole]
-    weights = [torch.cat([part[gate * hidden : (gate + 1) * hidden] for gate in order]) for part in parts]
-    zeros = torch.zeros(len(w), x.shape[1], hidden, dtype=x.dtype)
-    function = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[case.op]
-    begin = [given for given in first if given is not None] or [zeros] * (2 if case.op == "LSTM" else 1)
-    states = tuple(begin) if case.op == "LSTM" else begin[0]
-    y = function(x, states, weights, True, 1, 0.0, False, len(w) == 2, False)[0]
-    return y.reshape(*x.shape[:2], len(w), hidden).permute(0, 2, 1, 3)
 
 
 STRAIGHT = {"Rounded", "Counted"}

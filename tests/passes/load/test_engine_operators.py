@@ -72,6 +72,8 @@ CASES: dict[str, tuple[str, list[str], Arrays, Arrays, dict[str, Any]]] = {
     "integer mul": ("QLinearMul", ["x", "s", "z", "x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {}),
     "integer sigmoid": ("QLinearSigmoid", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {}),
     "integer leaky": ("QLinearLeakyRelu", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {"alpha": 0.1}),
+    "integer softmax": ("QLinearSoftmax", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {"axis": 1, "opset": 13}),
+    "integer where": ("QLinearWhere", ["c", "x", "s", "z", "x", "s", "z", "s", "z"], {"c": BYTES > 99, "x": BYTES}, GRID, {}),
     "integer pool": ("QLinearGlobalAveragePool", ["x", "s", "z", "s", "z"], {"x": BYTES}, GRID, {}),
     "integer concat": ("QLinearConcat", ["s", "z", "x", "s", "z", "x", "s", "z"], {"x": BYTES}, GRID, {"axis": 1}),
     "integer convolution": ("QLinearConv", ["x", "s", "z", "k", "ks", "kz", "s", "z", "kb"], {"x": MAPS}, {**GRID, **KERNELS},
@@ -128,7 +130,47 @@ def test_both_forms_give_the_same_results(name: str, opset: int) -> None:
 
 def test_every_rule_has_a_case() -> None:
     known = {kind for kind, *_ in CASES.values()}
-    assert set(RULES) - known == {"TransposeMatMul", "QLinearAveragePool"}
+    assert set(RULES) - known == {"TransposeMatMul", "QLinearAveragePool", "NhwcConv", "NhwcFusedConv"}
+
+
+@pytest.mark.parametrize("kind", ["NhwcConv", "NhwcFusedConv"])
+@pytest.mark.parametrize(("order", "stated"), [((0, 1, 2, 3), False), ((0, 2, 3, 1), True)])
+def test_convolutions_with_channels_last(kind: str, order: tuple[int, ...], stated: bool) -> None:
+    """No engine on this processor executes them, so PyTorch gives the results; kernels lie in both orders in files."""
+    torch = pytest.importorskip("torch")
+    x, kernel, bias = floats(2, 6, 7, 4), floats(6, 2, 3, 3), floats(6)
+    attributes: dict[str, Any] = {"group": 2, "strides": [2, 1], "pads": [1, 0, 1, 0]}
+    attributes |= {"kernel_shape": [3, 3]} if stated else {}
+    attributes |= {"activation": "Relu"} if kind == "NhwcFusedConv" else {}
+    node = helper.make_node(kind, ["x", "w", "b"], ["y"], domain="com.microsoft", name="fused", **attributes)
+    info = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x.shape), ("y", None))
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(np.ascontiguousarray(a), n)
+        for a, n in ((kernel.transpose(order), "w"), (bias, "b"))
+    ]
+    graph = helper.make_graph([node], "g", info[:1], info[1:], tensors)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert unfuse(model) == [kind]
+    model.opset_imports.pop("com.microsoft")
+    images, weight, shift = (torch.from_numpy(a) for a in (x.transpose(0, 3, 1, 2), kernel, bias))
+    expected = torch.nn.functional.conv2d(images, weight, shift, (2, 1), (1, 0), 1, 2)
+    expected = expected.relu() if kind == "NhwcFusedConv" else expected
+    np.testing.assert_allclose(run(model, {"x": x})["y"], expected.numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_whose_order_is_unclear_is_refused() -> None:
+    x, kernel = floats(1, 5, 5, 3), floats(6, 3, 3, 3)
+    node = helper.make_node("NhwcConv", ["x", "w"], ["y"], domain="com.microsoft", name="fused")
+    info = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x.shape), ("y", None))
+    ]
+    graph = helper.make_graph([node], "g", info[:1], info[1:], [onnx.numpy_helper.from_array(kernel, "w")])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    assert unfuse(model) == [] and [node.op_type for node in model.graph] == ["NhwcConv"]
 
 
 def test_a_variant_without_a_rule_stays_and_is_refused(tmp_path: Path) -> None:

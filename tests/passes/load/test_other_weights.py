@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -86,7 +87,23 @@ def test_text_beside_the_scores_is_dropped(tmp_path: Path) -> None:
         load(tmp_path / "model.onnx", output="labels")
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "uint32", "float16", "float64", "bool"])
+DTYPES = (
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    "float16",
+    "bfloat16",
+    "float64",
+    "bool",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 320, 4096])
 def test_external_data_of_every_dtype_and_size(dtype: str, size: int, tmp_path: Path) -> None:
     text = """
@@ -96,7 +113,7 @@ def test_external_data_of_every_dtype_and_size(dtype: str, size: int, tmp_path: 
       h = MatMul (x, w)
       y = Add (h, most)
     }"""
-    table = np.ones(size, dtype)
+    table = np.ones(size, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     model = source(text, {"w": DENSE, "table": table})
     path = tmp_path / "model.onnx"
     onnx.save_model(model, str(path), save_as_external_data=True, location="w.bin", size_threshold=0)

@@ -1,4 +1,4 @@
-"""Loop and Scan of a stated number of turns become the nodes of their turns."""
+"""Loop and Scan of a bounded number of turns become the nodes of their turns."""
 
 from __future__ import annotations
 
@@ -99,6 +99,38 @@ def test_loops_that_the_data_end_are_refused(count: str, ending: str, tmp_path: 
     }""".replace("COUNT", count).replace("ENDING", ending)
     model = source(text, {"count": np.array(3), "go": np.array(True)})
     refused(UnsupportedError, model, tmp_path, "control flow", "node `loop` (Loop)")
+
+
+ENDED = """
+net (float[N,4] x, float turns) => (float[N,4] y) {
+  wanted = Cast <to = 7> (turns)
+  first = Greater (wanted, nothing)
+  y = Loop (count, first, x) <
+    body = g (int64 i, bool before, float[N,4] u) => (bool after, float[N,4] v) {
+      s = MatMul (u, w)
+      v = Tanh (s)
+      next = Add (i, one)
+      after = Less (next, wanted)
+    }
+  >
+}"""
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 9])
+def test_an_input_ends_a_loop_before_its_largest_count(turns: int, tmp_path: Path) -> None:
+    """Behind the end, the turns up to the largest count change nothing."""
+    w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    model = source(ENDED, {"count": np.array(5), "nothing": np.array(0), "one": np.array(1), "w": w})
+    form = normal(model, tmp_path)
+    assert not {node.op_type for node in form.graph} & {"Loop", "Scan"}
+    feeds = {"x": images(5, 4), "turns": np.array(turns, np.float32)}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(run(form, feeds)["y"], session.run(None, feeds)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_ended_loop_without_a_bound_is_refused(tmp_path: Path) -> None:
+    weights = {"count": np.array(1 << 40), "nothing": np.array(0), "one": np.array(1), "w": np.eye(4, dtype="f4")}
+    refused(UnsupportedError, source(ENDED, weights), tmp_path, "control flow", "(Loop)")
 
 
 def test_a_loop_of_very_many_turns_is_refused(tmp_path: Path) -> None:

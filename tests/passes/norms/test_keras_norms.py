@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import ttac
@@ -176,3 +178,44 @@ def test_what_methods_read_of_pixels_is_given_as_it_is(tmp_path: Path) -> None:
     graph = onnx.load(str(bundle / "forward.onnx"), load_external_data=False).graph
     assert "entropy.samples" in {value.name for value in graph.output}
     assert np.isfinite(ttac.load(bundle).step(x[:4])).all()
+
+
+ON_TORCH = """
+net (float[N,6,6,3] x) => (float[N,5] y) {
+  t = Transpose <perm = [0, 3, 1, 2]> (x)
+  c = Conv <pads = [1,1,1,1]> (t, k, b)
+  z = Transpose <perm = [0, 2, 3, 1]> (c)
+  d = Sub (z, mean)
+  m = Mul (d, factor)
+  a = Add (m, offset)
+  r = Relu (a)
+  p = ReduceMean <keepdims = 0> (r, space)
+  y = MatMul (p, v)
+}
+"""
+
+
+def test_a_norm_of_keras_on_pytorch_is_recognised(tmp_path: Path) -> None:
+    """(x - mean)*factor + offset with factor = gamma/sqrt(variance + epsilon): a folded norm with Keras' epsilon."""
+    random = np.random.default_rng(4)
+    arrays = {name: random.normal(size=(1, 1, 1, 8)).astype(np.float32) for name in ("mean", "offset")}
+    arrays["factor"] = random.uniform(0.5, 2, (1, 1, 1, 8)).astype(np.float32)
+    weights = {**arrays, "k": (8, 3, 3, 3), "b": (8,), "v": (8, 5), "space": np.array([1, 2])}
+    path = saved(source(ON_TORCH, weights), tmp_path)
+    x = random.normal(size=(32, 6, 6, 3)).astype(np.float32)
+    bundle = ttac.compile(path, method="tent", batch=4, calibration=x, output=tmp_path / "b.ttac")
+    (site,) = bundle.manifest["sites"]
+    assert (site["kind"], site["channels"], site["trained"]) == ("batch", 8, True)
+    source_bundle = compiled(path, tmp_path, method="source", batch=4)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(
+        ttac.load(source_bundle).step(x[:4]), session.run(None, {"x": x[:4]})[0], rtol=1e-5, atol=1e-6
+    )
+    state = load_file(tmp_path / "b.ttac" / "state.safetensors")
+    kernel, bias = (onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name in ("k", "b"))
+    maps = torch.nn.functional.conv2d(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.tensor(kernel), torch.tensor(bias), padding=1
+    )
+    deviation = np.sqrt(maps.numpy().var((0, 2, 3)) + 1e-3)
+    scale = next(array for name, array in state.items() if name.endswith(".scale"))
+    np.testing.assert_allclose(scale, arrays["factor"].reshape(-1) * deviation, rtol=1e-3)
