@@ -21,6 +21,7 @@ LARGEST_BATCH = 1 << 26
 """Values of the batch on which the normal form is compared with the source: 256 MiB as float32."""
 TOLERANCE = 1e-4
 """Largest difference from the loaded model, relative to its largest output."""
+REAL = "give real samples, `--calibration PATH`, since random integers mean little and may magnify rounding; or "
 
 
 def refuse_difference(
@@ -40,6 +41,7 @@ def refuse_difference(
     count = 3 if traced is None else max(3, traced)
     x = model.graph.inputs[0]
     _refuse_large(x, count)
+    drawn = x.dtype is not None and x.dtype.is_integer()
     known = samples is not None and len(samples) >= count and samples.main.dtype.kind != "f"
     samples = samples.first(count) if known and samples else random_samples(model.graph.inputs, count)
     with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
@@ -55,7 +57,7 @@ def refuse_difference(
                 first = np.take(expected[output], range(result.shape[axes[output]]), axes[output])
                 worst = _distance(result, first)
                 if worst > TOLERANCE * max(float(np.max(np.abs(first[np.isfinite(first)]), initial=0.0)), 1e-6):
-                    raise _differs(size, worst, traced, rewritten)
+                    raise _differs(size, worst, traced, rewritten, drawn and not known)
 
 
 def _refuse_large(x: ir.Value, count: int) -> None:
@@ -77,7 +79,7 @@ def _distance(results: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.nan_to_num(apart, nan=np.inf), initial=0.0))
 
 
-def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str]) -> UnsupportedError:
+def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[str], drawn: bool) -> UnsupportedError:
     if rewritten:
         nodes = ", ".join(f"`{name}`" for name in rewritten[:8])
         return fixed_batch(
@@ -86,5 +88,5 @@ def _differs(size: int, worst: float, traced: int | None, rewritten: Sequence[st
     return UnsupportedError(
         "the samples of a batch influence each other",
         where=f"the outputs for {size} samples are off by {worst:.2g} from those of the file, batch {traced or 3}",
-        hint="look for an operator that reduces, sorts or normalises over the first axis",
+        hint=f"{REAL if drawn else ''}look for an operator that reduces, sorts or normalises over the first axis",
     )

@@ -224,4 +224,8 @@ def test_the_node_that_holds_on_to_the_batch_is_named(tmp_path: Path, body: str,
 @pytest.mark.parametrize("batch", ["1", "N"])
 def test_samples_that_influence_each_other_are_refused(tmp_path: Path, batch: str) -> None:
     text = f"net (float[{batch},4] x) => (float[{batch},4] y) {{ y = Softmax <axis = 0> (x) }}"
-    refused(UnsupportedError, source(text, {}), tmp_path, "influence each other")
+    refused(UnsupportedError, source(text, {}), tmp_path, "influence each other", "hint: look for an operator")
+    text = f"net (int64[{batch},4] x) => (float[{batch},4] y) {{ z = Cast <to = 1> (x) y = Softmax <axis = 0> (z) }}"
+    refused(
+        UnsupportedError, source(text, {}), tmp_path, "influence each other", "hint: give real samples, `--calibration"
+    )
