@@ -31,9 +31,10 @@ from ttac.settings import split_assignments
 
 NET = Path(__file__).parent / "small_nets" / "fashion_small.onnx"
 TRAINED = "tent eata sar surgeon dropit deyo robust-entropy shot-im roid mecta zerosiam ecotta law cotta".split()
-KEPT = ("bn statistics=ema", "leantta", "t3a", "neo", "lame")
-"""Methods that have a guard, and methods (with their settings) that have none."""
-SLOW = {"cotta": 20, "law": 5}
+KEPT = ("bn statistics=ema", "leantta", "t3a", "neo", "lame", "rotta")
+UNGUARDED = ("lame", "leantta", "rotta")
+"""Methods that train, further methods with their settings, and methods without a guard."""
+SLOW = {"cotta": 20, "law": 5, "rotta": 5}
 """Methods with longer steps, and the divisor of the number of their steps."""
 
 
@@ -105,7 +106,7 @@ def streams(asked: argparse.Namespace) -> Iterator[Stream]:
     """The streams of each method, with the guard and without."""
     for text in asked.methods:
         method, *own = text.split()
-        for guard in ("",) if method in ("lame", "leantta") else asked.guards:
+        for guard in ("",) if method in UNGUARDED else asked.guards:
             settings = (*own, *asked.set, *([f"guard={guard}"] if guard else []))
             part = SLOW.get(method, 1) * (asked.unguarded if guard == "off" else 1)
             for kind, steps in (("hostile", asked.hostile), ("harmless", asked.harmless)):

@@ -284,14 +284,17 @@ class Adapter:
     def _count(self, counts: Mapping[str, int], figures: Mapping[str, float]) -> None:
         """Add the `counts` of a step to the stats, replace the `figures`, and announce the events."""
         before, announced = self._stats, self._announced
+        kept = {} if counts["rejected"] else figures  # a rejected step leaves the counters in the state as they were
         if not before["steps"]:
             warn_of_one(self.path, self._manifest.raw, counts["samples"])
         self._stats = {**before, **{name: before[name] + count for name, count in counts.items()}, **figures}
-        self._announced = {**announced, **{name: figures[name] for name in COUNTERS if name in figures}}
+        self._announced = {**announced, **{name: kept[name] for name in COUNTERS if name in kept}}
         for event in events({**before, **announced}, {**self._stats, **self._announced}):
             log("WARNING" if event.kind in (RESET, RETURN) else "INFO", "`%s`: %s", self.path, event)
             if self.on_event is not None:
                 self.on_event(event)
+        if counts["resets"]:
+            self._announced = dict.fromkeys(self._announced, 0.0)
 
     def _autosave_if_due(self) -> None:
         """Write the state after each `every` steps; a failure is a warning, and the step goes on."""

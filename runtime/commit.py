@@ -45,6 +45,7 @@ class State:
         where: str,
     ) -> None:
         self._device, self._specs, self._where = device, specs, where
+        self._dtypes = {name: np.dtype(spec.dtype) for name, spec in specs.items()}
         self._buffers = {name: np.array(initial[name], order="C") for name in overwritten}
         # With buffers, the other tensors are copied too: a view would bring the file's pages back at every step.
         copies = {name: array.copy() for name, array in initial.items() if self._buffers and name not in self._buffers}
@@ -144,7 +145,7 @@ class State:
         arrays = {name: self._device.array(tensor) for name, tensor in tensors.items()}
         for name, array in arrays.items():
             spec = self._specs[name]
-            if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
+            if array.dtype != self._dtypes[name] or array.shape != spec.shape:
                 actual, declared = f"{array.dtype} {list(array.shape)}", f"{spec.dtype} {list(spec.shape)}"
                 problem = f"a graph made state `{name}` {actual}, the state table says {declared}"
                 raise VerificationError(problem, where=self._where, hint=HINT)
@@ -156,6 +157,8 @@ class State:
         A tensor that survives the runs would fragment the arena space of the residuals.  The copy of a large tensor
         would cost more memory than its gap.
         """
+        if self._device.owns(tensor):
+            return tensor
         array = self._device.array(tensor)
         return self._device.tensor(array.copy()) if array.nbytes < COPIED_BYTES else tensor
 

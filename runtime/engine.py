@@ -185,8 +185,18 @@ class EngineDevice:
 
     def array(self, tensor: Tensor) -> np.ndarray:
         """A view for reading, valid while the tensor exists."""
-        view: np.ndarray = tensor.numpy()
+        view: np.ndarray = tensor.numpy() if (own := _own_array(tensor)) is None else own
         return view
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether the tensor lies in an array outside the engine's arena."""
+        return _own_array(tensor) is not None
+
+
+def _own_array(tensor: Tensor) -> np.ndarray | None:
+    """The array that `ortvalue_from_numpy` made the tensor of; asking the engine for a view takes ten times as long."""
+    array: np.ndarray | None = getattr(tensor, "_numpy_obj", None)
+    return array
 
 
 def warm_engine() -> None:

@@ -14,6 +14,8 @@ from ttac.runtime.records import GraphSpec
 HOLD, RESUME, RESET, RETURN = "hold", "resume", "reset", "return"
 ROW, RESETS, RETURNS = "held_in_a_row", "guard_resets", "guard_returns"
 """Reports of the guard's graphs that `adapter.stats` has."""
+ADAPTED = "window_adapted"
+"""Report of a bundle with a window: 1 in a step that adapted, else 0; other reports are then older."""
 COUNTERS = (RESETS, RETURNS)
 """Reports that are state too, so a saved state brings those of earlier streams."""
 

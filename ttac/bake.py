@@ -39,7 +39,8 @@ SINGLE_FILE = 1_900_000_000
 LEAST_BATCHES = 10
 """Fewest batches that the averages of a state may cover, where no samples show how the baked model predicts."""
 
-LEARNED = ("parameter", "statistic")
+PARAMETER = "parameter"
+LEARNED = (PARAMETER, "statistic")
 DAMAGED = (ir.serde.SerdeError, google.protobuf.message.DecodeError)
 """Errors of the libraries that read ONNX files."""
 
@@ -68,6 +69,7 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
 
     Args:
         samples: samples on which the model is compared with the source before it is written, with or without labels.
+            None takes those of the bundle's check set, for the trained tensors alone: statistics belong to other data.
         force: write the model also if it is much worse than the source, or averages few batches.
 
     Raises the errors of `open_bundle` and `read_state`, and:
@@ -75,18 +77,21 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
         UnsupportedError: an ordinary model has no place for a tensor of the state.
         VerificationError: the baked model is not valid ONNX, its outputs are not finite, or it is much worse.
     """
-    manifest, model = read_unreplaced(bundle, lambda: _read(bundle))
+    manifest, model, kept = read_unreplaced(bundle, lambda: _read(bundle))
     arrays = read_state(state, manifest)
     learned = _learned(manifest, arrays)
-    referee = Referee.of(manifest, samples) if samples else None
-    if referee is None and not force:
+    trained = {name: tensor for name, tensor in learned.items() if tensor.role == PARAMETER}
+    referee = Referee.of(manifest, samples) if samples else kept if trained else None
+    if samples is None and not force:
         _refuse_few_batches(arrays, state)
     with _staged(output) as folder:
         source = _save(model, folder / "source", output.name) if referee else None
+        _place(model, trained)
+        judged = _save(model, folder / "trained", output.name) if referee and referee is kept else None
         _place(model, learned)
         partial = _save(model, folder / "baked", output.name)
         probe = _verified(partial, manifest.raw)
-        comparison = referee.compare(source, partial) if referee and source else None
+        comparison = referee.compare(source, judged or partial) if referee and source else None
         if comparison and not force:
             comparison.refuse()
         for file in sorted(partial.parent.iterdir(), key=lambda file: file.name == output.name):
@@ -100,10 +105,10 @@ def bake(bundle: Path, state: Path, output: Path, samples: Path | None = None, *
     )
 
 
-def _read(bundle: Path) -> tuple[Manifest, ir.Model]:
-    """Return the manifest and the source graph of one version of the bundle."""
+def _read(bundle: Path) -> tuple[Manifest, ir.Model, Referee | None]:
+    """Return the manifest, the source graph and the check set of one version of the bundle."""
     opened = open_bundle(bundle)
-    return opened.manifest, _source(opened.files.graph(GRAPH))
+    return opened.manifest, _source(opened.files.graph(GRAPH)), Referee.of_check_set(opened)
 
 
 def _source(graph: Path | PackedGraph) -> ir.Model:

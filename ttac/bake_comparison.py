@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ttac.check_samples import MOST_SAMPLES
 from ttac.errors import VerificationError
+from ttac.passes.step_graphs.check_set import SAMPLES, TURN, sample
+from ttac.runtime.bundle import OpenBundle
 from ttac.runtime.engine import open_session
 from ttac.runtime.records import BATCH_AXIS, HeadSpec, Manifest
 from ttac.samples.images import Stream, open_stream, preparation
-from ttac.samples.named_arrays import named_stream, sample_shape, with_sizes
+from ttac.samples.named_arrays import named_stream, sample_shape, taken, with_sizes
 from ttac.samples.predictions import Tally, fit_labels, probabilities
 
 WORSE = 0.02
 """Most that the error of a baked model may exceed the source's, as a fraction of the labels."""
+KEPT = "calibration samples of the bundle, with the statistics of the source"
+"""The samples of a comparison that judges the trained tensors alone: statistics belong to the stream's data."""
 LEAST_INFORMATION = 0.5
 """Least information of a baked model without labels, as a fraction of the source's."""
 
@@ -54,10 +59,11 @@ class Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures of the source and of the baked model on the same samples."""
+    """The figures of the source and of the baked model on the same samples; `kind` says which, where they are known."""
 
     source: Figures
     baked: Figures
+    kind: str = "samples without labels"
 
     @property
     def text(self) -> str:
@@ -67,7 +73,7 @@ class Comparison:
             both = (
                 f"the source has {source.information:.3f} nats of information, the baked model {baked.information:.3f}"
             )
-            return f"on {count} samples without labels, {both}"
+            return f"on {count} {self.kind}, {both}"
         return f"on {count} samples, the source errs on {source.error:.1%}, the baked model on {baked.error:.1%}"
 
     def refuse(self) -> None:
@@ -89,7 +95,34 @@ class Referee:
     stream: Stream
     head: HeadSpec
     manifest: Manifest
-    outputs: Sequence[str] = field(default_factory=tuple)
+    kind: str = Comparison.kind
+
+    @classmethod
+    def of_check_set(cls, opened: OpenBundle) -> Referee | None:
+        """The calibration samples that the bundle keeps for its guard; None without these, or without a head."""
+        manifest = opened.manifest
+        if SAMPLES not in manifest.graphs or manifest.head is None:
+            return None
+        axes = {spec.name: spec.batch_axis for spec in manifest.inputs}
+        session = open_session(opened.files.graph(manifest.graphs[SAMPLES].file))
+        batches: list[dict[str, np.ndarray]] = []
+        for turn in range(MOST_SAMPLES):
+            values = session.run([sample(name) for name in axes], {TURN: np.array(turn, np.float32)})
+            batch = dict(zip(axes, values, strict=True))
+            if not _count(batch, axes):
+                break
+            batches.append(batch)
+        arrays = {
+            name: batches[0][name] if axis is None else np.concatenate([batch[name] for batch in batches], axis)
+            for name, axis in axes.items()
+        }
+
+        def read(start: int, stop: int) -> Any:
+            part = taken(arrays, axes, slice(start, stop))
+            return part if len(part) > 1 else next(iter(part.values()))
+
+        stream = Stream(count=_count(arrays, axes), read=read)
+        return cls(stream=stream, head=manifest.head, manifest=manifest, kind=KEPT)
 
     @classmethod
     def of(cls, manifest: Manifest, samples: Path) -> Referee | None:
@@ -107,7 +140,7 @@ class Referee:
 
     def compare(self, source: Path, baked: Path) -> Comparison:
         """The figures of two models."""
-        return Comparison(self._figures(source), self._figures(baked))
+        return Comparison(self._figures(source), self._figures(baked), self.kind)
 
     def _figures(self, model: Path) -> Figures:
         figures, start = Figures(tally=Tally(head=self.head)), 0
@@ -121,3 +154,8 @@ class Referee:
             figures.add(outputs, None if here is None else fit_labels(here, outputs.shape, self.head), x)
             start += len(outputs)
         return figures
+
+
+def _count(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -> int:
+    """The number of samples in the arrays."""
+    return next(arrays[name].shape[axis] for name, axis in axes.items() if axis is not None)

@@ -27,7 +27,7 @@ from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
-from ttac.passes.step_graphs.guard import FOLLOW
+from ttac.passes.step_graphs.guard import GUARD
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import source_set
 from ttac.reports.progress import RoomLog
@@ -117,8 +117,8 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
 
 def _check_statistics(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, np.ndarray]:
     """The compiled statistics of norms, as weights for the check; none if predictions do not depend on them."""
-    wanted = CHECK in steps and FOLLOW in steps
-    return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in of_norms(state)} if wanted else {}
+    moved = set(steps[GUARD].moves.values()) if CHECK in steps else set[str]()
+    return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in of_norms(state) if tensor.name in moved}
 
 
 def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from ttac.compile_state import CompileState
-from ttac.passes.differentiate.heads import scores_of
+from ttac.compiled_model import computed
+from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.execute import Executable
-from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.graph.sample_set import SampleSet
 from ttac.passes.graph.state import StateTensor
-from ttac.passes.lower.lower import lower
 from ttac.passes.step_graphs.check_set import (
     CHECK,
     RETURN,
@@ -29,8 +26,8 @@ from ttac.passes.step_graphs.check_set import (
     sample_graph,
 )
 from ttac.passes.step_graphs.context import MethodGraph
-from ttac.passes.step_graphs.guard import is_on
 from ttac.passes.step_graphs.probabilities import probabilities
+from ttac.settings import is_guarded
 
 INTERVAL, LIMIT = "guard_check", "guard_loss"
 """Options: steps between two checks, and the loss above which a round fails, beyond one sample."""
@@ -47,14 +44,16 @@ def check_set(state: CompileState, say: Callable[[str], None]) -> CheckSet | Non
 
     A bundle with open sizes has none: its graphs fit no samples of one size.
     """
-    samples, head, settings = state.samples.known, state.head, state.options.settings
-    wanted = is_on(settings) and settings.get(INTERVAL) and state.options.max_shape is None
-    if not wanted or samples is None or head is None or not judged(state):
+    samples, options = state.samples.known, state.options
+    if reason := _hindrance(state):
+        if INTERVAL in options.stated and options.settings[INTERVAL]:
+            say(f"`{INTERVAL}` has no effect: {reason}")
         return None
+    assert samples is not None
     stored, classes = _stored(samples.first(1)), _predicted(state, samples.first(1), 1)
     each = sum(one.array.nbytes for one in stored.values()) + classes.nbytes
     count = min(MOST_SAMPLES, len(samples), MOST_BYTES // each)
-    batch = min(state.options.batch, count)
+    batch = min(options.batch, count)
     count -= count % batch if batch else 0
     if count < LEAST_SAMPLES:
         given = f"{len(samples)} are given, and {MOST_BYTES // each} fit into {MOST_BYTES >> 20} MiB"
@@ -63,6 +62,19 @@ def check_set(state: CompileState, say: Callable[[str], None]) -> CheckSet | Non
     stored = _stored(_spread(samples, count))
     values = SampleSet({name: one.values for name, one in stored.items()}, samples.axes)
     return CheckSet(inputs=stored, classes=_predicted(state, values, batch), batch=batch)
+
+
+def _hindrance(state: CompileState) -> str:
+    """The reason why a bundle has no check set, with the way out; empty if it may have one."""
+    settings, options = state.options.settings, state.options
+    reasons = {
+        "the guard is off": not is_guarded(settings) or not settings.get(INTERVAL),
+        "the check needs calibration samples, `--calibration PATH`": state.samples.known is None,
+        "the check needs a reading of the output, `--head`": state.head is None,
+        "the check needs a fixed size of the samples, `--shape`": options.max_shape is not None,
+    }
+    reason = next((reason for reason, applies in reasons.items() if applies), "")
+    return reason or ("" if judged(state) else "predictions depend on no state that the check judges")
 
 
 def _spread(samples: SampleSet, count: int) -> SampleSet:
@@ -81,18 +93,14 @@ def _stored(samples: SampleSet) -> dict[str, Stored]:
 
 def _predicted(state: CompileState, samples: SampleSet, batch: int) -> np.ndarray:
     """The classes that the adapted model with its compiled state predicts, in batches."""
-    head, copy = state.head, state.model.clone()
+    head = state.head
     assert head is not None
-    op = Builder(copy.graph, CHECK, copy.opset_imports[""])
-    with op.at(CHECK):
-        scores = scores_of(op, copy.graph.outputs[0], head)
-        copy.graph.outputs[:] = [probabilities(op, scores, head)[0]]
-    initial = {tensor.name: tensor.initial for tensor in state.adaptation.state}
-    name = str(copy.graph.outputs[0].name)
-    with tempfile.TemporaryDirectory(prefix="ttac-") as folder:
-        write_graphs(Path(folder), {CHECK: lower(copy, state.options.target)})
-        run = Executable(Path(folder) / f"{CHECK}.onnx")
-        return np.concatenate([likeliest(run({**initial, **feed})[name], head) for feed in samples.batches(batch)])
+
+    def judge(op: Builder, scores: ir.Value, head: Head) -> list[ir.Value]:
+        return [probabilities(op, scores, head)[0]]
+
+    found = computed(state, judge, samples.batches(batch), CHECK)
+    return np.concatenate([likeliest(probability, head) for (probability,) in found])
 
 
 def of_norms(state: CompileState) -> list[StateTensor]:

@@ -138,7 +138,7 @@ class CompileOptions:
         quantize: "int8" runs the frozen layers in 8 bits and needs `calibration`; None runs all layers in float32.
         memory_budget: bytes of working memory of one step beyond the loaded bundle (Python and the command line also
             take a size such as "64MiB"); None for the target's memory.
-        settings: value of every hyperparameter of the method (`ttac methods NAME`).
+        settings: value of every hyperparameter of the method (`ttac methods NAME`); `stated` are those of the user.
         dump: folder that gets the graph after each room; None writes none.
         emit: "ort-training" for the files of onnxruntime-training's API too, in the folder `emitted`; None for none.
         dry_run: plan and report without writing `output`; the returned Bundle has no folder.
@@ -152,8 +152,7 @@ class CompileOptions:
         head: reading of the output, one of `ttac.spec.READINGS`; "auto" reads it from the shape and the last operators.
         background: class of a detector's background or a reader's blank, of `BACKGROUNDS`; "auto" asks the samples.
         axis: axis of the classes in the output, where the file does not tell it.
-        pixels: meaning of bytes, and so of images: "imagenet", or a mapping with `mean`, `std`, `range` and `layout`
-            (`ttac.samples.pixels`); the manifest keeps it.
+        pixels: meaning of bytes, and so of images: "imagenet", or a mapping (`ttac.samples.pixels`), for the manifest.
     """
 
     path: Path
@@ -230,6 +229,7 @@ class CompileOptions:
     )
     dry_run: bool = field(metadata=_rule(truth, "", "Plan and report, write nothing.", False))
     step: int = 1
+    stated: frozenset[str] = frozenset()
 
     @classmethod
     def from_mapping(cls, path: str | Path, choices: Mapping[str, Any]) -> CompileOptions:
@@ -247,7 +247,7 @@ class CompileOptions:
         settings = resolve(method, _with_pixels(method, values["settings"], values["pixels"]), values["quantize"])
         if values["max_shape"] is not None:
             values["shape"] = _largest_shape(values, method.variant(settings))
-        path = Path(path)
+        values["stated"], path = frozenset(values["settings"]), Path(path)
         output = values["output"] or Path(f"{path.stem}-{method.name}-{target.name}.ttac")
         if not values["dry_run"]:
             check_replaceable(output)

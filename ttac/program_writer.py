@@ -13,7 +13,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.check_set import CHECK, DUE, FAILED, KEPT, RETURN, SAMPLES, sample
 from ttac.passes.step_graphs.error_estimate import CHANGED, ENTROPY, ESTIMATE
-from ttac.passes.step_graphs.guard import FOLLOW, FOLLOWS, GUARD, LEARN, RESET, TOTALS
+from ttac.passes.step_graphs.guard import FOLLOWS, GUARD, LEARN, MARK, RESET, TOTALS
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
 from ttac.spec import SOURCE_SET
@@ -27,7 +27,7 @@ def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     predict = _predict(content)
     step = spelled(content, with_correction(content, content.state.options.method.program))
-    step = with_guard(content, step) if GUARD in content.graphs else step
+    step = with_guard(content, step) if GUARD in content.graphs else [_unmarked(word) for word in step]
     step = with_estimate(step) if ESTIMATE in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
 
@@ -88,13 +88,17 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
     )
     compiled = [tensor.name for tensor in content.tensors if tensor.name not in (*TOTALS, *KEPT)]
     reset: Word = {"when": RESET, "then": [{"reset": compiled}]}
-    guarded: Word = {
-        "when": LEARN,
-        "then": list(words[last + 1 : -1]),
-        "otherwise": [*_forgotten(content), reset],
-    }
-    follow: list[Word] = [{"when": FOLLOWS, "then": [{"run": FOLLOW}]}] if FOLLOW in content.graphs else []
+    rest = words[last + 1 : -1]
+    following = [_unmarked(word) for word in rest if word.get(MARK)]
+    learning = [word for word in rest if not word.get(MARK)]
+    guarded: Word = {"when": LEARN, "then": learning, "otherwise": [*_forgotten(content), reset]}
+    follow: list[Word] = [{"when": FOLLOWS, "then": following}] if following else []
     return [*_checked(content), *words[: last + 1], {"run": GUARD}, *follow, guarded, words[-1]]
+
+
+def _unmarked(word: Word) -> Word:
+    """The word without the mark that only `with_guard` reads."""
+    return {key: value for key, value in word.items() if key != MARK}
 
 
 def _checked(content: BundleContent) -> list[Word]:
@@ -120,9 +124,9 @@ def _checked(content: BundleContent) -> list[Word]:
 
 def norm_statistics(content: BundleContent) -> list[str]:
     """Names of the statistics of norms that predictions depend on, which a check replaces by the compiled ones."""
-    if CHECK not in content.graphs or FOLLOW not in content.graphs:
-        return []
-    return [tensor.name for tensor in of_norms(content.state) if tensor.name in _inputs(content, "forward")]
+    moved = set(content.moves.get(GUARD, {}).values())
+    names = [tensor.name for tensor in of_norms(content.state) if tensor.name in moved]
+    return [name for name in names if CHECK in content.graphs and name in _inputs(content, "forward")]
 
 
 def _inputs(content: BundleContent, graph: str) -> set[str]:
@@ -161,7 +165,11 @@ def _outputs(content: BundleContent, word: Word) -> set[str]:
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:
-    """The same programs with every branch `then` taken: no data makes a step need more memory."""
+    """The same programs with every branch `then` taken but the check's: no data makes a step need more memory.
+
+    The forward of a check gives the logits alone, for no more samples than a step.  In the warm-up of a measurement,
+    with fewer samples, the check would fill the engine's arena before the measurement begins.
+    """
     guarded = programs(content)
     return {**guarded, "step": _taken(guarded["step"])}
 
@@ -191,7 +199,8 @@ def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
             words_of_bundle += _runs(content, word)
         elif "when" in word:
             branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
-            words_of_bundle.append({"when": word["when"], **branches})
+            mark = {MARK: True} if word.get(MARK) else {}
+            words_of_bundle.append({"when": word["when"], **branches, **mark})
         elif "repeat" in word:
             words_of_bundle.append({"repeat": _count(content, word["repeat"]), "do": spelled(content, word["do"])})
         elif "reset" in word and word["reset"] != "all":
@@ -265,11 +274,11 @@ def _only_moves(content: BundleContent, graph: str) -> bool:
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:
-    """The words with every branch `then` taken, and every repetition done at most twice."""
+    """The words with every branch `then` taken but the check's, and every repetition done at most twice."""
     taken: list[Word] = []
     for word in words:
         if "when" in word:
-            taken += _taken(word["then"])
+            taken += [] if word["when"] == DUE else _taken(word["then"])
         elif "repeat" in word:
             taken.append({"repeat": min(word["repeat"], 2), "do": _taken(word["do"])})
         else:

@@ -66,6 +66,11 @@ def resolve(method: Method, stated: Mapping[str, Any] | None = None, quantize: s
     return {**defaulted, **{name: value_of(options[option_of(name)], value) for name, value in stated.items()}}
 
 
+def is_guarded(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings turn the guard on (`ttac.passes.step_graphs.guard`)."""
+    return settings.get("guard") == "on"
+
+
 def option_of(name: str) -> str:
     """The option that a setting sets: `lr` for `lr` and for `lr@layer1`."""
     return name.partition(AT)[0]

@@ -9,6 +9,8 @@ from typing import Any
 
 SOURCE_SET = "source"
 """The set of the compiled parameters, which never change; further sets are state `<set>.<parameter>`."""
+TEACHER_SET = "teacher"
+"""The set of parameters that follow the trained ones slowly (`ttac.passes.step_graphs.teacher`)."""
 HEADS = ("classes", "binary", "dense", "detection", "ctc")
 """Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
 WITHOUT_PREDICTIONS = ("embedding", "regression")
@@ -86,7 +88,7 @@ BATCH_STATISTICS = Statistics("batch", "ttac.passes.adapt.adapt_norms:use_batch"
 """The statistics of the batch."""
 BLEND_STATISTICS = Statistics("blend", "ttac.passes.adapt.adapt_norms:use_blend")
 """A weighted mean of source and batch statistics."""
-AVERAGE_STATISTICS = Statistics("ema", "ttac.passes.adapt.adapt_norms:use_average")
+AVERAGE_STATISTICS = Statistics("ema", "ttac.passes.adapt.running_averages:use_average")
 """A running average that begins at the source statistics."""
 RENORM_STATISTICS = Statistics("renorm", "ttac.passes.adapt.renormalise:use_renorm", needs="batch")
 """The value of a running average that begins at the first batch, with the gradient of batch statistics."""
@@ -142,8 +144,9 @@ class Method:
             prediction in place of the first; "rows" and "repeat", which may name an option; "on", a
             value that the run reads in place of the model's input; "set", the parameters of a run: `{"set": NAME}`
             reads `NAME.<parameter>` for each trained parameter, and `NAME.<average>` for each running average of which
-            the set has its own; `{"reset": roles}` for all state of a role.  If a graph of the method moves a running
-            average, the forward gives its next value and does not move it.
+            the set has its own; `{"reset": roles}` for all state of a role; `"follows": True` in a "when", which
+            happens with the guard wherever statistics may follow the batch, in a step that learns nothing too.  If a
+            graph of the method moves a running average, the forward gives its next value and does not move it.
         predicts: the set of parameters that `predict` and `bake` take; empty for the trained parameters.
         running: whether predictions take the running averages of the norms, by the graph `predict`, which a program
             may run too; its outputs are `<output>.predict`.

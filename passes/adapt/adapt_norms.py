@@ -20,13 +20,11 @@ from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.sample_set import sample_axis
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
-from ttac.settings import AT
+from ttac.settings import AT, is_guarded
 from ttac.spec import SOURCE_STATISTICS, Statistics, function_of
 
 ROOM = "adapt"
 BATCH_SIZE = "batch.size"
-REACH = 3.0
-"""Farthest distance of a batch mean from its running average that counts, in deviations of the source."""
 FARTHEST = 2.0
 """Farthest distance of a batch mean from the source mean that counts, in deviations of the source.
 
@@ -79,17 +77,24 @@ class Rewriter:
         settings: every option of the method with its value.
         batch: the most samples of a step, None if unknown.
         observed: the sites whose batch statistics are known, with these.
+        shared: values that the first norm computes for all norms, by name.
     """
 
     op: Builder
     settings: Mapping[str, Any]
     batch: int | None = None
     observed: list[tuple[NormSite, Moments]] = field(default_factory=list)
+    shared: dict[str, ir.Value] = field(default_factory=dict)
 
     @cached_property
     def size(self) -> ir.Value:
         """The number of samples of this step, a float scalar."""
         return batch_size(self.op, self.op.graph)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the settings turn the guard on."""
+        return is_guarded(self.settings)
 
     def observe(self, site: NormSite) -> Moments:
         """Batch mean and biased variance of the site's input, free of cancellation."""
@@ -196,39 +201,7 @@ def use_blend(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     return []
 
 
-def use_average(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
-    """Normalise with a running average that starts at the source statistics: r <- r + m*(batch - r), then use r.
-
-    One batch moves a mean by at most m * `REACH` deviations of the source, and a variance r to at most
-    r * (1 - m + m * `REACH`^2).  No average follows a batch farther than `FARTHEST` deviations from the source.
-    """
-    op, batch = rewriter.op, rewriter.observe(site)
-    momentum = float(rewriter.settings["statistics_momentum"])
-    state = []
-    averages = []
-    deviation = np.sqrt(constant(site.node, 4) + site.eps).astype(np.float32)
-    centre_now = constant(site.node, 3) - batch.shift
-    for role, position, observed in (("mean", 3, batch.mean), ("var", 4, batch.var)):
-        initial = constant(site.node, position)
-        running = state_input(op.graph, f"{site.name}.{role}", initial)
-        shifted = op.Sub(running, batch.shift) if role == "mean" and batch.shift.any() else running
-        if role == "mean":
-            bounded = _between(op, observed, centre_now, FARTHEST * deviation)
-            change = _between(op, op.Sub(bounded, shifted), np.zeros_like(deviation), REACH * deviation)
-        else:
-            bounded = op.Min(observed, (FARTHEST * deviation) ** 2)
-            change = op.Min(op.Sub(bounded, running), op.Mul(running, REACH**2 - 1))
-        average = op.Add(shifted, op.Mul(change, momentum))
-        following = op.Add(average, batch.shift) if shifted is not running else average
-        state.append(
-            StateTensor(name=str(running.name), role="statistic", initial=initial, value=running, next=following)
-        )
-        averages.append(average)
-    rewriter.normalise_with(site, *averages)
-    return state
-
-
-def _between(op: Builder, value: ir.Value, middle: np.ndarray, reach: np.ndarray) -> ir.Value:
+def between(op: Builder, value: ir.Value, middle: np.ndarray, reach: np.ndarray) -> ir.Value:
     """The value, no farther than `reach` from `middle`."""
     return op.Max(op.Min(value, middle + reach), middle - reach)
 
@@ -254,7 +227,7 @@ def track(
         count = op.Mul(size, np.concatenate([np.full(s.channels, float(s.spatial), np.float32) for s in sites]))
         unbiased = op.Div(count, op.Max(op.Sub(count, 1.0), 1.0))
         variances = op.Mul(_joined(op, [m.var for _, m in observed]), unbiased)
-        means_near = _between(op, _joined(op, means), centre_now, FARTHEST * deviation)
+        means_near = between(op, _joined(op, means), centre_now, FARTHEST * deviation)
         variances_near = op.Min(variances, (FARTHEST * deviation) ** 2)
         batches.name = f"{TRACKED_BATCHES}.next"
         return [

@@ -8,13 +8,11 @@ NeurIPS 2017.  With the batch's mean m and deviation s, and the running mean M a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.adapt.adapt_norms import Moments, Rewriter
-from ttac.passes.adapt.centre import constant
+from ttac.passes.adapt.running_averages import Running, moved_state, prior, running_state
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
@@ -23,37 +21,21 @@ BEGUN = "statistics.begun"
 """State: 1 once a batch has set the running statistics, else 0."""
 
 
-@dataclass(frozen=True)
-class Running:
-    """Running statistics of a site: state [C], the mean relative to the batch's shift."""
-
-    mean: ir.Value
-    var: ir.Value
-
-
 def use_renorm(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     """Renormalise with running averages of mean and deviation, which begin at the first batch and move after use."""
     op, batch = rewriter.op, rewriter.observe(site)
-    mean, var = (constant(site.node, position) for position in (3, 4))
-    inputs = [state_input(op.graph, f"{site.name}.{role}", a) for role, a in (("mean", mean), ("var", var))]
+    tensors, known = running_state(op, site, batch)
     begun, begins = _begun(op)
     used = op.Greater(begun, 0.0)
-    shifted = op.Sub(inputs[0], batch.shift) if batch.shift.any() else inputs[0]
-    running = Running(op.Where(used, shifted, batch.mean), op.Where(used, inputs[1], batch.var))
+    before = prior(rewriter, site, batch, known)
+    running = Running(op.Where(used, before.mean, batch.mean), op.Where(used, before.var, batch.var))
     renormalise(rewriter, site, batch, running)
     newest, eps = float(rewriter.settings["statistics_momentum"]), site.eps
-    before, now = (op.Sqrt(op.Add(value, eps)) for value in (running.var, batch.var))
-    deviation = op.Add(before, op.Mul(op.Sub(now, before), newest))
+    was, now = (op.Sqrt(op.Add(value, eps)) for value in (running.var, batch.var))
+    deviation = op.Add(was, op.Mul(op.Sub(now, was), newest))
     average = op.Add(running.mean, op.Mul(op.Sub(batch.mean, running.mean), newest))
-    following = [
-        op.Add(average, batch.shift) if batch.shift.any() else average,
-        op.Sub(op.Mul(deviation, deviation), eps),
-    ]
-    state = [
-        StateTensor(name=str(value.name), role="statistic", initial=initial, value=value, next=moved)
-        for value, initial, moved in zip(inputs, (mean, var), following, strict=True)
-    ]
-    return [*state, *begins]
+    var = op.Sub(op.Mul(deviation, deviation), eps)
+    return [*moved_state(op, batch, tensors, Running(average, var)), *begins]
 
 
 def renormalise(rewriter: Rewriter, site: NormSite, batch: Moments, running: Running) -> None:

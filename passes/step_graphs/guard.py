@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,22 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.check_set import check_clock, reach_input
-from ttac.passes.step_graphs.context import Context, MethodGraph, counter, finished, new_graph, read, taken_over
+from ttac.passes.step_graphs.context import Context, MethodGraph, counter, finished, new_graph, read
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
+from ttac.settings import is_guarded
 
 GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
-FOLLOW, FOLLOWS = "guard-follow", "guard.follow"
-"""The graph that moves statistics of the forward, and the guard's output that is 1 if they may follow the batch."""
+INFORMATION, FOLLOWS = "guard.information", "guard.follow"
+"""Outputs: the information of the batch, and 1 if statistics may follow the batch."""
+STATS = {
+    INFORMATION: "information",
+    "guard.row.next": "held_in_a_row",
+    "guard.held.next": "held",
+    "guard.resets.next": "guard_resets",
+}
+"""Outputs with their names in `adapter.stats`."""
+MARK = "follows"
+"""In a `when` of a method: with the guard, its words happen wherever statistics may follow the batch."""
 FOLLOWED = 0.1
 """Least fraction of the usual information of a batch that statistics follow: shifts of the data have more, and noise,
 constants and single classes mostly less."""
@@ -41,11 +52,6 @@ TINY = 1e-12
 FLOAT = int(ir.DataType.FLOAT)
 
 
-def is_on(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings turn the guard on."""
-    return settings.get(GUARD) == "on"
-
-
 def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], settings: Mapping[str, Any]) -> ir.Value:
     """The vector `flat` of the `members`, at most `guard_radius` from the source in units of the source's length.
 
@@ -53,7 +59,7 @@ def bounded(op: Builder, flat: ir.Value, members: Sequence[StateTensor], setting
     make the sphere smaller.  The first call in a graph names the drift.
     Tensors that no prediction reads have no bound.
     """
-    if not is_on(settings) or members[0].role != "parameter":
+    if not is_guarded(settings) or members[0].role != "parameter":
         return flat
     radius = float(settings["guard_radius"])
     source = np.concatenate([p.initial.reshape(-1) for p in members]).astype(np.float32)
@@ -80,31 +86,25 @@ def marginal(op: Builder, scores: ir.Value, head: Head, *, are_probabilities: bo
     return over_positions(op.ReduceMean, *probabilities(op, scores, head, are_probabilities=are_probabilities))
 
 
-def follow(tensors: Sequence[StateTensor], opset: int) -> MethodGraph:
-    """The state that the forward would move: each next value of the `tensors` becomes the state."""
-    op = new_graph(FOLLOW, opset)
-    with op.at(FOLLOW):
-        return taken_over(op, tensors)
-
-
 def guard(
     context: Context,
     entropy: str,
     usual: float,
     shape: Sequence[int | str] | None = None,
     *,
-    follows: bool = False,
+    moved: Sequence[StateTensor] = (),
+    marked: bool = False,
     checks: bool = False,
     rests: bool = False,
 ) -> MethodGraph:
     """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
 
-    With `follows`, `guard.follow` is 1 if statistics may follow the batch.
-
     Args:
         entropy: name of the forward's output with the mean entropy; empty computes it from the scores.
         usual: information of a batch of calibration data; 0 follows the stream's.
         shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
+        moved: statistics whose next values the forward gives; they become the state if they may follow the batch.
+        marked: whether the step has words with `MARK`; then `guard.follow` is 1 if statistics may follow the batch.
         checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
         rests: whether statistics follow no batch after a failed round of the check.
     """
@@ -117,15 +117,35 @@ def guard(
         good = op.GreaterOrEqual(information, op.Mul(level, float(settings["guard_information"])))
         state = [*window, *([_following(op, level, information, good)] if followed else [])]
         learn, reset, counters = _decided(op, good, settings)
-        enough = op.GreaterOrEqual(information, op.Mul(level, min(FOLLOWED, float(settings["guard_information"]))))
-        may: ir.Value = op.Cast(enough, to=FLOAT)
+        may = _may_follow(op, information, level, settings) if moved or marked else None
         if checks:
             learn, may, clocks = _checked(op, learn, may, int(settings["guard_check"]), rests=rests)
             counters += clocks
-    outputs = {LEARN: learn, RESET: reset, **({FOLLOWS: may} if follows else {}), "guard.information": information}
-    stats = {"guard.information": "information", "guard.row.next": "held_in_a_row"}
-    stats |= {"guard.held.next": "held", "guard.resets.next": "guard_resets"}
-    return finished(op, outputs, [*state, *counters], stats)
+        kept = _kept(op, may, moved) if may is not None else []
+    follows = {FOLLOWS: may} if marked and may is not None else {}
+    outputs = {LEARN: learn, RESET: reset, **follows, INFORMATION: information}
+    graph = finished(op, outputs, [*state, *counters], STATS)
+    return replace(graph, state=(*graph.state, *kept))
+
+
+def _may_follow(op: Builder, information: ir.Value, level: ir.Value, settings: Mapping[str, Any]) -> ir.Value:
+    """1 if statistics may follow a batch with this information, else 0."""
+    least = min(FOLLOWED, float(settings["guard_information"]))
+    may: ir.Value = op.Cast(op.GreaterOrEqual(information, op.Mul(level, least)), to=FLOAT)
+    return may
+
+
+def _kept(op: Builder, may: ir.Value, tensors: Sequence[StateTensor]) -> list[StateTensor]:
+    """The `tensors` with the next values that the forward gave if `may` is above 0, else with their own."""
+    kept: list[StateTensor] = []
+    follows = op.Greater(may, 0.0) if tensors else None
+    for tensor in tensors:
+        assert tensor.next is not None
+        given, value = (state_input(op.graph, str(name), tensor.initial) for name in (tensor.next.name, tensor.name))
+        following = op.Where(follows, given, value, name=f"{tensor.name}.kept")
+        op.graph.outputs.append(following)
+        kept.append(replace(tensor, value=value, next=following))
+    return kept
 
 
 def _scores(
@@ -148,11 +168,11 @@ def _scores_behind(op: Builder, probability: ir.Value, head: Head) -> ir.Value:
 
 
 def _checked(
-    op: Builder, learn: ir.Value, may: ir.Value, every: int, *, rests: bool
-) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
+    op: Builder, learn: ir.Value, may: ir.Value | None, every: int, *, rests: bool
+) -> tuple[ir.Value, ir.Value | None, list[StateTensor]]:
     """Whether the step learns and statistics follow, where some steps check in place of it; the clocks of the check."""
     learns, awake, clocks = check_clock(op, every, rests=rests)
-    return op.Mul(learn, learns), may if awake is None else op.Mul(may, awake), clocks
+    return op.Mul(learn, learns), may if awake is None or may is None else op.Mul(may, awake), clocks
 
 
 def _decided(op: Builder, good: ir.Value, settings: Mapping[str, Any]) -> tuple[ir.Value, ir.Value, list[StateTensor]]:

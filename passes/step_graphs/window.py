@@ -18,6 +18,7 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, freeze, state_input
 from ttac.passes.norms.norm_sites import NormSite, bind_sites
 from ttac.passes.step_graphs.context import MethodGraph, finished, new_graph
+from ttac.runtime.events import ADAPTED
 from ttac.spec import Statistics
 
 WINDOW, PREDICT = "window", "predict"
@@ -67,7 +68,7 @@ def window(inputs: Sequence[ir.Value], size: int, opset: int) -> MethodGraph:
         following = op.Where(full, 0.0, total)
         state.append(StateTensor(name=FILLED, role="counter", initial=zero, value=filled, next=following))
         outputs = {FULL: op.Cast(full, to=FLOAT)}
-    return finished(op, outputs, state)
+    return finished(op, outputs, state, {FULL: ADAPTED})
 
 
 def running_model(infer: ir.Model, sites: Sequence[NormSite], trained: Collection[str]) -> ir.Model:

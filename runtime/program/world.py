@@ -42,6 +42,9 @@ class Device(Protocol):
     def array(self, tensor: Tensor) -> Any:
         """`tensor` as an array that must not be written."""
 
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether the tensor lies in an array outside the engine's arena."""
+
 
 @dataclass(frozen=True)
 class World:

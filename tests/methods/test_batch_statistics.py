@@ -101,15 +101,29 @@ def test_bn_blends_with_the_source(prior: float, two_norms: tuple[Path, Arrays],
         np.testing.assert_allclose(adapter.step(x), restated(w, x, blended), rtol=0, atol=2e-5)
 
 
-def test_bn_follows_a_running_average(two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:
+@pytest.mark.parametrize("guard", ["off", "on"])
+def test_bn_follows_a_running_average(guard: str, two_norms: tuple[Path, Arrays], tmp_path: Path) -> None:
+    """With the guard, a batch whose first norm is nearer to the source than to the averages starts from the source."""
     path, w = two_norms
-    settings = {"statistics": "ema", "statistics_momentum": 0.3}
+    settings = {"statistics": "ema", "statistics_momentum": 0.3, "guard": guard, "guard_information": 0.0}
     adapter = ttac.load(compiled(path, tmp_path, method="bn", batch=6, settings=settings))
-    running = {name: stored(w, name) for name in EPS}
+    running, restarts = {name: stored(w, name) for name in EPS}, list[bool]()
+
+    def apart(first: Moments, second: Moments) -> float:
+        """The squared distance of normal distributions, in units of the source; at most 2 deviations count."""
+        (centre, variance), eps = stored(w, "first"), EPS["first"]
+        deviation = np.sqrt(variance + eps)
+        near = [np.clip(mean, centre - 2 * deviation, centre + 2 * deviation) for mean, _ in (first, second)]
+        wide = [np.minimum(np.sqrt(var + eps), 2 * deviation) for _, var in (first, second)]
+        return float((((near[0] - near[1]) ** 2 + (wide[0] - wide[1]) ** 2) / (variance + eps)).sum())
 
     def followed(name: str, batch: Moments) -> Moments:
         """An average whose batches lie within 2 deviations of the source, and within 3 of the average."""
-        (centre, variance), (mean, var) = stored(w, name), running[name]
+        if name == "first":
+            nearer = apart(batch, stored(w, name)) < apart(batch, running[name])
+            restarts.append(guard == "on" and nearer)
+        centre, variance = stored(w, name)
+        mean, var = (centre, variance) if restarts[-1] else running[name]
         deviation = np.sqrt(variance + EPS[name])
         near = np.clip(batch[0], centre - 2 * deviation, centre + 2 * deviation)
         small = np.minimum(batch[1], 4 * deviation**2)
@@ -117,12 +131,13 @@ def test_bn_follows_a_running_average(two_norms: tuple[Path, Arrays], tmp_path: 
         running[name] = mean + 0.3 * change, var + 0.3 * np.minimum(small - var, 8 * var)
         return running[name]
 
-    for seed, size in enumerate([6, 6, 2]):
-        x = shifted(size, seed)
+    usual = [samples((3, 4, 5), size, seed) * np.float32(0.3) for seed, size in enumerate([6, 3], 8)]
+    for x in (shifted(6, 0), shifted(6, 1), usual[0], shifted(6, 2), shifted(2, 3), usual[1]):
         before = dict(running)
         np.testing.assert_allclose(adapter.predict(x), restated(w, x, followed), rtol=0, atol=2e-5)
         running.update(before)
         np.testing.assert_allclose(adapter.step(x), restated(w, x, followed), rtol=0, atol=2e-5)
+    assert restarts[::2] == [guard == "on" and back for back in (False, False, True, True, False, True)]
     state = state_of(adapter)
     for name, (mean, var) in running.items():
         np.testing.assert_allclose(state[f"{name}.mean"], mean, rtol=1e-5)

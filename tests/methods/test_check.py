@@ -138,6 +138,15 @@ def test_statistics_rest_where_nothing_trains(method: str, rests: bool, tmp_path
     assert ("guard.rest" in {entry["name"] for entry in tensors}) == rests
 
 
+@pytest.mark.parametrize("settings", [{}, {"guard_check": 10}], ids=["default", "stated"])
+def test_a_stated_interval_without_calibration_is_noted(settings: dict[str, int], tmp_path: Path) -> None:
+    lines = list[str]()
+    net = DEMO / "fashion_resnet_gn.onnx"
+    ttac.compile(net, batch=BATCH, settings=settings, output=tmp_path / "b.ttac", say=lines.append)
+    noted = [line for line in lines if "`guard_check` has no effect" in line]
+    assert len(noted) == bool(settings) and all("`--calibration PATH`" in line for line in noted)
+
+
 def test_few_samples_make_no_check_set(tmp_path: Path) -> None:
     lines = list[str]()
     with np.load(DEMO / "fashion_calibration.npz", allow_pickle=False) as arrays:

@@ -70,7 +70,7 @@ def test_a_guarded_step_equals_an_unguarded_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("t3a", {}), ("neo", {}), ("bn", {"statistics": "ema"}), ("mecta", {})]
+    ("method", "settings"), [("t3a", {}), ("neo", {}), ("zoa", {}), ("bn", {"statistics": "ema"}), ("mecta", {})]
 )
 def test_statistics_do_not_follow_constants(method: str, settings: dict[str, str], tmp_path: Path) -> None:
     """Images move the state of methods that follow the stream; constants do not, and a row of them resets it."""

@@ -11,7 +11,7 @@ import pytest
 import ttac
 from tests.methods.test_installed_methods import declare
 from tests.support.tiny_bundles import read
-from tests.support.whole_models import MODELS, compiled, samples, state_of
+from tests.support.whole_models import MODELS, compiled, parameters_of, samples, state_of
 from ttac.errors import UsageError
 
 OUTSIDE = '''
@@ -119,12 +119,32 @@ def test_a_package_outside_uses_every_hook(outside: Path) -> None:
     assert adapter.stats["largest"] > 0 and adapter.stats["entropy"] > 0
 
 
+def test_a_loss_that_reports_no_entropy_is_guarded(outside: Path) -> None:
+    """The guard reads the output: it learns from noise samples of many classes, holds constants, and has its check."""
+    text = (outside / "outside.py").read_text(encoding="utf-8")
+    text = text.replace('stats={"entropy": scalar}', 'stats={"half": scalar}').replace("refine=centred, ", "")
+    text = text.replace("from ttac.spec", "from ttac.shared_options import GUARD\nfrom ttac.spec")
+    text = text.replace("    options=(\n", "    options=(\n        *GUARD,\n").replace("refine=centred,", "")
+    (outside / "outside.py").write_text(text, encoding="utf-8")
+    x = samples((3, 16, 16), 64, seed=0)
+    settings = {"guard": "on", "guard_check": 3}
+    folder = compiled(MODELS["resnet"], outside, method="outside", batch=8, settings=settings, calibration=x)
+    adapter = ttac.load(folder)
+    for _ in range(3):
+        adapter.step(x[:8])
+    assert adapter.stats["held"] == 0 and "check_loss" in adapter.stats and adapter.stats["drift"] > 0
+    before = parameters_of(adapter)
+    adapter.step(np.zeros_like(x[:8]))
+    assert adapter.stats["held"] == 1
+    assert all(np.array_equal(parameters_of(adapter)[name], array) for name, array in before.items())
+
+
 def test_a_check_outside_refuses(outside: Path) -> None:
     with pytest.raises(UsageError, match="too many samples"):
         compiled(MODELS["resnet"], outside, method="outside", batch=64)
 
 
-@pytest.mark.parametrize("name", ["guard", "window", "predict", "guard-follow", "update-2"])
+@pytest.mark.parametrize("name", ["guard", "window", "predict", "guard-check", "update-2"])
 def test_a_graph_with_a_name_of_ttac_is_refused(name: str, outside: Path) -> None:
     """Such a graph would silently replace ttac's graph, or count as a stage of another."""
     text = (outside / "outside.py").read_text(encoding="utf-8")

@@ -12,6 +12,8 @@ from tests.support.whole_models import MODELS, Arrays, compiled, parameters_of, 
 from ttac.bake import bake
 from ttac.errors import UsageError
 from ttac.runtime.engine import open_session
+from ttac.samples.images import Stream
+from ttac.samples.streaming import run_stream
 
 SIZE = 4
 
@@ -112,6 +114,20 @@ def test_a_window_survives_in_the_state(tmp_path: Path) -> None:
     one.step(x[-1:])
     for name, array in learned.items():
         np.testing.assert_array_equal(parameters_of(one)[name], array)
+
+
+def test_a_run_counts_full_windows(tmp_path: Path) -> None:
+    """Steps between full windows report nothing new: they are no further held batches, and no further estimates."""
+    settings = {"window": SIZE, "guard": "on", "estimate": 3, "guard_patience": 20}
+    path = compiled(MODELS["resnet"], tmp_path, batch=1, settings=settings)
+    x = np.concatenate([samples((3, 16, 16), SIZE), np.zeros((2 * SIZE + 1, 3, 16, 16), np.float32)])
+    stream, adapter, estimates = Stream(len(x), lambda start, stop: x[start:stop]), ttac.load(path, threads=1), []
+    outcome = run_stream(ttac.load(path, threads=1), stream, batch=1)
+    for number, sample in enumerate(x, 1):
+        adapter.step(sample[None])
+        estimates += [adapter.stats["estimated_error"]] if number % SIZE == 0 else []
+    assert outcome.held == adapter.stats["held"] == 2
+    assert outcome.estimated_error == pytest.approx(np.mean(estimates), abs=1e-9)
 
 
 def test_a_held_window_is_forgotten(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import ttac
 from tests.support.adapted import model
 from tests.support.official_zoa import BATCH, KINDS, given, network, official, trajectory
 from tests.support.source_models import saved, source
-from tests.support.whole_models import MODELS, compiled, normal, refused, samples, sites_of, state_of
+from tests.support.whole_models import MODELS, compiled, normal, parameters_of, refused, samples, sites_of, state_of
 from ttac import bake, demo
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.waists import waists
@@ -121,6 +121,20 @@ def test_smaller_batches_show_no_domain(tmp_path: Path) -> None:
     for step, n in enumerate((8, 3, 5, 8)):
         assert np.isfinite(adapter.step(arrays["x"][2 * step][:n])).all()
         assert adapter.stats["domains"] == (step == 3)
+
+
+def test_a_domain_that_begins_in_a_check_is_remembered(tmp_path: Path) -> None:
+    """Every second step predicts calibration samples in place of learning; the fourth begins a new domain."""
+    arrays = given("layer")
+    settings = {**SMALL, "domain_samples": 8, "guard": "on", "guard_check": 2, "guard_information": 0.0}
+    path = compiled(model("layer"), tmp_path, method="zoa", batch=8, calibration=arrays["calibration"],
+                    settings=settings)  # fmt: skip
+    adapter = ttac.load(path, threads=1)
+    for number in (0, 0, 0, 6):
+        before = parameters_of(adapter)
+        adapter.step(arrays["x"][number][:8])
+    assert all(np.array_equal(parameters_of(adapter)[name], array) for name, array in before.items())
+    assert "check_loss" in adapter.stats and state_of(adapter)["domains.count"] == 1
 
 
 def test_bake_takes_a_state_without_a_shift(tmp_path: Path) -> None:

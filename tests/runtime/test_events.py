@@ -11,6 +11,8 @@ import pytest
 
 import ttac
 from tests.support.whole_models import compiled
+from ttac.runtime.adapter import REJECTED_IN_A_ROW
+from ttac.runtime.commit import State
 from ttac.runtime.events import Event, events
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
@@ -53,6 +55,35 @@ def test_a_bundle_announces_holds_and_resets(tmp_path: Path, caplog: pytest.LogC
         caplog.records[-1].getMessage()
         == f"`{adapter.path}`: step 5: the guard reset the state, after 2 held batches in a row"
     )
+
+
+def test_returns_after_a_rejected_state_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state that rejects every step resets its counters too: the next return is an event again."""
+    net, calibration = DEMO / "fashion_resnet_bn.onnx", DEMO / "fashion_calibration.npz"
+    settings = {"guard_check": 4, "guard_loss": 0.0}
+    ttac.compile(net, method="t3a", calibration=calibration, batch=16, settings=settings, output=tmp_path / "b.ttac")
+    with np.load(DEMO / "fashion_stream.npz", allow_pickle=False) as arrays:
+        x = 1 - arrays["clean"].astype(np.float32) / 255
+    adapter, heard = ttac.load(tmp_path / "b.ttac"), list[Event]()
+    adapter.on_event = heard.append
+
+    def until_a_return() -> None:
+        """Steps of negative images, until the check turns the state back."""
+        for i in range(0, 1008, 16):
+            adapter.step(x[i : i + 16])
+            if heard and heard[-1].kind == "return":
+                return
+
+    until_a_return()
+    assert adapter.stats["guard_returns"] == 1 and heard.pop().kind == "return"
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "commit", lambda *_: False)
+        for _ in range(REJECTED_IN_A_ROW):
+            adapter.step(x[:16])
+    assert adapter.stats["resets"] == 1
+    heard.clear()
+    until_a_return()
+    assert adapter.stats["guard_returns"] == 1 and heard[-1].kind == "return"
 
 
 def test_one_sample_of_batch_statistics_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,8 @@ def bake(terminal: Terminal, bundle: Path, state: Path, output: Path, samples: P
 
     FILE is an .npz, an .npy or a folder of images. With the array `labels`, a model that errs on 2 % more of the
     samples than the source is refused; without, a model with half of the source's information or less. Without
-    --samples, a state whose statistics average fewer than 10 batches is refused.
+    --samples, the calibration samples of the bundle judge the trained tensors, where the guard has kept some, and a
+    state whose statistics average fewer than 10 batches is refused.
     """
     from ttac.bake import bake as fold
 

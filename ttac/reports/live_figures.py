@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ttac.errors import RuntimeMissingError, UsageError
-from ttac.runtime.events import RESETS, ROW
+from ttac.runtime.events import ADAPTED, RESETS, ROW
 from ttac.runtime.records import HeadSpec
 
 RECENT = 1000
@@ -28,7 +28,7 @@ class LiveFigures:
         head: reading of the output; None where no classes and no entropy exist.
         milliseconds, entropy: of the last step; the entropy is a mean in nats.
         classes: classes of the last `RECENT` predictions.
-        held: steps from which the guard let the step learn nothing.
+        held: steps from which the guard let the step learn nothing; with a window, full windows.
     """
 
     head: HeadSpec | None
@@ -46,7 +46,7 @@ class LiveFigures:
 
         self.steps, self.samples = self.steps + 1, self.samples + samples
         self.milliseconds, self.stats = milliseconds, stats
-        self.held += bool(stats.get(ROW))
+        self.held += _is_held(stats)
         if self.head is None:
             return []
         each = entropies(outputs, self.head)[counted_positions(outputs, self.head)]
@@ -81,6 +81,11 @@ class LiveFigures:
         return {**figures, **{name: self.stats[name] for name in (ROW, RESETS, DRIFT) if name in self.stats}}
 
 
+def _is_held(stats: Mapping[str, Any]) -> bool:
+    """Whether the guard held the batch of the last step; a step that only filled a window had no guard."""
+    return bool(stats.get(ROW)) and stats.get(ADAPTED, 1) > 0
+
+
 class Exporter:
     """Metrics of a stream for Prometheus.
 
@@ -112,7 +117,7 @@ class Exporter:
         stats = figures.stats
         self._steps.inc()
         self._samples.inc(samples)
-        self._held.inc(bool(stats.get(ROW)))
+        self._held.inc(_is_held(stats))
         for number, count in Counter(classes).items():
             self._classes.labels(str(number)).inc(count)
         self._seconds.set(figures.milliseconds / 1000)

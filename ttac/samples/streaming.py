@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ttac.runtime.events import RESETS, ROW
+from ttac.runtime.events import ADAPTED, RESETS, ROW
 from ttac.runtime.records import HeadSpec, TensorSpec
 from ttac.samples.images import Stream, division
 from ttac.samples.predictions import CLASSES, Tally, fit_labels, samples_first
@@ -141,7 +141,12 @@ class _Reports:
         return {"held": self.held, "guard_resets": self.resets, "estimated_error": estimated}
 
     def add(self, stats: Mapping[str, Any]) -> None:
-        """Count the last step by its stats.  A saved state also brings the counters of earlier streams."""
+        """Count the last step by its stats, unless it only filled a window: its reports are those of an earlier step.
+
+        A saved state also brings the counters of earlier streams.
+        """
+        if not stats.get(ADAPTED, 1):
+            return
         self.estimates += [float(stats[ESTIMATED])] if ESTIMATED in stats else []
         if ROW not in stats:
             return

@@ -9,9 +9,7 @@ average the views only where the source is unsure: the code for CIFAR computes t
 from __future__ import annotations
 
 from ttac.shared_options import DISTORTIONS, STATISTICS, chosen_statistics, optimizer_options
-from ttac.spec import Facts, Method, Option, Settings
-
-TEACHER = "teacher"
+from ttac.spec import TEACHER_SET, Facts, Method, Option, Settings
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
@@ -65,7 +63,7 @@ METHOD = Method(
     program=(
         {"run": "forward", "again": True, "set": "source"},
         {"run": "confidence"},
-        {"run": "forward", "again": True, "set": TEACHER},
+        {"run": "forward", "again": True, "set": TEACHER_SET},
         {"run": "plain_view"},
         {
             "when": "unsure",
@@ -75,7 +73,7 @@ METHOD = Method(
                     "repeat": "views",
                     "do": (
                         {"run": "augment"},
-                        {"run": "forward", "again": True, "on": "augmented", "set": TEACHER},
+                        {"run": "forward", "again": True, "on": "augmented", "set": TEACHER_SET},
                         {"run": "add_view", "feed": {"teacher.before": "teacher.scores"}},
                     ),
                 },
@@ -87,7 +85,7 @@ METHOD = Method(
         {"run": "update"},
         {"return": "answer"},
     ),
-    predicts=TEACHER,
+    predicts=TEACHER_SET,
     variants={"symmetric": {"loss": "ttac.methods.cotta.teacher:taught_both_ways"}},
     oracle="tests/golden/make/official_methods.py",
 )

@@ -11,9 +11,10 @@ from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
 from ttac.passes.step_graphs.random_numbers import Numbers, seeded
+from ttac.passes.step_graphs.teacher import follow
 from ttac.spec import SOURCE_SET
 
-SEED, TEACHER = "restore.seed", "teacher"
+SEED = "restore.seed"
 
 
 def update(context: Context) -> MethodGraph:
@@ -26,17 +27,6 @@ def update(context: Context) -> MethodGraph:
         return kept, [*teacher, *seed]
 
     return optimizers.update(context, after=after)
-
-
-def follow(op: Builder, flat: ir.Value, members: Sequence[StateTensor], decay: float) -> list[StateTensor]:
-    """teacher <- d*teacher + (1 - d)*student, with the student's tensors `members` in the vector `flat`."""
-    values = [state_input(op.graph, f"{TEACHER}.{tensor.name}", tensor.initial) for tensor in members]
-    following = op.Add(op.Mul(optimizers.flatten(op, values), decay), op.Mul(flat, 1.0 - decay))
-    parts = optimizers.unflatten(op, following, members)
-    return [
-        StateTensor(name=str(value.name), role="optimizer", initial=tensor.initial, value=value, next=part)
-        for tensor, value, part in zip(members, values, parts, strict=True)
-    ]
 
 
 class Forget:

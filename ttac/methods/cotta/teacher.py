@@ -10,8 +10,9 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.step_graphs.answer import ANSWER, in_output_form, refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
 from ttac.passes.step_graphs.pixel_range import check_images
+from ttac.passes.step_graphs.teacher import TARGET
 
-TARGET, BEFORE = "teacher.scores", "teacher.before"
+BEFORE = "teacher.before"
 FLOAT = int(ir.DataType.FLOAT)
 
 

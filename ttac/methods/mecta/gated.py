@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.adapt.adapt_norms import Moments, Rewriter
-from ttac.passes.adapt.centre import constant
-from ttac.passes.adapt.renormalise import Running, renormalise
+from ttac.passes.adapt.renormalise import renormalise
+from ttac.passes.adapt.running_averages import Running, moved_state, prior, running_state
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms.norm_sites import NormSite
@@ -38,25 +38,20 @@ def use_gated(rewriter: Rewriter, site: NormSite) -> list[StateTensor]:
     the gradient of the norm's output passes to its input unchanged.
     """
     op, batch = rewriter.op, rewriter.observe(site)
-    initials = {"mean": constant(site.node, 3), "var": constant(site.node, 4)}
-    mean, var = (state_input(op.graph, f"{site.name}.{role}", initial) for role, initial in initials.items())
-    shifted = op.Sub(mean, batch.shift) if batch.shift.any() else mean
+    tensors, known = running_state(op, site, batch)
+    before = prior(rewriter, site, batch, known)
     scale = float(rewriter.settings["drift_scale"])
-    distance = op.ReduceMean(divergence(op, batch, Running(shifted, var)), [0], keepdims=0)
+    distance = op.ReduceMean(divergence(op, batch, before), [0], keepdims=0)
     rate = op.Sub(1.0, op.Exp(op.Mul(distance, -scale)))
-    moved = Running(*(op.Add(r, op.Mul(op.Sub(b, r), rate)) for r, b in ((shifted, batch.mean), (var, batch.var))))
+    pairs = (before.mean, batch.mean), (before.var, batch.var)
+    moved = Running(*(op.Add(r, op.Mul(op.Sub(b, r), rate)) for r, b in pairs))
     renormalise(rewriter, site, batch, moved)
     active = op.Greater(rate, float(rewriter.settings["least_drift"]))
     if rewriter.settings["least_drift"]:
         _pass_gradient(op, site, active)
     flag = state_input(op.graph, f"{site.name}.{ACTIVE}", ONE)
-    after = op.Add(moved.mean, batch.shift) if batch.shift.any() else moved.mean
-    found = {"mean": (mean, after), "var": (var, moved.var)}
-    state = [
-        StateTensor(name=str(value.name), role="statistic", initial=initials[role], value=value, next=following)
-        for role, (value, following) in found.items()
-    ]
     on = op.Cast(active, to=int(ir.DataType.FLOAT))
+    state = moved_state(op, batch, tensors, moved)
     return [*state, StateTensor(name=str(flag.name), role="counter", initial=ONE, value=flag, next=on)]
 
 

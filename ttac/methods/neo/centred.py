@@ -16,8 +16,8 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.norms import calibration
 from ttac.passes.step_graphs.context import Subject
-from ttac.passes.step_graphs.guard import is_on
 from ttac.passes.step_graphs.linear_head import class_head, flat_features, last_linear, subtract_features
+from ttac.settings import is_guarded
 
 ROOM = "refine"
 LONGEST = 1.5
@@ -75,7 +75,7 @@ def _followed(op: Builder, mean: ir.Value, size: ir.Value, settings: Mapping[str
     newest = float(settings["newest"])
     initial = np.zeros([int(size) for size in dims(mean)], np.float32)
     running = state_input(op.graph, MEAN, initial)
-    if is_on(settings):
+    if is_guarded(settings):
         known, length = op.ReduceL2(running, keepdims=0), op.ReduceL2(mean, keepdims=0)
         limit = op.Where(op.Greater(known, 0.0), op.Mul(known, LONGEST), length)
         mean = op.Mul(mean, op.Div(limit, op.Max(limit, length)))

@@ -10,9 +10,9 @@ end of a step, and at most once a step.
 from __future__ import annotations
 
 from ttac.shared_options import DISTORTIONS, GUARD, optimizer_options
-from ttac.spec import AVERAGE_STATISTICS, Facts, Method, Option, Settings
+from ttac.spec import AVERAGE_STATISTICS, TEACHER_SET, Facts, Method, Option, Settings
 
-TEACHER, SAMPLES, DISTORTED = "teacher", "memory.samples", "augmented"
+SAMPLES, DISTORTED = "memory.samples", "augmented"
 ABSENT = (*(option.name for option in GUARD), "prior_correction", "estimate")
 """Shared options that do not fit: most steps only store samples, and the teacher predicts."""
 MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
@@ -61,7 +61,7 @@ METHOD = Method(
         "update": f"{TEACHING}:update",
     },
     program=(
-        {"run": "predict", "set": TEACHER},
+        {"run": "predict", "set": TEACHER_SET},
         {"run": "classify"},
         {
             "repeat": "insertions",
@@ -71,7 +71,7 @@ METHOD = Method(
         {
             "when": "memory.due",
             "then": (
-                {"run": "forward", "again": True, "on": SAMPLES, "set": TEACHER},
+                {"run": "forward", "again": True, "on": SAMPLES, "set": TEACHER_SET},
                 {"run": "teach"},
                 {"run": "augment", "on": SAMPLES},
                 {"run": "forward", "on": DISTORTED},
@@ -82,6 +82,6 @@ METHOD = Method(
         },
         {"return": "answer"},
     ),
-    predicts=TEACHER,
+    predicts=TEACHER_SET,
     oracle="tests/golden/make/official_rotta.py",
 )

@@ -9,9 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
-from ttac.methods.cotta.follow import follow
-from ttac.methods.cotta.teacher import TARGET
-from ttac.methods.rotta import TEACHER
 from ttac.passes.differentiate.heads import Head, scores_of
 from ttac.passes.differentiate.losses import WEIGHTS, Loss, entropies, mean, surprises
 from ttac.passes.graph.builder import Builder
@@ -20,7 +17,9 @@ from ttac.passes.step_graphs import optimizers, two_views
 from ttac.passes.step_graphs.answer import ANSWER, refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read, taken_over
 from ttac.passes.step_graphs.pixel_range import check_images
+from ttac.passes.step_graphs.teacher import TARGET, follow
 from ttac.passes.step_graphs.window import predicted
+from ttac.spec import TEACHER_SET
 
 SURE = 1e-6
 """Added to a probability in its logarithm, as in the code."""
@@ -77,7 +76,7 @@ def teach(context: Context) -> MethodGraph:
     op = new_graph("teach", context.opset)
     target = op.Identity(read(op, context.logits, context.head.shape), name=TARGET)
     op.graph.outputs.append(target)
-    return taken_over(op, context.tracked, f"{TEACHER}.", "optimizer")
+    return taken_over(op, context.tracked, f"{TEACHER_SET}.", "optimizer")
 
 
 def follow_memory(context: Context) -> MethodGraph:

@@ -24,9 +24,10 @@ from ttac.passes.step_graphs.context import (
     read_gradients,
     read_parameters,
 )
-from ttac.passes.step_graphs.guard import DRIFT, bounded, is_on
+from ttac.passes.step_graphs.guard import DRIFT, bounded
 from ttac.passes.step_graphs.optimizers import FlatParameters, ensembled, flatten, sgd, unflatten
 from ttac.passes.step_graphs.sample_weights import CHOSEN, averaging, below, margin, read_entropies
+from ttac.settings import is_guarded
 
 BEFORE, CONFIRMED, COLLAPSED = "parameters.before", "confirmed", "collapsed"
 PAPER_CLASSES = 1000
@@ -80,7 +81,7 @@ def descend(context: Context) -> MethodGraph:
         low = op.Cast(op.Less(ema, reset_threshold(context)), to=int(ir.DataType.FLOAT))
     counter = StateTensor(name=AVERAGE_ENTROPY, role="counter", initial=zero, value=average, next=ema)
     state = [*_moved(context, [p.value for p in context.parameters], moved), *momentum, counter]
-    drift = {DRIFT: "drift"} if is_on(context.settings) else {}
+    drift = {DRIFT: "drift"} if is_guarded(context.settings) else {}
     return finished(op, {COLLAPSED: low}, state, stats={COLLAPSED: "recovered", **drift})
 
 

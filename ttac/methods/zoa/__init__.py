@@ -79,7 +79,7 @@ METHOD = Method(
     },
     program=(
         {"run": "forward"},
-        {"when": "domain.changed", "then": ({"run": "remember"},)},
+        {"when": "domain.changed", "then": ({"run": "remember"},), "follows": True},
         {"run": "perturb"},
         {"run": "forward", "again": True, "set": PERTURBED},
         {"run": "update"},
