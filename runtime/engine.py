@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,9 @@ class Session:
         try:
             if self._device != "cpu":
                 return self._run_bound(feed, outputs, options)
-            tensors = self.native.run_with_ort_values(list(outputs), dict(feed), options)
-            return [_released(tensor) for tensor in tensors]
+            # The engine's Python method checks the feed again, which takes longer than a small graph.
+            values = {name: tensor._ortvalue for name, tensor in feed.items()}
+            return [_released(value) for value in self.native._sess.run_with_ort_values(values, list(outputs), options)]
         except Exception as error:
             raise RuntimeMissingError(
                 f"onnxruntime {engine().__version__} failed: {first_line(error)}",
@@ -150,17 +152,31 @@ class Session:
         return tensors
 
 
-def _released(tensor: Tensor) -> Tensor:
-    """The tensor without its siblings: in the engine's result, each output keeps all other outputs of the run alive.
+def _released(value: Any) -> Tensor:
+    """A tensor without its siblings: in the engine's result, each `value` keeps all other outputs of the run alive.
 
     Without this, no residual is freed before the last residual.  A small tensor is copied: in the arena, it would split
     the space for the large tensors of the next run.
     """
-    if (view := tensor.numpy()).nbytes <= COPIED_BYTES:
-        return engine().OrtValue.ortvalue_from_numpy(np.array(view))
+    if (view := value.numpy()).nbytes <= COPIED_BYTES:
+        return _wrapped(np.array(view))
     alone = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state").OrtValueVector()
-    alone.push_back(tensor._ortvalue)
+    alone.push_back(value)
     return engine().OrtValue(alone[0])
+
+
+def _wrapped(array: np.ndarray) -> Tensor:
+    """The array as a tensor on the CPU, without a copy, in half the time of `OrtValue.ortvalue_from_numpy`."""
+    native, place, python = _cpu_tensors()
+    return python(native(array, place), array)
+
+
+@cache
+def _cpu_tensors() -> tuple[Any, Any, Any]:
+    """The engine's function that wraps an array, the CPU as its device, and the class for the result."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    place = state.OrtDevice(state.OrtDevice.cpu(), state.OrtDevice.default_memory(), 0)
+    return state.OrtValue.ortvalue_from_numpy, place, engine().OrtValue
 
 
 class EngineDevice:
@@ -181,7 +197,7 @@ class EngineDevice:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """`array` as a tensor; the array must stay unchanged while the tensor is used."""
-        return engine().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        return _wrapped(np.ascontiguousarray(array).reshape(array.shape))
 
     def array(self, tensor: Tensor) -> np.ndarray:
         """A view for reading, valid while the tensor exists."""

@@ -151,6 +151,8 @@ def is_finite(array: np.ndarray, chunk: int = 1 << 16) -> bool:
     if array.dtype.kind != "f":
         return True
     flat = array.reshape(-1)
+    if flat.size == 1:
+        return math.isfinite(flat.item())
     if flat.size <= chunk:
         return bool(np.isfinite(flat).all())
     return all(bool(np.isfinite(flat[start : start + chunk]).all()) for start in range(0, flat.size, chunk))

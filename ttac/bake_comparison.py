@@ -158,4 +158,4 @@ class Referee:
 
 def _count(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -> int:
     """The number of samples in the arrays."""
-    return next(arrays[name].shape[axis] for name, axis in axes.items() if axis is not None)
+    return int(next(arrays[name].shape[axis] for name, axis in axes.items() if axis is not None))

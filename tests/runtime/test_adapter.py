@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_a_failing_run_leaves_the_state(tmp_path: Path, monkeypatch: pytest.Monk
         raise ValueError("out of memory\nsecond line")
 
     with monkeypatch.context() as patch:
-        patch.setattr(native, "run_with_ort_values", fail)
+        patch.setattr(native, "_sess", SimpleNamespace(run_with_ort_values=fail))
         with pytest.raises(RuntimeMissingError) as caught:
             adapter.step(np.zeros((1, 3), np.float32))
     assert "failed: out of memory\n  at `forward.onnx`" in str(caught.value) and caught.value.hint
