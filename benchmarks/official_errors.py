@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cotta": {
         "lr": 1e-3, "optimizer": "sgd", "confidence": 0.92, "restored": 0.01, "teacher_decay": 0.999, **IMAGES,
     },
-    "mecta": {"lr": 2.5e-4, "optimizer": "sgd", "least_drift": 0.00125},
+    "mecta": {"lr": 2.5e-4, "optimizer": "sgd", "least_drift": 0.00125, "keep": 0.3, "seed": 0},
     "sight": {
         "prototype_rate": 0.005, "source_pull": 0.01, "surprise": 1.0, "habit_rate": 0.05, "temperature": 0.05,
     },

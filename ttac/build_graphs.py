@@ -68,10 +68,11 @@ def _plan_choice(state: CompileState, goal: int | None) -> PlanChoice:
     free = [value for value in graph.inputs if value.name not in moved]
     keep = options.method.keep
     layers = layers_of(joint) if keep else []
-    if keep and layers:
+    codec = keep.codec(options.settings) if keep else ""
+    if keep and layers and codec:
         ratio = float(options.settings[keep.option])
-        decide = keep_parts(joint, layers, keep.codec(options.settings), ratio, options.batch)
-        ratios = equal_ratios(layers, ratio, moves=keep.measured)
+        decide = keep_parts(joint, layers, codec, ratio, options.batch)
+        ratios = equal_ratios(layers, ratio, moves=keep.measured, draws=keep.draws)
         plan = plan_activations(graph, joint.backward, free, options.batch, decide, ratios, tight=True)
         return PlanChoice(plan, layers, can_shrink=ratio > LEAST_KEPT)
     if goal is None:

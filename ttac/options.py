@@ -323,7 +323,7 @@ def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[st
 
 def _largest_shape(values: Mapping[str, Any], method: Method) -> Any:
     """The shape to plan for; raises UsageError for options that fix a size, or need one."""
-    if method.keep:
+    if method.keep and method.keep.in_blocks:
         hint = "fix the size with `--shape`, or take another method"
         problem = f"`{method.name}` keeps parts of values in blocks, whose number depends on the size"
         raise UsageError(problem, where="`--max-shape`", hint=hint)

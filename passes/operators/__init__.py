@@ -13,6 +13,7 @@
 | `gate_masks` | masks that let gradients pass |
 | `gelu` | find the exact GELU that exporters write with Erf |
 | `pool_gradients` | gradients of pools |
+| `random_numbers` | random numbers in a graph |
 | `round_to_grid` | rounding to an 8-bit grid |
 | `stop_gradient` | a value whose gradient stops |
 """

@@ -10,9 +10,12 @@ import onnx_ir as ir
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, LIKELY_BYTES, ROOM_KEY, SAMPLE_BYTES
 from ttac.passes.graph.shapes import dims, is_batch, sample_size
+from ttac.passes.graph.state import state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.codecs.codec import Codec, KeepRatio
 from ttac.passes.plan.decisions import Decision, Plan
+from ttac.passes.plan.keep_ratios import drawn
 
 ROOM = "plan"
 LIKELY = 1 / 3
@@ -24,14 +27,14 @@ READ_INPUT = {"ChannelDot": 1, "ChannelAffine": 0, "Along": 1}
 def encode(forward: ir.Model, backward: ir.Model, plan: Plan) -> tuple[str, ...]:
     """Put the plan's codecs into both graphs, in place; return the names of the tensors that cross."""
     crossing: list[str] = []
-    ratios = _keep_ratios(forward, plan)
+    ratios, numbers = _keep_ratios(forward, plan), _drawn_numbers(forward, plan)
     for decision in plan.decisions:
         if decision.how == "recompute":
             continue
         if decision.how == "dense":
             crossing.append(decision.value)
             continue
-        crossing += _encode_value(forward, backward, decision, ratios)
+        crossing += _encode_value(forward, backward, decision, ratios, numbers)
     for value in [*_added(forward.graph), *_added(backward.graph), *backward.graph.inputs]:
         if value.shape is not None:
             sizes = [f"{value.name}.size" if size is None else size for size in _sizes(value)]
@@ -39,11 +42,13 @@ def encode(forward: ir.Model, backward: ir.Model, plan: Plan) -> tuple[str, ...]
     return tuple(crossing)
 
 
-def _encode_value(forward: ir.Model, backward: ir.Model, decision: Decision, ratios: ir.Value | None) -> list[str]:
+def _encode_value(
+    forward: ir.Model, backward: ir.Model, decision: Decision, ratios: ir.Value | None, numbers: ir.Value | None
+) -> list[str]:
     """Encode one value in `forward` and decode it in `backward`; return the names of the encoded tensors."""
     codec = CODECS[decision.how]
     x = next(v for v in forward.graph.outputs if v.name == decision.value)
-    encoded = _add_encoder(forward, x, decision, codec, ratios)
+    encoded = _add_encoder(forward, x, decision, codec, ratios, numbers)
     _add_decoder(backward, decision, codec, encoded)
     if codec.drops:
         assert x.shape is not None
@@ -88,8 +93,20 @@ def _keep_ratios(forward: ir.Model, plan: Plan) -> ir.Value | None:
     return Builder(graph, ROOM, forward.opset_imports[""]).constant(plan.keep_ratios.initial)
 
 
+def _drawn_numbers(forward: ir.Model, plan: Plan) -> ir.Value | None:
+    """Return a new graph input for the state of the random numbers that draw the kept parts; None without draws."""
+    if plan.keep_ratios is None or not plan.keep_ratios.numbers:
+        return None
+    return state_input(forward.graph, plan.keep_ratios.numbers, seeded(0))
+
+
 def _add_encoder(
-    forward: ir.Model, x: ir.Value, decision: Decision, codec: Codec, ratios: ir.Value | None
+    forward: ir.Model,
+    x: ir.Value,
+    decision: Decision,
+    codec: Codec,
+    ratios: ir.Value | None,
+    numbers: ir.Value | None,
 ) -> list[ir.Value]:
     """Replace the output `x` of `forward` by its encoded tensors, in place; return these tensors."""
     graph = forward.graph
@@ -101,7 +118,8 @@ def _add_encoder(
         ratio = None
         if codec.drops:
             assert ratios is not None
-            ratio = KeepRatio(_largest(op, ratios, decision.layers), op.ReduceMin(ratios, keepdims=0))
+            order = drawn(Numbers(op, numbers), decision.layers[0], int(dims(x)[1])) if numbers is not None else None
+            ratio = KeepRatio(_largest(op, ratios, decision.layers), op.ReduceMin(ratios, keepdims=0), order)
         encoded = list(codec.encode(op, x, ratio))
     words = [(decision.value, codec.name, part) for part in ("", *codec.parts)]
     _name(graph, encoded, [".".join(word for word in each if word) for each in words])

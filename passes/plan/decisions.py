@@ -54,11 +54,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class KeepRatios:
-    """Keep ratio of every layer, float32 [layers]: state `name` if a graph `moves` the ratios, else a constant."""
+    """Keep ratio of every layer, float32 [layers]: state `name` if a graph `moves` the ratios, else a constant.
+
+    `numbers` is the state of the random numbers that draw the kept parts; empty if nothing is drawn.
+    """
 
     name: str
     initial: np.ndarray
     moves: bool
+    numbers: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import onnx_ir as ir
 from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import sample_size
+from ttac.passes.operators.random_numbers import Numbers
 from ttac.passes.plan.codecs.block_layout import block_of
+from ttac.passes.plan.codecs.channels import has_channels
 from ttac.passes.plan.decisions import (
     LEAST_ENCODED_BYTES,
     Decide,
@@ -30,6 +32,10 @@ from ttac.passes.plan.needs_gradient import needs_gradient
 
 KEEP = "keep.ratios"
 """State: the keep ratio of each layer."""
+DRAWN = "keep.numbers"
+"""State: the random numbers that draw the kept parts of all layers."""
+STRETCH = 1 << 16
+"""Random numbers of a layer in a step: more than it has channels."""
 # Operators whose outputs are sums of products of their inputs.
 POLYNOMIAL = frozenset(
     "Add Sub Mul Neg Sum Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Pad Concat Split Gather Expand "
@@ -69,18 +75,31 @@ def layers_of(joint: Joint) -> list[Layer]:
     return layers
 
 
-def equal_ratios(layers: Sequence[Layer], keep: float, *, moves: bool) -> KeepRatios:
+def equal_ratios(layers: Sequence[Layer], keep: float, *, moves: bool, draws: bool = False) -> KeepRatios:
     """The keep ratio `keep` for all layers; if the ratios move, 1 until a step measures the layers."""
-    return KeepRatios(KEEP, np.full(len(layers), 1.0 if moves else keep, np.float32), moves)
+    ratios = np.full(len(layers), 1.0 if moves else keep, np.float32)
+    return KeepRatios(KEEP, ratios, moves, DRAWN if draws else "")
+
+
+def drawn(numbers: Numbers, layer: int, count: int) -> ir.Value:
+    """The first `count` random numbers of a layer in this step, float32 [count]; each layer has its own stretch."""
+    return numbers.many(layer * STRETCH, count)
 
 
 def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, batch: int) -> Decide:
-    """The decision that keeps residuals of `layers` by `codec`, at most `ratio` of each, and others as int8."""
+    """The decision that keeps residuals of `layers` by `codec`, at most `ratio` of each.
+
+    Other residuals become int8.  The codec `channels` is for inputs that one norm alone reads, also small ones.  With
+    that codec, other residuals stay dense, as in the published code.
+    """
     dependent = needs_gradient(joint.backward)
+    channels = {parameter.name: parameter.initial.size for parameter in joint.parameters}
+    whole = "dense" if codec == "channels" else "int8"
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
         # An output leaves the forward dense in any case.
-        if nbytes(value, batch) < LEAST_ENCODED_BYTES or value.is_graph_output():
+        drawn_whole = codec == "channels" and value.dtype == ir.DataType.FLOAT
+        if (nbytes(value, batch) < LEAST_ENCODED_BYTES and not drawn_whole) or value.is_graph_output():
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)
@@ -92,7 +111,11 @@ def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, 
         labels = {node.metadata_props.get(LAYER, "") for node in readers}
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
         if not polynomial or not governed or (codec in ("blocks", "levels") and not block_of(value)):
-            return keep_as(value, "int8", batch, "" if polynomial else "a nonlinear derivative reads it")
+            return keep_as(value, whole, batch, "" if polynomial else "a nonlinear derivative reads it")
+        if codec == "channels" and not all(
+            has_channels(value, channels[layers[i].parameter]) and labels <= layers[i].labels for i in governed
+        ):
+            return keep_as(value, whole, batch)
         row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", ratio)
         return replace(row, layers=governed)
 

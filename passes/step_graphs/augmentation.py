@@ -24,8 +24,8 @@ from ttac.passes.differentiate.losses import mean
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 AUGMENTED, OUTSIDE, SEED = "augmented", "augmented.outside", "augmentation.seed"
 NOISE = 0.005

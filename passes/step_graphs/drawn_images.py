@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.augmentation import image_sizes
 from ttac.passes.step_graphs.context import Context, new_graph
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from ttac.passes.differentiate.heads import scores_of
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.context import MethodGraph, Subject, finished, new_graph, read
 from ttac.passes.step_graphs.linear_head import class_head, classified, flat_features, last_linear
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 ESTIMATE = "estimate"
 CHANGED, ENTROPY = "estimate.changed", "estimate.entropy"

@@ -18,8 +18,8 @@ from tests.support.tiny_bundles import read
 from tests.support.whole_models import MODELS, compiled, refused, state_of
 from ttac.bake import bake
 from ttac.errors import UnsupportedError, UsageError
+from ttac.passes.operators.random_numbers import seeded
 from ttac.passes.step_graphs import optimizers
-from ttac.passes.step_graphs.random_numbers import seeded
 
 
 def adapted(folder: Path, **choices: Any) -> tuple[Path, ttac.Adapter]:

@@ -32,6 +32,14 @@ def test_mecta_equals_the_published_code(choices: dict[str, str], tmp_path: Path
     assert len(apart) == 4 * 7 + 2 and max(apart.values()) < 1e-4, apart
 
 
+def test_mecta_drops_the_channels_of_the_published_code(tmp_path: Path) -> None:
+    """Seven of ten channels of every norm's input, drawn anew in each step."""
+    apart = worst("mecta_channels", tmp_path)
+    assert len(apart) == 4 * 7 + 2 and max(apart.values()) < 1e-4, apart
+    dropped, kept = official("mecta_channels"), official("mecta")
+    assert np.abs(dropped["1.scale"] - kept["1.scale"]).max() > 1e-3
+
+
 def test_a_stream_without_drift_changes_no_parameter(tmp_path: Path) -> None:
     bundle = compiled(
         model("batch"), tmp_path, method="mecta", batch=BATCH, settings={"least_drift": 1.0, "guard": "off"}

@@ -16,8 +16,10 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import DOMAIN
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.codecs.codec import Codec, KeepRatio
+from ttac.passes.plan.keep_ratios import drawn
 
 PLANNED = 8
 """Samples that the bytes are promised for; fewer must do as well."""
@@ -82,7 +84,8 @@ def built(name: str, shape: tuple[int, ...]) -> Built:
     keep = ir.val("keep", SINGLE, [])
     graph = ir.Graph([x, keep], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="trip")
     op = Builder(graph, "test")
-    saved = list(codec.encode(op, x, KeepRatio(keep, keep) if codec.drops else None))
+    order = drawn(Numbers(op, op.constant(seeded(0))), 0, shape[0])
+    saved = list(codec.encode(op, x, KeepRatio(keep, keep, order) if codec.drops else None))
     assert len(saved) == 1 + len(codec.parts)
     restored = codec.decode(op, saved, x)
     assert restored.dtype == x.dtype and str(restored.shape) == str(x.shape), "the readers see the type of the value"

@@ -13,6 +13,7 @@ from tests.support.halves import joint_of
 from tests.support.source_models import Weights, norm, saved, source
 from tests.support.whole_models import SINGLE, Arrays, samples
 from ttac.passes.differentiate.joint import Joint
+from ttac.passes.operators.random_numbers import seeded
 from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.decisions import Decision, KeepRatios, Plan, keep_as, nbytes
@@ -68,8 +69,9 @@ def kept_net(codec: str, keep: float, folder: Path) -> KeptNet:
         row = keep_as(value, codec if large else "dense", PLANNED, "", keep)
         return replace(row, layers=(0,)) if large and CODECS[codec].drops else row
 
-    ratios = KeepRatios("shares", np.array([keep], np.float32), False)
+    numbers = {"numbers": seeded(0)} if codec == "channels" else {}
+    ratios = KeepRatios("shares", np.array([keep], np.float32), False, "".join(numbers))
     plan = plan_activations(graph, joint.backward, list(graph.inputs), PLANNED, decide, ratios)
     halves, exact = (partition(joint.model, outputs, joint.gradients, p) for p in (plan, plan.exactly()))
     assert halves.backward is not None and exact.backward is not None
-    return KeptNet(joint, plan, halves, exact, {"x": samples((6, 8, 8), 5), **state})
+    return KeptNet(joint, plan, halves, exact, {"x": samples((6, 8, 8), 5), **state, **numbers})

@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import ttac
+from tests.support.consistency_case import initial, numbers
 from tests.support.surgeon_case import BATCH, inputs, model
 from tests.support.whole_models import compiled, state_of
 
@@ -18,10 +19,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "statistics": "renorm", "statistics_momentum": 0.2, "lr": 0.02, "balance": True, "balance_decay": 0.8,
         "margin": 0.5, "redundancy": 1.0, "fisher": 0.0, "guard": "off",
     },
-    "mecta": {"lr": 0.02, "least_drift": 0.07, "guard": "off"},
+    "mecta": {"lr": 0.02, "least_drift": 0.07, "keep": 1.0, "guard": "off"},
+    "mecta_channels": {"lr": 0.02, "least_drift": 0.07, "keep": 0.3, "seed": 5, "guard": "off"},
 }  # fmt: skip
 """Settings of each run in ttac."""
-METHODS = {"delta": "eata"}
+METHODS = {"delta": "eata", "mecta_channels": "mecta"}
+STRETCH = 65536
+"""Random numbers of a norm in a step."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,6 +34,19 @@ def stream() -> np.ndarray:
     """Return six batches [6, 32, 3, 16, 16] whose spread drifts and stays."""
     spread = np.array([1.0, 1.0, 1.3, 1.3, 1.8, 1.0], np.float32).reshape(6, 1, 1, 1, 1)
     return np.concatenate([inputs(7), inputs(8)]) * spread
+
+
+def channel_order(seed: int, step: int, norm: int, norms: int, channels: int) -> np.ndarray:
+    """Return the channels of a norm by their random numbers, ascending; `step` counts the earlier updates.
+
+    A step drops the first channels.
+    """
+    skipped, state = (step * norms + norm) * STRETCH, initial(seed)
+    state = [
+        s * pow(a, skipped, m) % m for s, a, m in zip(state, (40014, 40692), (2147483563, 2147483399), strict=True)
+    ]
+    stream = numbers(state)
+    return np.argsort([next(stream) for _ in range(channels)])
 
 
 def official(run: str) -> Arrays:

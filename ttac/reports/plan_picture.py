@@ -21,6 +21,7 @@ COLOURS = {
     "levels": ("#2c8a5b", "#5fc394"),
     "sparse": ("#2c8a5b", "#5fc394"),
     "topk": ("#2c8a5b", "#5fc394"),
+    "channels": ("#2c8a5b", "#5fc394"),
     "bits": ("#8a4fae", "#c08ce0"),
 }
 """Colours of the codecs on a light page and on a dark page."""

@@ -26,11 +26,13 @@ Reader = Callable[..., ir.Value]
 class KeepRatio(NamedTuple):
     """Keep ratios that a codec reads: the ratio of this value, and the least ratio of all layers.
 
-    Both are scalars in [0, 1].  A least ratio of 1 means that the whole net drops nothing.
+    Both are scalars in [0, 1].  A least ratio of 1 means that the whole net drops nothing.  `order` [C] holds a random
+    number for each channel of the value, if the plan draws the kept parts.
     """
 
     own: ir.Value
     least: ir.Value
+    order: ir.Value | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,10 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.pytorch_peers import entropy
 from tests.golden.make.official_methods import official
 from tests.golden.make.surgeon_nets import built
-from tests.support.official_batch_norms import GOLDEN, SETTINGS, stream
+from tests.support.official_batch_norms import GOLDEN, SETTINGS, channel_order, stream
 from tests.support.surgeon_case import CLASSES
 
 COMMITS = {"DELTA": "bwbwzhao/DELTA e3c5df5", "MECTA": "SonyResearch/MECTA 2107f73"}
@@ -50,27 +53,37 @@ def delta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
     return found
 
 
-def mecta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
+def mecta(checkouts: Path, net: nn.Module, x: Tensor, run: str = "mecta") -> Arrays:
     """The published norms under the published step: no backward if no norm has drifted.
+
+    The permutations that choose the dropped channels come from ttac's generator.
 
     The norms decide inside the forward which of them learn, which PyTorch heeds in the next forward only: a norm would
     learn one step late, and fail where none was active before.  So all may learn before each forward.
     """
-    settings = SETTINGS["mecta"]
+    settings = {"keep": 1.0, "seed": 0, **SETTINGS[run]}
     for name in [name for name in sys.modules if name.partition(".")[0] in ("models", "utils")]:
         del sys.modules[name]
     module = official(checkouts / "MECTA", "models.batch_norm")
     norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
     net.requires_grad_(False)
     for name, norm in norms.items():
-        gated = module.MectaNorm2d(norm.num_features, norm.eps, use_forget_gate=True, beta_thre=settings["least_drift"])
+        gated = module.MectaNorm2d(norm.num_features, norm.eps, use_forget_gate=True,
+                                    beta_thre=settings["least_drift"], prune_q=1 - settings["keep"])  # fmt: skip
         gated.load_state_dict(norm.state_dict())
         norms[name] = gated
         parent, _, last = name.rpartition(".")
         setattr(net.get_submodule(parent), last, gated)
     parameters = [value for norm in norms.values() for value in (norm.weight, norm.bias)]
     optimizer = torch.optim.SGD(parameters, settings["lr"], 0.9)
-    logits, active = [], []
+    logits, active, place = [], [], {"step": 0, "norm": 0}
+    for i, norm in enumerate(norms.values()):
+        norm.register_forward_pre_hook(lambda *_, i=i: place.update(norm=i))
+
+    def permutation(channels: int, **_: Any) -> Tensor:
+        return torch.from_numpy(channel_order(settings["seed"], **place, norms=len(norms), channels=channels))
+
+    module.torch = Drawn(torch, permutation)
     for batch in x:
         for parameter in parameters:
             parameter.requires_grad_()
@@ -79,6 +92,7 @@ def mecta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
             entropy(scores).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
+            place["step"] += 1
         logits.append(scores.detach().numpy())
         active.append([not norm.full_matched for norm in norms.values()])
     found = {"logits": np.stack(logits), "active": np.array(active)}
@@ -87,7 +101,19 @@ def mecta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
     return {**found, **{f"after/{name}": value.detach().numpy() for name, value in values.items()}}
 
 
-RUNS: dict[str, Callable[[Path, nn.Module, Tensor], Arrays]] = {"delta": delta, "mecta": mecta}
+class Drawn(ModuleType):
+    """The module `torch` with another `randperm`."""
+
+    def __init__(self, module: ModuleType, randperm: Callable[..., Tensor]) -> None:
+        super().__init__(module.__name__)
+        self.__dict__.update(vars(module), randperm=randperm)
+
+
+RUNS: dict[str, Callable[[Path, nn.Module, Tensor], Arrays]] = {
+    "delta": delta,
+    "mecta": mecta,
+    "mecta_channels": partial(mecta, run="mecta_channels"),
+}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from benchmarks.pytorch_peers import norm_parameters
 from tests.golden.make.consistency_views import distorted
 from tests.support.consistency_case import drawn, normals, numbers
 from tests.support.official import SETTINGS
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 Arrays = dict[str, np.ndarray]
 COMMIT = "qinenergy/cotta c212a20"

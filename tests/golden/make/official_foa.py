@@ -28,7 +28,7 @@ from tests.golden.make.official_methods import Arrays, official
 from tests.support.adapted import GOLDEN, inputs, seed_of
 from tests.support.consistency_case import numbers
 from tests.support.official import SETTINGS
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 COMMIT = "mr-eggplant/FOA 004b02d"
 CLEAR = 1e-4

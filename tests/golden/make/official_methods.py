@@ -34,7 +34,7 @@ from tests.golden.make.adapted_nets import build
 from tests.support.adapted import CLASSES, GOLDEN, KINDS, inputs, seed_of
 from tests.support.consistency_case import numbers
 from tests.support.official import SETTINGS
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 COMMITS = {
     "NEO": "awesomealex1/NEO cd8ac01",

@@ -19,7 +19,7 @@ from benchmarks.pytorch_peers import norm_parameters
 from tests.support.adapted import BATCH, CLASSES
 from tests.support.consistency_case import drawn, numbers
 from tests.support.official import SETTINGS
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 Arrays = dict[str, np.ndarray]
 COMMIT = "mariodoebler/test-time-adaptation 8b2ed63"

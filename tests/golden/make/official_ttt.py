@@ -27,7 +27,7 @@ from tests.golden.make.adapted_nets import Block
 from tests.golden.make.official_methods import official
 from tests.support.consistency_case import numbers
 from tests.support.official_ttt import GOLDEN, MODEL, SETTINGS, SIDE, images
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 COMMIT = "yueatsprograms/ttt_cifar_release acac817"
 FUNCTIONS = ("adapt_single", "test_single")

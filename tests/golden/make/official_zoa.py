@@ -33,7 +33,7 @@ from tests.golden.make.official_methods import official
 from tests.support.adapted import CLASSES, inputs, seed_of
 from tests.support.consistency_case import numbers
 from tests.support.official_zoa import BATCH, GOLDEN, SETTINGS, given
-from ttac.passes.step_graphs.random_numbers import seeded
+from ttac.passes.operators.random_numbers import seeded
 
 COMMIT = "DengZeshuai/ZOA 48305fb"
 Arrays = dict[str, np.ndarray]

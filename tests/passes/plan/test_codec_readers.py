@@ -34,8 +34,9 @@ def reader_graph(name: str, operator: str, shape: tuple[int, ...], options: dict
     per_channel = ("factor", "offset")
     sizes = {key: [shape[0]] if key in per_channel else ["N", *x.shape[1:]] for key, x in feeds_for(shape).items()}
     inputs = {key: ir.val(key, SINGLE, size) for key, size in sizes.items()}
-    ratio = KeepRatio(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
-    graph = ir.Graph([*inputs.values(), *ratio], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
+    scalars = ir.val("keep", SINGLE, []), ir.val("least", SINGLE, [])
+    ratio = KeepRatio(*scalars)
+    graph = ir.Graph([*inputs.values(), *scalars], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="reader")
     op, x, codec = Builder(graph, "test"), inputs["x"], CODECS[name]
     saved = codec.encode(op, x, ratio)
     others = {

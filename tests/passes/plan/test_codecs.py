@@ -88,15 +88,33 @@ def topk(trip: Built, x: np.ndarray, found: Arrays, keep: float) -> None:
     np.testing.assert_array_equal(np.sort(np.abs(saved)), np.sort(np.abs(x).ravel())[x.size - count :])
 
 
+def channels(trip: Built, x: np.ndarray, found: Arrays, keep: float) -> None:
+    """Kept channels are themselves, the others their mean over the batch; which ones does not depend on the values."""
+    kept, places, _ = trip.saved(found)
+    count = x.shape[1]
+    assert len(set(places)) == len(places) == max(count - int(np.floor((1 - keep) * count + 1e-4)), 1)
+    np.testing.assert_array_equal(kept, x[:, places])
+    expected = np.broadcast_to(x.mean((0, *range(2, x.ndim)), keepdims=True, dtype=np.float64), x.shape).copy()
+    expected[:, places] = x[:, places]
+    np.testing.assert_allclose(found["restored"], expected, rtol=1e-5, atol=1e-6 * float(np.abs(x).max()))
+    other = trip(x[::-1] + 1, keep)
+    np.testing.assert_array_equal(trip.saved(other)[1], places)
+
+
 CASES: dict[str, Callable[[Built, np.ndarray, Arrays, float], None]] = {
     "dense": exactly, "bits": exactly, "int8": int8, "blocks": blocks, "levels": blocks, "sparse": sparse,
-    "topk": topk,
+    "topk": topk, "channels": channels,
 }  # fmt: skip
 
 
 def promised_slack(trip: Built, n: int, x: np.ndarray) -> float:
-    """Bytes above the promise that are none of the values': a byte a sample for the last bits, the shape of `topk`."""
-    return {"bits": n, "sparse": n + 4, "topk": 8 * x.ndim}.get(trip.codec.name, 1e-6)
+    """Bytes above the promise that are none of the values'.
+
+    They are a byte a sample for the last bits, the shape of `topk`, and places and means of `channels`.
+    """
+    return {"bits": n, "sparse": n + 4, "topk": 8 * x.ndim, "channels": 12 * x.shape[1] + 1e-3}.get(
+        trip.codec.name, 1e-6
+    )
 
 
 def test_every_codec_has_a_case() -> None:

@@ -91,8 +91,9 @@ def test_two_levels_a_block(shape: tuple[int, ...], keep: float) -> None:
         "offset": random.normal(size=shape[0]).astype(np.float32), "plus": random.normal(size=values.shape).astype(np.float32),
     }  # fmt: skip
     given = {key: ir.val(key, SINGLE, ["N", *shape] if x.ndim > 1 else [shape[0]]) for key, x in feeds.items()}
-    wanted = KeepRatio(ir.val("keep", SINGLE, []), ir.val("least", SINGLE, []))
-    graph = ir.Graph([*given.values(), *wanted], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="levels")
+    scalars = ir.val("keep", SINGLE, []), ir.val("least", SINGLE, [])
+    wanted = KeepRatio(*scalars)
+    graph = ir.Graph([*given.values(), *scalars], [], nodes=[], opset_imports={"": 18, DOMAIN: 1}, name="levels")
     op = Builder(graph, "test")
     x, factor, offset = given["x"], given["factor"], given["offset"]
     crossing = list(codec.encode(op, x, wanted))

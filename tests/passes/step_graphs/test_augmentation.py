@@ -16,6 +16,7 @@ from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import run
 from ttac.passes.lower.lower import lower
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.augmentation import (
     DRAWN,
     Drawn,
@@ -23,7 +24,6 @@ from ttac.passes.step_graphs.augmentation import (
     draw,
     refuse_other_than_images,
 )
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 SINGLE = ir.DataType.FLOAT
 

@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.teacher import follow
 from ttac.spec import SOURCE_SET
 

@@ -20,9 +20,9 @@ from ttac.methods.foa.prompts import CENTRE, FITNESS, MEAN, PROMPTS, SCORES, SEE
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs.answer import ANSWER, in_output_form
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 AVERAGE, COVARIANCE, PATH, SIGMA_PATH, SIGMA, STEPS = (
     f"evolution.{name}" for name in ("mean", "covariance", "path", "sigma_path", "sigma", "steps")

@@ -1,22 +1,34 @@
-"""The update of MECTA: scale, bias and momentum of a norm without drift stay."""
+"""The update of MECTA: scale, bias and momentum of a norm without drift stay.
+
+The scale of a dropped channel has no gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from ttac.methods.mecta.gated import ACTIVE, ONE, trained_norms
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
+from ttac.passes.plan.codecs.channels import kept_channels
+from ttac.passes.plan.keep_ratios import DRAWN, STRETCH, drawn
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
 
 
 def update(context: Context) -> MethodGraph:
-    """One step of the optimizer in which tensors of inactive norms, and their memory, keep their values."""
+    """One step of the optimizer in which tensors of inactive norms, and their memory, keep their values.
+
+    If channels are dropped, it also moves the random numbers that draw them.
+    """
     made = optimizers.update(context)
+    if context.settings["keep"] < 1:
+        made = _without_dropped(made, context)
     graph = made.model.graph
     op = Builder(graph, "update", context.opset)
     names = trained_norms(context)
@@ -30,6 +42,30 @@ def update(context: Context) -> MethodGraph:
             tensor = _kept(op, tensor, _mask(op, members, flags))
         state.append(tensor)
     return replace(made, state=tuple(state))
+
+
+def _without_dropped(made: MethodGraph, context: Context) -> MethodGraph:
+    """The update with zeros for the gradients of the scales of dropped channels."""
+    graph = made.model.graph
+    op = Builder(graph, "update", context.opset)
+    inputs = {str(value.name): value for value in graph.inputs}
+    initial = seeded(int(context.settings["seed"]))
+    numbers = Numbers(op, state_input(graph, DRAWN, initial))
+    with op.at("dropped", before=next(iter(graph))):
+        for position, layer in enumerate(context.layers):
+            gradient = inputs[layer.gradient]
+            readers = list(gradient.uses())
+            channels = next(p.initial.size for p in context.parameters if p.name == layer.parameter)
+            places = kept_channels(op, drawn(numbers, position, channels), context.settings["keep"], channels)
+            none, some = np.zeros(channels, np.float32), op.Gather(gradient, places, axis=0)
+            kept = op.ScatterElements(none, places, some, axis=0)
+            for reader, index in readers:
+                reader.replace_input_with(index, kept)
+        following = numbers.following(len(context.layers) * STRETCH)
+    following.name = f"{DRAWN}.next"
+    graph.outputs.append(following)
+    state = StateTensor(name=DRAWN, role="counter", initial=initial, value=numbers.state, next=following)
+    return replace(made, state=(*made.state, state))
 
 
 def _mask(op: Builder, members: Sequence[StateTensor], flags: Mapping[str, ir.Value]) -> ir.Value | None:

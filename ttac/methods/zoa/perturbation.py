@@ -12,10 +12,10 @@ from ttac.methods.zoa.domains import WEIGHTS, memory_state, read_memory, source_
 from ttac.methods.zoa.forward import LOSS
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read, read_parameters
 from ttac.passes.step_graphs.guard import bounded, drift_stats
-from ttac.passes.step_graphs.random_numbers import Numbers, seeded
 
 SEED, BEFORE, DIRECTION, MIXING = "perturbation.seed", "loss.before", "perturbation", "perturbation.mixing"
 TINY = 1e-8
