@@ -69,6 +69,15 @@ def test_a_folder_gives_new_images_in_order(tmp_path: Path) -> None:
             np.testing.assert_array_equal(image, np.asarray(stored).transpose(2, 0, 1))
 
 
+def test_images_of_sub_folders_arrive_too(tmp_path: Path) -> None:
+    """As `ttac run` takes them: a camera may write a folder for each day."""
+    images = live_images(str(tmp_path), SIZE)
+    assert next(images) is None
+    (tmp_path / "monday").mkdir()
+    save(tmp_path / "monday", 0)
+    assert len(taken(images, 1)) == 1
+
+
 def test_a_file_that_grows_waits(tmp_path: Path) -> None:
     save(tmp_path, 0)
     data = (tmp_path / "000.png").read_bytes()

@@ -44,7 +44,8 @@ BARS, WIDTH = 10, 40
 def watch(terminal: Terminal, /, bundle: Path, source: str, as_json: bool, **choices: Any) -> None:
     """Adapt BUNDLE to the images of SOURCE as they arrive, and show time, entropy, classes and guard.
 
-    SOURCE is a folder that fills, a video file, or a camera such as `camera:0`. A video needs PyAV or OpenCV.
+    SOURCE is a folder that fills (sub-folders count), a video file, or a camera such as `camera:0`. A video needs PyAV
+    or OpenCV.
     Ctrl-C ends the stream. In a pipe, each step is a line; with `--json`, a line of JSON.
     """
     check_folders(choices["save_state"])

@@ -73,11 +73,11 @@ def live_batches(images: Iterator[Image], size: int, smallest: int, idle: float 
 
 
 def _images_of_folder(folder: Path, size: Size, say: Callable[[str], object]) -> Iterator[Image]:
-    """The images of a folder in the order of their names at each look, without files that still grow."""
+    """The images of a folder and its sub-folders, in the order of their names at each look; files that grow wait."""
     seen: set[Path] = set()
     sizes: dict[Path, int] = {}
     while True:
-        found = {file: _bytes_of(file) for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
+        found = {file: _bytes_of(file) for file in _image_files(folder)}
         ready = [file for file, count in found.items() if file not in seen and count and sizes.get(file) == count]
         sizes = found
         for file in ready:
@@ -90,6 +90,12 @@ def _images_of_folder(folder: Path, size: Size, say: Callable[[str], object]) ->
             yield image
         if not ready:
             yield None
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Files with the ending of an image; a sub-folder that disappears meanwhile has none."""
+    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
 
 
 def _bytes_of(file: Path) -> int:
