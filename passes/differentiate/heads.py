@@ -158,15 +158,13 @@ def decide_head(
     refuse_mixture(output, option, parts)
     refuse_choices(output, ending)
     _refuse_other_axis(output, ending, axis)
-    boxes = boxes if option in ("auto", "detection") else None
-    if boxes and boxes.are_scores(shape) and axis is None and ending.axis is None:
-        return Head(kind="detection", shape=shape, axis=None, values=VALUES[ending.kind], boxes=boxes.name)
-    beside = boxes.classes_axis(shape) if boxes else None
-    axis = axis or (beside if ending.axis is None else None) or _class_axis(output, ending, option, reads_text)
-    apart = boxes.name if boxes and beside is not None and axis == beside else ""
+    axis = _softmax_axis(output, ending) if axis is None and ending.axis is not None else axis
+    is_apart, axis = boxes.reading(shape, axis) if boxes and option in ("auto", "detection") else (False, axis)
+    axis = axis if is_apart or axis is not None else _class_axis(output, ending, option, reads_text)
+    apart = boxes.name if boxes and is_apart else ""
     kind = "detection" if apart else _kind(shape, axis, ending, reads_text) if option == "auto" else _named_kind(option)
-    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind], boxes=apart)
-    head = replace(head, ignored=_ignored(head, ending, background))
+    head = Head(kind=kind, shape=shape, axis=axis, values=VALUES[ending.kind])
+    head = replace(head, ignored=_ignored(head, ending, background), boxes=apart)
     _refuse_contradiction(output, head, ending, option)
     return head
 

@@ -34,9 +34,15 @@ class BoxOutput:
         """Return the axis of the classes in scores of this `shape`, beside the axis of the boxes; None without it."""
         return None if len(shape) != 3 else 2 if shape[1] == self.boxes else 1 if shape[2] == self.boxes else None
 
-    def are_scores(self, shape: Sequence[int | str]) -> bool:
-        """Whether an output of this `shape` has one number for each box, [N, boxes]."""
-        return len(shape) == 2 and shape[1] == self.boxes
+    def reading(self, shape: Sequence[int | str], axis: int | None = None) -> tuple[bool, int | None]:
+        """Return whether an output of this `shape` has the scores of these boxes, and the axis of its classes.
+
+        A stated `axis` of the classes must be that beside the axis of the boxes.  Scores [N, boxes] have no such axis.
+        """
+        beside = self.classes_axis(shape)
+        if axis is None and beside is None:
+            return len(shape) == 2 and shape[1] == self.boxes, None
+        return axis in (None, beside), axis or beside
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the boxes (centre x, centre y, width, height), [n, boxes, 4], from the outputs of a step.
