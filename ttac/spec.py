@@ -10,7 +10,7 @@ from typing import Any
 SOURCE_SET = "source"
 """The set of the compiled parameters, which never change; further sets are state `<set>.<parameter>`."""
 TEACHER_SET = "teacher"
-"""The set of parameters that follow the trained ones slowly (`ttac.passes.step_graphs.teacher`)."""
+"""The set of parameters that follow the trained ones slowly (`ttac.passes.step_graphs.teacher_average`)."""
 HEADS = ("classes", "binary", "dense", "detection", "ctc")
 """Predictions of an output: a class of each sample, yes-or-no answers, a class at each position."""
 WITHOUT_PREDICTIONS = ("embedding", "regression")

@@ -68,7 +68,7 @@ class Moments:
     shift: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rewriter:
     """The builder and the values that the norms of one model share while a policy rewrites them.
 
@@ -130,7 +130,7 @@ def adapt_norms(
     """
     op = Builder(model.graph, ROOM, model.opset_imports[""])
     statistics = statistics if any(site.kind == "batch" for site in sites) else SOURCE_STATISTICS
-    rewriter = Rewriter(op, settings, batch)
+    rewriter = Rewriter(op=op, settings=settings, batch=batch)
     rewrite = function_of(statistics.rewrite) if statistics.rewrite else None
     parameters: list[StateTensor] = []
     tracked: list[StateTensor] = []

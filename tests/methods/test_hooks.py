@@ -128,13 +128,13 @@ def test_a_loss_that_reports_no_entropy_is_guarded(outside: Path) -> None:
     (outside / "outside.py").write_text(text, encoding="utf-8")
     x = samples((3, 16, 16), 64, seed=0)
     settings = {"guard": "on", "guard_check": 3}
-    folder = compiled(MODELS["resnet"], outside, method="outside", batch=8, settings=settings, calibration=x)
+    folder = compiled(MODELS["resnet"], outside, method="outside", batch=16, settings=settings, calibration=x)
     adapter = ttac.load(folder)
     for _ in range(3):
-        adapter.step(x[:8])
+        adapter.step(x[:16])
     assert adapter.stats["held"] == 0 and "check_loss" in adapter.stats and adapter.stats["drift"] > 0
     before = parameters_of(adapter)
-    adapter.step(np.zeros_like(x[:8]))
+    adapter.step(np.zeros_like(x[:16]))
     assert adapter.stats["held"] == 1
     assert all(np.array_equal(parameters_of(adapter)[name], array) for name, array in before.items())
 

@@ -118,14 +118,15 @@ def test_a_window_survives_in_the_state(tmp_path: Path) -> None:
 
 def test_a_run_counts_full_windows(tmp_path: Path) -> None:
     """Steps between full windows report nothing new: they are no further held batches, and no further estimates."""
-    settings = {"window": SIZE, "guard": "on", "estimate": 3, "guard_patience": 20}
-    path = compiled(MODELS["resnet"], tmp_path, batch=1, settings=settings)
-    x = np.concatenate([samples((3, 16, 16), SIZE), np.zeros((2 * SIZE + 1, 3, 16, 16), np.float32)])
-    stream, adapter, estimates = Stream(len(x), lambda start, stop: x[start:stop]), ttac.load(path, threads=1), []
-    outcome = run_stream(ttac.load(path, threads=1), stream, batch=1)
-    for number, sample in enumerate(x, 1):
-        adapter.step(sample[None])
-        estimates += [adapter.stats["estimated_error"]] if number % SIZE == 0 else []
+    settings = {"window": 16, "guard": "on", "estimate": 3}
+    path = compiled(MODELS["resnet"], tmp_path, batch=SIZE, settings=settings)
+    x = np.concatenate([samples((3, 16, 16), 16), np.zeros((2 * 16 + SIZE, 3, 16, 16), np.float32)])
+    stream = Stream(count=len(x), read=lambda start, stop: x[start:stop])
+    adapter, estimates = ttac.load(path, threads=1), []
+    outcome = run_stream(ttac.load(path, threads=1), stream, batch=SIZE)
+    for start in range(0, len(x), SIZE):
+        adapter.step(x[start : start + SIZE])
+        estimates += [adapter.stats["estimated_error"]] if (start + SIZE) % 16 == 0 else []
     assert outcome.held == adapter.stats["held"] == 2
     assert outcome.estimated_error == pytest.approx(np.mean(estimates), abs=1e-9)
 

@@ -126,7 +126,14 @@ def test_smaller_batches_show_no_domain(tmp_path: Path) -> None:
 def test_a_domain_that_begins_in_a_check_is_remembered(tmp_path: Path) -> None:
     """Every second step predicts calibration samples in place of learning; the fourth begins a new domain."""
     arrays = given("layer")
-    settings = {**SMALL, "domain_samples": 8, "guard": "on", "guard_check": 2, "guard_information": 0.0}
+    settings = {
+        **SMALL,
+        "domain_samples": 8,
+        "guard": "on",
+        "guard_check": 2,
+        "guard_information": 0.0,
+        "guard_loss": 1.0,
+    }
     path = compiled(model("layer"), tmp_path, method="zoa", batch=8, calibration=arrays["calibration"],
                     settings=settings)  # fmt: skip
     adapter = ttac.load(path, threads=1)

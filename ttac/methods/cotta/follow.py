@@ -11,7 +11,7 @@ from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.operators.random_numbers import Numbers, seeded
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
-from ttac.passes.step_graphs.teacher import follow
+from ttac.passes.step_graphs.teacher_average import follow
 from ttac.spec import SOURCE_SET
 
 SEED = "restore.seed"

@@ -10,7 +10,7 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.step_graphs.answer import ANSWER, in_output_form, refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read
 from ttac.passes.step_graphs.pixel_range import check_images
-from ttac.passes.step_graphs.teacher import TARGET
+from ttac.passes.step_graphs.teacher_average import TARGET
 
 BEFORE = "teacher.before"
 FLOAT = int(ir.DataType.FLOAT)

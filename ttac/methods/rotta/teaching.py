@@ -17,7 +17,7 @@ from ttac.passes.step_graphs import optimizers, two_views
 from ttac.passes.step_graphs.answer import ANSWER, refuse_other_answers
 from ttac.passes.step_graphs.context import Context, MethodGraph, Subject, finished, new_graph, read, taken_over
 from ttac.passes.step_graphs.pixel_range import check_images
-from ttac.passes.step_graphs.teacher import TARGET, follow
+from ttac.passes.step_graphs.teacher_average import TARGET, follow
 from ttac.passes.step_graphs.window import predicted
 from ttac.spec import TEACHER_SET
 
