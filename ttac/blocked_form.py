@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ttac.passes.blocked.probe import BLOCKS, probe
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
 from ttac.passes.kernels.optimizer_steps import fuse_adam
+from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.verify.compare import relative
 from ttac.program_writer import flat, programs
 from ttac.runtime.form_table import parse_forms
@@ -34,6 +37,7 @@ PARTLY = np.float32(0.3)
 """Factor on keep ratios in a second comparison, so that it reads dropped blocks too."""
 
 Entry = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
 
 
 def write_forms(
@@ -50,14 +54,16 @@ def write_forms(
     graphs = {name: content.graphs[name] for name in names if name in content.graphs}
     entries: list[Entry] = []
     outside = _read_elsewhere(content, set(graphs))
+    spelled = {True: with_kernels(graphs, outside), False: graphs}
     updates = fuse_adam({name: content.graphs[name] for name in content.stages("update")})
+    portable = _Portable(folder, tuple(graphs), _feeds(content, feeds))
     for kernels, block in product((True, False), BLOCKS):
-        made = block_graphs(graphs, block, content.fed_weights, outside, kernels=kernels)
+        made = block_graphs(spelled[kernels], block, content.fed_weights, outside, kernels=kernels)
         if not is_worthwhile(made) or bool(made.kernels) != kernels:
             continue
         made = made.joined(updates) if kernels else made
         entry = _write(content, made, folder)
-        if problem := _disagreement(content, entry, folder, feeds):
+        if problem := _disagreement(content, entry, folder, portable):
             note(f"{entry['name']}: left out, {problem}")
             _remove(entry, folder)
         else:
@@ -126,7 +132,21 @@ def _stored_name(value: ir.Value, stored: Mapping[str, np.ndarray]) -> str:
     return next(place for place in places if place in stored and np.array_equal(stored[place], array))
 
 
-def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Mapping[str, np.ndarray]) -> str:
+@dataclass(frozen=True)
+class _Portable:
+    """The portable graphs of a step, and the feeds on which the forms are compared with them."""
+
+    folder: Path
+    names: tuple[str, ...]
+    feeds: Sequence[Arrays]
+
+    @cached_property
+    def values(self) -> list[Arrays]:
+        """The values of a step for each of the feeds; a compile needs them for no more than the forms that run."""
+        return [_executed(self.folder, [f"{name}.onnx" for name in self.names], fed) for fed in self.feeds]
+
+
+def _disagreement(content: BundleContent, entry: Entry, folder: Path, portable: _Portable) -> str:
     """How the form's numbers differ from the portable ones; empty if they agree, or this engine cannot run it."""
     files = dict.fromkeys([entry["probe"], *entry["graphs"].values()], "")
     (spec,) = parse_forms([entry], files, entry["graphs"])
@@ -136,16 +156,14 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, feeds: Map
     weights = form_weights(map_tensors(folder / WEIGHTS)[0], spec, folder)
     # An optimizer may read further graphs of the method.  The first step on the device compares its changes.
     steps = [graph for graph in spec.graphs if graph in content.stages("update")]
-    compared = [graph for graph in spec.graphs if graph not in steps]
-    for fed in _feeds(content, feeds):
-        portable = _executed(folder, [f"{graph}.onnx" for graph in compared], fed)
+    for fed, expected in zip(portable.feeds, portable.values, strict=True):
         try:
-            found = _executed(folder, [spec.graphs[graph] for graph in compared], {**fed, **weights}, library)
+            found = _executed(folder, [spec.graphs[name] for name in portable.names], {**fed, **weights}, library)
             for graph in steps:
                 Executable(folder / spec.graphs[graph], library=library)
         except TtacError as error:
             return f"the engine refuses it: {error.problem}"
-        if problem := _difference(content, found, portable):
+        if problem := _difference(content, found, expected):
             return problem
     return ""
 

@@ -309,7 +309,8 @@ Arrays random_weight_gradient(Node& node) {
   node = pool.node("ConvWeightGrad");
   const bool narrow = !often(), whole = !often();
   const int64_t group = whole ? pick(1, 3) : 1, step = narrow ? 1 : pool.block;
-  const int64_t wide = group * pool.block * pick(1, 3), deep = step * pick(1, 3);
+  const int64_t most = group * pool.block <= 16 ? 16 : 3;  // sets of outputs, and of inputs
+  const int64_t wide = group * pool.block * pick(1, most), deep = step * pick(1, most + 2);
   node.integers["x_block"] = step;
   node.integers["group"] = group;
   node.lists["shape"] = {wide - (whole ? 0 : pick(0, pool.block - 1)), deep - (whole ? 0 : pick(0, step - 1))};

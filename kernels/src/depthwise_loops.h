@@ -47,18 +47,6 @@ void depthwise_forward(const DepthwiseRows& p) {
   }
 }
 
-// The columns of x whose places (column + begin) have one remainder by the stride.  They read the outputs quotient,
-// quotient - 1, ... with the taps remainder, remainder + stride, ...
-struct Phase {
-  int64_t remainder, count, first, quotient;  // count of taps, first column, and its quotient
-};
-
-INLINE Phase phase_of(const Axis& axis, int64_t remainder) {
-  const int64_t first = (remainder - axis.begin % axis.stride + axis.stride) % axis.stride;
-  const int64_t count = remainder < axis.kernel ? (axis.kernel - remainder - 1) / axis.stride + 1 : 0;
-  return {remainder, count, first, (first + axis.begin) / axis.stride};
-}
-
 // One position of the input's gradient, which gathers from the outputs that read it; `count` is the number of taps of
 // the phase if the compiler shall know it, and 0 otherwise.
 template <int block, int count>
@@ -75,8 +63,8 @@ INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase&
 #pragma GCC unroll 4
       for (int j = 0; j < count; ++j) sum += Block::read(line - j * block) * Block::read(weights + j * step);
     } else {
-      const int64_t last = least(phase.count, quotient + 1);
-      for (int64_t j = most(0, quotient + 1 - p.columns.outs); j < last; ++j) {
+      const Range taps = taps_of(p.columns, phase, quotient);
+      for (int64_t j = taps.first; j < taps.last; ++j) {
         sum += Block::read(line - j * block) * Block::read(weights + j * step);
       }
     }

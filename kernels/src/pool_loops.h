@@ -35,25 +35,48 @@ void pool_forward(const PoolRows& p) {
   }
 }
 
-// Each input position gathers from the few outputs that read it, so that threads never add to the same place.
+// One position of dx, which gathers from the few outputs that read it, so that threads never add to the same place.
+// `count` is the number of taps of the phase if the compiler shall know it, and 0 otherwise.
+template <int block, int count>
+INLINE void collect(const PoolRows& p, int64_t row, Range down, const Phase& phase, int64_t column, int64_t quotient) {
+  using Block = Memory<block>;
+  typename Block::Floats sum{};
+  const auto add = [&](int64_t place, int64_t tap) {
+    const typename Block::Ints won = Block::read(p.taps + place) == Block::all(static_cast<int32_t>(tap));
+    sum += select(won, Block::read(p.dy + place), typename Block::Floats{});
+  };
+  const Range across = taps_of(p.columns, phase, quotient);
+  for (int64_t i = down.first; i < down.last; ++i) {
+    const int64_t line = (i * p.columns.outs + quotient) * block;
+    const int64_t tap = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + phase.remainder;
+    if (count > 0 && across.last - across.first == count) {
+#pragma GCC unroll 4
+      for (int j = count - 1; j >= 0; --j) add(line - j * block, tap + j * p.columns.stride);
+    } else {
+      for (int64_t j = across.last - 1; j >= across.first; --j) add(line - j * block, tap + j * p.columns.stride);
+    }
+  }
+  Block::write(p.dx + (row * p.columns.size + column) * block, sum);
+}
+
+template <int block, int count>
+INLINE void collect_row(const PoolRows& p, int64_t row, Range down, const Phase& phase) {
+  int64_t quotient = phase.quotient;
+  for (int64_t column = phase.first; column < p.columns.size; column += p.columns.stride) {
+    collect<block, count>(p, row, down, phase, column, quotient++);
+  }
+}
+
 template <int block>
 void pool_backward(const PoolRows& p) {
-  using Block = Memory<block>;
   for (int64_t row = p.first; row < p.last; ++row) {
     const Range down = readers_of(p.rows, row);
-    for (int64_t column = 0; column < p.columns.size; ++column) {
-      const Range across = readers_of(p.columns, column);
-      typename Block::Floats sum{};
-      for (int64_t i = down.first; i < down.last; ++i) {
-        const int64_t line = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + column + p.columns.begin;
-        for (int64_t j = across.first; j < across.last; ++j) {
-          const int64_t place = (i * p.columns.outs + j) * block;
-          const auto tap = Block::all(static_cast<int32_t>(line - j * p.columns.stride));
-          const typename Block::Ints won = Block::read(p.taps + place) == tap;
-          sum += select(won, Block::read(p.dy + place), typename Block::Floats{});
-        }
-      }
-      Block::write(p.dx + (row * p.columns.size + column) * block, sum);
+    for (int64_t remainder = 0; remainder < p.columns.stride; ++remainder) {
+      const Phase phase = phase_of(p.columns, remainder);
+      if (phase.count == 1) collect_row<block, 1>(p, row, down, phase);
+      if (phase.count == 2) collect_row<block, 2>(p, row, down, phase);
+      if (phase.count == 3) collect_row<block, 3>(p, row, down, phase);
+      if (phase.count == 0 || phase.count > 3) collect_row<block, 0>(p, row, down, phase);
     }
   }
 }

@@ -4,18 +4,17 @@
 
 namespace ttac {
 
-constexpr int kWeightOuts = 2;  // blocks of outputs of one task
-
-// Rows [first, last) of dy in one sample, for a few inputs and one or two blocks of outputs.
+// Rows [first, last) of dy in a few samples, for a few inputs and a few blocks of outputs.
 struct WeightRows {
-  const float* x;         // the map of the first input
-  const float* dy;        // the map of the first block of outputs
+  const float* x;         // the map of the first input, in the first sample
+  const float* dy;        // the map of the first block of outputs, in the first sample
   float* sums;            // [taps][inputs][outs][block]; the task adds to them
   Axis rows, columns;     // of the forward convolution
-  int64_t first, last;
-  int64_t input_step, position_step;  // floats from one input, and one position, of x to the next
-  int64_t dy_step;        // floats from one block of dy to the next
-  int inputs, outs;
+  int64_t samples, first, last;
+  int64_t x_sample, dy_sample;  // floats from one sample to the next
+  int64_t x_map, dy_map;        // floats from one block of inputs, and one block of outputs, to the next
+  int64_t input_step, position_step;  // floats from one input of a block, and one position, of x to the next
+  int inputs, in_block, outs;         // in_block: inputs of a block
 };
 
 struct WeightTable {

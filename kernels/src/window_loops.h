@@ -22,5 +22,22 @@ INLINE Range readers_of(const Axis& axis, int64_t in) {
   return {first, least(axis.outs, place / axis.stride + 1)};
 }
 
+// The columns of x whose places (column + begin) have one remainder by the stride.  They read the outputs quotient,
+// quotient - 1, ... with the taps remainder, remainder + stride, ...
+struct Phase {
+  int64_t remainder, count, first, quotient;  // count of taps, first column, and its quotient
+};
+
+INLINE Phase phase_of(const Axis& axis, int64_t remainder) {
+  const int64_t first = (remainder - axis.begin % axis.stride + axis.stride) % axis.stride;
+  const int64_t count = remainder < axis.kernel ? (axis.kernel - remainder - 1) / axis.stride + 1 : 0;
+  return {remainder, count, first, (first + axis.begin) / axis.stride};
+}
+
+// The taps [first, last) of a phase that read an output, of a column with this quotient.
+INLINE Range taps_of(const Axis& axis, const Phase& phase, int64_t quotient) {
+  return {most(0, quotient + 1 - axis.outs), least(phase.count, quotient + 1)};
+}
+
 }  // namespace
 }  // namespace ttac

@@ -17,7 +17,6 @@ from ttac.passes.blocked.layout import DOMAIN, ROOM, LayoutBuilder, Layouts, Rec
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import dims, known_dims
 from ttac.passes.kernels.linked_graphs import version_of
-from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.lower.lower import name_nodes
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
@@ -62,13 +61,11 @@ def block_graphs(
     Args:
         fed_weights: names of graph inputs that are constant weights.
         outside: names of outputs that anybody but a later one of `graphs` reads; they stay plain.
-        kernels: whether the graphs use the operator library.
+        kernels: whether the graphs use the operator library; then they come from `with_kernels`.
     """
     crossing: set[str] = set()
     recipes: dict[str, Recipe] = {}
     made: dict[str, ir.Model] = {}
-    if kernels:
-        graphs = with_kernels(graphs, outside)
     for name, model in graphs.items():
         copy = model.clone()
         op = LayoutBuilder(copy.graph, ROOM, copy.opset_imports[""])

@@ -29,6 +29,18 @@ def test_the_number_of_threads_changes_no_bit(seed: int) -> None:
     assert np.array_equal(*made)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_map_of_several_strips_gives_the_sums_of_its_rows(kernel: int) -> None:
+    random, pad = np.random.default_rng(0), kernel // 2
+    x, dy = (random.standard_normal((1, 32, 49, 23)).astype(np.float32) for _ in range(2))
+    attributes = {"block": 16, "kernel_shape": [kernel] * 2, "pads": [pad] * 4, "shape": [32, 32]}
+    found = run("ConvWeightGrad", {"x": blocked(x, 16), "dy": blocked(dy, 16)}, ["dw"], attributes)["dw"]
+    padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+    for i, j in np.ndindex(kernel, kernel):
+        expected = np.einsum("nohw,nihw->oi", dy.astype(np.float64), padded[:, :, i : i + 49, j : j + 23])
+        assert np.abs(found[:, :, i, j] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(("group", "stride", "kernel"), [(1, 1, 3), (1, 2, 3), (2, 1, 3), (1, 1, 1), (1, 2, 1)])
 def test_a_weight_gradient_is_that_of_pytorch(group: int, stride: int, kernel: int) -> None:
     torch = pytest.importorskip("torch", reason="needs torch")

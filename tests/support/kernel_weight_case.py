@@ -20,8 +20,9 @@ def check_weight_gradient(seed: int, threads: int = 2) -> None:
     block, (samples, _, height, width) = case.block, case.shape
     narrow, group = bool(random.random() < 0.3), int(random.choice([1, 1, 2, 3]))
     whole = group > 1
-    outputs = group * block * int(random.integers(1, 4)) - (0 if whole else int(random.integers(0, block)))
-    inputs = (1 if narrow else block) * int(random.integers(1, 4)) - (0 if whole or narrow else block // 3)
+    most = 16 if block * group <= 16 else 4  # sets of outputs, and of inputs
+    outputs = group * block * int(random.integers(1, most)) - (0 if whole else int(random.integers(0, block)))
+    inputs = (1 if narrow else block) * int(random.integers(1, most + 2)) - (0 if whole or narrow else block // 3)
     x = spoiled(random, (samples, group * inputs, height, width), case.kind)
     dy = random.standard_normal((samples, outputs, *outs_of(case))).astype(np.float32)
     attributes = {**attributes_of(case), "x_block": 1 if narrow else block, "group": group, "shape": [outputs, inputs]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,20 @@ from tests.support.whole_models import MODELS, Arrays, compiled, samples
 from ttac.passes.blocked.block_graphs import block_graphs
 from ttac.passes.blocked.layout import DOMAIN
 from ttac.passes.graph.execute import run
+from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.runtime.reorder import reordered
 
 NETS = ["resnet", "resnet_bottleneck", "resnext", "regnet", "wide_resnet", "mobilenet_v2", "mobilenet_v3", "densenet"]
 NETS += ["efficientnet", "shufflenet", "hourglass", "transformer", "volume", "signal"]
 
 
-def step_graphs(folder: Path) -> dict[str, ir.Model]:
-    """The forward graph and the stages of the backward, in the order in which they run."""
+def step_graphs(folder: Path, *, kernels: bool = False) -> Mapping[str, ir.Model]:
+    """The forward graph and the stages of the backward, in the order in which they run; with nodes of the library."""
     manifest = read(folder)
     names = [word["run"] for word in manifest["programs"]["step"] if "run" in word]
     files = {name: folder / manifest["graphs"][name]["file"] for name in names if name != "update"}
-    return {name: ir.load(file) for name, file in files.items()}
+    graphs = {name: ir.load(file) for name, file in files.items()}
+    return with_kernels(graphs, names_outside(folder)) if kernels else graphs
 
 
 def names_outside(folder: Path) -> set[str]:
@@ -37,7 +40,7 @@ def names_outside(folder: Path) -> set[str]:
     return {manifest["outputs"][0]["name"], *gradients, *(name for table in tables for name in table)}
 
 
-def executed(graphs: dict[str, ir.Model], values: Arrays) -> Arrays:
+def executed(graphs: Mapping[str, ir.Model], values: Arrays) -> Arrays:
     found = dict(values)
     for model in graphs.values():
         found |= run(model, found, optimised=False)
@@ -56,13 +59,14 @@ def check_numbers(folder: Path, kernels: bool) -> None:
     values = {**weights, **load_file(folder / "state.safetensors"), x["name"]: samples(x["shape"][1:])}
     portable = executed(step_graphs(folder), values)
     for block in (4, 8):
-        made = block_graphs(step_graphs(folder), block, set(weights), names_outside(folder), kernels=kernels)
+        graphs = step_graphs(folder, kernels=kernels)
+        made = block_graphs(graphs, block, set(weights), names_outside(folder), kernels=kernels)
         reordered_weights = {
             name: reordered(_array(recipe.value, weights), block, recipe.order, recipe.taps, recipe.groups)
             for name, recipe in made.recipes.items()
         }
-        graphs = {name: spelled_out(model, block) for name, model in made.graphs.items()}
-        found = executed(graphs, {**values, **reordered_weights})
+        written = {name: spelled_out(model, block) for name, model in made.graphs.items()}
+        found = executed(written, {**values, **reordered_weights})
         for output in names_outside(folder) & set(portable):
             scale = max(1e-3, float(np.abs(portable[output]).max()))
             np.testing.assert_allclose(found[output], portable[output], rtol=0, atol=2e-3 * scale, err_msg=output)
@@ -92,7 +96,8 @@ def test_zeros_fill_the_last_block_of_a_kernel() -> None:
 def test_twelve_channels_stay_in_blocks_of_eight(tmp_path: Path) -> None:
     folder = compiled(MODELS["mobilenet_v2"], tmp_path, batch=8, method="tent")
     weights = load_file(folder / "weights.safetensors")
-    made = block_graphs(step_graphs(folder), 8, set(weights), names_outside(folder), kernels=True)
+    graphs = step_graphs(folder, kernels=True)
+    made = block_graphs(graphs, 8, set(weights), names_outside(folder), kernels=True)
     nodes = [node for model in made.graphs.values() for node in model.graph]
     assert any(recipe.order == "OIHWBiBo" and recipe.value.shape[0] == 12 for recipe in made.recipes.values())  # type: ignore[index]
     assert sum(node.op_type.startswith("Reorder") for node in nodes) <= 1

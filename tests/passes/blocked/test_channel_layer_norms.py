@@ -59,7 +59,8 @@ def test_the_same_numbers_in_blocks(convnext: Path, kernels: bool) -> None:
 def blocked(folder: Path) -> list[ir.Node]:
     """Nodes of the step in blocks of four channels, with nodes of the library."""
     weights = set(load_file(folder / "weights.safetensors"))
-    made = block_graphs(step_graphs(folder), 4, weights, names_outside(folder), kernels=True)
+    graphs = step_graphs(folder, kernels=True)
+    made = block_graphs(graphs, 4, weights, names_outside(folder), kernels=True)
     return [node for model in made.graphs.values() for node in model.graph]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.plan.keep_ratios import KEEP
 from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph
@@ -53,6 +54,7 @@ def _ratios(op: Builder, importances: ir.Value, most: float) -> tuple[ir.Value, 
 
 
 def _mean_square(op: Builder, gradient: ir.Value) -> ir.Value:
-    """The mean of the squares, [1]."""
-    flat = gradient if gradient.shape is not None and len(gradient.shape) == 1 else op.Reshape(gradient, [-1])
-    return op.ReduceMean(op.Mul(flat, flat), [0], keepdims=1)
+    """The mean of the squares, [1]; a flat copy of a weight's gradient would be as large as the weight."""
+    sizes = dims(gradient)
+    total = op.ReduceSumSquare(gradient, list(range(len(sizes))), keepdims=0)
+    return op.Mul(op.Reshape(total, [1]), 1.0 / math.prod(int(size) for size in sizes))
