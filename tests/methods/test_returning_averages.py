@@ -48,5 +48,5 @@ def test_a_clean_batch_after_a_shift_is_predicted_as_before(
             adapter.step(images["contrast"][i : i + BATCH])
         shifted[guard] = source - error(adapter, images["contrast"], labels)
         after[guard] = error(adapter, images["clean"], labels)
-    assert after["on"] <= before["on"] + 1 and after["off"] > before["off"] + 3
+    assert after["on"] <= before["on"] + 1 and after["off"] > before["off"] + 1.5
     assert shifted["on"] > 20 and shifted["on"] >= shifted["off"] - 1
