@@ -92,7 +92,8 @@ std::vector<Slot> make_api() {
   put(51, [](Value* value, void** out) -> Status* { return *out = value->array->data.get(), nullptr; });
   put(61, [](const TypeAndShape* info, size_t* out) -> Status* { return *out = info->shape.size(), nullptr; });
   put(62, [](const TypeAndShape* info, int64_t* out, size_t rank) -> Status* {
-    return std::memcpy(out, info->shape.data(), 8 * rank), nullptr;
+    if (rank > 0) std::memcpy(out, info->shape.data(), 8 * rank);  // the data of an empty shape may be null
+    return nullptr;
   });
   put(65, [](const Value* value, TypeAndShape** out) -> Status* {
     return *out = new TypeAndShape{value->array->shape}, nullptr;
