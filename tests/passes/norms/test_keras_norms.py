@@ -213,7 +213,7 @@ def test_a_norm_of_keras_on_pytorch_is_recognised(tmp_path: Path) -> None:
     state = load_file(tmp_path / "b.ttac" / "state.safetensors")
     kernel, bias = (onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name in ("k", "b"))
     padded = np.pad(x.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
-    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))  # type: ignore[call-overload]
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     maps = np.einsum("nchwij,ocij->nohw", patches, kernel) + bias[:, None, None]
     deviation = np.sqrt(maps.var((0, 2, 3)) + 1e-3)
     scale = next(array for name, array in state.items() if name.endswith(".scale"))
