@@ -41,7 +41,7 @@ def test_the_backward_reads_the_restored_values(name: str, keep: float, tmp_path
     given = dict(plain)
     for row in lossy:
         given[row.value] = built(name, (6, 8, 8))(plain[row.value], keep)["restored"]
-        assert np.abs(given[row.value] - plain[row.value]).max() > 0 or name in ("topk", "sparse")
+        assert np.abs(given[row.value] - plain[row.value]).max() > 0 or name in ("topk", "sparse", "channels")
         if CODECS[name].readers and keep < 1:
             given[read_alone(exact.backward, row.value)] = np.float32(with_means(plain[row.value], 64))
     found = run(spelled(halves.backward), {**feeds, **forward})
