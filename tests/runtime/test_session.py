@@ -51,8 +51,10 @@ def test_descriptions(session: ttac.InferenceSession) -> None:
     assert session.get_provider_options() == {"CPUExecutionProvider": {}}
     assert session.get_session_options().intra_op_num_threads == session.adapter.threads
     session.set_providers(["CPUExecutionProvider"])
-    with pytest.raises(UsageError, match="the session has the providers CPUExecutionProvider"):
-        session.set_providers([("CPUExecutionProvider", {}), "CPUExecutionProvider"])
+    session.set_providers([("CPUExecutionProvider", {}), "CPUExecutionProvider"])
+    session._providers = ["XnnpackExecutionProvider", "CPUExecutionProvider"]
+    with pytest.raises(UsageError, match="the session has the providers XnnpackExecutionProvider, CPUExecutionProvider"):
+        session.set_providers(["CPUExecutionProvider"])
 
 
 def test_bound_arrays(session: ttac.InferenceSession) -> None:
