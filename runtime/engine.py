@@ -174,9 +174,10 @@ def _wrapped(array: np.ndarray) -> Tensor:
 @cache
 def _cpu_tensors() -> tuple[Any, Any, Any]:
     """The engine's function that wraps an array, the CPU as its device, and the class for the result."""
+    python = engine().OrtValue  # first: the import of a part would import the engine with its training package
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     place = state.OrtDevice(state.OrtDevice.cpu(), state.OrtDevice.default_memory(), 0)
-    return state.OrtValue.ortvalue_from_numpy, place, engine().OrtValue
+    return state.OrtValue.ortvalue_from_numpy, place, python
 
 
 class EngineDevice:
