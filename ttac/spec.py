@@ -109,6 +109,7 @@ class KeepPolicy:
 
     option: str
     codec: Callable[[Settings], str]
+    _: KW_ONLY
     measured: bool = False
     draws: bool = False
     in_blocks: bool = True

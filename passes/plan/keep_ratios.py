@@ -18,7 +18,7 @@ from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.operators.random_numbers import Numbers
 from ttac.passes.plan.codecs.block_layout import block_of
-from ttac.passes.plan.codecs.channels import has_channels
+from ttac.passes.plan.codecs.dropped_channels import has_channels
 from ttac.passes.plan.decisions import (
     LEAST_ENCODED_BYTES,
     Decide,

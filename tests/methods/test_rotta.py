@@ -14,13 +14,13 @@ from tests.support.surgeon_case import model
 from tests.support.whole_models import MODELS, compiled, refused, samples, state_of
 from ttac import bake
 from ttac.errors import UnsupportedError
-from ttac.passes.adapt import adapt_norms
+from ttac.passes.adapt import running_averages
 
 
 def test_eight_steps_equal_the_published_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, memory, and tensors and averages of both; the class does not bound its averages, so ttac does not here."""
-    monkeypatch.setattr(adapt_norms, "FARTHEST", 1e3)
-    monkeypatch.setattr(adapt_norms, "REACH", 1e3)
+    monkeypatch.setattr(running_averages, "FARTHEST", 1e3)
+    monkeypatch.setattr(running_averages, "REACH", 1e3)
     found, expected = trajectory(tmp_path), official()
     assert expected["filled"].tolist() == [7, 11, *[12] * 6] == found["filled"].tolist()
     for name, value in expected.items():

@@ -53,7 +53,9 @@ def test_descriptions(session: ttac.InferenceSession) -> None:
     session.set_providers(["CPUExecutionProvider"])
     session.set_providers([("CPUExecutionProvider", {}), "CPUExecutionProvider"])
     session._providers = ["XnnpackExecutionProvider", "CPUExecutionProvider"]
-    with pytest.raises(UsageError, match="the session has the providers XnnpackExecutionProvider, CPUExecutionProvider"):
+    with pytest.raises(
+        UsageError, match="the session has the providers XnnpackExecutionProvider, CPUExecutionProvider"
+    ):
         session.set_providers(["CPUExecutionProvider"])
 
 

@@ -16,14 +16,14 @@ which the TopK takes 80.
 | `levels` | as `blocks`, with two levels for each dropped block |
 | `sparse` | the elements above a sampled threshold |
 | `topk` | exactly the largest magnitudes |
-| `channels` | random channels |
+| `dropped_channels` | random channels |
 """
 
-from ttac.passes.plan.codecs import bits, blocks, channels, dense, int8, levels, sparse, topk
+from ttac.passes.plan.codecs import bits, blocks, dense, dropped_channels, int8, levels, sparse, topk
 from ttac.passes.plan.codecs.codec import Codec
 
 CODECS: dict[str, Codec] = {
-    module.CODEC.name: module.CODEC for module in (dense, bits, int8, blocks, levels, sparse, topk, channels)
+    module.CODEC.name: module.CODEC for module in (dense, bits, int8, blocks, levels, sparse, topk, dropped_channels)
 }
 
 __all__ = ["CODECS", "Codec"]

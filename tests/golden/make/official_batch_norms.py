@@ -53,6 +53,20 @@ def delta(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
     return found
 
 
+def gated_norms(module: Any, net: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
+    """Put the published norms in the place of all batch norms, and return them by name."""
+    norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    net.requires_grad_(False)
+    for name, norm in norms.items():
+        gated = module.MectaNorm2d(norm.num_features, norm.eps, use_forget_gate=True,
+                                    beta_thre=settings["least_drift"], prune_q=1 - settings["keep"])  # fmt: skip
+        gated.load_state_dict(norm.state_dict())
+        norms[name] = gated
+        parent, _, last = name.rpartition(".")
+        setattr(net.get_submodule(parent), last, gated)
+    return norms
+
+
 def mecta(checkouts: Path, net: nn.Module, x: Tensor, run: str = "mecta") -> Arrays:
     """The published norms under the published step: no backward if no norm has drifted.
 
@@ -65,15 +79,7 @@ def mecta(checkouts: Path, net: nn.Module, x: Tensor, run: str = "mecta") -> Arr
     for name in [name for name in sys.modules if name.partition(".")[0] in ("models", "utils")]:
         del sys.modules[name]
     module = official(checkouts / "MECTA", "models.batch_norm")
-    norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
-    net.requires_grad_(False)
-    for name, norm in norms.items():
-        gated = module.MectaNorm2d(norm.num_features, norm.eps, use_forget_gate=True,
-                                    beta_thre=settings["least_drift"], prune_q=1 - settings["keep"])  # fmt: skip
-        gated.load_state_dict(norm.state_dict())
-        norms[name] = gated
-        parent, _, last = name.rpartition(".")
-        setattr(net.get_submodule(parent), last, gated)
+    norms = gated_norms(module, net, settings)
     parameters = [value for norm in norms.values() for value in (norm.weight, norm.bias)]
     optimizer = torch.optim.SGD(parameters, settings["lr"], 0.9)
     logits, active, place = [], [], {"step": 0, "norm": 0}

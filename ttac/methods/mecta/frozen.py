@@ -15,7 +15,7 @@ from ttac.methods.mecta.gated import ACTIVE, ONE, trained_norms
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.operators.random_numbers import Numbers, seeded
-from ttac.passes.plan.codecs.channels import kept_channels
+from ttac.passes.plan.codecs.dropped_channels import kept_channels
 from ttac.passes.plan.keep_ratios import DRAWN, STRETCH, drawn
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
