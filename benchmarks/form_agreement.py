@@ -1,7 +1,7 @@
 """Logits of the three forms of a bundle, in every engine at hand: `python -m benchmarks.agreement --forms`.
 
-Each method takes five steps on the shipped net, with ragged batches.  A figure is the largest difference of a logit
-from the portable graphs in the first engine, relative to the largest logit.
+Each method takes five steps on a shipped net that it fits, with ragged batches; `sight` takes single samples.  A figure
+is the largest difference of a logit from the portable graphs in the first engine, relative to the largest logit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from ttac.errors import RuntimeMissingError, TtacError
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 FORMS = ("portable", "blocked", "kernels")
+NETS = {"foa": "fashion_vit", "foa-i": "fashion_vit", "ttt": "fashion_rotation"}
+"""Nets of methods that do not fit the usual one."""
+USUAL = "fashion_resnet_bn"
 SIZES = (8, 8, 1, 8, 3)
 """Samples of each step."""
+SINGLE = ("sight",)
+"""Methods that take one sample a step."""
 LARGEST = 1e-4
 """Largest accepted difference, of the largest logit."""
 
@@ -34,13 +39,17 @@ def compiled(methods: Sequence[str], folder: Path) -> list[str]:
 
 
 def _is_compiled(method: str, folder: Path) -> bool:
-    net, calibration = DEMO / "fashion_resnet_bn.onnx", DEMO / "fashion_calibration.npz"
-    output = folder / f"{method}.ttac"
+    net, calibration = DEMO / f"{NETS.get(method, USUAL)}.onnx", DEMO / "fashion_calibration.npz"
+    output, batch = folder / f"{method}.ttac", max(_sizes(method))
     try:
-        ttac.compile(net, method=method, batch=max(SIZES), calibration=calibration, output=output)
+        ttac.compile(net, method=method, batch=batch, calibration=calibration, output=output)
     except TtacError as error:
         print(f"{method}: {error.problem}", file=sys.stderr)
     return output.exists()
+
+
+def _sizes(method: str) -> tuple[int, ...]:
+    return (1,) * len(SIZES) if method in SINGLE else SIZES
 
 
 def runs(folder: Path) -> tuple[str, Runs]:
@@ -49,9 +58,9 @@ def runs(folder: Path) -> tuple[str, Runs]:
 
     with np.load(DEMO / "fashion_stream.npz") as file:
         images = file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)
-    batches = np.split(images, np.cumsum(SIZES)[:-1])
     found: Runs = {}
     for bundle in sorted(folder.glob("*.ttac")):
+        batches = np.split(images, np.cumsum(_sizes(bundle.stem)))[: len(SIZES)]
         for form in FORMS:
             try:
                 adapter = ttac.load(bundle, form=form)

@@ -3,6 +3,8 @@
 Every turn runs inference of the source, the portable graphs, the blocked graphs, those with kernels and the four
 variants of PyTorch once, in one process.  A form that does not run here is left out.  The figures are medians of the
 ratios of a turn, with their quartiles.  Bundles stay in `--folder` for the next call.
+
+`--memory` prints the working memory of a step in place of its time: each figure is of a fresh process.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from benchmarks.networks import NETWORKS
 from benchmarks.peers import VARIANTS, variant_step
 from ttac.errors import RuntimeMissingError
 from ttac.evaluation.source_inference import inference
-from ttac.reports.measure import random_samples
+from ttac.reports.measure import measure, measured_by, random_samples
 
 TURNS = 9
 """Timed turns."""
 FORMS = ("portable", "blocked", "kernels")
+MIB = 1 << 20
 WARM_UP = 2
 """Untimed turns; `torch.compile` compiles in the first."""
 
@@ -43,18 +46,23 @@ def main() -> None:
         "--pytorch", default=",".join(VARIANTS), help="variants with commas between them; empty for none"
     )
     parser.add_argument("--folder", type=Path, default=Path("build/forms"))
+    parser.add_argument("--memory", action="store_true", help="measure memory, in MiB, in place of time")
     options = parser.parse_args()
     comparable = (options.method, options.train) == ("tent", "norms")
     variants = [variant for variant in options.pytorch.split(",") if variant and comparable]
-    print(*header(variants), sep="\n", flush=True)
+    print(*header(variants, "planned MiB" if options.memory else "inference ms"), sep="\n", flush=True)
     for name in options.networks:
         bundle = bundle_of(name, options.batch, options.folder, options.method, options.train)
-        print(line(name, measured(name, bundle, options.batch, options.threads, options.turns, variants)), flush=True)
+        if options.memory:
+            row = memory_line(name, bundle, options.batch, options.threads, variants)
+        else:
+            row = line(name, measured(name, bundle, options.batch, options.threads, options.turns, variants))
+        print(row, flush=True)
 
 
-def header(variants: Sequence[str] = VARIANTS) -> list[str]:
-    """Return the first two lines of the table."""
-    names = ["network", "inference ms", *FORMS, *variants]
+def header(variants: Sequence[str] = VARIANTS, base: str = "inference ms") -> list[str]:
+    """Return the first two lines of the table; `base` names the second column."""
+    names = ["network", base, *FORMS, *variants]
     return ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
 
 
@@ -115,6 +123,20 @@ def line(network: str, seconds: Mapping[str, np.ndarray]) -> str:
         else:
             low, middle, high = np.quantile(found / base, [0.25, 0.5, 0.75])
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def memory_line(network: str, bundle: Path, batch: int, threads: int, variants: Sequence[str]) -> str:
+    """Return one row of Markdown: the planned peak, and the measured peak of each form and variant, in MiB."""
+    cells = [network, f"{ttac.Bundle.read(bundle).manifest['memory']['planned']['peak'] / MIB:.0f}"]
+    for form in FORMS:
+        peak = None
+        with suppress(RuntimeMissingError):
+            peak = measure(bundle, threads=threads, form=form)
+        cells.append(f"{peak['peak'] / MIB:.0f}" if peak else "-")
+    for variant in variants:
+        peak = measured_by("benchmarks.memory", [network, str(batch), "tent", str(threads), variant])
+        cells.append(f"{peak['peak'] / MIB:.0f}" if peak else "-")
     return "| " + " | ".join(cells) + " |"
 
 

@@ -36,11 +36,13 @@ def load(
     settings: EngineSettings | None = None,
     form: str = "auto",
     providers: Sequence[Provider] | None = None,
+    *,
+    compare: bool = True,
 ) -> Adapter:
     """Return the adapter for the bundle at `path`, a folder or the file of `ttac pack`.
 
     Args:
-        path, threads, settings, form: as for `Adapter`.
+        path, threads, settings, form, compare: as for `Adapter`.
         providers: execution providers, best first: short names (`"cuda"`), the engine's names, or pairs of a name and
             the provider's options; None takes those of the bundle's target that the engine has, by default the CPU.
             The CPU runs the nodes that none of them takes.  With another provider than the CPU the portable graphs run.
@@ -50,7 +52,7 @@ def load(
     """
     from ttac.runtime.adapter import Adapter
 
-    return Adapter(path, threads, with_providers(settings, providers), form)
+    return Adapter(path, threads, with_providers(settings, providers), form, compare=compare)
 
 
 def with_providers(settings: EngineSettings | None, providers: Sequence[Provider] | None) -> EngineSettings | None:

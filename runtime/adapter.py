@@ -58,6 +58,7 @@ class Adapter:
             The first step is compared with the portable graphs: logits and new state.  If it differs, the adapter
             changes to the portable graphs, and `stats` gives the reason.
             With "auto", the folder remembers the result for this engine and processor in `form-cache.json`.
+        compare: False for a form without this comparison, which needs the memory of both: for measurements of the form.
 
     Raises:
         UsageError: there is no bundle at `path`, or `threads` is not a count.
@@ -71,14 +72,16 @@ class Adapter:
         threads: int | None = None,
         settings: EngineSettings | None = None,
         form: str = "auto",
+        *,
+        compare: bool = True,
     ) -> None:
         self.path = Path(path)
         self._lock, self._process, self._closed = threading.RLock(), os.getpid(), False
         self._autosave: tuple[Path, int] | None = None
         self.on_event: Callable[[Event], object] | None = None
-        read_unreplaced(self.path, lambda: self._open(threads, settings, form))
+        read_unreplaced(self.path, lambda: self._open(threads, settings, form, compare))
 
-    def _open(self, threads: int | None, settings: EngineSettings | None, form: str) -> None:
+    def _open(self, threads: int | None, settings: EngineSettings | None, form: str, compare: bool) -> None:
         self._opened = open_bundle(self.path)
         self._manifest = self._opened.manifest
         self._device = EngineDevice()
@@ -90,7 +93,7 @@ class Adapter:
         self._state = State(self._device, self._initial_state(), state, sorted(deferred), place)
         settings = replace(settings, threads=self.threads)
         self.providers: list[Provider] = list(settings.providers)
-        self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form)
+        self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form, compare=compare)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
         self._stats: dict[str, Any] = _no_stats()
         self._announced: dict[str, float] = {}  # counters of the guard: a restored state brings larger or smaller ones

@@ -29,7 +29,7 @@ class Executor:
         settings: of the sessions; with another provider than the CPU the portable graphs run.
         device: the engine's tensors.
         state: the state, which a program reads and never changes.
-        form: as for `Adapter`.
+        form, compare: as for `Adapter`.
 
     Attributes:
         choice: the form that runs, and the reason.
@@ -45,12 +45,14 @@ class Executor:
         device: EngineDevice,
         state: State,
         form: str,
+        *,
+        compare: bool = True,
     ) -> None:
         self._path, self._opened, self._manifest = path, opened, opened.manifest
         self._settings, self._device, self._state = settings, device, state
         self.choice = choose_form(path, opened, form if only_cpu(settings.providers) else PORTABLE)
         self.form = self._load_chosen()
-        self.reference = None if self.choice.confirmed else self._load(None)
+        self.reference = None if self.choice.confirmed or not compare else self._load(None)
         return_freed_memory()
 
     def perform(

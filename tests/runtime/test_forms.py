@@ -18,6 +18,7 @@ from ttac.errors import RuntimeMissingError, UsageError, VerificationError
 from ttac.passes.blocked.probe import engine_block, probe
 from ttac.passes.graph.graph_files import write_graphs
 from ttac.passes.kernels.linked_graphs import VERSION
+from ttac.reports.measure import measure
 from ttac.runtime import executor, form_cache, forms
 from ttac.runtime.bundle import write_manifest
 from ttac.runtime.forms import probe_failure
@@ -152,6 +153,20 @@ def test_a_confirmed_form_is_remembered(copy: Path, monkeypatch: pytest.MonkeyPa
     assert second._executor.reference is None
     monkeypatch.setattr(form_cache, "_processor", lambda: ["another processor"])
     assert "it was asked again" in ttac.load(copy).stats["form_reason"]
+
+
+def test_without_a_comparison_only_the_form_is_loaded(copy: Path) -> None:
+    adapter = ttac.load(copy, form="blocked", compare=False)
+    assert adapter._executor.reference is None, "the portable graphs would need memory too"
+    expected = ttac.load(copy, form="portable").step(batches()[0])
+    np.testing.assert_allclose(adapter.step(batches()[0]), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_form_is_measured_without_the_memory_of_the_portable_graphs(bundle: Path) -> None:
+    found = {form: measure(bundle, steps=2, threads=1, form=form) for form in ("portable", "blocked")}
+    if found["portable"] is None or found["blocked"] is None:
+        pytest.skip("this system has no counters of memory")
+    assert found["blocked"]["peak"] > found["portable"]["peak"] / 2
 
 
 def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:

@@ -138,8 +138,9 @@ def main() -> None:
 
     runtime.warm_engine()
     bare = kilobytes("VmRSS")
-    # The counters of the system are those of the host, so the CPU runs, whatever the target names.
-    adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5], providers=("cpu",))
+    # The counters of the system are those of the host, so the CPU runs, whatever the target names.  A comparison would
+    # load the portable graphs too, and the form would then run in the memory that they leave.
+    adapter = runtime.load(folder, threads=threads or None, form=sys.argv[5], providers=("cpu",), compare=False)
     samples, few = (random_feeds(adapter, count) for count in (adapter.batch, adapter.smallest_batch))
     if file:
         with np.load(file, allow_pickle=False) as arrays:
