@@ -260,7 +260,10 @@ class Walk:
         return [_typed(types_out.get(str(value.name))) for value in node.outputs]
 
     def _refuse_odd(self, node: ir.Node, known: ValueFacts) -> None:
-        for first, second in zip(*known.shapes or ((), ()), strict=True):
+        one, other = known.shapes or ((), ())
+        if len(one) != len(other):
+            raise self.refusal(node, "the rank of its output depends on the batch")
+        for first, second in zip(one, other, strict=True):
             if first != second and (first % IMAGINED[0] or first // IMAGINED[0] * IMAGINED[1] != second):
                 raise self.refusal(node, "its output does not grow in proportion to the batch")
 

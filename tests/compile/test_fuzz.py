@@ -20,7 +20,7 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("seed", "case"),
-    [(0, 111), (0, 197), (0, 323), (0, 359), (1, 6), (1, 123), (1, 312), (1, 669), (12, 60), (21, 902)],
+    [(0, 111), (0, 197), (0, 323), (0, 359), (1, 6), (1, 123), (1, 312), (1, 669), (12, 60), (21, 902), (41, 323)],
 )
 def test_cases_that_once_ended_badly(seed: int, case: int) -> None:
     done = fuzz("--seed", str(seed), "--only", str(case))

@@ -162,7 +162,7 @@ def test_without_a_comparison_only_the_form_is_loaded(copy: Path) -> None:
     np.testing.assert_allclose(adapter.step(batches()[0]), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_form_is_measured_without_the_memory_of_the_portable_graphs(bundle: Path) -> None:
+def test_the_peak_of_a_form_is_its_own(bundle: Path) -> None:
     found = {form: measure(bundle, steps=2, threads=1, form=form) for form in ("portable", "blocked")}
     if found["portable"] is None or found["blocked"] is None:
         pytest.skip("this system has no counters of memory")
