@@ -22,8 +22,9 @@ from ttac.passes.lower.lower import lower
 from ttac.passes.lower.stages import split_backward
 from ttac.passes.partition.partition import GraphHalves, partition
 from ttac.passes.plan.budget import plan_within
+from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.decisions import Plan
-from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of
+from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of, with_encoded
 from ttac.passes.plan.plan import plan_activations
 from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
@@ -68,13 +69,13 @@ def _plan_choice(state: CompileState, goal: int | None) -> PlanChoice:
     free = [value for value in graph.inputs if value.name not in moved]
     keep = options.method.keep
     layers = layers_of(joint) if keep else []
-    codec = keep.codec(options.settings) if keep else ""
-    if keep and layers and codec:
-        ratio = float(options.settings[keep.option])
+    name = keep.codec(options.settings) if keep else ""
+    if keep and layers and name:
+        codec, ratio = CODECS[name], float(options.settings[keep.option])
         decide = keep_parts(joint, layers, codec, ratio, options.batch)
-        ratios = equal_ratios(layers, ratio, moves=keep.measured, draws=keep.draws)
+        ratios = equal_ratios(layers, codec, ratio, moves=keep.measured)
         plan = plan_activations(graph, joint.backward, free, options.batch, decide, ratios, tight=True)
-        return PlanChoice(plan, layers, can_shrink=ratio > LEAST_KEPT)
+        return PlanChoice(plan, with_encoded(layers, plan), can_shrink=ratio > LEAST_KEPT)
     if goal is None:
         return PlanChoice(plan_activations(graph, joint.backward, free, options.batch))
     plan, more = plan_within(graph, joint.backward, free, options.batch, goal)

@@ -17,7 +17,7 @@ from ttac.passes.graph.execute import run
 from ttac.passes.graph.sample_set import random_samples
 from ttac.passes.load.input_axes import axes_of
 from ttac.passes.lower.free_sizes import forget_sizes, free_sizes
-from ttac.passes.plan.keep_ratios import layers_of
+from ttac.passes.plan.keep_ratios import layers_of, with_encoded
 from ttac.passes.verify.compare import relative, relative_outputs
 from ttac.passes.verify.references import even_weights, loss_feeds
 from ttac.program_writer import source_set
@@ -165,7 +165,7 @@ def _user_inputs(state: CompileState) -> list[ir.Value]:
 
 def _choice(state: CompileState, choice: PlanChoice) -> PlanChoice:
     assert state.joint is not None
-    return replace(choice, layers=layers_of(state.joint) if choice.layers else ())
+    return replace(choice, layers=with_encoded(layers_of(state.joint), choice.plan) if choice.layers else ())
 
 
 def at_sizes(state: CompileState, axes: OpenAxes, sizes: Mapping[str, int]) -> CompileState:

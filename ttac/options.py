@@ -246,7 +246,7 @@ class CompileOptions:
         _refuse_contradiction(method, values["train"], values["quantize"])
         settings = resolve(method, _with_pixels(method, values["settings"], values["pixels"]), values["quantize"])
         if values["max_shape"] is not None:
-            values["shape"] = _largest_shape(values, method.variant(settings))
+            values["shape"] = _largest_shape(values, method.variant(settings), settings)
         values["stated"], path = frozenset(values["settings"]), Path(path)
         output = values["output"] or Path(f"{path.stem}-{method.name}-{target.name}.ttac")
         if not values["dry_run"]:
@@ -321,11 +321,14 @@ def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[st
     return {**method.pixels(*black_and_white(pixels)), **settings}
 
 
-def _largest_shape(values: Mapping[str, Any], method: Method) -> Any:
+def _largest_shape(values: Mapping[str, Any], method: Method, settings: Mapping[str, Any]) -> Any:
     """The shape to plan for; raises UsageError for options that fix a size, or need one."""
-    if method.keep and method.keep.in_blocks:
+    from ttac.passes.plan.codecs import CODECS  # a compile alone needs the graphs
+
+    codec = method.keep.codec(settings) if method.keep else ""
+    if codec and CODECS[codec].one_size:
         hint = "fix the size with `--shape`, or take another method"
-        problem = f"`{method.name}` keeps parts of values in blocks, whose number depends on the size"
+        problem = f"`{method.name}` keeps parts of values in codec `{codec}`, which is for one size"
         raise UsageError(problem, where="`--max-shape`", hint=hint)
     for name in ("shape", "quantize"):
         if values[name] is not None:

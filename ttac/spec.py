@@ -100,19 +100,16 @@ class KeepPolicy:
 
     Attributes:
         option: name of the option that holds the keep ratio, from 0 to 1.
-        codec: name of the codec in `ttac.passes.plan.codecs`, by the settings; empty if everything is kept.
+        codec: name of the codec in `ttac.passes.plan.codecs`, by the settings; empty if everything is kept.  If the
+            codec draws the kept parts, a graph of the method moves the state `keep.numbers`.
         measured: whether a graph of the method sets the ratio of each layer in every step, as state `keep.ratios`;
             otherwise the ratio of the option holds for all layers.
-        draws: whether each step draws the kept parts, from the state `keep.numbers`, which a graph of the method moves.
-        in_blocks: whether the codec divides values of a fixed size into blocks.
     """
 
     option: str
     codec: Callable[[Settings], str]
     _: KW_ONLY
     measured: bool = False
-    draws: bool = False
-    in_blocks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,8 +121,7 @@ def _add_encoder(
             order = drawn(Numbers(op, numbers), decision.layers[0], int(dims(x)[1])) if numbers is not None else None
             ratio = KeepRatio(_largest(op, ratios, decision.layers), op.ReduceMin(ratios, keepdims=0), order)
         encoded = list(codec.encode(op, x, ratio))
-    words = [(decision.value, codec.name, part) for part in ("", *codec.parts)]
-    _name(graph, encoded, [".".join(word for word in each if word) for each in words])
+    _name(graph, encoded, list(codec.names(decision.value).values()))
     likely = codec.bytes(x, decision.keep_ratio * (LIKELY if codec.drops else 1.0))
     _mark_bytes(encoded, codec.bytes(x, decision.keep_ratio), likely)
     position = list(graph.outputs).index(x)

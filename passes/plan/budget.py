@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.plan.codecs import CODECS
-from ttac.passes.plan.decisions import LEAST_ENCODED_BYTES, Decide, Decision, Plan, divides_by, keep_as, nbytes
+from ttac.passes.plan.codecs.codec import LEAST_ENCODED_BYTES
+from ttac.passes.plan.decisions import Decide, Decision, Plan, divides_by, keep_as, nbytes
 from ttac.passes.plan.liveness import bytes_over_time
 from ttac.passes.plan.needs_gradient import backward_nodes, needs_gradient
 from ttac.passes.plan.plan import plan_activations

@@ -17,8 +17,6 @@ SMALL_BYTES = 64 * 1024
 """Bytes up to which a tensor counts as small: its memory does not decide whether a node runs twice."""
 STATISTIC_BYTES = 4 * 1024
 """Bytes up to which a value is kept, not recomputed from a residual that has an error."""
-LEAST_ENCODED_BYTES = 16 * 1024
-"""Bytes below which a residual is not worth the nodes that encode and decode the tensor."""
 
 DIVISIONS = frozenset("Reciprocal Log Sqrt Pow".split())
 """Operators in addition to Div that are infinite, or have no derivative, where their input is 0."""

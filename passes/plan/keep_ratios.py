@@ -7,8 +7,8 @@ divisor stays dense: eight bits round a small one to 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,17 +17,9 @@ from ttac.passes.differentiate.joint import Joint
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.shapes import sample_size
 from ttac.passes.operators.random_numbers import Numbers
-from ttac.passes.plan.codecs.block_layout import block_of
-from ttac.passes.plan.codecs.dropped_channels import has_channels
-from ttac.passes.plan.decisions import (
-    LEAST_ENCODED_BYTES,
-    Decide,
-    Decision,
-    KeepRatios,
-    divides_by,
-    keep_as,
-    nbytes,
-)
+from ttac.passes.plan.codecs import CODECS, Codec
+from ttac.passes.plan.codecs.codec import LEAST_ENCODED_BYTES
+from ttac.passes.plan.decisions import Decide, Decision, KeepRatios, Plan, divides_by, keep_as, nbytes
 from ttac.passes.plan.needs_gradient import needs_gradient
 
 KEEP = "keep.ratios"
@@ -51,12 +43,14 @@ class Layer:
     Attributes:
         parameter: name of the weight, `stem.bn.scale`; gradient: the value of its gradient.
         labels: names of the layer in the metadata of nodes; elements: of its cached input, per sample.
+        encoded: part -> name of the forward's output, for the cached input if a codec keeps a part of it.
     """
 
     parameter: str
     gradient: str
     labels: frozenset[str]
     elements: int
+    encoded: Mapping[str, str] = field(default_factory=dict)
 
 
 def layers_of(joint: Joint) -> list[Layer]:
@@ -75,10 +69,19 @@ def layers_of(joint: Joint) -> list[Layer]:
     return layers
 
 
-def equal_ratios(layers: Sequence[Layer], keep: float, *, moves: bool, draws: bool = False) -> KeepRatios:
+def with_encoded(layers: Sequence[Layer], plan: Plan) -> list[Layer]:
+    """The layers with the names of their encoded inputs in the plan."""
+    rows = {i: row for row in plan.decisions for i in row.layers}
+    return [
+        replace(layer, encoded=CODECS[rows[i].how].names(rows[i].value)) if i in rows else layer
+        for i, layer in enumerate(layers)
+    ]
+
+
+def equal_ratios(layers: Sequence[Layer], codec: Codec, keep: float, *, moves: bool) -> KeepRatios:
     """The keep ratio `keep` for all layers; if the ratios move, 1 until a step measures the layers."""
     ratios = np.full(len(layers), 1.0 if moves else keep, np.float32)
-    return KeepRatios(KEEP, ratios, moves, DRAWN if draws else "")
+    return KeepRatios(KEEP, ratios, moves, DRAWN if codec.draws else "")
 
 
 def drawn(numbers: Numbers, layer: int, count: int) -> ir.Value:
@@ -86,20 +89,15 @@ def drawn(numbers: Numbers, layer: int, count: int) -> ir.Value:
     return numbers.many(layer * STRETCH, count)
 
 
-def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, batch: int) -> Decide:
-    """The decision that keeps residuals of `layers` by `codec`, at most `ratio` of each.
-
-    Other residuals become int8.  The codec `channels` is for inputs that one norm alone reads, also small ones.  With
-    that codec, other residuals stay dense, as in the published code.
-    """
+def keep_parts(joint: Joint, layers: Sequence[Layer], codec: Codec, ratio: float, batch: int) -> Decide:
+    """The decision that keeps at most `ratio` of the residuals of `layers` by `codec`, and others by `codec.others`."""
     dependent = needs_gradient(joint.backward)
-    channels = {parameter.name: parameter.initial.size for parameter in joint.parameters}
-    whole = "dense" if codec == "channels" else "int8"
+    sizes = {parameter.name: parameter.initial.size for parameter in joint.parameters}
 
     def decide(value: ir.Value, half: Set[ir.Node]) -> Decision:
+        least = codec.least_bytes if value.dtype == ir.DataType.FLOAT else LEAST_ENCODED_BYTES
         # An output leaves the forward dense in any case.
-        drawn_whole = codec == "channels" and value.dtype == ir.DataType.FLOAT
-        if (nbytes(value, batch) < LEAST_ENCODED_BYTES and not drawn_whole) or value.is_graph_output():
+        if nbytes(value, batch) < least or value.is_graph_output():
             return keep_as(value, "dense", batch)
         if value.dtype == ir.DataType.BOOL:
             return keep_as(value, "bits", batch)
@@ -108,15 +106,14 @@ def keep_parts(joint: Joint, layers: Sequence[Layer], codec: str, ratio: float, 
         readers, polynomial, divides = _readers(value, half, dependent)
         if divides:
             return keep_as(value, "dense", batch, "a gradient divides by it")
+        if not polynomial:
+            return keep_as(value, codec.others, batch, "a nonlinear derivative reads it")
         labels = {node.metadata_props.get(LAYER, "") for node in readers}
         governed = tuple(i for i, layer in enumerate(layers) if labels & layer.labels)
-        if not polynomial or not governed or (codec in ("blocks", "levels") and not block_of(value)):
-            return keep_as(value, whole, batch, "" if polynomial else "a nonlinear derivative reads it")
-        if codec == "channels" and not all(
-            has_channels(value, channels[layers[i].parameter]) and labels <= layers[i].labels for i in governed
-        ):
-            return keep_as(value, whole, batch)
-        row = keep_as(value, codec, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", ratio)
+        shared = codec.alone and not all(labels <= layers[i].labels for i in governed)
+        if not governed or shared or not codec.takes(value, [sizes[layers[i].parameter] for i in governed]):
+            return keep_as(value, codec.others, batch)
+        row = keep_as(value, codec.name, batch, f"input of {layers[governed[0]].parameter.rpartition('.')[0]}", ratio)
         return replace(row, layers=governed)
 
     return decide

@@ -160,7 +160,7 @@ def test_options_that_fix_a_size(tmp_path: Path) -> None:
     path = net("classes", tmp_path)
     for choices, words in (
         ({"shape": "3x8x8"}, "`--shape` needs a fixed size"),
-        ({"method": "surgeon"}, "`surgeon` keeps parts of values in blocks"),
+        ({"method": "surgeon"}, "`surgeon` keeps parts of values in codec `blocks`"),
     ):
         with pytest.raises(UsageError, match=words):
             ttac.compile(path, max_shape="3x32x32", **choices)  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def kept_net(codec: str, keep: float, folder: Path) -> KeptNet:
         row = keep_as(value, codec if large else "dense", PLANNED, "", keep)
         return replace(row, layers=(0,)) if large and CODECS[codec].drops else row
 
-    numbers = {"numbers": seeded(0)} if codec == "channels" else {}
+    numbers = {"numbers": seeded(0)} if CODECS[codec].draws else {}
     ratios = KeepRatios("shares", np.array([keep], np.float32), False, "".join(numbers))
     plan = plan_activations(graph, joint.backward, list(graph.inputs), PLANNED, decide, ratios)
     halves, exact = (partition(joint.model, outputs, joint.gradients, p) for p in (plan, plan.exactly()))

@@ -81,4 +81,5 @@ CODEC = Codec(
     drops=True,
     parts=PARTS,
     readers=READERS,
+    takes=lambda x, weights: block_of(x) > 0,
 )

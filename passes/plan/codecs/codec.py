@@ -19,6 +19,8 @@ TINY = 1e-30
 
 Encoded = Sequence[ir.Value]
 """The tensors that a codec hands from the forward to the backward."""
+LEAST_ENCODED_BYTES = 16 * 1024
+"""Bytes below which a residual is not worth the nodes that encode and decode the tensor."""
 Reader = Callable[..., ir.Value]
 """(op, encoded, like, other inputs...) to the output of an operator that reads the encoded value."""
 
@@ -33,6 +35,11 @@ class KeepRatio(NamedTuple):
     own: ir.Value
     least: ir.Value
     order: ir.Value | None = None
+
+
+def any_value(x: ir.Value, weights: Sequence[int]) -> bool:
+    """Return that a codec takes values of every shape."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,12 @@ class Codec:
             approximation.
         estimate: (op, encoded, like, g) to further encoded tensors.  They hold estimates of the dropped elements of x,
             from the gradient g of a ChannelDot; the readers in that graph use them.
+        takes: (x, elements of the trained weight of each layer that reads x) to whether the codec fits the shape of x.
+        alone: whether the codec takes only values that a single layer reads.
+        draws: whether each step draws the kept parts from the random numbers `KeepRatio.order`.
+        one_size: whether the encoder and decoder are for one size of x.
+        least_bytes: bytes of the whole batch below which x stays dense.
+        others: name of the codec of values that this codec does not take, where a layer's input is kept in part.
     """
 
     name: str
@@ -62,11 +75,21 @@ class Codec:
     parts: tuple[str, ...] = ()
     readers: Mapping[str, Reader] = field(default_factory=dict)
     estimate: Callable[[Builder, Encoded, ir.Value, ir.Value], Encoded] | None = None
+    takes: Callable[[ir.Value, Sequence[int]], bool] = any_value
+    alone: bool = False
+    draws: bool = False
+    one_size: bool = True
+    least_bytes: int = LEAST_ENCODED_BYTES
+    others: str = "int8"
 
     @property
     def is_exact(self) -> bool:
         """Whether the decoded value equals x."""
         return self.error == "none"
+
+    def names(self, value: str) -> dict[str, str]:
+        """Return part -> name of the encoded tensor of the value of this name, in the order of `encode`."""
+        return {part: ".".join(word for word in (value, self.name, part) if word) for part in ("", *self.parts)}
 
 
 def row_of(x: ir.Value) -> int:

@@ -1,7 +1,8 @@
 """Codec `channels`: some channels whole, and the mean of every other channel.
 
 Hong et al. (ICLR 2023) drop random channels of a norm's cached input.  In a dropped channel that equals its mean, the
-gradient of a norm's input is scale/deviation * (g - mean g), as in their code.
+gradient of a norm's input is scale/deviation * (g - mean g), as in their code.  The codec is for inputs that one norm
+alone reads, also small ones.  Other values stay dense, as in the published code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.plan.codecs.codec import INT64, Codec, Encoded, KeepRatio, elements_of
 
+PLACES = "places"
+"""Name of the encoded tensor with the positions of the kept channels."""
 SLACK = 1e-4
 """Addend, in channels, of the number of dropped channels before rounding down: 0.7 of 10 channels are 7."""
 
@@ -67,5 +70,11 @@ CODEC = Codec(
     bytes=nbytes,
     error="dropped channels, but their mean",
     drops=True,
-    parts=("places", "mean"),
+    parts=(PLACES, "mean"),
+    takes=lambda x, weights: all(has_channels(x, weight) for weight in weights),
+    alone=True,
+    draws=True,
+    one_size=False,
+    least_bytes=0,
+    others="dense",
 )

@@ -51,7 +51,7 @@ METHOD = Method(
         ),
         SEED,
     ),
-    keep=KeepPolicy("keep", codec, draws=True, in_blocks=False),
+    keep=KeepPolicy("keep", codec),
     graphs={"gate": "ttac.methods.mecta.gated:gate", "update": "ttac.methods.mecta.frozen:update"},
     program=(
         {"run": "forward"},

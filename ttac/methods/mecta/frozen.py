@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 from ttac.methods.mecta.gated import ACTIVE, ONE, trained_norms
 from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.operators.random_numbers import Numbers, seeded
-from ttac.passes.plan.codecs.dropped_channels import kept_channels
-from ttac.passes.plan.keep_ratios import DRAWN, STRETCH, drawn
+from ttac.passes.plan.codecs.dropped_channels import PLACES
+from ttac.passes.plan.keep_ratios import DRAWN, STRETCH
 from ttac.passes.step_graphs import optimizers
 from ttac.passes.step_graphs.context import Context, MethodGraph
 
@@ -45,19 +46,19 @@ def update(context: Context) -> MethodGraph:
 
 
 def _without_dropped(made: MethodGraph, context: Context) -> MethodGraph:
-    """The update with zeros for the gradients of the scales of dropped channels."""
+    """The update with zeros for the gradients of the scales of channels that the forward dropped."""
     graph = made.model.graph
     op = Builder(graph, "update", context.opset)
     inputs = {str(value.name): value for value in graph.inputs}
     initial = seeded(int(context.settings["seed"]))
     numbers = Numbers(op, state_input(graph, DRAWN, initial))
     with op.at("dropped", before=next(iter(graph))):
-        for position, layer in enumerate(context.layers):
-            gradient = inputs[layer.gradient]
+        for layer in (layer for layer in context.layers if PLACES in layer.encoded):
+            gradient, name = inputs[layer.gradient], layer.encoded[PLACES]
+            places = ir.val(name, dtype=ir.DataType.INT64, shape=[f"{name}.size"])
+            graph.inputs.append(places)
             readers = list(gradient.uses())
-            channels = next(p.initial.size for p in context.parameters if p.name == layer.parameter)
-            places = kept_channels(op, drawn(numbers, position, channels), context.settings["keep"], channels)
-            none, some = np.zeros(channels, np.float32), op.Gather(gradient, places, axis=0)
+            none, some = np.zeros(dims(gradient), np.float32), op.Gather(gradient, places, axis=0)
             kept = op.ScatterElements(none, places, some, axis=0)
             for reader, index in readers:
                 reader.replace_input_with(index, kept)
