@@ -66,7 +66,7 @@ def samples_of(options: CompileOptions, model: ir.Model, say: Callable[[str], No
     stated_shape: Any = options.shape if not isinstance(options.shape, Mapping) else options.shape.get(str(x.name))
     shape = stated_shape or calibration.sample_shape(source) or tuple(size or 0 for size in stated)
     dtype = str((x.dtype or ir.DataType.FLOAT).numpy())
-    array = calibration.read(source, _bound(shape, stated), options.pixels, say, dtype=dtype)
+    array = calibration.read(source, bound_sizes(shape, stated), options.pixels, say, dtype=dtype)
     return Samples(SampleSet({str(x.name): array}, {str(x.name): 0}))
 
 
@@ -86,7 +86,7 @@ def _sizes(value: ir.Value, axes: Mapping[str, int | None], shape: Shape | None)
     return InputSizes(name=name, dtype=str((value.dtype or ir.DataType.FLOAT).numpy()), axis=axis, sizes=tuple(sizes))
 
 
-def _bound(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...]:
+def bound_sizes(shape: Sequence[int], stated: Sequence[int | None]) -> tuple[int, ...]:
     """The sizes that the model states, with open sizes from `shape`.
 
     Raises UnsupportedError for a size that stays open: a folder of images has no size.

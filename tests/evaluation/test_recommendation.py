@@ -6,15 +6,17 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ttac
 from tests.conftest import Run
-from ttac import demo
+from ttac import demo, pipeline
 from ttac.evaluation.recommendation import TIE, Candidate, chosen
 from ttac.evaluation.sensor_shifts import SHIFTS, shifted
+from ttac.pipeline import compile_model
 
 DEMO = Path(demo.__file__).parent
 GROUP_NORM = DEMO / "fashion_resnet_gn.onnx"
@@ -65,7 +67,14 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_model_of_floats_without_labels(floats: Path, tmp_path: Path) -> None:
+def test_a_model_of_floats_without_labels(floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def counted(model: Path, **options: Any) -> Any:
+        compiled.append(options["method"])
+        return compile_model(model, **options)
+
+    monkeypatch.setattr(pipeline, "compile_model", counted)
     found = ttac.recommend(
         DEMO / "fashion_resnet_bn.onnx",
         floats,
@@ -76,6 +85,7 @@ def test_a_model_of_floats_without_labels(floats: Path, tmp_path: Path) -> None:
     figures = {each.method: each for each in found.candidates}
     assert set(figures) == {"source", "bn", "t3a"} and not found.labelled
     assert figures["source"].clean == 0 and figures["source"].cost == 1
+    assert sorted(compiled) == ["bn", "source", "t3a"], "the source model gives the labels and competes"
     shifts = {row["shift"] for row in found.evaluation.rows()}
     assert shifts == {"clean", "noise", "offset"}
     lowest = min(found.candidates, key=lambda each: each.error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,18 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.evaluation import corruptions as images_of
 from ttac.evaluation.dataset import CLEAN, Dataset, open_dataset, subset
 from ttac.evaluation.evaluation_result import Evaluation
-from ttac.evaluation.named_data import NamedInputs, preparation_of
 from ttac.evaluation.result_folder import kept_or_temporary
 from ttac.evaluation.sensor_shifts import SHIFTS, shifted
 from ttac.evaluation.study import evaluate
-from ttac.evaluation.subjects import SOURCE, Recipe, compile_subject
+from ttac.evaluation.subjects import SOURCE, compile_subject, method_specs, subjects_of
 from ttac.evaluation.watch import Watch
-from ttac.options import CompileOptions, whole_number
+from ttac.options import CompileOptions, parsed, whole_number
 from ttac.runtime import load
 from ttac.runtime.bundle import read_manifest
-from ttac.samples.images import Preparation
+from ttac.runtime.records import BATCH_AXIS
+from ttac.samples.images import Preparation, preparation
+from ttac.source_model import load_source
+from ttac.source_samples import bound_sizes, sizes_of
 from ttac.suggest import did_you_mean
 
 IMAGE_SHIFTS = ("gaussian_noise", "motion_blur", "fog", "contrast", "pixelate")
@@ -156,7 +157,7 @@ def recommend(model: str | Path, data: Any, *, watch: Watch | None = None, **cho
     dataset = open_dataset(data)
     batch = CompileOptions.from_mapping(model, {**options.options, "batch": options.batch, "dry_run": True}).batch
     with kept_or_temporary(options.output) as folder:
-        known, stream = _divided(dataset, Path(model), replace(options, batch=batch))
+        known, stream = _divided(dataset, Path(model), replace(options, batch=batch), folder.bundles)
         shifts = _with_shifts(stream, options)
         watch.say(f"{len(known)} samples calibrate, {len(stream[CLEAN])} are streamed under {len(shifts)} shifts")
         evaluation = evaluate(
@@ -225,8 +226,12 @@ def chosen(candidates: Sequence[Candidate]) -> tuple[str, str]:
     return best.method, because
 
 
-def _divided(dataset: Dataset, model: Path, options: RecommendOptions) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _divided(
+    dataset: Dataset, model: Path, options: RecommendOptions, bundles: Path
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the calibration half and the streamed half, with labels; without labels, the source model's predictions.
+
+    The bundle of the source model lies in the folder `bundles`, where the evaluation finds it.
 
     Raises UsageError for too few samples, UnsupportedError for a model that is no classifier.
     """
@@ -237,17 +242,27 @@ def _divided(dataset: Dataset, model: Path, options: RecommendOptions) -> tuple[
         )
     rows = np.random.default_rng(0).permutation(subset(dataset.count, options.samples))
     known, streamed = (np.sort(part) for part in np.array_split(rows, 2))
-    with TemporaryDirectory(prefix="ttac-recommend-") as place:
-        bundle = Path(place) / "reference.ttac"
-        compile_subject(Recipe(model, {**options.options, "method": SOURCE, "batch": options.batch}, bundle))
-        _refuse_other_heads(bundle, model)
-        how = preparation_of(bundle)
-        if isinstance(how, NamedInputs):
-            hint = "`ttac eval` takes arrays by the names of the inputs"
-            raise UnsupportedError("`recommend` shifts the samples of one input", where=f"`{model}`", hint=hint)
-        clean = dataset.read(dataset.variants[0], streamed, how)
-        labels = _predicted(bundle, _prepared(clean, how)) if dataset.labels is None else dataset.labels[streamed]
-    return _prepared(dataset.read(dataset.variants[0], known, how), how), {CLEAN: clean, "labels": labels}
+    assert options.batch is not None
+    how = _preparation(model, options.options)
+    calibration = _prepared(dataset.read(dataset.variants[0], known, how), how)
+    arguments = {**options.options, "calibration": calibration}
+    (subject,), recipes = subjects_of([model], method_specs([SOURCE], {}), [options.batch], arguments, bundles)
+    compile_subject(recipes[subject.bundle])
+    _refuse_other_heads(subject.bundle, model)
+    clean = dataset.read(dataset.variants[0], streamed, how)
+    labels = dataset.labels
+    labels = _predicted(subject.bundle, _prepared(clean, how)) if labels is None else labels[streamed]
+    return calibration, {CLEAN: clean, "labels": labels}
+
+
+def _preparation(model: Path, options: Mapping[str, Any]) -> Preparation:
+    """Return the rule by which bytes become the input of the model; raises UnsupportedError for several inputs."""
+    chosen = parsed(options)
+    entry, *others = sizes_of(load_source(model, chosen), chosen.get("shape") or chosen.get("max_shape"))
+    if others or entry.axis != 0:
+        hint = "`ttac eval` takes arrays by the names of the inputs"
+        raise UnsupportedError("`recommend` shifts the samples of one input", where=f"`{model}`", hint=hint)
+    return preparation([BATCH_AXIS, *bound_sizes((), entry.sizes[1:])], chosen.get("pixels"), entry.dtype)
 
 
 def _prepared(samples: np.ndarray, how: Preparation) -> np.ndarray:
