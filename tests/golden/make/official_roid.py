@@ -54,6 +54,31 @@ class Views:
         return self.black + distorted(unit, drawn(numbers(self.state))) * (self.white - self.black)
 
 
+class WholeBatch(nn.Module):
+    """A model that gets distorted views of all samples where the published code asks for those of the kept ones.
+
+    With batch norms, the statistics of the view are then those of the whole batch, as in ttac.
+    """
+
+    def __init__(self, net: nn.Module, views: Views) -> None:
+        super().__init__()
+        self.net, self.views = net, views
+        self.batch, self.kept = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of the batch `x`, or of the kept samples if `x` is their view."""
+        if len(self.kept):
+            logits, self.kept = self.net(x)[self.kept], self.kept[:0]
+        else:
+            self.batch, logits = x, self.net(x)
+        return logits  # type: ignore[no-any-return]
+
+    def view(self, chosen: Tensor) -> Tensor:
+        """Return the view of the whole batch, and remember which samples are `chosen`."""
+        self.kept = (self.batch.flatten(1)[:, None] == chosen.flatten(1)).all(2).any(1)
+        return self.views(self.batch)
+
+
 def published(checkouts: Path) -> Any:
     """Return the module `methods.roid`, with stand-ins for the modules that it does not call."""
     folder = str(checkouts / "test-time-adaptation" / "classification")
@@ -71,7 +96,9 @@ def published(checkouts: Path) -> Any:
         sys.path.remove(folder)
 
 
-def roid(checkouts: Path) -> Callable[[nn.Module, Tensor], Arrays]:
+def roid(checkouts: Path, *, whole: bool = False) -> Callable[[nn.Module, Tensor], Arrays]:
+    """Return a run of the published code on batches [steps, N, C, H, W]; `whole` distorts all samples, as ttac does."""
+
     def steps(net: nn.Module, x: Tensor) -> Arrays:
         settings, module = SETTINGS["roid"], published(checkouts)
         trained = norm_parameters(net)
@@ -85,7 +112,10 @@ def roid(checkouts: Path) -> Callable[[nn.Module, Tensor], Arrays]:
         adapter.momentum_src, adapter.momentum_probs, adapter.temperature = 0.99, 0.9, 1 / 3
         adapter.batch_size, adapter.num_classes = BATCH, CLASSES
         adapter.class_probs_ema = torch.ones(CLASSES) / CLASSES
-        adapter.tta_transform = Views(settings)
+        adapter.tta_transform = views = Views(settings)
+        if whole:
+            adapter.model = WholeBatch(net, views)
+            adapter.tta_transform = adapter.model.view
         adapter.slr, adapter.softmax_entropy = module.SoftLikelihoodRatio(), module.Entropy()
         adapter.symmetric_cross_entropy = module.SymmetricCrossEntropy()
         logits = np.stack([adapter.forward_and_adapt([batch]).detach().numpy() for batch in x])
