@@ -323,25 +323,22 @@ def _with_pixels(method: Method, settings: Mapping[str, Any], pixels: Mapping[st
 
 def _largest_shape(values: Mapping[str, Any], method: Method, settings: Mapping[str, Any]) -> Any:
     """The shape to plan for; raises UsageError for options that fix a size, or need one."""
-    from ttac.passes.plan.codecs import CODECS  # a compile alone needs the graphs
+    from ttac.passes.plan.codecs import CODECS
 
-    codec = method.keep.codec(settings) if method.keep else ""
-    if codec and CODECS[codec].one_size:
-        hint = "fix the size with `--shape`, or take another method"
+    if (codec := method.keep.codec(settings) if method.keep else "") and CODECS[codec].one_size:
         problem = f"`{method.name}` keeps parts of values in codec `{codec}`, which is for one size"
+        hint = "fix the size with `--shape`, or take another method"
         raise UsageError(problem, where="`--max-shape`", hint=hint)
     for name in ("shape", "quantize"):
         if values[name] is not None:
-            hint = "leave one of the two out"
-            raise UsageError(f"`--{name}` needs a fixed size", where="`--max-shape`", hint=hint)
+            raise UsageError(f"`--{name}` needs a fixed size", where="`--max-shape`", hint="leave one of the two out")
     return values["max_shape"]
 
 
 def untrainable(where: str) -> UnsupportedError:
     """The error for weights that are to be trained and to be 8-bit."""
-    return UnsupportedError(
-        "kernels of 8 bits cannot be trained", where=where, hint="train the norms: leave out `--train all`"
-    )
+    hint = "train the norms: leave out `--train all`"
+    return UnsupportedError("kernels of 8 bits cannot be trained", where=where, hint=hint)
 
 
 def _refuse_contradiction(method: Method, train: str, quantize: str | None) -> None:
