@@ -36,7 +36,7 @@ POLYNOMIAL = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A trained weight.
 
@@ -65,7 +65,9 @@ def layers_of(joint: Joint) -> list[Layer]:
         labels = frozenset(use.node.metadata_props.get(LAYER) or str(use.node.name) for use in weighing)
         cached = [v for use in weighing for v in use.node.inputs[:2] if v is not None and v is not parameter.value]
         elements = max(sample_size(v.shape) for v in cached if v.shape is not None)
-        layers.append(Layer(parameter.name, str(gradient.name), labels, elements))
+        layers.append(
+            Layer(parameter=parameter.name, gradient=str(gradient.name), labels=labels, elements=elements)
+        )
     return layers
 
 
