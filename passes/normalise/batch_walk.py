@@ -261,11 +261,9 @@ class Walk:
 
     def _refuse_odd(self, node: ir.Node, known: ValueFacts) -> None:
         one, other = known.shapes or ((), ())
-        if len(one) != len(other):
-            raise self.refusal(node, "the rank of its output depends on the batch")
-        for first, second in zip(one, other, strict=True):
-            if first != second and (first % IMAGINED[0] or first // IMAGINED[0] * IMAGINED[1] != second):
-                raise self.refusal(node, "its output does not grow in proportion to the batch")
+        grown = [(a, b) for a, b in zip(one, other, strict=False) if a != b]
+        if len(one) != len(other) or any(a % IMAGINED[0] or a // IMAGINED[0] * IMAGINED[1] != b for a, b in grown):
+            raise self.refusal(node, "its output does not grow in proportion to the batch")
 
     def refusal(self, node: ir.Node, reason: str) -> UnsupportedError:
         """Return the error that `node` fixes the batch."""

@@ -65,9 +65,7 @@ def layers_of(joint: Joint) -> list[Layer]:
         labels = frozenset(use.node.metadata_props.get(LAYER) or str(use.node.name) for use in weighing)
         cached = [v for use in weighing for v in use.node.inputs[:2] if v is not None and v is not parameter.value]
         elements = max(sample_size(v.shape) for v in cached if v.shape is not None)
-        layers.append(
-            Layer(parameter=parameter.name, gradient=str(gradient.name), labels=labels, elements=elements)
-        )
+        layers.append(Layer(parameter=parameter.name, gradient=str(gradient.name), labels=labels, elements=elements))
     return layers
 
 

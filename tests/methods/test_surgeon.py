@@ -177,7 +177,8 @@ def importance_of(gradient_arrays: Arrays, keep: float = 1.0) -> Arrays:
         for name, g in zip(names, gradient_arrays.values(), strict=True)
     ]
     layers = [
-        Layer(name, f"{name}.grad", frozenset({name}), size) for name, size in zip(names, (300, 100), strict=False)
+        Layer(parameter=name, gradient=f"{name}.grad", labels=frozenset({name}), elements=size)
+        for name, size in zip(names, (300, 100), strict=False)
     ]
     context = context_of(Context, parameters, list(gradient_arrays), layers, keep)
     made = importance(context)
