@@ -243,6 +243,8 @@ def refuse_taken_names(method: Method) -> None:
 def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str, MethodGraph]:
     """The method's graphs by name, and those of the guard, in addition to forward and backward.
 
+    A graph that has nothing to do on this model, such as one for averages of norms that keep none, is left out.
+
     Raises UsageError for a method with a graph of a name that is taken.
     """
     assert state.joint is not None
@@ -251,7 +253,8 @@ def method_graphs(state: CompileState, layers: Sequence[Layer] = ()) -> dict[str
     if loss is None and not method.graphs:
         return guard_without_loss(state)
     context = _context(state, layers)
-    graphs = {name: function_of(reference)(context) for name, reference in method.graphs.items()}
+    made = {name: function_of(reference)(context) for name, reference in method.graphs.items()}
+    graphs = {name: graph for name, graph in made.items() if graph.model.graph.outputs}
     graphs |= guard_without_loss(state) if loss is None else guard_graph(state, context)
     more = {f"{name}-{i}": other for name, graph in graphs.items() for i, other in enumerate(graph.more, 1)}
     return {**graphs, **more}

@@ -26,10 +26,21 @@ STATISTICS = "statistics."
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     predict = _predict(content)
-    step = spelled(content, with_correction(content, content.state.options.method.program))
+    words = _present(content, content.state.options.method.program)
+    step = spelled(content, with_correction(content, words))
     step = with_guard(content, step) if GUARD in content.graphs else [_unmarked(word) for word in step]
     step = with_estimate(step) if ESTIMATE in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
+
+
+def _present(content: BundleContent, words: Sequence[Word]) -> list[Word]:
+    """The words without runs of the method's own graphs that have nothing to do on this model."""
+    absent = content.state.options.method.graphs.keys() - content.graphs.keys()
+    left = [word for word in words if word.get("run") not in absent]
+    return [
+        {**word, **{key: _present(content, word[key]) for key in ("then", "otherwise", "do") if key in word}}
+        for word in left
+    ]
 
 
 def _predict(content: BundleContent) -> list[Word]:

@@ -17,6 +17,19 @@ from ttac.errors import UnsupportedError
 from ttac.passes.adapt import running_averages
 
 
+def test_norms_without_averages_have_none_to_follow(tmp_path: Path) -> None:
+    bundle = ttac.compile(
+        Path(ttac.__file__).parent / "demo" / "fashion_resnet_gn.onnx",
+        method="rotta",
+        batch=4,
+        settings={"interval": 4},
+        output=tmp_path / "b.ttac",
+    )
+    assert "follow_memory" not in bundle.manifest["graphs"]
+    adapter = ttac.load(bundle.path, threads=1)
+    assert np.isfinite(adapter.step(np.random.default_rng(0).random((4, 1, 28, 28), np.float32))).all()
+
+
 def test_eight_steps_equal_the_published_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, memory, and tensors and averages of both; the class does not bound its averages, so ttac does not here."""
     monkeypatch.setattr(running_averages, "FARTHEST", 1e3)
