@@ -58,10 +58,8 @@ def _without_dropped(made: MethodGraph, context: Context) -> MethodGraph:
             places = ir.val(name, dtype=ir.DataType.INT64, shape=[f"{name}.size"])
             graph.inputs.append(places)
             readers = list(gradient.uses())
-            none, some = (
-                np.zeros([int(size) for size in dims(gradient)], np.float32),
-                op.Gather(gradient, places, axis=0),
-            )
+            none = np.zeros([int(size) for size in dims(gradient)], np.float32)
+            some = op.Gather(gradient, places, axis=0)
             kept = op.ScatterElements(none, places, some, axis=0)
             for reader, index in readers:
                 reader.replace_input_with(index, kept)
