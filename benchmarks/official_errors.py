@@ -3,8 +3,7 @@
 CHECKOUTS is as for `tests.golden.make.official_methods`.  Both run the shipped nets, and the one of `--wide`, on ten
 corruptions with the same batches, and begin anew at each corruption.  The published code runs in float64, and ttac
 without the guard.  The folder of `--keep` holds finished rows, so that an interrupted run goes on where it stopped.
-`--single` also runs the published code in float32: the share of its other answers is that of rounding alone.  The
-method `roid-whole` is `roid`, but the published code distorts all samples of a batch, not the kept ones alone.
+`--single` also runs the published code in float32: the share of its other answers is that of rounding alone.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Settings of each method, for ttac and for the published code; SGD has the momentum 0.9."""
-SETTINGS["roid-whole"] = SETTINGS["roid"]
 OWN_STATISTICS = ("mecta", "sight")
 """Methods that choose the statistics of batch norms themselves."""
 
@@ -68,8 +66,7 @@ RUNS: dict[str, Run] = {
     "zerosiam": official_grafts.zerosiam,
     "sight": official_grafts.sight,
     "law": law,
-    "roid": lambda checkouts, net, x: official_roid.roid(checkouts)(net, x),
-    "roid-whole": lambda checkouts, net, x: official_roid.roid(checkouts, whole=True)(net, x),
+    "roid": lambda checkouts, net, x: official_roid.roid(checkouts, SETTINGS["roid"])(net, x),
     "cotta": lambda checkouts, net, x: official_cotta.cotta(checkouts, "cotta")(net, x),
     "mecta": official_batch_norms.mecta,
 }
@@ -92,7 +89,7 @@ def theirs(
     net = network(kind, file).to(dtype).requires_grad_(False)
     torch.set_default_dtype(dtype)
     net = net if method in OWN_STATISTICS else use_batch_statistics(net)
-    official_roid.BATCH, official_roid.CLASSES, official_grafts.CLASSES = batches.shape[1], 10, 10
+    official_grafts.CLASSES = 10
     golden.SETTINGS[method] = norm_runs.SETTINGS[method] = SETTINGS[method]
     found = RUNS[method](checkouts, net, torch.from_numpy(batches).to(dtype))["logits"]
     torch.set_default_dtype(torch.float32)
@@ -110,7 +107,7 @@ def row(
     wrong: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="ttac-official-") as folder:
         bundle = ttac.compile(
-            file, method=method.partition("-")[0], batch=batch, output=Path(folder) / "b.ttac", norms="keep",
+            file, method=method, batch=batch, output=Path(folder) / "b.ttac", norms="keep",
             settings={"guard": "off", **SETTINGS[method]} if method != "sight" else SETTINGS[method],
         )  # fmt: skip
         adapter = ttac.load(bundle.path, threads=1)

@@ -25,11 +25,13 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.operators.random_numbers import Numbers, seeded
-from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph
+from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph, read
 
 AUGMENTED, OUTSIDE, SEED = "augmented", "augmented.outside", "augmentation.seed"
 NOISE = 0.005
 """Standard deviation of the noise, of a range from 0 to 1."""
+CHOSEN = "chosen"
+"""Prefix of the name of the number of chosen samples."""
 RIM = 2
 """Rows and columns on each side that the blur reads."""
 GREY = np.array([0.2989, 0.587, 0.114], np.float32).reshape(1, 3, 1, 1)
@@ -67,13 +69,16 @@ class Drawn:
         return self.numbers[name]
 
 
-def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int, *, light: bool = False) -> MethodGraph:
+def augment(
+    context: Context, low: np.ndarray, high: np.ndarray, seed: int, *, light: bool = False, chosen: str = ""
+) -> MethodGraph:
     """`augmented` is the model's input distorted; `augmented.outside` the fraction of its values outside the range.
 
     Args:
         low, high: the least and the largest value of a pixel, as the model reads them, one for each channel.
         seed: start of the random numbers.
         light: neither blur nor noise, and edges that mirror.
+        chosen: name of weights [N]; only samples with a weight above 0 are distorted.  All samples, without a name.
     """
     x = context.x
     assert x is not None
@@ -91,6 +96,10 @@ def augment(context: Context, low: np.ndarray, high: np.ndarray, seed: int, *, l
         inside = op.Clip(unit, 0.0, 1.0)
         stray = op.Greater(op.Abs(op.Sub(unit, inside)), STRAY)
         outside = mean(op, op.Cast(stray, to=int(ir.DataType.FLOAT)), "stray")
+    if chosen:
+        count, *image = dims(images)
+        inside = op.Compress(inside, op.Greater(read(op, chosen, (count,)), 0.0), axis=0)
+        inside.shape = ir.Shape([f"{CHOSEN}.{count}", *image])
     distorted = distort(op, inside, drawn)
     with op.at("range"):
         back = op.Add(op.Mul(distorted, span), least)

@@ -40,6 +40,13 @@ def test_mecta_drops_the_channels_of_the_published_code(tmp_path: Path) -> None:
     assert np.abs(dropped["1.scale"] - kept["1.scale"]).max() > 1e-3
 
 
+def test_roid_equals_the_published_code(tmp_path: Path) -> None:
+    """The distorted view has the statistics of the kept samples."""
+    apart = worst("roid", tmp_path)
+    assert len(apart) == 2 * 7 + 2 and max(apart.values()) < 1e-4, apart
+    assert np.abs(official("roid")["1.bias"]).max() > 1e-3
+
+
 def test_a_stream_without_drift_changes_no_parameter(tmp_path: Path) -> None:
     bundle = compiled(
         model("batch"), tmp_path, method="mecta", batch=BATCH, settings={"least_drift": 1.0, "guard": "off"}

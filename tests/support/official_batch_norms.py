@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "mecta": {"lr": 0.02, "least_drift": 0.07, "keep": 1.0, "guard": "off"},
     "mecta_channels": {"lr": 0.02, "least_drift": 0.07, "keep": 0.3, "seed": 5, "guard": "off"},
+    "roid": {"lr": 0.002, "optimizer": "sgd", "black": "-6", "white": "6", "seed": 2, "guard": "off"},
 }  # fmt: skip
 """Settings of each run in ttac."""
 METHODS = {"delta": "eata", "mecta_channels": "mecta"}

@@ -21,13 +21,18 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from benchmarks.pytorch_peers import entropy
+from benchmarks.pytorch_peers import entropy, use_batch_statistics
+from tests.golden.make import official_roid
 from tests.golden.make.official_methods import official
 from tests.golden.make.surgeon_nets import built
 from tests.support.official_batch_norms import GOLDEN, SETTINGS, channel_order, stream
 from tests.support.surgeon_case import CLASSES
 
-COMMITS = {"DELTA": "bwbwzhao/DELTA e3c5df5", "MECTA": "SonyResearch/MECTA 2107f73"}
+COMMITS = {
+    "DELTA": "bwbwzhao/DELTA e3c5df5",
+    "MECTA": "SonyResearch/MECTA 2107f73",
+    "test-time-adaptation": official_roid.COMMIT,
+}
 
 Arrays = dict[str, np.ndarray]
 
@@ -107,6 +112,13 @@ def mecta(checkouts: Path, net: nn.Module, x: Tensor, run: str = "mecta") -> Arr
     return {**found, **{f"after/{name}": value.detach().numpy() for name, value in values.items()}}
 
 
+def roid(checkouts: Path, net: nn.Module, x: Tensor) -> Arrays:
+    """The published step on batch norms with the statistics of the batch: the view has those of the kept samples."""
+    net = use_batch_statistics(net.requires_grad_(False))
+    found = official_roid.roid(checkouts, SETTINGS["roid"])(net, x)
+    return {name.replace(".weight", ".scale"): value for name, value in found.items()}
+
+
 class Drawn(ModuleType):
     """The module `torch` with another `randperm`."""
 
@@ -119,6 +131,7 @@ RUNS: dict[str, Callable[[Path, nn.Module, Tensor], Arrays]] = {
     "delta": delta,
     "mecta": mecta,
     "mecta_channels": partial(mecta, run="mecta_channels"),
+    "roid": roid,
 }
 
 

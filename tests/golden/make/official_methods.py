@@ -268,7 +268,7 @@ def runs(checkouts: Path) -> dict[str, Run]:
         "eata-come": come(checkouts, "eata"),
         "delta": delta(checkouts),
         "deyo": deyo(checkouts),
-        "roid": official_roid.roid(checkouts),
+        "roid": official_roid.roid(checkouts, SETTINGS["roid"]),
         **{run: official_cotta.cotta(checkouts, run) for run in ("cotta", "cotta-all", "cotta-imagenet")},
     }
 

@@ -16,9 +16,7 @@ import torchvision.transforms.functional as picture
 from torch import Tensor, nn
 
 from benchmarks.pytorch_peers import norm_parameters
-from tests.support.adapted import BATCH, CLASSES
 from tests.support.consistency_case import drawn, numbers
-from tests.support.official import SETTINGS
 from ttac.passes.operators.random_numbers import seeded
 
 Arrays = dict[str, np.ndarray]
@@ -45,38 +43,13 @@ def distorted(x: Tensor, by: Mapping[str, float]) -> Tensor:
 class Views:
     """The light distortions of one batch after the other, with ttac's numbers."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self.state = [int(word) for word in seeded(int(settings["seed"]))]
         self.black, self.white = float(settings["black"]), float(settings["white"])
 
     def __call__(self, x: Tensor) -> Tensor:
         unit = (x - self.black) / (self.white - self.black)
         return self.black + distorted(unit, drawn(numbers(self.state))) * (self.white - self.black)
-
-
-class WholeBatch(nn.Module):
-    """A model that gets distorted views of all samples where the published code asks for those of the kept ones.
-
-    With batch norms, the statistics of the view are then those of the whole batch, as in ttac.
-    """
-
-    def __init__(self, net: nn.Module, views: Views) -> None:
-        super().__init__()
-        self.net, self.views = net, views
-        self.batch, self.kept = torch.zeros(0), torch.zeros(0, dtype=torch.bool)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of the batch `x`, or of the kept samples if `x` is their view."""
-        if len(self.kept):
-            logits, self.kept = self.net(x)[self.kept], self.kept[:0]
-        else:
-            self.batch, logits = x, self.net(x)
-        return logits  # type: ignore[no-any-return]
-
-    def view(self, chosen: Tensor) -> Tensor:
-        """Return the view of the whole batch, and remember which samples are `chosen`."""
-        self.kept = (self.batch.flatten(1)[:, None] == chosen.flatten(1)).all(2).any(1)
-        return self.views(self.batch)
 
 
 def published(checkouts: Path) -> Any:
@@ -96,11 +69,11 @@ def published(checkouts: Path) -> Any:
         sys.path.remove(folder)
 
 
-def roid(checkouts: Path, *, whole: bool = False) -> Callable[[nn.Module, Tensor], Arrays]:
-    """Return a run of the published code on batches [steps, N, C, H, W]; `whole` distorts all samples, as ttac does."""
+def roid(checkouts: Path, settings: Mapping[str, Any]) -> Callable[[nn.Module, Tensor], Arrays]:
+    """Return a run of the published code on batches [steps, N, C, H, W]."""
 
     def steps(net: nn.Module, x: Tensor) -> Arrays:
-        settings, module = SETTINGS["roid"], published(checkouts)
+        module, classes = published(checkouts), net(x[0]).shape[1]
         trained = norm_parameters(net)
         for value in trained.values():
             value.requires_grad_()
@@ -110,12 +83,9 @@ def roid(checkouts: Path, *, whole: bool = False) -> Callable[[nn.Module, Tensor
         adapter.optimizer = torch.optim.SGD(trained.values(), settings["lr"], 0.9)
         adapter.use_weighting = adapter.use_prior_correction = adapter.use_consistency = True
         adapter.momentum_src, adapter.momentum_probs, adapter.temperature = 0.99, 0.9, 1 / 3
-        adapter.batch_size, adapter.num_classes = BATCH, CLASSES
-        adapter.class_probs_ema = torch.ones(CLASSES) / CLASSES
-        adapter.tta_transform = views = Views(settings)
-        if whole:
-            adapter.model = WholeBatch(net, views)
-            adapter.tta_transform = adapter.model.view
+        adapter.batch_size, adapter.num_classes = x.shape[1], classes
+        adapter.class_probs_ema = torch.ones(classes) / classes
+        adapter.tta_transform = Views(settings)
         adapter.slr, adapter.softmax_entropy = module.SoftLikelihoodRatio(), module.Entropy()
         adapter.symmetric_cross_entropy = module.SymmetricCrossEntropy()
         logits = np.stack([adapter.forward_and_adapt([batch]).detach().numpy() for batch in x])

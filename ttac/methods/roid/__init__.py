@@ -1,8 +1,8 @@
 """Learning from diverse and certain samples on two views, with the source blended in and corrected class frequencies.
 
 Marsden et al., "Universal test-time adaptation through weight ensembling, diversity weighting, and prior correction",
-WACV 2024, with the authors' code.  The code distorts the kept samples only.  ttac distorts the whole batch, and samples
-that are not kept weigh 0: with batch norms, the statistics of the distorted view are those of the whole batch.
+WACV 2024, with the authors' code.  The distorted view has the kept samples only, as in the code: with batch norms, its
+statistics are those of these samples.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ METHOD = Method(
         "update": "ttac.passes.step_graphs.two_views:update",
     },
     program=(
-        {"run": "augment"},
         {"run": "forward", "again": True},
         {"run": "weigh_diverse"},
+        {"run": "augment"},
         {"run": "forward", "again": True, "on": "augmented"},
         {"run": "backward", "on": "augmented"},
         {"run": "keep_gradients"},

@@ -59,17 +59,18 @@ def likely_and_alike(op: Builder, scores: ir.Value, head: Head) -> Loss:
 
 
 def augment(context: Context) -> MethodGraph:
-    """The lightly distorted view of the batch."""
+    """The lightly distorted view of the kept samples."""
     assert context.x is not None
     black, white = pixel_range(context.settings, image_sizes(context.x)[1])
-    return augmentation.augment(context, black, white, int(context.settings["seed"]), light=True)
+    return augmentation.augment(context, black, white, int(context.settings["seed"]), light=True, chosen=CHOSEN)
 
 
 def weigh_diverse(context: Context) -> MethodGraph:
     """Weights exp(d_i c_i / t)/B of samples with d_i of at least the mean d, else 0; the average probabilities move.
 
     d_i = 1 - cos(average, p_i) and c_i = -H_i, both scaled to [0, 1] over the batch; B is the planned batch.  The
-    average begins even and takes in the batch after its use.  The distorted view learns from the plain view's scores.
+    average begins even and takes in the batch after its use.  The distorted view has the kept samples, and learns from
+    their scores in the plain view.
     """
     op = new_graph("weigh_diverse", context.opset)
     scores, entropy = read(op, context.logits, context.head.shape), read(op, SAMPLES, context.head.positions)
@@ -86,8 +87,9 @@ def weigh_diverse(context: Context) -> MethodGraph:
     decay = float(context.settings["probabilities_decay"])
     following = op.Add(op.Mul(average, decay), op.Mul(op.ReduceMean(p, [0], keepdims=0), 1.0 - decay))
     state = StateTensor(name=FREQUENCIES, role="optimizer", initial=initial, value=average, next=following)
-    outputs = {CHOSEN: weights, OTHER: op.Identity(scores), WEIGHTS: op.Mul(weights, 0.0), ALIKE: op.Identity(weights)}
-    return finished(op, {**outputs, "selected": count}, [state], {"selected": "selected"})
+    alike = op.Compress(weights, kept, axis=0)
+    view = {OTHER: op.Compress(scores, kept, axis=0), WEIGHTS: op.Mul(alike, 0.0), ALIKE: alike}
+    return finished(op, {CHOSEN: weights, **view, "selected": count}, [state], {"selected": "selected"})
 
 
 def _unit(op: Builder, values: ir.Value) -> ir.Value:
@@ -97,10 +99,16 @@ def _unit(op: Builder, values: ir.Value) -> ir.Value:
 
 
 def keep_gradients(context: Context) -> MethodGraph:
-    """The distorted view's gradients as `<gradient>.kept`; the plain view learns from the distorted view's scores."""
+    """The distorted view's gradients as `<gradient>.kept`; the plain view learns from the distorted view's scores.
+
+    Samples that are not kept weigh 0, and their scores are 0.
+    """
     op = new_graph("keep_gradients", context.opset)
-    scores, weights = read(op, context.logits, context.head.shape), read(op, CHOSEN, context.head.positions)
-    learned = {OTHER: op.Identity(scores), WEIGHTS: op.Identity(weights), ALIKE: op.Identity(weights)}
+    weights = read(op, CHOSEN, context.head.positions)
+    scores = read(op, context.logits, [f"{augmentation.CHOSEN}.{context.head.shape[0]}", *context.head.shape[1:]])
+    places = op.Transpose(op.NonZero(weights), perm=[1, 0])
+    shape = op.Concat(op.Shape(weights), op.constant(np.array(context.head.shape[1:], np.int64)), axis=0)
+    learned = {OTHER: op.ScatterND(op.Expand(0.0, shape), places, scores), WEIGHTS: op.Identity(weights), ALIKE: op.Identity(weights)}
     return finished(op, {**kept_gradients(op, context), **learned})
 
 
