@@ -108,7 +108,8 @@ def keep_gradients(context: Context) -> MethodGraph:
     scores = read(op, context.logits, [f"{augmentation.CHOSEN}.{context.head.shape[0]}", *context.head.shape[1:]])
     places = op.Transpose(op.NonZero(weights), perm=[1, 0])
     shape = op.Concat(op.Shape(weights), op.constant(np.array(context.head.shape[1:], np.int64)), axis=0)
-    learned = {OTHER: op.ScatterND(op.Expand(0.0, shape), places, scores), WEIGHTS: op.Identity(weights), ALIKE: op.Identity(weights)}
+    other = op.ScatterND(op.Expand(0.0, shape), places, scores)
+    learned = {OTHER: other, WEIGHTS: op.Identity(weights), ALIKE: op.Identity(weights)}
     return finished(op, {**kept_gradients(op, context), **learned})
 
 
