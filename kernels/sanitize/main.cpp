@@ -94,6 +94,7 @@ Arrays random_norm_backward(Node& node) {
   int64_t run = block;
   for (size_t axis = 2; axis < shape.size(); ++axis) run *= shape[axis];
   arrays.push_back(often() ? bytes(kUint8, {shape[0], channels / block * ((run + 7) / 8)}, 256) : nullptr);
+  arrays.push_back(often() ? floats(shape) : nullptr);
   node.outputs = {often(), often(), often(), often()};
   return arrays;
 }

@@ -29,7 +29,7 @@ struct GatherSteps : BackwardSteps {
     float *dx2 = scratch(0, length), *dy1 = scratch(1, stretch.length);
     NormPiece piece = second.piece(block, {(rows.map * convolution.rows.outs + from.first) * narrow, length});
     piece.out = dx2;
-    instructions().norm.backward[second.rule][0](piece);
+    instructions().norm.backward[second.rule][0][0](piece);
     const DepthwiseRows task = convolution.rows_of(block, dx2, from.first, dy1, rows);
     instructions().depthwise.backward[block_index(at.settings.block)](task);
     NormPiece own = at.piece(block, stretch);

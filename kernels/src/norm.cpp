@@ -46,6 +46,7 @@ NormPiece NormTensors::piece(int64_t block, const Stretch& stretch) const {
   piece.x = x.floats(stretch.offset);
   piece.residual = residual.floats(stretch.offset);
   piece.dy = dy.floats(stretch.offset);
+  piece.more = more.floats(stretch.offset);
   piece.out = out.floats(stretch.offset);
   piece.mask = mask.bytes(stretch.offset);
   if (bits) piece.bits = bits.bytes(stretch.offset / layout.run * ((layout.run + 7) / 8) + stretch.offset % layout.run / 8);

@@ -36,7 +36,7 @@ struct NormTensors {
 
   const NormSettings& settings;
   Layout layout;
-  Tensor x, residual, dy, scale, bias, mean, variance, out, mask, bits, du, dscale, dbias;
+  Tensor x, residual, dy, more, scale, bias, mean, variance, out, mask, bits, du, dscale, dbias;
 };
 
 }  // namespace ttac

@@ -32,12 +32,14 @@ class NormBackward : public Kernel {
     at.mask = call.input(6);
     at.residual = call.input(7);
     at.bits = call.input(8);
+    at.more = call.input(9);
     const int64_t bytes = at.layout.blocks * ((at.layout.run + 7) / 8);
     require(!at.bits || at.bits.shape == std::vector<int64_t>{at.layout.samples, bytes},
             "input bits: not one bit for each element of x");
     at.require_like_x(at.dy, "input dy: not of the shape of x");
     at.require_like_x(at.mask, "input mask: not of the shape of x");
     at.require_like_x(at.residual, "input residual: not of the shape of x");
+    at.require_like_x(at.more, "input more: not of the shape of x");
     for (const Tensor* each : {&at.scale, &at.mean, &at.variance}) {
       at.require_channels(*each, "input scale, mean or variance: not one number for each channel");
     }
@@ -48,10 +50,11 @@ class NormBackward : public Kernel {
 
 }  // namespace
 
-// dy, x, scale, bias, mean, variance, mask, residual, bits -> dx, dscale, dbias, du
+// dy, x, scale, bias, mean, variance, mask, residual, bits, more -> dx, dscale, dbias, du
 const Operator kNormBackward(
     "NormBackward",
-    {kTensor, kTensor, kTensor, kMaybeTensor, kTensor, kTensor, kMaybeMask, kMaybeTensor, kMaybeBytes},
+    {kTensor, kTensor, kTensor, kMaybeTensor, kTensor, kTensor, kMaybeMask, kMaybeTensor, kMaybeBytes,
+     kMaybeTensor},
     {kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor}, make_kernel<NormBackward>);
 
 }  // namespace ttac

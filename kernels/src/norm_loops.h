@@ -137,22 +137,26 @@ void sums(const NormPiece& p, Sums& into) {
   }
 }
 
-template <class Gradient, bool constants>
+template <class Gradient, bool constants, bool more>
 void backward(const NormPiece& p) {
   const Vec mean = load(p.mean.value), slope = load(p.slope.value);
   const Vec constant = load(p.constant.value), linear = load(p.linear.value);
   sweep(p.length, [&](int64_t i, auto at) {
     const Vec apart = at.read(p.x + i) - mean;
     const Vec du = Gradient::gradient(p, i, at, apart);
-    at.write(p.out + i, constants ? slope * du : slope * du + constant + apart * linear);
+    Vec dx = constants ? slope * du : slope * du + constant + apart * linear;
+    if (more) dx += at.read(p.more + i);
+    at.write(p.out + i, dx);
   });
 }
 
 template <class Gradient>
 constexpr void put_rule(NormTable& table, int rule) {
   table.sums[rule] = sums<Gradient>;
-  table.backward[rule][0] = backward<Gradient, false>;
-  table.backward[rule][1] = backward<Gradient, true>;
+  table.backward[rule][0][0] = backward<Gradient, false, false>;
+  table.backward[rule][0][1] = backward<Gradient, false, true>;
+  table.backward[rule][1][0] = backward<Gradient, true, false>;
+  table.backward[rule][1][1] = backward<Gradient, true, true>;
 }
 
 template <class Act>

@@ -71,7 +71,8 @@ struct BackwardSteps {
 
   void apply(int64_t block, const Stretch& stretch) const {
     if (!at.out) return;
-    instructions().norm.backward[at.du ? kStored : rule][at.settings.given](piece(block, stretch));
+    const bool more(at.more);
+    instructions().norm.backward[at.du ? kStored : rule][at.settings.given][more](piece(block, stretch));
   }
 };
 

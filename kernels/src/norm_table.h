@@ -40,14 +40,14 @@ struct Lanes {
 };
 
 struct NormPiece {
-  const float *x, *residual, *dy;
+  const float *x, *residual, *dy, *more;
   float *out, *du;
   uint8_t *mask, *bits;  // one byte or one bit an element; at most one of them
   int64_t length;
   int block;
   float low, high;
   Lanes mean, slope, offset;  // u = (x - mean) * slope + offset + residual
-  Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear
+  Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear + more
 };
 
 // How the forward pass keeps the mask.
@@ -62,8 +62,8 @@ struct NormTable {
   void (*forward[kActivations][2][kMaskKinds])(const NormPiece&);
   // du is stored where the piece has a place for it, and its sums are added to `into`.
   void (*sums[kRules])(const NormPiece&, Sums& into);
-  // out = dx; the last index says whether the statistics are constants, so that dx = slope * du.
-  void (*backward[kRules][2])(const NormPiece&);
+  // out = dx; the indices say whether the statistics are constants, so that dx = slope * du, and whether `more` is added.
+  void (*backward[kRules][2][2])(const NormPiece&);
   // The activation alone, and its gradient.
   void (*activate[kActivations])(const float* x, float* y, int64_t length, float low, float high);
   void (*differentiate[kActivations])(const float* dy, const float* x, float* dx, int64_t length, float low, float high);

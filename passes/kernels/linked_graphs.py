@@ -15,12 +15,12 @@ from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
-VERSION, OLDEST = 4, 3
+VERSION, OLDEST = 5, 3
 """Newest and oldest version of the operator set; graphs state the oldest one that has their operators."""
-NEW = frozenset("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split())
+SINCE_4 = frozenset("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split())
 """Operators since version 4."""
-BITS_OF_BACKWARD = 8
-"""Number of the input `bits` of NormBackward, since version 4."""
+BITS_OF_BACKWARD, MORE_OF_BACKWARD = 8, 9
+"""Numbers of the inputs `bits` and `more` of NormBackward, since version 4 and version 5."""
 
 MOST_COMPARED = 1 << 14
 """Most elements of two constants whose bytes are compared."""
@@ -184,9 +184,14 @@ class LinkedGraphs:
 
 def version_of(nodes: Iterable[ir.Node]) -> int:
     """The version of the operator set that the nodes need; 0 if none is a node of the library."""
-    own = [node for node in nodes if node.domain == KERNEL_DOMAIN]
-    new = any(n.op_type in NEW or (n.op_type == "NormBackward" and len(n.inputs) > BITS_OF_BACKWARD) for n in own)
-    return (VERSION if new else OLDEST) if own else 0
+    return max((_version(node) for node in nodes if node.domain == KERNEL_DOMAIN), default=0)
+
+
+def _version(node: ir.Node) -> int:
+    inputs = len(node.inputs) if node.op_type == "NormBackward" else 0
+    if inputs > MORE_OF_BACKWARD:
+        return 5
+    return 4 if inputs > BITS_OF_BACKWARD or node.op_type in SINCE_4 else OLDEST
 
 
 def _drop_unread_outputs(graph: ir.Graph) -> None:

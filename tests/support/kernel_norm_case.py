@@ -27,6 +27,7 @@ class NormCase:
     residual: bool
     given: bool
     mask: bool
+    more: bool
     outputs: tuple[str, ...]
 
 
@@ -48,6 +49,7 @@ def norm_case(seed: int) -> NormCase:
         given=bool(random.random() < 0.2),
         mask=act in ("relu", "clip") and bool(random.random() < 0.5),
         outputs=tuple(wanted) if any(wanted) else ("dx", "", "", ""),
+        more=bool(random.random() < 0.4),
     )
 
 
@@ -92,7 +94,8 @@ def check_norm(case: NormCase, threads: int = 2) -> None:
         found = _forward(case, norm, threads)
         dy = random.standard_normal(case.shape).astype(np.float32)
         dy[norm.near_a_corner(TIMES)] = 0
-        _backward(case, norm, dy, found, threads)
+        more = random.standard_normal(case.shape).astype(np.float32) if case.more else None
+        _backward(case, norm, dy, more, found, threads)
 
 
 def attributes(case: NormCase, norm: Norm) -> dict[str, Any]:
@@ -127,9 +130,18 @@ def _forward(case: NormCase, norm: Norm, threads: int) -> dict[str, np.ndarray |
     return {**inputs, "mean": made["m"], "variance": made["v"], "mask": made.get("mask")}
 
 
-def _backward(case: NormCase, norm: Norm, dy: np.ndarray, found: dict[str, np.ndarray | None], threads: int) -> None:
+def _backward(
+    case: NormCase,
+    norm: Norm,
+    dy: np.ndarray,
+    more: np.ndarray | None,
+    found: dict[str, np.ndarray | None],
+    threads: int,
+) -> None:
     names = ("x", "scale", "bias", "mean", "variance", "mask", "residual")
-    inputs = {"dy": blocked(dy, case.block), **{name: found[name] for name in names}}
+    inputs = {"dy": blocked(dy, case.block), **{name: found[name] for name in names}, "bits": None}
+    if more is not None:
+        inputs["more"] = blocked(more, case.block)
     if case.mask:
         inputs |= {"bias": None, "residual": None}
     made = run("NormBackward", inputs, list(case.outputs), attributes(case, norm), threads)
@@ -139,7 +151,7 @@ def _backward(case: NormCase, norm: Norm, dy: np.ndarray, found: dict[str, np.nd
         inputs |= {"mask": None, "bits": bits_of(plain(mask, case.block), case.block)}
         packed = run("NormBackward", inputs, list(case.outputs), attributes(case, norm), threads)
         assert all(np.array_equal(packed[name], made[name], equal_nan=True) for name in made), "with bits"
-    for name, (expected, error) in norm.backward(dy).items():
+    for name, (expected, error) in norm.backward(dy, more=more).items():
         if name in made:
             array = plain(made[name], case.block) if name in ("dx", "du") else made[name]
             agree(name, array, expected, error)

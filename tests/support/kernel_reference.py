@@ -110,10 +110,12 @@ class Norm:
         near = [np.abs(self.u - corner) <= times * EPS * self.error for corner in corners]
         return np.any(near, axis=0) if near else np.zeros(self.u.shape, bool)
 
-    def backward(self, dy: np.ndarray, dy_error: np.ndarray | float = 0.0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def backward(
+        self, dy: np.ndarray, dy_error: np.ndarray | float = 0.0, more: np.ndarray | None = None
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Output name -> its values, and a bound of their rounding errors as a multiple of EPS.
 
-        `dy_error` is that of dy.  Near a corner of the activation all of dy may be missing.
+        `dy_error` is that of dy, and `more` is added to dx.  Near a corner of the activation all of dy may be missing.
         """
         slope = ACTIVATIONS[self.act][1](self.u, self.low, self.high)
         du = np.where(slope == 0, 0, dy * slope)
@@ -132,8 +134,11 @@ class Norm:
             inner = du_error + self.each(dbias_error + np.abs(dbias)) / count
             inner = inner + np.abs(self.hat) * self.each(dscale_error + np.abs(dscale)) / count
             inner = inner + self.hat_error * self.each(np.abs(dscale)) / count
+        dx_error = np.abs(factor) * inner
+        if more is not None:
+            dx, dx_error = dx + more, dx_error + np.abs(dx) + np.abs(more)
         return {
-            "dx": (dx, np.abs(factor) * inner),
+            "dx": (dx, dx_error),
             "dscale": (dscale, dscale_error),
             "dbias": (dbias, dbias_error),
             "du": (du, du_error),
