@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from ttac.passes.graph.match import array_of
-from ttac.passes.graph.shapes import dims
+from ttac.passes.graph.shapes import dims, known_dims
 from ttac.passes.kernels.linked_graphs import LinkedGraphs, Type
 from ttac.passes.kernels.mask_bits import is_unpacked
+from ttac.passes.kernels.norm_formulas import Expected, InputGradient, Sums, both
 from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, is_again, mask_of, reduced
 from ttac.passes.kernels.smooth import smooth_gradient
-from ttac.passes.kernels.terms import VECTORS, Terms
+from ttac.passes.kernels.waits import Waits
 
 STEEP = 1e30
 """Least slope of a HardSigmoid that serves as the mask of a Relu."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sums:
-    """The sums of one gradient of a norm, as values of the plain graphs, and the first nodes that read du.
-
-    Attributes:
-        reciprocal: 1/sqrt(variance + epsilon), in a graph that has `dscale`.
-    """
-
-    norm: Norm
-    du: ir.Value
-    dbias: ir.Value
-    dscale: ir.Value
-    reciprocal: ir.Value
-    readers: Sequence[ir.Node]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +45,20 @@ class Gradient:
     """All parts of the gradient of one norm.
 
     Attributes:
-        dx: None where nobody needs it.
-        scale: of the norm, in a graph that has `dx`.
+        input: None where nobody needs the gradient of the norm's input.
         known: the nodes that read du for this norm.
     """
 
     sums: Sums
     mask: Mask | None
-    dx: ir.Value | None
-    scale: ir.Value | None
+    input: InputGradient | None = None
     known: Sequence[ir.Node]
+
+    @property
+    def results(self) -> list[ir.Value]:
+        """The values that a node for the gradient may replace: dx, dscale, dbias and du."""
+        dx = [self.input.total] if self.input is not None else []
+        return [*dx, self.sums.dscale, self.sums.dbias, *([self.sums.du] if self.mask is not None else [])]
 
     def wants_du(self, graphs: LinkedGraphs) -> bool:
         """Whether a node that stays reads the product du."""
@@ -78,7 +66,11 @@ class Gradient:
         return self.mask is not None and (bool(others) or self.sums.du.is_graph_output())
 
     def place(self, graphs: LinkedGraphs) -> ir.Node:
-        """The node in front of which the gradient is computed."""
+        """The node in front of which the gradient is computed; one that adds `more` stands where that is there."""
+        if self.input is not None and self.input.more is not None:
+            node = self.input.total.producer()
+            assert node is not None
+            return node
         if self.mask is not None:
             return self.mask.node
         return min(self.sums.readers, key=lambda node: graphs.place(node.outputs[0]))
@@ -87,11 +79,12 @@ class Gradient:
         """Type and shape of the outputs dx, dscale, dbias and du of a node for the gradient; None for no output."""
         shape = dims(self.sums.norm.x)
         whole, vector = (ir.DataType.FLOAT, shape), (ir.DataType.FLOAT, shape[1:2])
-        return [whole if self.dx is not None else None, vector, vector, *([whole] if self.wants_du(graphs) else [])]
+        return [whole if self.input is not None else None, vector, vector, *([whole] if self.wants_du(graphs) else [])]
 
     def paired(self, made: Sequence[ir.Value]) -> list[tuple[ir.Value, ir.Value]]:
         """The values that a node of these `types` replaces, with its outputs."""
-        old = [self.dx, self.sums.dscale, self.sums.dbias, self.sums.du]
+        dx = self.input.total if self.input is not None else None
+        old = [dx, self.sums.dscale, self.sums.dbias, self.sums.du]
         return [(value, new) for value, new in zip(old, made, strict=False) if value is not None]
 
 
@@ -107,11 +100,12 @@ def fuse_backward(graphs: LinkedGraphs, norms: Sequence[Norm]) -> None:
 
     def dense_dot(total: ir.Value | None, norm: Norm, du: ir.Value) -> Sequence[ir.Node] | None:
         product = graphs.made_by(_summed(graphs, total), "Mul")
-        pairs = [(graphs.source(a), graphs.source(b)) for a, b in _both(product)] if product is not None else []
+        pairs = [(graphs.source(a), graphs.source(b)) for a, b in both(product)] if product is not None else []
         return [product] if product is not None and (du, graphs.source(norm.x)) in pairs else None
 
     sums = [found for node in graphs.nodes("Sub") if (found := sums_of(graphs, node, norms, dense_dot)) is not None]
-    gradients = [_gradient(graphs, found) for found in sums]
+    waits = Waits()
+    gradients = [_gradient(graphs, found, waits) for found in sums]
     replace_all(graphs, [pair for gradient in gradients for pair in _insert(graphs, gradient)])
 
 
@@ -131,7 +125,7 @@ def sums_of(graphs: LinkedGraphs, node: ir.Node, norms: Sequence[Norm], dot: Dot
     if product is None:
         return None
     norm, dbias = next(
-        ((by_mean[graphs.source(a)], graphs.source(b)) for a, b in _both(product) if graphs.source(a) in by_mean),
+        ((by_mean[graphs.source(a)], graphs.source(b)) for a, b in both(product) if graphs.source(a) in by_mean),
         (None, None),
     )
     du = _summed(graphs, dbias)
@@ -145,11 +139,6 @@ def sums_of(graphs: LinkedGraphs, node: ir.Node, norms: Sequence[Norm], dot: Dot
     dscale, reciprocal = found
     known = [*readers, _first_sum(graphs, dbias)]
     return Sums(norm=norm, du=du, dbias=dbias, dscale=dscale, reciprocal=reciprocal, readers=known)
-
-
-def _both(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
-    a, b = node.inputs
-    return [(a, b), (b, a)]
 
 
 def _first_sum(graphs: LinkedGraphs, total: ir.Value) -> ir.Node:
@@ -167,88 +156,25 @@ def _summed(graphs: LinkedGraphs, total: ir.Value | None) -> ir.Value | None:
     return graphs.source(found[0])
 
 
-class Expected:
-    """The formulas of `rules/channels.py` for one norm."""
+def _gradient(graphs: LinkedGraphs, sums: Sums, waits: Waits) -> Gradient:
+    expected, known = Expected(graphs, sums.norm), list(sums.readers)
+    found = Gradient(sums=sums, mask=mask_product(graphs, sums), known=known)
+    graph = found.place(graphs).graph
 
-    def __init__(self, graphs: LinkedGraphs, norm: Norm) -> None:
-        self._graphs, self._norm = graphs, norm
-        self._terms = Terms(VECTORS)
-        names = {"mean": norm.mean, "var": norm.variance}
-        self._atoms: dict[ir.Value, int] = {value: self._terms.term(name) for name, value in names.items()}
-        term, epsilon = self._terms.term, self._terms.scalar(float(np.float32(norm.epsilon)))
-        self._r = term("Reciprocal", term("Sqrt", term("Add", term("var"), epsilon)))
+    def may_add(total: ir.Value, more: ir.Value) -> bool:
+        """Whether the node is in the graph of the sum, and `more` needs no result of the node."""
+        alike = total.graph is graph and known_dims(more) == dims(sums.norm.x)
+        return alike and not waits.any_of(more, found.results)
 
-    def is_r(self, value: ir.Value | None) -> bool:
-        """Whether `value` is 1/sqrt(variance + epsilon)."""
-        return self._terms.of(self._graphs, value, self._atoms) == self._r
-
-    def scale_of(self, affine: ir.Node) -> ir.Value | None:
-        """The norm's scale, where `affine` is the part du*scale*r of dx."""
-        if affine.op_type != "BatchNormalization" or not _is_affine(affine):
-            return None
-        slope = self._graphs.made_by(affine.inputs[1], "Mul")
-        return next((b for a, b in _both(slope) if self.is_r(a)), None) if slope is not None else None
-
-    def input_gradient(self, sums: Sums, affine: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-        """dx and scale, where `affine` is the part du*scale*r of dx; None if the other part is not as expected."""
-        scale = self.scale_of(affine)
-        if scale is None:
-            return None
-        for node in self._graphs.readers(affine.outputs[0]):
-            other = (
-                next((b for a, b in _both(node) if self._graphs.source(a) is affine.outputs[0]), None)
-                if node.op_type == "Add"
-                else None
-            )
-            rest = self._graphs.made_by(other, "BatchNormalization")
-            if rest is not None and self._is_rest(sums, rest, scale):
-                return node.outputs[0], scale
-        return None
-
-    def _is_rest(self, sums: Sums, rest: ir.Node, scale: ir.Value) -> bool:
-        """Whether `rest` is the part of dx through the statistics: x*factor + offset."""
-        if not _is_affine(rest) or self._graphs.source(rest.inputs[0]) is not self._graphs.source(self._norm.x):
-            return False
-        return self.numbers(sums, rest.inputs[1:3]) == self.rest(sums, scale)
-
-    def numbers(self, sums: Sums, values: Sequence[ir.Value | None]) -> list[int]:
-        """The numbers of `values`, to compare with those of `rest`."""
-        return [self._terms.of(self._graphs, value, self._known(sums)) for value in values]
-
-    def _known(self, sums: Sums) -> dict[ir.Value, int]:
-        return {**self._atoms, sums.dbias: self._terms.term("dbias"), sums.dscale: self._terms.term("dscale")}
-
-    def rest(self, sums: Sums, scale: ir.Value) -> list[int]:
-        """The numbers of factor and offset in the part x*factor + offset of dx."""
-        t, atoms = self._terms.term, self._known(sums)
-        spatial = float(np.prod([float(size) for size in dims(self._norm.x)[2:]]))
-        count = t("batch", dims(self._norm.x)[0])
-        count = t("Mul", count, self._terms.scalar(spatial))
-        slope = t("Mul", self._terms.of(self._graphs, scale, atoms), self._r)
-        half, two = self._terms.scalar(-0.5), self._terms.scalar(2.0)
-        dvar = t("Mul", t("Mul", t("Mul", slope, self._r), t("dscale")), half)
-        factor = t("Div", t("Mul", dvar, two), count)
-        shift = t("Div", t("Neg", t("Mul", slope, t("dbias"))), count)
-        offset = t("Add", t("Neg", t("Mul", factor, t("mean"))), shift)
-        return [factor, offset]
-
-
-def _is_affine(node: ir.Node) -> bool:
-    """Whether a BatchNormalization is x*scale + offset: mean 0, variance 1, epsilon 0."""
-    if node.op_type != "BatchNormalization" or node.attributes.get_float("epsilon", 1e-5) != 0:
-        return False
-    mean, variance = array_of(node.inputs[3]), array_of(node.inputs[4])
-    return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
-
-
-def _gradient(graphs: LinkedGraphs, sums: Sums) -> Gradient:
-    expected, known, found = Expected(graphs, sums.norm), list(sums.readers), None
     for reader in graphs.readers(sums.du):
-        if reader.op_type == "BatchNormalization" and (part := expected.input_gradient(sums, reader)) is not None:
-            found = part
-            known.append(reader)
-    dx, scale = found or (None, None)
-    return Gradient(sums=sums, mask=mask_product(graphs, sums), dx=dx, scale=scale, known=known)
+        if reader.op_type == "BatchNormalization":
+            part = expected.input_gradient(sums, reader, may_add)
+            if part is not None:
+                found = replace(found, input=part)
+                known.append(reader)
+    if found.input is not None and found.input.more is not None:
+        waits.add(found.results, found.input.more)
+    return found
 
 
 def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir.Value]]:
@@ -257,13 +183,14 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     place = gradient.place(graphs)
     assert place.graph is not None
     computed = mask is not None and mask.mask is None and mask.bits is None
-    scale = local(graphs, place.graph, mask.scale if mask is not None else None, gradient.scale, norm.scale)
+    given, more = (gradient.input.scale, gradient.input.more) if gradient.input is not None else (None, None)
+    scale = local(graphs, place.graph, mask.scale if mask is not None else None, given, norm.scale)
     bias = local(graphs, place.graph, mask.bias) if mask is not None and computed else None
     if scale is None or (computed and bias is None):
         return []
     dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
     bits = mask.bits if mask is not None else None
-    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept, None, bits]
+    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept, None, bits, more]
     attributes = mask.activation if mask is not None else {"act": "none"}
     made = graphs.insert(place, "NormBackward", inputs, gradient.types(graphs), epsilon=norm.epsilon, **attributes)
     return gradient.paired(made)
@@ -280,7 +207,7 @@ def local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -
 def mask_product(graphs: LinkedGraphs, sums: Sums) -> Mask | None:
     """The product that makes du, where its factor is the derivative of an activation of this norm alone."""
     node = graphs.made_by(sums.du, "Mul")
-    for dy, factor in _both(node) if node is not None else []:
+    for dy, factor in both(node) if node is not None else []:
         if dy is None or node is None:
             continue
         cast = graphs.made_by(factor, "Cast")
@@ -310,8 +237,8 @@ def _computed_mask(graphs: LinkedGraphs, norm: Norm, factor: ir.Value | None) ->
         fits = steep.attributes.get_float("alpha", 0.2) > STEEP and steep.attributes.get_float("beta", 0.5) == 0
         return (again, {"act": "relu"}) if fits and again is not None and is_again(graphs, again, norm) else None
     cast = graphs.made_by(factor, "Cast")
-    both = graphs.made_by(cast.inputs[0], "And") if cast is not None else None
-    bounds = [graphs.made_by(value, "Greater", "Less") for value in both.inputs] if both is not None else []
+    within = graphs.made_by(cast.inputs[0], "And") if cast is not None else None
+    bounds = [graphs.made_by(value, "Greater", "Less") for value in within.inputs] if within is not None else []
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
         return None
     again = graphs.made_by(bounds[0].inputs[0], "BatchNormalization")

@@ -10,14 +10,13 @@ from ttac.passes.kernels.expected import expected
 from ttac.passes.kernels.kept_blocks import PARTS, Saved
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.norm_backward import (
-    Expected,
     Gradient,
-    Sums,
     local,
     mask_product,
     replace_all,
     sums_of,
 )
+from ttac.passes.kernels.norm_formulas import Expected, InputGradient, Sums
 from ttac.passes.kernels.norm_forward import Norm
 from ttac.passes.kernels.terms import BLOCKS, Terms
 from ttac.passes.plan.codecs.block_layout import block_of
@@ -62,14 +61,14 @@ class _Finder:
     def gradient(self, sums: Sums) -> Gradient:
         """All parts of the gradient with these sums."""
         graphs, wanted = self._graphs, Expected(self._graphs, sums.norm)
-        known, dx, scale = list(sums.readers), None, None
+        known, found = list(sums.readers), None
         for reader in graphs.readers(sums.du):
             slope = wanted.scale_of(reader)
             end = self._end(reader.outputs[0]) if slope is not None else None
             if end is not None and slope is not None and self._is_input_gradient(wanted, sums, reader, end, slope):
-                dx, scale = end.outputs[0], slope
+                found = InputGradient(total=end.outputs[0], more=None, scale=slope)
                 known.append(reader)
-        return Gradient(sums=sums, mask=mask_product(graphs, sums), dx=dx, scale=scale, known=known)
+        return Gradient(sums=sums, mask=mask_product(graphs, sums), input=found, known=known)
 
     def _end(self, plus: ir.Value) -> ir.Node | None:
         """The last node of the map that adds x*factor + offset to `plus`."""
@@ -120,7 +119,8 @@ def _insert(graphs: LinkedGraphs, each: Saved, gradient: Gradient) -> list[tuple
     sums, mask, norm = gradient.sums, gradient.mask, gradient.sums.norm
     place = gradient.place(graphs)
     assert place.graph is not None
-    scale = local(graphs, place.graph, gradient.scale, norm.scale)
+    given = gradient.input.scale if gradient.input is not None else None
+    scale = local(graphs, place.graph, given, norm.scale)
     if scale is None or (mask is not None and mask.mask is None and mask.bits is None):
         return []
     dy, kept, bits = (mask.dy, mask.mask, mask.bits) if mask is not None else (sums.du, None, None)

@@ -185,7 +185,7 @@ def _mask(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
 
 
 def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
-    dy, x, scale, bias, mean, variance, mask = (*node.inputs, None)[:7]
+    dy, x, scale, bias, mean, variance, mask, _, _, more = [*node.inputs, *[None] * 4][:10]
     shape, block = dims(x), _block_of(node)
     dy, x = plain(op, dy, shape, block), plain(op, x, shape, block)
     r = op.Reciprocal(op.Sqrt(op.Add(variance, _epsilon(node))))
@@ -199,8 +199,8 @@ def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
     dscale = op.ReduceSum(op.Mul(du, xhat), [0, 2, 3], keepdims=0)
     count = op.Cast(op.Div(op.Size(x), op.Size(scale)), to=int(ir.DataType.FLOAT))
     along = _affine(op, node, xhat, op.Div(dscale, count), op.Div(dbias, count))
-    dx = _affine(op, node, op.Sub(du, along), op.Mul(scale, r))
-    return blocked(op, dx, shape, block), dscale, dbias, blocked(op, du, shape, block)
+    dx = blocked(op, _affine(op, node, op.Sub(du, along), op.Mul(scale, r)), shape, block)
+    return op.Add(dx, more) if more is not None else dx, dscale, dbias, blocked(op, du, shape, block)
 
 
 def _channels(node: ir.Node) -> int:
