@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from ttac.passes.blocked.channel_maps import block_mean, block_norm, block_scaled, block_squares
-from ttac.passes.blocked.convolutions import block_conv, block_pool, block_transposed
+from ttac.passes.blocked.convolutions import block_conv, block_pool, block_sum_of_phases, block_transposed
 from ttac.passes.blocked.fuse import fuse
 from ttac.passes.blocked.gates import block_gated
 from ttac.passes.blocked.kernels import block_kernel, block_weight_gradient
@@ -132,6 +132,8 @@ def _block_elementwise(at: Layouts, node: ir.Node) -> bool:
     """The same operator on blocked operands; scalars stay."""
     out = node.outputs[0]
     if node.op_type in ("Mul", "Add") and block_gated(at, node):
+        return True
+    if node.op_type == "Add" and block_sum_of_phases(at, node):
         return True
     if at.kernels and node.op_type == "Mul" and block_scaled(at, node):
         return True

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ttac.passes.blocked.kernels import input_gradient_by_kernel, interleave_by_kernel
-from ttac.passes.blocked.layout import Layouts, Recipe, attributes_of
+from ttac.passes.blocked.layout import Layouts, Phases, Recipe, attributes_of
+from ttac.passes.graph.match import only_reader
 from ttac.passes.graph.shapes import dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
@@ -73,9 +74,32 @@ def block_transposed(at: Layouts, node: ir.Node) -> bool:
     phases = phases_of(at, node, g, w)
     if phases is None:
         return False
-    join = interleave_by_kernel if at.kernels else interleave
-    at.replace(node.outputs[0], join(at, phases, node.outputs[0]))
+    _join(at, phases, node.outputs[0])
     return True
+
+
+def _join(at: Layouts, phases: Phases, value: ir.Value) -> None:
+    join = interleave_by_kernel if at.kernels else interleave
+    at.replace(value, join(at, phases, value))
+    at.phases[value] = phases
+
+
+def block_sum_of_phases(at: Layouts, node: ir.Node) -> bool:
+    """Add of two maps in phases: each phase is added alone, which the convolution of the phase does as it goes."""
+    found = [at.phases.get(v) for v in node.inputs if v is not None and only_reader(v, "Add") is node]
+    if len(found) != 2 or found[0] is None or found[1] is None:
+        return False
+    lines = [list(zip(*pair, strict=True)) for pair in zip(*found, strict=True)]
+    _join(at, [[_sum(at, first, second) for first, second in line] for line in lines], node.outputs[0])
+    return True
+
+
+def _sum(at: Layouts, first: ir.Value | None, second: ir.Value | None) -> ir.Value | None:
+    if first is None or second is None:
+        return first or second
+    made = at.op.Add(first, second)
+    made.shape, made.type = first.shape, first.type
+    return made
 
 
 def depthwise(node: ir.Node, w: ir.Value) -> bool:
@@ -84,7 +108,7 @@ def depthwise(node: ir.Node, w: ir.Value) -> bool:
     return not dilated and dims(w)[:2] == [node.attributes.get_int("group", 1), 1]
 
 
-def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list[ir.Value | None]] | None:
+def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> Phases | None:
     """The output of a ConvTranspose by phase [row, column], blocked; None for one to which no tap contributes."""
     sizes = [int(size) for size in dims(w)]
     strides = [int(stride) for stride in node.attributes.get_ints("strides", (1, 1))]
@@ -110,7 +134,7 @@ def phases_of(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> list[list
     groups = 0 if order == "OIHWBo" else group
     if order == "OIHWBo":
         group = at.filled(group)
-    found: list[list[ir.Value | None]] = []
+    found: Phases = []
     for rows, row_pads in axes[0]:
         line: list[ir.Value | None] = []
         for columns, column_pads in axes[1]:
@@ -137,7 +161,7 @@ def _phase(kernel: int, begin: int, phase: int, size: int, out: int) -> tuple[li
     return taps, (left, out - size - left + len(taps) - 1)
 
 
-def interleave(at: Layouts, phases: list[list[ir.Value | None]], like: ir.Value) -> ir.Value:
+def interleave(at: Layouts, phases: Phases, like: ir.Value) -> ir.Value:
     """The map whose even and odd rows and columns are the `phases`, all blocked."""
     _, channels, height, width = at.shape(dims(like))
     w, block = int(width) // 2, at.block

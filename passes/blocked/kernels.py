@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, attributes_of, rename
+from ttac.passes.blocked.layout import Layouts, Phases, attributes_of, rename
 from ttac.passes.graph.shapes import dims, known_dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
@@ -103,7 +101,7 @@ def is_map(value: ir.Value | None) -> bool:
     return value is not None and len(known_dims(value)) == 4
 
 
-def interleave_by_kernel(at: Layouts, phases: Sequence[Sequence[ir.Value | None]], like: ir.Value) -> ir.Value:
+def interleave_by_kernel(at: Layouts, phases: Phases, like: ir.Value) -> ir.Value:
     """The map whose even and odd rows and columns are the `phases`, all blocked; absent phases are zero."""
     inputs = [phase for line in phases for phase in line]
     while inputs[-1] is None:

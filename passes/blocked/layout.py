@@ -65,6 +65,10 @@ class Recipe:
     groups: int = 0
 
 
+Phases = list[list["ir.Value | None"]]
+"""The even and odd rows, and of each the even and odd columns, of a map; None for zeros."""
+
+
 @dataclass(kw_only=True)
 class Layouts:
     """The state of one rewriting.
@@ -75,6 +79,7 @@ class Layouts:
         of: plain value -> its blocked form, as far as that exists.
         only: values that exist in blocked form only, because their nodes were replaced.
         recipes: graph input -> how the runtime makes it.
+        phases: plain value -> the blocked phases that its blocked form was put together of.
     """
 
     op: LayoutBuilder
@@ -85,6 +90,7 @@ class Layouts:
     only: set[ir.Value] = field(default_factory=set)
     recipes: dict[str, Recipe] = field(default_factory=dict)
     inputs: dict[str, ir.Value] = field(default_factory=dict)
+    phases: dict[ir.Value, Phases] = field(default_factory=dict)
     _plain: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _reordered: dict[str, ir.Value] = field(default_factory=dict)
 

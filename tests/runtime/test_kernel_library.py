@@ -14,7 +14,7 @@ import pytest
 
 import ttac
 from tests.support.tiny_bundles import read
-from tests.support.whole_models import compiled, samples
+from tests.support.whole_models import MODELS, compiled, samples
 from ttac.errors import RuntimeMissingError, VerificationError
 from ttac.passes.blocked.probe import engine_block
 from ttac.passes.kernels.linked_graphs import OLDEST, VERSION
@@ -113,6 +113,19 @@ def test_an_older_version_is_refused_where_it_lacks_operators(tmp_path: Path, mo
     package(tmp_path, monkeypatch, version=OLDEST)
     assert f"has version {OLDEST} of the operators" in kernel_library(VERSION).reason
     assert "digest" in kernel_library(OLDEST).reason or kernel_library(OLDEST).path is not None
+
+
+def test_a_library_without_sums_of_gradients_refuses_a_bundle_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_library()
+    folder = compiled(MODELS["wide_resnet"], tmp_path, batch=8, method="tent")
+    package(tmp_path, monkeypatch, version=4)
+    adapter, portable = ttac.load(folder), ttac.load(folder, form="portable")
+    x = samples((3, 16, 16))
+    np.testing.assert_allclose(adapter.step(x), portable.step(x), rtol=0, atol=1e-4)
+    assert not adapter.stats["form"].startswith("kernels")
+    assert "has version 4 of the operators, and the bundle needs 5" in adapter.stats["form_reason"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fEL", b"\x7fELF and more"])
