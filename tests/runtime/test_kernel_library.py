@@ -115,9 +115,7 @@ def test_an_older_version_is_refused_where_it_lacks_operators(tmp_path: Path, mo
     assert "digest" in kernel_library(OLDEST).reason or kernel_library(OLDEST).path is not None
 
 
-def test_a_library_without_sums_of_gradients_refuses_a_bundle_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_4_does_not_run_sums_of_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_library()
     folder = compiled(MODELS["wide_resnet"], tmp_path, batch=8, method="tent")
     package(tmp_path, monkeypatch, version=4)
