@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
 from ttac.errors import TtacError
+from ttac.memory_check import planned_peak
 from ttac.passes.blocked.block_graphs import BlockedGraphs, block_graphs, is_worthwhile
 from ttac.passes.blocked.layout import Recipe
 from ttac.passes.blocked.probe import BLOCKS, probe
@@ -40,19 +41,27 @@ Entry = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
 
+@dataclass(frozen=True)
+class WrittenForm:
+    """A form in the bundle's folder: its entry in the manifest, and the planned peak of a step in bytes."""
+
+    entry: Entry
+    peak: int
+
+
 def write_forms(
     content: BundleContent, folder: Path, feeds: Mapping[str, np.ndarray], note: Callable[[str], None]
-) -> list[Entry]:
-    """Write blocked graphs with and without kernels into `folder`, and return their entries in the manifest.
+) -> list[WrittenForm]:
+    """Write blocked graphs with and without kernels into `folder`.
 
-    No entry where the layout or the kernels gain nothing, and none for a form that this engine runs with other numbers.
+    No form where the layout or the kernels gain nothing, and none for a form that this engine runs with other numbers.
     A form that this machine cannot run is written without a comparison.
     """
     if content.state.int8.modules or content.sizes:
         return []
     names = ["forward", *content.stages("backward")]
     graphs = {name: content.graphs[name] for name in names if name in content.graphs}
-    entries: list[Entry] = []
+    written: list[WrittenForm] = []
     outside = _read_elsewhere(content, set(graphs))
     spelled = {True: with_kernels(graphs, outside), False: graphs}
     updates = fuse_adam({name: content.graphs[name] for name in content.stages("update")})
@@ -67,8 +76,8 @@ def write_forms(
             note(f"{entry['name']}: left out, {problem}")
             _remove(entry, folder)
         else:
-            entries.append(entry)
-    return entries
+            written.append(WrittenForm(entry, planned_peak(content, made.graphs)))
+    return written
 
 
 def run_here(entries: Sequence[Mapping[str, Any]], folder: Path) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ttac.blocked_form import remove_forms, run_here, write_forms
+from ttac.blocked_form import WrittenForm, remove_forms, run_here, write_forms
 from ttac.bundle_content import BundleContent
 from ttac.bundle_writer import manifest, report, write_files
 from ttac.memory_check import OverBudget, over_budget, planned_memory
@@ -43,8 +43,9 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         differences = verify(content, folder)
         log.verify(differences.as_dict())
         differences.refuse()
-        content = replace(content, forms=write_forms(content, folder, verification_feeds(content), log.note))
-        memory = planned_memory(content.fixed or content)
+        forms = write_forms(content, folder, verification_feeds(content), log.note)
+        content = replace(content, forms=[form.entry for form in forms])
+        memory = planned_memory(content.fixed or content) | _planned_forms(forms)
         # The measured program takes every branch: a step needs that much at most.
         seal(content, folder, differences, memory, log.lines, unguarded(content))
         threads = options.target.threads or None
@@ -65,6 +66,19 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
         return Finished(place(folder, options.output))
 
 
+def _planned_forms(forms: Sequence[WrittenForm]) -> dict[str, Any]:
+    """The planned peak of the blocked graphs and of those with kernels, in bytes: the higher one of both block sizes."""
+    peaks: dict[str, list[int]] = {}
+    for form in forms:
+        peaks.setdefault(_kind(form.entry), []).append(form.peak)
+    return {f"planned_{kind}": {"peak": max(found)} for kind, found in peaks.items()}
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """The name of a form without its block size, as `ttac.load` takes it."""
+    return "kernels" if entry.get("kernels") else "blocked"
+
+
 def _emitted(content: BundleContent, staged: Path) -> tuple[Path, Path] | None:
     """Write the files of `--emit` below `staged`; return their folder there and its place, None without the option."""
     place = emitted_folder(content.state.options.output, content.state.options.emit)
@@ -80,7 +94,7 @@ def _within_budget(
     content: BundleContent, folder: Path, memory: dict[str, Any], form: str, log: RoomLog
 ) -> BundleContent:
     """The content without the blocked graphs or those with kernels, if a step of them needs more than the budget."""
-    entries = [entry for entry in content.forms if bool(entry.get("kernels")) == (form == "kernels")]
+    entries = [entry for entry in content.forms if _kind(entry) == form]
     if not run_here(entries, folder):
         return content
     threads = content.state.options.target.threads or None
@@ -88,6 +102,7 @@ def _within_budget(
     if over_budget(content, {**memory, "measured": memory[f"measured_{form}"]}) is None:
         return content
     remove_forms(entries, folder)
+    memory.pop(f"planned_{form}")
     log.note(f"the graphs of the form {form} are left out: they need more than the budget")
     return replace(content, forms=[entry for entry in content.forms if entry not in entries])
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from ttac.bundle_content import BundleContent
 from ttac.errors import BudgetError
-from ttac.passes.graph.keys import LIKELY_BYTES
+from ttac.passes.graph.keys import LIKELY_BYTES, SAMPLE_BYTES
 from ttac.passes.plan.decisions import Decision
 from ttac.passes.plan.liveness import peak
 from ttac.passes.plan.published_cache import published_cache
@@ -58,12 +60,21 @@ def planned_memory(content: BundleContent) -> dict[str, Any]:
     """
     plan = content.plan
     counted = published_cache(content.graphs["infer"].graph, content.state.sites).as_dict(content.state.options.batch)
-    order = ["forward", *content.stages("backward"), *content.stages("update")]
-    highest = peak(content.graphs, order, plan.batch)
-    sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": highest.bytes, "batch": plan.batch}
+    sizes = {"residuals": plan.bytes, "dense": plan.dense, "peak": planned_peak(content), "batch": plan.batch}
     if plan.keep_ratios is not None and plan.keep_ratios.moves:
-        sizes["usual"] = peak(content.graphs, order, plan.batch, LIKELY_BYTES).bytes
+        sizes["usual"] = planned_peak(content, sizes=LIKELY_BYTES)
     return {"planned": sizes, "published_cache": counted}
+
+
+def planned_peak(
+    content: BundleContent, spelled: Mapping[str, ir.Model] | None = None, sizes: str = SAMPLE_BYTES
+) -> int:
+    """The highest moment of a step in bytes, where `spelled` are graphs of another form in place of the portable ones.
+
+    `sizes` is as in `ttac.passes.plan.liveness.peak`.
+    """
+    order = ["forward", *content.stages("backward"), *content.stages("update")]
+    return peak({**content.graphs, **(spelled or {})}, order, content.plan.batch, sizes).bytes
 
 
 def over_budget(content: BundleContent, memory: Mapping[str, Any]) -> OverBudget | None:

@@ -162,11 +162,12 @@ def test_without_a_comparison_only_the_form_is_loaded(copy: Path) -> None:
     np.testing.assert_allclose(adapter.step(batches()[0]), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def test_the_peak_of_a_form_is_its_own(bundle: Path) -> None:
-    found = {form: measure(bundle, steps=2, threads=1, form=form) for form in ("portable", "blocked")}
-    if found["portable"] is None or found["blocked"] is None:
+def test_the_peak_of_a_form_is_its_own_and_near_its_plan(bundle: Path) -> None:
+    """A plan counts bytes alive, which the engine's arena exceeds where free blocks do not fit."""
+    peak = measure(bundle, steps=2, threads=1, form="blocked")
+    if peak is None:
         pytest.skip("this system has no counters of memory")
-    assert found["blocked"]["peak"] > found["portable"]["peak"] / 2
+    assert 0.7 < peak["peak"] / read(bundle)["memory"]["planned_blocked"]["peak"] < 1.4
 
 
 def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:
