@@ -67,7 +67,7 @@ def finish(content: BundleContent, log: RoomLog) -> Finished | OverBudget:
 
 
 def _planned_forms(forms: Sequence[WrittenForm]) -> dict[str, Any]:
-    """The planned peak of the blocked graphs and of those with kernels, in bytes: the higher one of both block sizes."""
+    """The planned peak of the blocked graphs, and of those with kernels: bytes, the highest of all block sizes."""
     peaks: dict[str, list[int]] = {}
     for form in forms:
         peaks.setdefault(_kind(form.entry), []).append(form.peak)
