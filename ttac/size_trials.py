@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from ttac.runtime.manifest import parse_manifest
 
 AGREED = 1e-4
 """Largest relative difference between the bundle without adaptation and the file, at every size that works."""
+SECONDS = 600.0
+"""Longest time of a trial; a size that takes longer, such as one whose kernel never ends, does not work."""
 RAISED = (0.0, 0.1, 0.25, 0.5)
 """Parts of the way back to the first sizes, where the smallest of each do not work together."""
 Sizes = Mapping[str, int]
@@ -99,12 +102,16 @@ class _Trials:
         if self._child is None:
             self._child = start_module("ttac.size_trials", self._arguments)
         assert self._child.stdin is not None and self._child.stdout is not None
+        limit = threading.Timer(SECONDS, self._child.kill)
+        limit.start()
         try:
             self._child.stdin.write(json.dumps(dict(sizes)) + "\n")
             self._child.stdin.flush()
             answer = self._child.stdout.readline()
         except BrokenPipeError:
             answer = ""
+        finally:
+            limit.cancel()
         if not answer:
             self.close()
         return answer.strip() == "yes"

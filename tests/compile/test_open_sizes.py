@@ -238,6 +238,14 @@ def test_a_bundle_states_the_smallest_size(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
+def trials_of(child: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> _Trials:
+    """Trials whose child process runs these statements."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    start = [sys.executable, "-c", child]
+    monkeypatch.setattr("ttac.size_trials.start_module", lambda *_: subprocess.Popen(start, **pipes))
+    return _Trials(folder, folder)
+
+
 def test_a_process_that_dies_is_a_size_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Engines divide by an empty axis, and the processor ends them."""
     child = """
@@ -247,12 +255,18 @@ for line in sys.stdin:
         os.kill(os.getpid(), signal.SIGFPE)
     print("yes", flush=True)
 """
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    start = [sys.executable, "-c", child]
-    monkeypatch.setattr("ttac.size_trials.start_module", lambda *_: subprocess.Popen(start, **pipes))
-    trials = _Trials(tmp_path, tmp_path)
+    trials = trials_of(child, monkeypatch, tmp_path)
     try:
         assert [trials.works({"width": width}) for width in (9, 6, 7, 1, 30)] == [True, False, True, False, True]
         assert _least(trials, {"width": 30}, OpenSize("width", 40, 1, 30)) == 7
+    finally:
+        trials.close()
+
+
+def test_a_trial_without_an_end_is_a_size_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ttac.size_trials.SECONDS", 0.2)
+    trials = trials_of("import time; time.sleep(3600)", monkeypatch, tmp_path)
+    try:
+        assert not trials.works({"width": 9})
     finally:
         trials.close()
