@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
+import ttac
 from tests.support.tiny_bundles import STEP, manifest_of
 from ttac import bake as baking
 from ttac.bake import bake
@@ -21,8 +22,8 @@ from ttac.passes.graph.graph_files import write_graphs
 from ttac.pipeline import compile_model
 from ttac.runtime import bundle as bundles
 from ttac.runtime import load
-from ttac.runtime.manifest import identity_of
-from ttac.runtime.state_files import write_state
+from ttac.runtime.manifest import identity_of, parse_manifest
+from ttac.runtime.state_files import read_state, write_state
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -220,3 +221,19 @@ def test_statistics_of_few_batches_are_refused_without_samples(tmp_path: Path) -
     adapter.save(state)
     bake(tmp_path / "bn.ttac", state, out)
     assert out.exists()
+
+
+def test_without_samples_a_collapsed_model_is_refused_by_the_check_set(tmp_path: Path) -> None:
+    """The bundle keeps calibration samples, on which the trained tensors are compared with the source."""
+    demo, bundle, state = Path(ttac.__file__).parent / "demo", tmp_path / "b.ttac", tmp_path / "s"
+    calibration = demo / "fashion_calibration.npz"
+    compile_model(demo / "fashion_vit.onnx", method="tent", batch=4, output=bundle, calibration=calibration)
+    load(bundle, threads=1).save(state)
+    done = bake(bundle, state, tmp_path / "source.onnx")
+    assert done.comparison is not None and done.comparison.baked.count > 0
+    assert done.comparison.baked.information == pytest.approx(done.comparison.source.information)
+    manifest = parse_manifest(json.loads((bundle / "manifest.json").read_text()))
+    trained = {name for name in manifest.state if name.endswith((".scale", ".bias"))}
+    arrays = read_state(state, manifest)
+    write_state(state, {n: np.zeros_like(a) if n in trained else a for n, a in arrays.items()}, manifest.identity)
+    assert "the baked model 0.000" in refusal(bundle, state, tmp_path / "out.onnx").problem
