@@ -10,10 +10,13 @@ ratios of a turn, with their quartiles.  Bundles stay in `--folder` for the next
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,16 +131,32 @@ def line(network: str, seconds: Mapping[str, np.ndarray]) -> str:
 
 def memory_line(network: str, bundle: Path, batch: int, threads: int, variants: Sequence[str]) -> str:
     """Return one row of Markdown: the planned peak, and the measured peak of each form and variant, in MiB."""
-    cells = [network, f"{ttac.Bundle.read(bundle).manifest['memory']['planned']['peak'] / MIB:.0f}"]
-    for form in FORMS:
-        peak = None
-        with suppress(RuntimeMissingError):
-            peak = measure(bundle, threads=threads, form=form)
-        cells.append(f"{peak['peak'] / MIB:.0f}" if peak else "-")
-    for variant in variants:
-        peak = measured_by("benchmarks.memory", [network, str(batch), "tent", str(threads), variant])
-        cells.append(f"{peak['peak'] / MIB:.0f}" if peak else "-")
-    return "| " + " | ".join(cells) + " |"
+    planned = ttac.Bundle.read(bundle).manifest["memory"]["planned"]["peak"]
+    peaks = peaks_of(network, bundle, batch, threads, variants)
+    cells = [f"{peaks[name] / MIB:.0f}" if name in peaks else "-" for name in (*FORMS, *variants)]
+    return "| " + " | ".join([network, f"{planned / MIB:.0f}", *cells]) + " |"
+
+
+def peaks_of(network: str, bundle: Path, batch: int, threads: int, variants: Sequence[str]) -> dict[str, int]:
+    """Return the measured peak in bytes of each form that runs here, and of each variant of PyTorch that does."""
+    measurements: dict[str, Callable[[], dict[str, Any] | None]] = {
+        **{form: partial(measure, bundle, threads=threads, form=form) for form in FORMS},
+        **{
+            variant: partial(measured_by, "benchmarks.memory", [network, str(batch), "tent", str(threads), variant])
+            for variant in variants
+        },
+    }
+    found = {name: measured_or_said(name, measurement) for name, measurement in measurements.items()}
+    return {name: figures["peak"] for name, figures in found.items() if figures}
+
+
+def measured_or_said(name: str, measurement: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the figures of the measurement; where it does not run, say so and return None."""
+    try:
+        return measurement()
+    except RuntimeMissingError as error:
+        print(f"{name}: {error.message}", file=sys.stderr, flush=True)
+        return None
 
 
 if __name__ == "__main__":

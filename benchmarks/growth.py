@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import numpy as np
 
 import ttac
 from benchmarks.exporting import export
-from benchmarks.forms import FORMS, actions_of, timed
+from benchmarks.forms import FORMS, actions_of, peaks_of, timed
 from benchmarks.networks import GROWING
-from ttac.errors import RuntimeMissingError
-from ttac.reports.measure import measure, measured_by, random_samples
+from ttac.reports.measure import random_samples
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PEER = "eager channels_last"
@@ -97,23 +96,10 @@ def measured(point: Point, turns: int) -> dict[str, Any]:
         ttac.compile(model, method="tent", batch=point.batch, settings={"guard": "off"}, output=bundle)
         actions = actions_of(point.network, bundle, point.threads, [PEER])
         seconds = timed(actions, random_samples(point.batch, (3, side, side)), turns)
-        peaks = dict(peaks_of(point, bundle, [form for form in FORMS if form in seconds]))
+        peaks = peaks_of(point.network, bundle, point.batch, point.threads, [PEER])
     base = seconds.pop("inference")
     ratios = {name: round(float(np.median(found / base)), 3) for name, found in seconds.items()}
     return {"inference": round(1e3 * float(np.median(base)), 2), "step": ratios, "peak": peaks}
-
-
-def peaks_of(point: Point, bundle: Path, forms: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield the measured peak of each form, and of PyTorch, in bytes."""
-    for form in forms:
-        if found := measure(bundle, threads=point.threads, form=form):
-            yield form, found["peak"]
-    arguments = [point.network, str(point.batch), "tent", str(point.threads), PEER]
-    try:
-        if found := measured_by("benchmarks.memory", arguments):
-            yield PEER, found["peak"]
-    except RuntimeMissingError as error:
-        print(f"{PEER}: {error.message}", flush=True)
 
 
 def table(axis: str, points: Mapping[str, Mapping[str, Any]]) -> list[str]:
