@@ -14,7 +14,7 @@ from typing import Any
 
 from ttac.errors import UsageError, VerificationError
 from ttac.runtime.archive import Archive, is_archive, read_archive, write_archive
-from ttac.runtime.graph_check import check_graph
+from ttac.runtime.graph_check import check_hashed_graph
 from ttac.runtime.hash_check import BundleFiles, digest_of, inside
 from ttac.runtime.json_values import HINT, MANIFEST, decode_object
 from ttac.runtime.manifest import LARGEST, parse_manifest
@@ -104,7 +104,7 @@ def open_bundle(folder: str | Path) -> OpenBundle:
     others = [(file, form.domains) for form in manifest.forms for file in (form.probe, *form.graphs.values())]
     for file, domains in (*portable, *others):
         path = folder / file
-        for place in check_graph(files.content(file).tobytes(), f"`{path}`", domains):
+        for place in check_hashed_graph(files.content(file), manifest.files[file], f"`{path}`", domains):
             if place.location != WEIGHTS or place.offset + place.length > size:
                 raise VerificationError(
                     f"the graph wants {place.length} bytes at {place.offset} of `{place.location}`",

@@ -7,9 +7,11 @@ refused if it has a field or an encoding that ttac does not write.  The field nu
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ttac.errors import VerificationError
 from ttac.runtime.json_values import HINT
@@ -94,6 +96,27 @@ class External:
 
 
 Message = dict[int, list[Any]]
+
+
+MOST_REMEMBERED = 1024
+"""Most graphs that the process remembers as checked."""
+
+_passed: dict[tuple[str, frozenset[str]], Sequence[External]] = {}
+
+
+def check_hashed_graph(data: np.ndarray, digest: str, where: str, domains: Collection[str] = ()) -> Sequence[External]:
+    """`check_graph` of bytes with this SHA-256, which the caller has verified.
+
+    A graph that passed is not read again: the check takes most of the time of loading a small bundle a second time.
+    """
+    key = digest, frozenset(domains)
+    found = _passed.get(key)
+    if found is None:
+        found = check_graph(data.tobytes(), where, domains)
+        if len(_passed) >= MOST_REMEMBERED:
+            _passed.clear()
+        _passed[key] = found
+    return found
 
 
 def check_graph(data: bytes, where: str, domains: Collection[str] = ()) -> list[External]:

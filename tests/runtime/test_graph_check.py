@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from onnx import TensorProto, helper
 import ttac
 from tests.support import tiny_bundles as tiny
 from ttac.errors import TtacError, VerificationError
-from ttac.runtime.graph_check import External, check_graph
+from ttac.runtime import graph_check
+from ttac.runtime.graph_check import External, check_graph, check_hashed_graph
 
 
 @pytest.fixture
@@ -168,6 +170,24 @@ def test_domains_of_the_manifest_are_accepted() -> None:
     with pytest.raises(VerificationError, match="operator domain"):
         check_graph(data, "here")
     assert check_graph(data, "here", {"ttac"}) == []
+
+
+def test_a_graph_that_passed_is_read_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(graph_check, "_passed", {})
+    monkeypatch.setattr(graph_check, "check_graph", lambda *given: read.append(given[1]) or check_graph(*given))
+    for _ in range(2):
+        ttac.load(bundle)
+    assert len(read) == len(set(read)) > 0
+    assert "operator domain" in refusal(bundle, model(lambda m: setattr(m.graph.node[0], "domain", "evil")))
+
+
+def test_the_domains_of_a_form_do_not_pass_elsewhere() -> None:
+    data = model(lambda m: setattr(m.graph.node[0], "domain", "ttac"))
+    content, digest = np.frombuffer(data, np.uint8), hashlib.sha256(data).hexdigest()
+    assert check_hashed_graph(content, digest, "here", {"ttac"}) == []
+    with pytest.raises(VerificationError, match="operator domain"):
+        check_hashed_graph(content, digest, "here")
 
 
 def test_the_body_of_a_scan_is_accepted() -> None:
