@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ FORMS = ("portable", "blocked", "kernels")
 NETS = {"foa": "fashion_vit", "foa-i": "fashion_vit", "ttt": "fashion_rotation"}
 """Nets of methods that do not fit the usual one."""
 USUAL = "fashion_resnet_bn"
+LOGITS = {"ttt": "logits"}
+"""Output that the loss reads, where a net has two."""
 SIZES = (8, 8, 1, 8, 3)
 """Samples of each step."""
 SINGLE = ("sight",)
@@ -42,7 +44,9 @@ def _is_compiled(method: str, folder: Path) -> bool:
     net, calibration = DEMO / f"{NETS.get(method, USUAL)}.onnx", DEMO / "fashion_calibration.npz"
     output, batch = folder / f"{method}.ttac", max(_sizes(method))
     try:
-        ttac.compile(net, method=method, batch=batch, calibration=calibration, output=output)
+        ttac.compile(
+            net, method=method, batch=batch, calibration=calibration, logits=LOGITS.get(method), output=output
+        )
     except TtacError as error:
         print(f"{method}: {error.problem}", file=sys.stderr)
     return output.exists()
@@ -66,7 +70,8 @@ def runs(folder: Path) -> tuple[str, Runs]:
                 adapter = ttac.load(bundle, form=form)
             except RuntimeMissingError:
                 continue
-            logits = np.concatenate([np.asarray(adapter.step(x)) for x in batches])
+            outputs = [adapter.step(x) for x in batches]
+            logits = np.concatenate([y[LOGITS[bundle.stem]] if isinstance(y, Mapping) else y for y in outputs])
             if form in adapter.stats["form"]:
                 found[bundle.stem, form] = logits
     return str(engine().__version__), found
