@@ -44,9 +44,7 @@ def _is_compiled(method: str, folder: Path) -> bool:
     net, calibration = DEMO / f"{NETS.get(method, USUAL)}.onnx", DEMO / "fashion_calibration.npz"
     output, batch = folder / f"{method}.ttac", max(_sizes(method))
     try:
-        ttac.compile(
-            net, method=method, batch=batch, calibration=calibration, logits=LOGITS.get(method), output=output
-        )
+        ttac.compile(net, method=method, batch=batch, calibration=calibration, logits=LOGITS.get(method), output=output)
     except TtacError as error:
         print(f"{method}: {error.problem}", file=sys.stderr)
     return output.exists()
