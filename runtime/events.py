@@ -12,7 +12,7 @@ import numpy as np
 from ttac.runtime.records import GraphSpec
 
 HOLD, RESUME, RESET, RETURN = "hold", "resume", "reset", "return"
-ROW, RESETS, RETURNS = "held_in_a_row", "guard_resets", "guard_returns"
+ROW, HELD, RESETS, RETURNS = "held_in_a_row", "held", "guard_resets", "guard_returns"
 """Reports of the guard's graphs that `adapter.stats` has."""
 ADAPTED = "window_adapted"
 """Report of a bundle with a window: 1 in a step that adapted, else 0; other reports are then older."""
@@ -69,6 +69,16 @@ def counters(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> d
         for graph in graphs
         for output, name in graph.stats.items()
         if name in COUNTERS and output in graph.state and arrays[graph.state[output]].size == 1
+    }
+
+
+def totals(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The held batches and resets that a state counts; only a held batch runs the graph that reports them."""
+    return {
+        name: float(arrays[graph.state[output]])
+        for graph in graphs
+        for output, name in graph.stats.items()
+        if name in (HELD, RESETS) and output in graph.state
     }
 
 

@@ -26,11 +26,12 @@ from ttac.passes.plan.codecs import CODECS
 from ttac.passes.plan.decisions import Plan
 from ttac.passes.plan.keep_ratios import Layer, equal_ratios, keep_parts, layers_of, with_encoded
 from ttac.passes.plan.plan import plan_activations
+from ttac.passes.step_graphs.appended import append
 from ttac.passes.step_graphs.check_set import CHECK
 from ttac.passes.step_graphs.context import MethodGraph
-from ttac.passes.step_graphs.guard import GUARD
+from ttac.passes.step_graphs.guard import GUARD, kept_by
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
-from ttac.program_writer import source_set
+from ttac.program_writer import FORWARD, runs_forward_once, source_set
 from ttac.reports.progress import RoomLog
 from ttac.spec import SOURCE_SET
 
@@ -89,7 +90,7 @@ class WholeGraphs:
     Attributes:
         graphs: name -> graph, among them `infer`, `forward` and, for a method with gradients, `backward`.
         residuals: names of the values that cross from the forward to the backward.
-        steps: the method's own graphs by name.
+        steps: the method's own graphs by name; under `forward` the guard, where that graph contains it.
     """
 
     graphs: Mapping[str, ir.Model]
@@ -119,7 +120,7 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
 
 def _check_statistics(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, np.ndarray]:
     """The compiled statistics of norms, as weights for the check; none if predictions do not depend on them."""
-    moved = set(steps[GUARD].moves.values()) if CHECK in steps else set[str]()
+    moved = kept_by(steps[GUARD if GUARD in steps else FORWARD].moves) if CHECK in steps else set[str]()
     return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in of_norms(state) if tensor.name in moved}
 
 
@@ -131,6 +132,8 @@ def whole_graphs(state: CompileState, choice: PlanChoice) -> WholeGraphs:
     graphs = {"infer": in_file_order(infer, state), "forward": halves.forward}
     steps = method_graphs(state, choice.layers) | correction_graph(state) | estimate_graph(state)
     graphs |= {"backward": halves.backward} if halves.backward is not None else {}
+    if GUARD in steps and runs_forward_once(state.options.method.program):
+        steps[FORWARD] = append(halves.forward, steps.pop(GUARD))
     graphs |= {name: step.model for name, step in steps.items()}
     window = _window(state)
     graphs, steps = {**graphs, **window[0]}, {**steps, **window[1]}
@@ -218,10 +221,12 @@ def moves_of(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str,
     """Graph -> graph output -> the state tensor that takes its value."""
     elsewhere = {tensor.name for step in steps.values() for tensor in step.state}
     tracked = {output: name for output, name in state.adaptation.moves.items() if name not in elsewhere}
-    return {"forward": tracked, **{name: step.moves for name, step in steps.items()}}
+    moves = {name: step.moves for name, step in steps.items()}
+    return {**moves, FORWARD: {**tracked, **moves.get(FORWARD, {})}}
 
 
 def stats_of(joint: Joint, steps: Mapping[str, MethodGraph]) -> dict[str, Mapping[str, str]]:
     """Graph -> graph output -> its name in `adapter.stats`."""
     reported = {str(value.name): name for name, value in joint.loss.stats.items()} if joint.loss else {}
-    return {"forward": reported, **{name: dict(step.stats) for name, step in steps.items()}}
+    stats = {name: dict(step.stats) for name, step in steps.items()}
+    return {**stats, FORWARD: {**reported, **stats.get(FORWARD, {})}}

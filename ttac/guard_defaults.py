@@ -18,7 +18,8 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.context import Context, MethodGraph
-from ttac.passes.step_graphs.guard import GUARD, MARK, WINDOW, guard, marginal
+from ttac.passes.step_graphs.guard import GUARD, HOLD, MARK, guard, hold, marginal
+from ttac.passes.step_graphs.information import WINDOW
 from ttac.settings import is_guarded
 
 BATCH_NORMS, OTHER_NORMS = 0.03, 0.01
@@ -67,13 +68,14 @@ def _guard_of_output(state: CompileState) -> dict[str, MethodGraph]:
         head=head,
         settings=state.options.settings,
         opset=joint.model.opset_imports[""],
+        batch=state.options.batch,
         logits_are_probabilities=head.values == "probabilities" and list(head.shape) == dims(joint.logits),
     )
     return _graphs(state, context, "", joint.logits)
 
 
 def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Value) -> dict[str, MethodGraph]:
-    """The graph `guard`, and those of the check set."""
+    """The graph `guard`, that of held batches, and those of the check set."""
     moved, checks = followed(state), check_graphs(state)
     marked = any(word.get(MARK) for word in state.options.method.program)
     judged = guard(
@@ -86,7 +88,7 @@ def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Valu
         checks=bool(checks),
         rests=rests(state),
     )
-    return {GUARD: judged, **checks}
+    return {GUARD: judged, HOLD: hold(judged, context.settings, context.opset), **checks}
 
 
 def followed(state: CompileState) -> list[StateTensor]:
@@ -116,7 +118,7 @@ def usual_information(state: CompileState) -> float:
 
 
 def _averaged(batches: list[tuple[np.ndarray, float]], weight: float, answers: int) -> float:
-    """The mean of H(average p) - average H over batches, the averages moving as in the graph `guard`."""
+    """The mean of H(average p) - average H over batches, the averages moving as in the guard."""
     p, h = batches[0]
     values = []
     for following, entropy in batches:

@@ -11,14 +11,26 @@ from ttac.bundle_content import BundleContent
 from ttac.check_samples import of_norms
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.state import StateTensor
-from ttac.passes.step_graphs.check_set import CHECK, DUE, FAILED, KEPT, RETURN, SAMPLES, sample
+from ttac.passes.step_graphs.check_set import CHECK, FAILED, KEPT, LEFT, RETURN, SAMPLES, sample
 from ttac.passes.step_graphs.error_estimate import CHANGED, ENTROPY, ESTIMATE
-from ttac.passes.step_graphs.guard import FOLLOWS, GUARD, LEARN, MARK, RESET, TOTALS
+from ttac.passes.step_graphs.guard import (
+    FOLLOWS,
+    GUARD,
+    HOLD,
+    IS_EARLY,
+    IS_HELD,
+    LEARN,
+    MARK,
+    RESET,
+    TOTALS,
+    kept_by,
+)
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
 from ttac.spec import SOURCE_SET
 
 Word = Mapping[str, Any]
+FORWARD = "forward"
 STATISTICS = "statistics."
 """First part of the names of the counters of statistics."""
 
@@ -28,7 +40,7 @@ def programs(content: BundleContent) -> dict[str, list[Word]]:
     predict = _predict(content)
     words = _present(content, content.state.options.method.program)
     step = spelled(content, with_correction(content, words))
-    step = with_guard(content, step) if GUARD in content.graphs else [_unmarked(word) for word in step]
+    step = with_guard(content, step) if HOLD in content.graphs else [_unmarked(word) for word in step]
     step = with_estimate(step) if ESTIMATE in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
 
@@ -97,14 +109,32 @@ def with_guard(content: BundleContent, words: Sequence[Word]) -> list[Word]:
         for number, word in enumerate(words)
         if (word.get("run") == "forward" and "only" not in word) or returned & _outputs(content, word)
     )
-    compiled = [tensor.name for tensor in content.tensors if tensor.name not in (*TOTALS, *KEPT)]
-    reset: Word = {"when": RESET, "then": [{"reset": compiled}]}
-    rest = words[last + 1 : -1]
+    rest, apart = words[last + 1 : -1], [{"run": GUARD}] if GUARD in content.graphs else []
     following = [_unmarked(word) for word in rest if word.get(MARK)]
-    learning = [word for word in rest if not word.get(MARK)]
-    guarded: Word = {"when": LEARN, "then": learning, "otherwise": [*_forgotten(content), reset]}
     follow: list[Word] = [{"when": FOLLOWS, "then": following}] if following else []
-    return [*_checked(content), *words[: last + 1], {"run": GUARD}, *follow, guarded, words[-1]]
+    learning = [word for word in rest if not word.get(MARK)]
+    return [*_checked(content), *words[: last + 1], *apart, *follow, *_guarded(content, learning), words[-1]]
+
+
+def _guarded(content: BundleContent, learning: Sequence[Word]) -> list[Word]:
+    """The words of a held batch, or else those of `learning`, where the step does not check."""
+    outputs = {str(value.name) for value in content.graphs[judge(content)].graph.outputs}
+    compiled = [tensor.name for tensor in content.tensors if tensor.name not in (*TOTALS, *KEPT)]
+    holding = [{"run": HOLD}, *_forgotten(content), {"when": RESET, "then": [{"reset": compiled}]}]
+    free: Sequence[Word] = [{"when": LEARN, "then": learning}] if learning and LEARN in outputs else learning
+    word: Word = {"when": IS_HELD, "then": holding, **({"otherwise": free} if free else {})}
+    return [{"when": IS_EARLY, "then": [word], "otherwise": holding} if IS_EARLY in outputs else word]
+
+
+def judge(content: BundleContent) -> str:
+    """Name of the graph that judges the batch: the forward, or the graph of the guard where that stays apart."""
+    return GUARD if GUARD in content.graphs else FORWARD
+
+
+def runs_forward_once(words: Sequence[Word]) -> bool:
+    """Whether a step gives all outputs of the forward once, on the user's samples and with the step's own state."""
+    runs = [word for word in flat(words) if word.get("run") == FORWARD and not {"again", "only"} & word.keys()]
+    return len(runs) == 1 and set(runs[0]) == {"run"} and runs[0] in list(words)
 
 
 def _unmarked(word: Word) -> Word:
@@ -130,12 +160,12 @@ def _checked(content: BundleContent) -> list[Word]:
     back: list[Word] = [{"run": RETURN}] if returned else []
     turn_back: Word = {"when": FAILED, "then": [*back, *([{"reset": names}] if names else [])]}
     run: Word = {"run": "forward", "feed": feed, "only": [content.logits]}
-    return [{"when": DUE, "then": [{"run": SAMPLES}, run, {"run": CHECK}, turn_back]}]
+    return [{"when": LEFT, "then": [], "otherwise": [{"run": SAMPLES}, run, {"run": CHECK}, turn_back]}]
 
 
 def norm_statistics(content: BundleContent) -> list[str]:
     """Names of the statistics of norms that predictions depend on, which a check replaces by the compiled ones."""
-    moved = set(content.moves.get(GUARD, {}).values())
+    moved = kept_by(content.moves.get(judge(content), {}))
     names = [tensor.name for tensor in of_norms(content.state) if tensor.name in moved]
     return [name for name in names if CHECK in content.graphs and name in _inputs(content, "forward")]
 
@@ -164,8 +194,7 @@ def _forgotten(content: BundleContent) -> list[Word]:
     """The word that forgets the statistics of a held window, from which the next samples would be predicted."""
     names = [tensor.name for tensor in content.tensors if tensor.name.startswith(STATISTICS)]
     names += [tensor.name for tensor in content.tensors if tensor.role == "statistic"]
-    held = "guard.row.next"
-    return [{"when": held, "then": [{"reset": names}]}] if WINDOW in content.graphs and names else []
+    return [{"reset": names}] if WINDOW in content.graphs and names else []
 
 
 def _outputs(content: BundleContent, word: Word) -> set[str]:
@@ -176,7 +205,7 @@ def _outputs(content: BundleContent, word: Word) -> set[str]:
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:
-    """The same programs with every branch `then` taken but the check's: no data makes a step need more memory.
+    """The same programs with every branch `then` taken but that of held batches: no data makes a step need more memory.
 
     The forward of a check gives the logits alone, for no more samples than a step.  In the warm-up of a measurement,
     with fewer samples, the check would fill the engine's arena before the measurement begins.
@@ -233,8 +262,8 @@ def _runs(content: BundleContent, word: Word) -> list[Word]:
         return [{"run": name, **_conditions(content, word, name)} for name in names]
     runs: list[Word] = []
     for name in names:
-        moves = _tracked(content) if name == "forward" else content.moves.get(name, {})
-        first = {*content.outputs, *moves, *content.stats.get(name, {}), CHANGED, ENTROPY}
+        moves = {*content.moves.get(name, {}), *(_tracked(content) if name == FORWARD else ())}
+        first = {*content.outputs, *moves, *content.stats.get(name, {}), LEARN, FOLLOWS, CHANGED, ENTROPY}
         outputs = [str(value.name) for value in content.graphs[name].graph.outputs]
         runs.append({"run": name, **_conditions(content, word, name), "only": [o for o in outputs if o not in first]})
     return runs
@@ -285,11 +314,11 @@ def _only_moves(content: BundleContent, graph: str) -> bool:
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:
-    """The words with every branch `then` taken but the check's, and every repetition done at most twice."""
+    """The words with every branch `then` taken, but `otherwise` for held batches; repetitions are done at most twice."""
     taken: list[Word] = []
     for word in words:
         if "when" in word:
-            taken += [] if word["when"] == DUE else _taken(word["then"])
+            taken += _taken(word.get("otherwise", []) if word["when"] == IS_HELD else word["then"])
         elif "repeat" in word:
             taken.append({"repeat": min(word["repeat"], 2), "do": _taken(word["do"])})
         else:

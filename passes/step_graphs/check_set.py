@@ -24,12 +24,13 @@ from ttac.passes.step_graphs.probabilities import probabilities
 
 SAMPLES, CHECK, RETURN = "guard-samples", "guard-check", "guard-return"
 """The graphs: a batch of the set, its judgement, and the way back of the trained tensors."""
-DUE, FAILED, MEAN = "guard.due", "guard.failed", "guard.loss"
-"""State that is above 0 in a step that checks; outputs: 1 if the round failed, and the mean loss of its batches."""
-TURN, LOST, RETURNS, REST, STRIKES = "guard.turn", "guard.lost", "guard.returns", "guard.rest", "guard.strikes"
+LEFT, FAILED, MEAN = "guard.left", "guard.failed", "guard.loss"
+"""State: the steps that are left until the next check, at most 0 in a step that checks; outputs: 1 if the round failed,
+and the mean loss of its batches."""
+TURN, LOST, RETURNS, STRIKES = "guard.turn", "guard.lost", "guard.returns", "guard.strikes"
 REACH = "guard.reach"
 """State that the radius is multiplied with."""
-KEPT = (RETURNS, REST, STRIKES, REACH)
+KEPT = (RETURNS, LEFT, STRIKES, REACH)
 """State that no reset of the guard clears."""
 BACK, GROWTH, LEAST_REACH = 0.5, 2**0.125, 2.0**-6
 """Part of the drift and of the radius that a failed round leaves; its growth in a good round; its least part."""
@@ -157,7 +158,7 @@ def check_graph(
             _state(TURN, turn, op.Where(ended, 0.0, op.Add(turn, 1.0))),
             _state(LOST, lost, op.Where(ended, 0.0, total)),
             counter(op, RETURNS, lambda before: op.Add(before, failure)),
-            *(_resting(op, failed, ended, every) if rests else [_reaching(op, failed, ended)]),
+            *(_resting(op, failed, ended, every) if rests else _reaching(op, failed, ended, every)),
         ]
     stats = {MEAN: "check_loss", f"{RETURNS}.next": "guard_returns"}
     return finished(op, {FAILED: failure, MEAN: mean}, state, stats)
@@ -180,12 +181,20 @@ def _state(name: str, value: ir.Value, following: ir.Value) -> StateTensor:
 
 
 def _resting(op: Builder, failed: ir.Value, ended: ir.Value, every: int) -> list[StateTensor]:
-    """The number of recent failed rounds, and the steps for which statistics rest."""
-    before, rest = (state_input(op.graph, name, np.zeros((), np.float32)) for name in (STRIKES, REST))
+    """The number of recent failed rounds, and the clock: after a failed round, statistics rest above the interval."""
+    before = state_input(op.graph, STRIKES, np.zeros((), np.float32))
     fewer = op.Where(ended, op.Max(op.Sub(before, 1.0), 0.0), before)
     strikes = op.Where(failed, op.Min(op.Add(before, 1.0), MOST_STRIKES), fewer)
     length = op.Mul(op.Pow(op.constant(np.array(2.0, np.float32)), strikes), float(every))
-    return [_state(STRIKES, before, strikes), _state(REST, rest, op.Where(failed, length, rest))]
+    left = op.Where(failed, op.Add(length, float(every)), float(every))
+    return [_state(STRIKES, before, strikes), _clock(op, every, left)]
+
+
+def _clock(op: Builder, every: int, following: ir.Value) -> StateTensor:
+    """The steps that are left until the next check, as this check sets them."""
+    first = np.array(every - 1.0, np.float32)
+    value = ir.val(LEFT, dtype=ir.DataType.FLOAT, shape=ir.Shape([]))
+    return StateTensor(name=LEFT, role="counter", initial=first, value=value, next=following)
 
 
 def reach_input(graph: ir.Graph) -> ir.Value:
@@ -194,31 +203,25 @@ def reach_input(graph: ir.Graph) -> ir.Value:
     return known[REACH] if REACH in known else state_input(graph, REACH, np.ones((), np.float32))
 
 
-def _reaching(op: Builder, failed: ir.Value, ended: ir.Value) -> StateTensor:
-    """The part of the radius that holds after this check."""
+def _reaching(op: Builder, failed: ir.Value, ended: ir.Value, every: int) -> list[StateTensor]:
+    """The part of the radius that holds after this check, and the clock, which is negative in a step that checks."""
     before = reach_input(op.graph)
     grown = op.Where(ended, op.Min(op.Mul(before, GROWTH), 1.0), before)
     after = op.Where(failed, op.Max(op.Mul(before, BACK), LEAST_REACH), grown)
-    return replace(_state(REACH, before, after), initial=np.ones((), np.float32))
+    left = op.Identity(np.array(-every, np.float32))
+    return [replace(_state(REACH, before, after), initial=np.ones((), np.float32)), _clock(op, every, left)]
 
 
-def check_clock(op: Builder, every: int, *, rests: bool) -> tuple[ir.Value, ir.Value | None, list[StateTensor]]:
-    """Whether the step may learn, whether statistics may move (both 1 or 0, None without `rests`), and the clocks.
+def check_clock(op: Builder, every: int, *, rests: bool) -> tuple[ir.Value, StateTensor]:
+    """The clock of the check in this step, and as state: a step of the number `every` begins with a check.
 
-    Every `every`-th step checks in place of learning.  Steps of a rest count for no check: there is nothing to judge.
+    A check without rests sets the clock to -`every`: above 0 it says that the step may learn.  A check with rests sets
+    it to `every`, and after a failed round to more: then statistics rest while the clock is above `every`.
     """
-    first = np.array(2.0 - every, np.float32)
-    due = state_input(op.graph, DUE, first)
-    checks = op.Greater(due, 0.0)
-    following = op.Where(checks, op.constant(first), op.Add(due, 1.0))
-    awake, rest = None, list[StateTensor]()
-    if rests:
-        left = state_input(op.graph, REST, np.zeros((), np.float32))
-        asleep = op.Greater(left, 0.0)
-        following = op.Where(asleep, op.constant(first), following)
-        awake, rest = op.Sub(1.0, op.Cast(asleep, to=FLOAT)), [_state(REST, left, op.Max(op.Sub(left, 1.0), 0.0))]
-    clock = StateTensor(name=DUE, role="counter", initial=first, value=due, next=following)
-    return op.Sub(1.0, op.Cast(checks, to=FLOAT)), awake, [clock, *rest]
+    first = np.array(every - 1.0, np.float32)
+    left = state_input(op.graph, LEFT, first)
+    following = op.Sub(left if rests else op.Abs(left), 1.0)
+    return left, StateTensor(name=LEFT, role="counter", initial=first, value=left, next=following)
 
 
 def return_graph(parameters: Sequence[StateTensor], opset: int) -> MethodGraph:

@@ -15,40 +15,33 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.differentiate.heads import CERTAIN, Head, log_odds, scores_of
-from ttac.passes.differentiate.losses import entropies
-from ttac.passes.differentiate.losses import mean as average
+from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
-from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, state_input
 from ttac.passes.step_graphs.check_set import check_clock, reach_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, counter, finished, new_graph, read
+from ttac.passes.step_graphs.information import AVERAGES, batch_information
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 from ttac.settings import is_guarded
 
-GUARD, LEARN, RESET, DRIFT = "guard", "guard.learn", "guard.reset", "guard.drift"
+GUARD, HOLD = "guard", "guard-hold"
+"""The judgement of every batch, and the graph that only a held batch runs."""
+LEARN, RESET, DRIFT = "guard.learn", "guard.reset", "guard.drift"
 INFORMATION, FOLLOWS = "guard.information", "guard.follow"
 """Outputs: the information of the batch, and 1 if statistics may follow the batch."""
-STATS = {
-    INFORMATION: "information",
-    "guard.row.next": "held_in_a_row",
-    "guard.held.next": "held",
-    "guard.resets.next": "guard_resets",
-}
-"""Outputs with their names in `adapter.stats`."""
+ROW, HELD, RESETS, CLOCK = "guard.row", "guard.held", "guard.resets", "guard.clock"
+"""State: held batches in a row and in all, resets, and the steps that are left until a periodic reset."""
+IS_HELD, IS_EARLY = f"{ROW}.next", f"{CLOCK}.next"
+"""Outputs above 0 for a held batch, and until a periodic reset is due."""
 MARK = "follows"
 """In a `when` of a method: with the guard, its words happen wherever statistics may follow the batch."""
 FOLLOWED = 0.1
 """Least fraction of the usual information of a batch that statistics follow: shifts of the data have more, and noise,
 constants and single classes mostly less."""
-TOTALS = ("guard.held", "guard.resets")
+TOTALS = (HELD, RESETS)
 """State that counts held batches and resets; no reset of the guard clears these counters."""
-WINDOW = 16
-"""Samples that the moving averages of a small batch cover; a batch of this size is judged alone."""
 NEWEST = 0.01
 """Weight of a learned batch in the usual information, where no calibration data gave it."""
-TINY = 1e-12
-"""Added to a mean probability in its logarithm: 0 ln 0 is 0."""
 FLOAT = int(ir.DataType.FLOAT)
 
 
@@ -97,7 +90,9 @@ def guard(
     checks: bool = False,
     rests: bool = False,
 ) -> MethodGraph:
-    """The judgement of a batch: `guard.learn` is 1 if the step may learn, `guard.reset` is 1 if the state must reset.
+    """The judgement of a batch: `guard.row.next` is above 0 if the step must learn nothing.
+
+    Every node counts: behind a forward, which has filled the caches, a tiny node takes five microseconds.
 
     Args:
         entropy: name of the forward's output with the mean entropy; empty computes it from the scores.
@@ -105,129 +100,80 @@ def guard(
         shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
         moved: statistics whose next values the forward gives; they become the state if they may follow the batch.
         marked: whether the step has words with `MARK`; then `guard.follow` is 1 if statistics may follow the batch.
-        checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
+        checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).  Without `rests`, the output
+            `guard.learn` then is above 0 if the step may learn.
         rests: whether statistics follow no batch after a failed round of the check.
     """
     op, settings = new_graph(GUARD, context.opset), context.settings
     with op.at(GUARD):
-        scores, mean = _scores(op, context, entropy, shape)
-        information, window = _information(op, context, scores, mean, usual)
-        level, followed = _usual(op, usual)
+        information, averages = batch_information(op, context, entropy, usual, shape)
+        level = state_input(op.graph, "guard.usual", np.zeros((), np.float32)) if not usual else usual
         # Not a number is not greater: a batch with NaN or infinity is held.
-        good = op.GreaterOrEqual(information, op.Mul(level, float(settings["guard_information"])))
-        state = [*window, *([_following(op, level, information, good)] if followed else [])]
-        learn, reset, counters = _decided(op, good, settings)
-        may = _may_follow(op, information, level, settings) if moved or marked else None
+        good = _reaches(op, information, level, float(settings["guard_information"]))
+        state = [averages, counter(op, ROW, lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))]
+        state += [_following(op, level, information, good)] if isinstance(level, ir.Value) else []
+        state += [_clock(op, int(settings["guard_period"]))] if settings["guard_period"] else []
+        outputs, awake = {INFORMATION: information}, None
         if checks:
-            learn, may, clocks = _checked(op, learn, may, int(settings["guard_check"]), rests=rests)
-            counters += clocks
-        kept = _kept(op, may, moved) if may is not None else []
-    follows = {FOLLOWS: may} if marked and may is not None else {}
-    outputs = {LEARN: learn, RESET: reset, **follows, INFORMATION: information}
-    graph = finished(op, outputs, [*state, *counters], STATS)
+            left, clock = check_clock(op, int(settings["guard_check"]), rests=rests)
+            state.append(clock)
+            awake = op.LessOrEqual(left, float(settings["guard_check"])) if rests else None
+            outputs |= {} if rests else {LEARN: op.Where(good, left, 0.0)}
+        kept = list[StateTensor]()
+        if moved or marked:
+            least = min(FOLLOWED, float(settings["guard_information"]))
+            may = good if least == settings["guard_information"] else _reaches(op, information, level, least)
+            may = op.And(may, awake) if awake is not None else may
+            outputs |= {FOLLOWS: op.Cast(may, to=FLOAT)} if marked else {}
+            kept = [_kept(op, may, tensor) for tensor in moved]
+    graph = finished(op, outputs, state, {INFORMATION: "information", IS_HELD: "held_in_a_row"})
     return replace(graph, state=(*graph.state, *kept))
 
 
-def _may_follow(op: Builder, information: ir.Value, level: ir.Value, settings: Mapping[str, Any]) -> ir.Value:
-    """1 if statistics may follow a batch with this information, else 0."""
-    least = min(FOLLOWED, float(settings["guard_information"]))
-    may: ir.Value = op.Cast(op.GreaterOrEqual(information, op.Mul(level, least)), to=FLOAT)
-    return may
+def hold(guarding: MethodGraph, settings: Mapping[str, Any], opset: int) -> MethodGraph:
+    """What a held batch changes beyond its judgement, in the state of `guarding`: counters, and no state stays NaN.
+
+    `guard.reset` is 1 if the state must reset.  The graph also runs where a periodic reset is due.
+    """
+    op, state = new_graph(HOLD, opset), {tensor.name: tensor for tensor in guarding.state}
+    row, averages = read(op, IS_HELD, ()), state[AVERAGES]
+    with op.at(HOLD):
+        reset = op.Cast(op.GreaterOrEqual(row, float(settings["guard_patience"])), to=FLOAT)
+        if CLOCK in state:
+            left = state_input(op.graph, CLOCK, state[CLOCK].initial)
+            reset = op.Max(reset, op.Cast(op.LessOrEqual(left, 0.0), to=FLOAT))
+        held = counter(op, HELD, lambda before: op.Add(before, op.Min(row, 1.0)))
+        resets = counter(op, RESETS, lambda before: op.Add(before, reset))
+        now = state_input(op.graph, AVERAGES, averages.initial)
+        known = op.Where(op.Equal(op.Sub(now, now), 0.0), now, averages.initial)
+        begun = replace(averages, value=now, next=known)
+    stats = {f"{HELD}.next": "held", f"{RESETS}.next": "guard_resets"}
+    return finished(op, {RESET: reset}, [held, resets, begun], stats)
 
 
-def _kept(op: Builder, may: ir.Value, tensors: Sequence[StateTensor]) -> list[StateTensor]:
-    """The `tensors` with the next values that the forward gave if `may` is above 0, else with their own."""
-    kept: list[StateTensor] = []
-    follows = op.Greater(may, 0.0) if tensors else None
-    for tensor in tensors:
-        assert tensor.next is not None
-        given, value = (state_input(op.graph, str(name), tensor.initial) for name in (tensor.next.name, tensor.name))
-        following = op.Where(follows, given, value, name=f"{tensor.name}.kept")
-        op.graph.outputs.append(following)
-        kept.append(replace(tensor, value=value, next=following))
-    return kept
+def _reaches(op: Builder, information: ir.Value, level: ir.Value | float, part: float) -> ir.Value:
+    """Whether the information is at least this part of the usual one."""
+    least = op.constant(np.array(level * part, np.float32)) if isinstance(level, float) else op.Mul(level, part)
+    return op.GreaterOrEqual(information, least)
 
 
-def _scores(
-    op: Builder, context: Context, entropy: str, shape: Sequence[int | str] | None
-) -> tuple[ir.Value, ir.Value]:
-    """The scores of the batch, without coordinates of boxes, or its probabilities where it has these; mean entropy."""
-    head = context.head
-    given = read(op, context.logits, shape or head.shape)
-    if entropy:
-        mean, joined = read(op, entropy, ()), shape is not None and tuple(shape) != tuple(head.shape)
-        return (op.Slice(given, [head.first], [head.first + head.outputs], [head.axis]) if joined else given), mean
-    are_probabilities = context.logits_are_probabilities
-    scores = _scores_behind(op, given, head) if are_probabilities else scores_of(op, given, head)
-    return given if are_probabilities else scores, average(op, entropies(op, scores, head), "guard.mean")
+def _kept(op: Builder, may: ir.Value, tensor: StateTensor) -> StateTensor:
+    """The tensor with the next value that the forward gave if statistics `may` follow the batch, else with its own."""
+    assert tensor.next is not None
+    given, value = (state_input(op.graph, str(name), tensor.initial) for name in (tensor.next.name, tensor.name))
+    following = op.Where(may, given, value, name=kept_name(tensor.name))
+    op.graph.outputs.append(following)
+    return replace(tensor, value=value, next=following)
 
 
-def _scores_behind(op: Builder, probability: ir.Value, head: Head) -> ir.Value:
-    """Scores whose Softmax, or Sigmoid with a binary head, is the `probability`."""
-    return log_odds(op, probability) if head.binary else op.Log(op.Clip(probability, *CERTAIN))
+def kept_by(moves: Mapping[str, str]) -> set[str]:
+    """Names of the statistics that follow the guard, from the outputs of its graph and the state that they move."""
+    return {tensor for output, tensor in moves.items() if output == kept_name(tensor)}
 
 
-def _checked(
-    op: Builder, learn: ir.Value, may: ir.Value | None, every: int, *, rests: bool
-) -> tuple[ir.Value, ir.Value | None, list[StateTensor]]:
-    """Whether the step learns and statistics follow, where some steps check in place of it; the clocks of the check."""
-    learns, awake, clocks = check_clock(op, every, rests=rests)
-    return op.Mul(learn, learns), may if awake is None or may is None else op.Mul(may, awake), clocks
-
-
-def _decided(op: Builder, good: ir.Value, settings: Mapping[str, Any]) -> tuple[ir.Value, ir.Value, list[StateTensor]]:
-    """Whether the step learns, whether the state resets (both 1 or 0), and the counters, for a batch that is `good`."""
-    learned = op.Cast(good, to=FLOAT)
-    row = counter(op, "guard.row", lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))
-    clock, due = _period(op, int(settings["guard_period"]))
-    assert row.next is not None
-    stuck = _reached(op, row.next, int(settings["guard_patience"]))
-    reset = stuck if due is None else op.Max(stuck, due)
-    learn = learned if due is None else op.Mul(learned, op.Sub(1.0, due))
-    return learn, reset, [row, *clock, *_totals(op, learned, reset)]
-
-
-def _totals(op: Builder, learned: ir.Value, reset: ir.Value) -> list[StateTensor]:
-    """The counters of held batches and of resets; `learned` and `reset` are 0 or 1."""
-    batches, resets = TOTALS
-    return [
-        counter(op, batches, lambda before: op.Sub(op.Add(before, 1.0), learned)),
-        counter(op, resets, lambda before: op.Add(before, reset)),
-    ]
-
-
-def _reached(op: Builder, count: ir.Value, limit: int) -> ir.Value:
-    """1 if the count is at its limit, else 0."""
-    return op.Cast(op.GreaterOrEqual(count, float(limit)), to=FLOAT)
-
-
-def _information(
-    op: Builder, context: Context, scores: ir.Value, mean: ir.Value, usual: float
-) -> tuple[ir.Value, list[StateTensor]]:
-    """H(average p) - average H, and the state of the averages over about `WINDOW` samples."""
-    p = marginal(op, scores, context.head, are_probabilities=context.logits_are_probabilities)
-    answers = context.head.outputs if context.head.binary else 1
-    size = dims(p)[0]
-    assert isinstance(size, int)
-    start = np.full(size, 1 / context.classes, np.float32)
-    undecided = np.array(max(0.0, math.log(context.classes) - usual), np.float32)
-    weight = op.Min(op.Mul(op.Cast(op.Squeeze(op.Shape(scores, start=0, end=1), [0]), to=FLOAT), 1 / WINDOW), 1.0)
-    tensors, values = [], []
-    for name, initial, now in (("guard.probabilities", start, p), ("guard.entropy", undecided, mean)):
-        before = state_input(op.graph, name, initial)
-        after = op.Add(before, op.Mul(op.Sub(now, before), weight))
-        values.append(after)
-        known = op.Where(op.Equal(mean, mean), after, before)
-        tensors.append(StateTensor(name=name, role="counter", initial=initial, value=before, next=known))
-    total = op.ReduceSum(op.Mul(values[0], op.Log(op.Add(values[0], TINY))), keepdims=0)
-    return op.Sub(op.Mul(total, -1.0 / answers), values[1]), tensors
-
-
-def _usual(op: Builder, usual: float) -> tuple[ir.Value, bool]:
-    """The usual information, and whether it is state that follows the stream."""
-    if usual:
-        return op.constant(np.array(usual, np.float32)), False
-    return state_input(op.graph, "guard.usual", np.zeros((), np.float32)), True
+def kept_name(tensor: str) -> str:
+    """Name of the output with the next value of statistics that follow the guard."""
+    return f"{tensor}.kept"
 
 
 def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Value) -> StateTensor:
@@ -238,10 +184,8 @@ def _following(op: Builder, level: ir.Value, information: ir.Value, good: ir.Val
     return StateTensor(name=str(level.name), role="counter", initial=zero, value=level, next=after)
 
 
-def _period(op: Builder, period: int) -> tuple[list[StateTensor], ir.Value | None]:
-    """The clock of a periodic reset, and 1 at the step that is due; without a period, neither."""
-    if not period:
-        return [], None
-    clock = counter(op, "guard.clock", lambda before: op.Add(before, 1.0))
-    assert clock.next is not None
-    return [clock], _reached(op, clock.next, period)
+def _clock(op: Builder, period: int) -> StateTensor:
+    """The steps that are left until a periodic reset, at most 0 in the step that is due."""
+    first = np.array(period, np.float32)
+    left = state_input(op.graph, CLOCK, first)
+    return StateTensor(name=CLOCK, role="counter", initial=first, value=left, next=op.Sub(left, 1.0))

@@ -135,7 +135,7 @@ def test_the_seed_of_the_estimate_needs_no_check(tmp_path: Path) -> None:
 def test_statistics_rest_where_nothing_trains(method: str, rests: bool, tmp_path: Path) -> None:
     """`zoa` trains without a loss: its norms turn back, so its statistics need no rest."""
     tensors = adapter(tmp_path, method=method).bundle.manifest["state"]["tensors"]
-    assert ("guard.rest" in {entry["name"] for entry in tensors}) == rests
+    assert ("guard.strikes" in {entry["name"] for entry in tensors}) == rests
 
 
 @pytest.mark.parametrize("settings", [{}, {"guard_check": 10}], ids=["default", "stated"])

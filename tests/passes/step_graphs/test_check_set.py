@@ -11,11 +11,10 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.check_set import (
-    DUE,
     FAILED,
+    LEFT,
     LOST,
     REACH,
-    REST,
     RETURNS,
     STRIKES,
     TURN,
@@ -121,7 +120,7 @@ def test_each_failed_round_doubles_the_rest() -> None:
     check = Check(CLASS_HEAD, source, limit=1e-4, rests=True)
     for strikes in (1, 2, 3):
         check(-source[:BATCH])
-        assert (float(check.state[STRIKES]), float(check.state[REST])) == (strikes, 10 * 2**strikes)
+        assert (float(check.state[STRIKES]), float(check.state[LEFT])) == (strikes, 10 + 10 * 2**strikes)
     for start in range(0, COUNT, BATCH):
         check(source[start : start + BATCH])
     assert float(check.state[STRIKES]) == 2
@@ -141,25 +140,25 @@ def test_failed_rounds_shrink_the_radius_and_good_ones_grow_it() -> None:
     assert float(check.state[REACH]) == 2.0**-6
 
 
-def test_the_clock_is_due_at_every_tenth_step_but_in_a_rest() -> None:
+@pytest.mark.parametrize("rests", [False, True])
+def test_the_clock_is_due_at_every_tenth_step_but_in_a_rest(rests: bool) -> None:
     op = Builder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="clock"), "clock", OPSET)
-    learns, awake, state = check_clock(op, 10, rests=True)
-    assert awake is not None
-    for name, value in (("learns", learns), ("awake", awake), *((f"{t.name}.next", t.next) for t in state)):
-        assert value is not None
-        value.name = name
-        op.graph.outputs.append(value)
-    now = {tensor.name: tensor.initial for tensor in state}
-    learned, model = [], ir.Model(op.graph, ir_version=8)
+    _, clock = check_clock(op, 10, rests=rests)
+    assert clock.next is not None
+    clock.next.name = f"{LEFT}.next"
+    op.graph.outputs.append(clock.next)
+    left, model = clock.initial, ir.Model(op.graph, ir_version=8)
+    checked, rested, unlearned = [], [], []
     for step in range(1, 36):
-        if step == 21:
-            now[REST] = np.array(5, np.float32)
-        outputs = run(model, now)
-        now = {tensor.name: outputs[f"{tensor.name}.next"] for tensor in state}
-        learned += [step] if outputs["learns"] == 0 else []
-        assert float(outputs["awake"]) == (step not in range(21, 26))
-    assert learned == [10, 20, 35]
-    assert DUE in now
+        if left <= 0:
+            checked.append(step)
+            left = np.array((15 if step == 20 else 10) if rests else -10, np.float32)
+        rested += [step] if left > 10 else []
+        unlearned += [step] if left <= 0 else []
+        left = run(model, {LEFT: left})[f"{LEFT}.next"]
+    assert checked == ([10, 20, 35] if rests else [10, 20, 30])
+    assert rested == (list(range(20, 25)) if rests else [])
+    assert unlearned == ([] if rests else checked)
 
 
 def test_images_are_stored_as_bytes_and_other_values_unchanged() -> None:

@@ -12,7 +12,8 @@ from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.context import Context
-from ttac.passes.step_graphs.guard import WINDOW, guard
+from ttac.passes.step_graphs.guard import guard, hold
+from ttac.passes.step_graphs.information import WINDOW
 from ttac.passes.step_graphs.optimizers import update_graph
 
 SETTINGS = {"guard": "on", "guard_radius": 0.1, "guard_information": 0.5, "guard_patience": 3, "guard_period": 0}
@@ -20,23 +21,36 @@ CLASSES = 5
 
 
 class Guard:
-    """The graph `guard` with its state."""
+    """The graph `guard` and the graph of held batches, with their state."""
 
     def __init__(
-        self, usual: float, head: Head | None = None, shape: tuple[int | str, ...] | None = None, **settings: Any
+        self,
+        usual: float,
+        head: Head | None = None,
+        shape: tuple[int | str, ...] | None = None,
+        *,
+        given: bool = True,
+        **settings: Any,
     ) -> None:
-        head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
+        self.head = head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
         context = Context(
             parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18,
             logits_are_probabilities=head.values == "probabilities",
         )  # fmt: skip
-        graph = guard(context, "entropy", usual, shape)
-        self.model, self.moves = graph.model, graph.moves
-        self.state = {tensor.name: tensor.initial for tensor in graph.state}
+        judged = guard(context, "entropy" if given else "", usual, shape)
+        self.graphs = judged, hold(judged, context.settings, context.opset)
+        self.state = {tensor.name: tensor.initial for graph in self.graphs for tensor in graph.state}
 
-    def __call__(self, scores: np.ndarray, entropy: float) -> dict[str, np.ndarray]:
-        outputs = run(self.model, {**self.state, "z": scores, "entropy": np.array(entropy, np.float32)})
-        self.state.update({name: outputs[output] for output, name in self.moves.items()})
+    def __call__(self, scores: np.ndarray, entropy: float = 0.0) -> dict[str, np.ndarray]:
+        outputs: dict[str, np.ndarray] = {"z": scores, "entropy": np.array(entropy, np.float32)}
+        for number, graph in enumerate(self.graphs):
+            early = outputs.get("guard.clock.next", np.ones(1)) > 0
+            if number and early and not outputs["guard.row.next"] > 0:
+                continue
+            read = {str(value.name) for value in graph.model.graph.inputs}
+            fed = {name: value for name, value in {**self.state, **outputs}.items() if name in read}
+            outputs |= run(graph.model, fed)
+            self.state.update({name: outputs[output] for output, name in graph.moves.items()})
         return outputs
 
 
@@ -56,7 +70,25 @@ def test_information_of_a_whole_window() -> None:
     outputs = judge(scores, float(entropy_of(p).mean()))
     expected = entropy_of(p.mean(0)) - entropy_of(p).mean()
     np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-5)
-    assert outputs["guard.learn"] == (expected >= 0.5)
+    assert (outputs["guard.row.next"] == 0) == (expected >= 0.5)
+
+
+@pytest.mark.parametrize("values", ["logits", "probabilities"])
+def test_information_without_an_entropy_of_the_loss(values: str) -> None:
+    head = Head(kind="classes", shape=("N", CLASSES), axis=1, values=values)  # type: ignore[arg-type]
+    scores, p = batch(WINDOW, 0)
+    outputs = Guard(usual=1.0, head=head, given=False)(scores if values == "logits" else p)
+    expected = entropy_of(p.mean(0)) - entropy_of(p).mean()
+    np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-5)
+
+
+def test_information_of_pixels_without_an_entropy_of_the_loss() -> None:
+    head = Head(kind="dense", shape=("N", CLASSES, 3, 2), axis=1, values="logits")
+    scores = 3 * np.random.default_rng(0).standard_normal((WINDOW, CLASSES, 3, 2), dtype=np.float32)
+    p = np.moveaxis(np.exp(scores.astype(np.float64)), 1, -1)
+    p = p / p.sum(-1, keepdims=True)
+    expected = entropy_of(p.mean((0, 1, 2))) - entropy_of(p).mean()
+    np.testing.assert_allclose(Guard(usual=1.0, head=head, given=False)(scores)["guard.information"], expected, rtol=1e-4)
 
 
 def test_scores_joined_with_coordinates_are_read_alone() -> None:
@@ -90,6 +122,8 @@ def test_information_of_answers() -> None:
     expected = entropy_of(both.mean(0)).mean() - entropy_of(both).mean()
     outputs = judge(scores, float(entropy_of(both).mean()))
     np.testing.assert_allclose(outputs["guard.information"], expected, rtol=1e-4)
+    own = Guard(usual=0.3, head=judge.head, given=False)(scores)
+    np.testing.assert_allclose(own["guard.information"], expected, rtol=1e-4)
 
 
 def test_equal_predictions_are_held_and_reset() -> None:
@@ -97,7 +131,7 @@ def test_equal_predictions_are_held_and_reset() -> None:
     scores = np.repeat(batch(1, 0)[0], WINDOW, 0)
     level = float(entropy_of(batch(1, 0)[1])[0])
     found = [judge(scores, level) for _ in range(4)]
-    assert [float(one["guard.learn"]) for one in found] == [0, 0, 0, 0]
+    assert [float(one["guard.row.next"]) for one in found] == [1, 2, 3, 4]
     assert [float(one["guard.reset"]) for one in found] == [0, 0, 1, 1]
     assert float(judge.state["guard.held"]) == 4
     assert float(judge.state["guard.resets"]) == 2
@@ -107,25 +141,27 @@ def test_a_batch_that_is_no_number_is_held() -> None:
     judge = Guard(usual=1.0)
     before = dict(judge.state)
     outputs = judge(np.full((WINDOW, CLASSES), np.nan, np.float32), float("nan"))
-    assert float(outputs["guard.learn"]) == 0
+    assert float(outputs["guard.row.next"]) == 1
     assert all(np.isfinite(value).all() for value in judge.state.values())
-    np.testing.assert_array_equal(judge.state["guard.probabilities"], before["guard.probabilities"])
+    np.testing.assert_array_equal(judge.state["guard.averages"], before["guard.averages"])
 
 
 def test_without_calibration_the_first_batch_counts() -> None:
     judge = Guard(usual=0.0)
     scores, p = batch(WINDOW, 0)
     outputs = judge(scores, float(entropy_of(p).mean()))
-    assert float(outputs["guard.learn"]) == 1
+    assert float(outputs["guard.row.next"]) == 0
     np.testing.assert_allclose(judge.state["guard.usual"], outputs["guard.information"])
-    assert float(judge(scores * 0, float(np.log(CLASSES)))["guard.learn"]) == 0
+    assert float(judge(scores * 0, float(np.log(CLASSES)))["guard.row.next"]) == 1
 
 
 def test_the_period_resets() -> None:
     judge = Guard(usual=1.0, guard_period=2)
     scores, p = batch(WINDOW, 0)
     found = [judge(scores, float(entropy_of(p).mean())) for _ in range(2)]
-    assert [(float(one["guard.learn"]), float(one["guard.reset"])) for one in found] == [(1, 0), (0, 1)]
+    assert [float(one["guard.clock.next"]) for one in found] == [1, 0]
+    assert "guard.reset" not in found[0] and float(found[1]["guard.reset"]) == 1
+    assert float(judge.state["guard.held"]) == 0
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.5, 1e4])
