@@ -17,7 +17,7 @@ from ttac.errors import RuntimeMissingError, UsageError
 from ttac.runtime.bundle import REPORT, Bundle, open_bundle, report_of
 from ttac.runtime.commit import State
 from ttac.runtime.engine import EngineDevice, EngineSettings, present
-from ttac.runtime.events import COUNTERS, RESET, RETURN, Event, counters, events, log, totals, warn_of_one
+from ttac.runtime.events import COUNTERS, RESET, RETURN, Event, counted, counters, events, log, warn_of_one
 from ttac.runtime.executor import Executor
 from ttac.runtime.finite_samples import FiniteSamples, sample_count
 from ttac.runtime.inputs import check_inputs, thread_count
@@ -95,7 +95,7 @@ class Adapter:
         self.providers: list[Provider] = list(settings.providers)
         self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form, compare=compare)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
-        self._stats: dict[str, Any] = {**_no_stats(), **self._totals()}
+        self._stats: dict[str, Any] = {**_no_stats(), **self._counted()}
         self._announced: dict[str, float] = {}  # counters of the guard: a restored state brings larger or smaller ones
         self._rejected_in_a_row = 0
 
@@ -208,7 +208,7 @@ class Adapter:
         """Set the state to the exact compiled values, and all counters to zero."""
         with self._turn():
             self._state.reset()
-            self._stats, self._announced, self._rejected_in_a_row = {**_no_stats(), **self._totals()}, {}, 0
+            self._stats, self._announced, self._rejected_in_a_row = {**_no_stats(), **self._counted()}, {}, 0
 
     def save(self, path: str | Path) -> None:
         """Write the adapted state as a safetensors file, whole or not at all; the old file stays as `<path>.previous`.
@@ -241,7 +241,7 @@ class Adapter:
         with self._turn():
             self._state.restore(arrays)
             self._announced = counters(self._manifest.graphs.values(), arrays)
-            self._stats |= self._totals()
+            self._stats |= self._counted()
             self._rejected_in_a_row = 0
 
     def close(self) -> None:
@@ -299,11 +299,11 @@ class Adapter:
                 self.on_event(event)
         if counts["resets"]:
             self._announced = dict.fromkeys(self._announced, 0.0)
-            self._stats |= self._totals()
+            self._stats |= self._counted()
 
-    def _totals(self) -> dict[str, float]:
-        """The held batches and resets that the state counts."""
-        return totals(self._manifest.graphs.values(), self._state.arrays())
+    def _counted(self) -> dict[str, float]:
+        """The reports that the state has before their graphs run."""
+        return counted(self._manifest.graphs.values(), self._state.arrays())
 
     def _autosave_if_due(self) -> None:
         """Write the state after each `every` steps; a failure is a warning, and the step goes on."""

@@ -12,7 +12,7 @@ import numpy as np
 from ttac.runtime.records import GraphSpec
 
 HOLD, RESUME, RESET, RETURN = "hold", "resume", "reset", "return"
-ROW, HELD, RESETS, RETURNS = "held_in_a_row", "held", "guard_resets", "guard_returns"
+ROW, RESETS, RETURNS = "held_in_a_row", "guard_resets", "guard_returns"
 """Reports of the guard's graphs that `adapter.stats` has."""
 ADAPTED = "window_adapted"
 """Report of a bundle with a window: 1 in a step that adapted, else 0; other reports are then older."""
@@ -72,14 +72,16 @@ def counters(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> d
     }
 
 
-def totals(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The held batches and resets that a state counts; only a held batch runs the graph that reports them."""
-    return {
-        name: float(arrays[graph.state[output]])
-        for graph in graphs
-        for output, name in graph.stats.items()
-        if name in (HELD, RESETS) and output in graph.state
-    }
+def counted(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The reports that a state has before their graphs run, by name; a negative value is unknown.
+
+    Only a held batch runs the graph that counts held batches.
+    """
+    pairs = (
+        (name, arrays[graph.state[out]]) for graph in graphs for out, name in graph.stats.items() if out in graph.state
+    )
+    firsts = {name: float(array.reshape(-1)[0]) for name, array in pairs if array.size}
+    return {name: value for name, value in firsts.items() if value >= 0}
 
 
 def warn_of_one(place: Path, manifest: Mapping[str, Any], samples: int) -> None:

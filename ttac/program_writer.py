@@ -314,7 +314,7 @@ def _only_moves(content: BundleContent, graph: str) -> bool:
 
 
 def _taken(words: Sequence[Word]) -> list[Word]:
-    """The words with every branch `then` taken, but `otherwise` for held batches; repetitions are done at most twice."""
+    """The words with every branch `then` taken, `otherwise` for held batches, and repetitions done at most twice."""
     taken: list[Word] = []
     for word in words:
         if "when" in word:

@@ -411,6 +411,15 @@ struct Adapter::Parts {
       if (place->count(name)) return place->at(name);
     return weights.at(name);
   }
+  // Report what the state has before the graphs run; a negative value is unknown.
+  void count() {
+    for (const auto& item : m.graphs)
+      for (const auto& [output, name] : item.second.stats) {
+        if (!item.second.state.count(output)) continue;
+        const Tensor& t = state.at(item.second.state.at(output));
+        if (t.count() && value_at(t, 0) >= 0) stats[name] = value_at(t, 0);
+      }
+  }
   double scalar(const Tensor& t) const {
     if (!t.count()) damaged("a graph gave an empty tensor as a scalar", "the program");
     return value_at(t, 0);
@@ -616,6 +625,7 @@ Tensors Adapter::step(const Tensors& inputs) {
   p.stats["not_finite"] += static_cast<double>(dropped);
   p.stats["milliseconds"] = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   for (const auto& [name, value] : pass.reported) p.stats[name] = value;
+  if (stuck) p.count();
   return outputs;
 }
 Tensors Adapter::predict(const Tensors& inputs) {
@@ -629,6 +639,7 @@ void Adapter::reset() {
   parts_->rejected_in_a_row = 0;
   parts_->stats = {{"steps", 0},  {"samples", 0},    {"rejected", 0},
                    {"resets", 0}, {"not_finite", 0}, {"milliseconds", 0}};
+  parts_->count();
 }
 void Adapter::save(const std::string& path) const {
   const Parts& p = *parts_;
@@ -678,6 +689,7 @@ void Adapter::restore(const std::string& path) {
     own[name] = Tensor::copy(t.dtype, t.shape, t.data.get());
   parts_->state = own;
   parts_->rejected_in_a_row = 0;
+  parts_->count();
 }
 const Tensors& Adapter::state() const { return parts_->state; }
 const Stats& Adapter::stats() const { return parts_->stats; }

@@ -57,7 +57,10 @@ def batch_information(
     """
     undecided = max(0.0, math.log(context.classes) - usual)
     given = read(op, context.logits, shape or context.head.shape)
-    means = _with_entropy(op, context, given, entropy, undecided) if entropy else _of_scores(op, context, given, undecided)
+    if entropy:
+        means = _with_entropy(op, context, given, entropy, undecided)
+    else:
+        means = _of_scores(op, context, given, undecided)
     before = state_input(op.graph, AVERAGES, means.start)
     after = op.MatMul(_weights(op, means.samples, context.batch), op.Concat(before, means.row, axis=0))
     logarithms = op.Log(op.Max(after, means.floor))

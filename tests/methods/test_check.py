@@ -122,7 +122,7 @@ def test_a_step_that_checks_learns_nothing(tmp_path: Path) -> None:
 
 def test_a_bundle_without_calibration_has_no_check_set(tmp_path: Path) -> None:
     bundle = ttac.compile(DEMO / "fashion_resnet_gn.onnx", batch=BATCH, output=tmp_path / "b.ttac")
-    assert not any(name.startswith("guard-") for name in bundle.manifest["graphs"])
+    assert not any(name.startswith(("guard-check", "guard-samples")) for name in bundle.manifest["graphs"])
 
 
 def test_the_seed_of_the_estimate_needs_no_check(tmp_path: Path) -> None:

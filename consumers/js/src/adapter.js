@@ -1,6 +1,6 @@
 // The adapter: a model that predicts and adapts, one batch at a time.
 
-import { DTYPES, isFinite } from "./dtypes.js";
+import { DTYPES, first, isFinite } from "./dtypes.js";
 import { HINT, TtacError, damaged } from "./errors.js";
 import { checkGraph } from "./graph.js";
 import { WEIGHTS, parseManifest } from "./manifest.js";
@@ -144,6 +144,7 @@ export class Adapter {
       this.#rejectedInARow = adapted ? 0 : this.#rejectedInARow + 1;
       const stuck = this.#rejectedInARow >= REJECTED_IN_A_ROW;
       if (stuck) this.#setState(this.#world.initial);
+      const counted = stuck ? this.#counted() : {};
       const stats = this.#stats;
       this.#stats = {
         ...stats,
@@ -154,6 +155,7 @@ export class Adapter {
         not_finite: stats.not_finite + (batch.finite ?? []).filter((finite) => !finite).length,
         milliseconds: performance.now() - start,
         ...pass?.reported,
+        ...counted,
       };
       return outputs;
     });
@@ -188,6 +190,7 @@ export class Adapter {
       const tensors = await parseState(bytes, this.#manifest, sha256, where);
       const { Tensor } = this.#ort;
       this.#setState(new Map([...tensors].map(([name, { dtype, shape, data }]) => [name, new Tensor(DTYPES.get(dtype).type, data, shape)])));
+      this.#stats = { ...this.#stats, ...this.#counted() };
     });
   }
 
@@ -211,7 +214,19 @@ export class Adapter {
 
   #restart() {
     this.#setState(this.#world.initial);
-    this.#stats = { steps: 0, samples: 0, rejected: 0, resets: 0, not_finite: 0, milliseconds: 0 };
+    this.#stats = { steps: 0, samples: 0, rejected: 0, resets: 0, not_finite: 0, milliseconds: 0, ...this.#counted() };
+  }
+
+  /** The reports that the state has before their graphs run; a negative value is unknown. */
+  #counted() {
+    const counts = {};
+    for (const { state, stats } of this.#manifest.graphs.values()) {
+      for (const [output, name] of stats) {
+        const tensor = this.#state.get(state.get(output));
+        if (tensor?.data.length && first(tensor) >= 0) counts[name] = first(tensor);
+      }
+    }
+    return counts;
   }
 
   async #run({ inputs, finite }, program) {

@@ -88,7 +88,9 @@ def test_information_of_pixels_without_an_entropy_of_the_loss() -> None:
     p = np.moveaxis(np.exp(scores.astype(np.float64)), 1, -1)
     p = p / p.sum(-1, keepdims=True)
     expected = entropy_of(p.mean((0, 1, 2))) - entropy_of(p).mean()
-    np.testing.assert_allclose(Guard(usual=1.0, head=head, given=False)(scores)["guard.information"], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        Guard(usual=1.0, head=head, given=False)(scores)["guard.information"], expected, rtol=1e-4
+    )
 
 
 def test_scores_joined_with_coordinates_are_read_alone() -> None:
