@@ -76,12 +76,22 @@ class Reference:
         """Set the state to its compiled values, and all counters to zero."""
         self.state = dict(self._initial)
         self.stats: dict[str, float] = dict.fromkeys(COUNTERS, 0)
+        self._count()
         self._rejected_in_a_row = 0
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Set the state; the counters go on."""
         self.state = dict(state)
+        self._count()
         self._rejected_in_a_row = 0
+
+    def _count(self) -> None:
+        """Report what the state has before its graphs run; a negative value is unknown."""
+        for entry in self.manifest["graphs"].values():
+            for output, name in entry["stats"].items():
+                first = self.state[entry["state"][output]].reshape(-1)[0] if output in entry["state"] else -1
+                if first >= 0:
+                    self.stats[name] = float(first)
 
     def predict(self, inputs: Arrays) -> Arrays:
         """The outputs; state and counters stay."""
@@ -103,6 +113,8 @@ class Reference:
         counts = dict(zip(COUNTERS, (1, samples, int(not kept), int(stuck), dropped), strict=True))
         self.stats = {**self.stats, **{name: self.stats[name] + count for name, count in counts.items()}}
         self.stats |= run.reported if run is not None else {}
+        if stuck:
+            self._count()
         return outputs
 
     def axis(self, name: str) -> int | None:

@@ -330,6 +330,17 @@ Tensors checked_state(Tensors tensors, const Manifest& m, const std::string& whe
   return tensors;
 }
 
+// Put the reports that the state has before the graphs run among `stats`; a negative value is unknown.
+void count(const Manifest& m, const Tensors& state, Stats& stats) {
+  for (const auto& item : m.graphs)
+    for (const auto& [output, name] : item.second.stats) {
+      const auto own = item.second.state.find(output);
+      if (own == item.second.state.end() || !state.at(own->second).count()) continue;
+      const double value = value_at(state.at(own->second), 0);
+      if (value >= 0) stats[name] = value;
+    }
+}
+
 // ---- programs ----
 struct Word {
   enum { run, when, repeat, reset, give } kind = run;

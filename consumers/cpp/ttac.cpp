@@ -411,15 +411,7 @@ struct Adapter::Parts {
       if (place->count(name)) return place->at(name);
     return weights.at(name);
   }
-  // Report what the state has before the graphs run; a negative value is unknown.
-  void count() {
-    for (const auto& item : m.graphs)
-      for (const auto& [output, name] : item.second.stats) {
-        if (!item.second.state.count(output)) continue;
-        const Tensor& t = state.at(item.second.state.at(output));
-        if (t.count() && value_at(t, 0) >= 0) stats[name] = value_at(t, 0);
-      }
-  }
+  void take(const Tensors& tensors) { state = tensors, rejected_in_a_row = 0, count(m, state, stats); }
   double scalar(const Tensor& t) const {
     if (!t.count()) damaged("a graph gave an empty tensor as a scalar", "the program");
     return value_at(t, 0);
@@ -617,7 +609,6 @@ Tensors Adapter::step(const Tensors& inputs) {
   const bool adapted = !learns || p.commit(pass.pending);
   p.rejected_in_a_row = adapted ? 0 : p.rejected_in_a_row + 1;
   const bool stuck = p.rejected_in_a_row >= kRejectedInARow;
-  if (stuck) p.state = p.initial, p.rejected_in_a_row = 0;
   p.stats["steps"] += 1;
   p.stats["samples"] += static_cast<double>(p.samples_of(inputs));
   p.stats["rejected"] += !adapted;
@@ -625,7 +616,7 @@ Tensors Adapter::step(const Tensors& inputs) {
   p.stats["not_finite"] += static_cast<double>(dropped);
   p.stats["milliseconds"] = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   for (const auto& [name, value] : pass.reported) p.stats[name] = value;
-  if (stuck) p.count();
+  if (stuck) p.take(p.initial);
   return outputs;
 }
 Tensors Adapter::predict(const Tensors& inputs) {
@@ -635,11 +626,9 @@ Tensors Adapter::predict(const Tensors& inputs) {
   return parts_->go(inputs, false, pass, learns, dropped);
 }
 void Adapter::reset() {
-  parts_->state = parts_->initial;
-  parts_->rejected_in_a_row = 0;
   parts_->stats = {{"steps", 0},  {"samples", 0},    {"rejected", 0},
                    {"resets", 0}, {"not_finite", 0}, {"milliseconds", 0}};
-  parts_->count();
+  parts_->take(parts_->initial);
 }
 void Adapter::save(const std::string& path) const {
   const Parts& p = *parts_;
@@ -687,9 +676,7 @@ void Adapter::restore(const std::string& path) {
   Tensors own;
   for (const auto& [name, t] : checked_state(tensors, parts_->m, where))
     own[name] = Tensor::copy(t.dtype, t.shape, t.data.get());
-  parts_->state = own;
-  parts_->rejected_in_a_row = 0;
-  parts_->count();
+  parts_->take(own);
 }
 const Tensors& Adapter::state() const { return parts_->state; }
 const Stats& Adapter::stats() const { return parts_->stats; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,9 +11,13 @@ import pytest
 
 import ttac
 from ttac import methods
+from ttac.program_writer import runs_forward_once
+from ttac.runtime.engine import Session
+from ttac.runtime.tensors import map_tensors
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 BATCH = 16
+GUARDED = [name for name in methods.names() if any(option.name == "guard" for option in methods.find(name).options)]
 
 
 def adapter(folder: Path, method: str, **settings: object) -> ttac.Adapter:
@@ -102,3 +107,52 @@ def test_probabilities_carry_the_information_of_their_scores(method: str, tmp_pa
         found.append(guarded.stats["information"])
         assert guarded.stats["held"] == 0
     assert found[0] == pytest.approx(found[1], abs=1e-4) and found[0] > 0.1
+
+
+@pytest.mark.parametrize("method", GUARDED)
+def test_the_forward_of_every_method_judges_the_batch(method: str) -> None:
+    found = methods.find(method)
+    assert runs_forward_once(found.program)
+    assert all(runs_forward_once(other.get("program", found.program)) for other in found.variants.values())
+
+
+def test_a_step_makes_no_engine_call_for_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded, calls = adapter(tmp_path, "tent"), list[str]()
+    run = Session.run
+
+    def counted(session: Session, feed: Any, outputs: Any) -> Any:
+        calls.append(session.path.stem.partition(".")[0])
+        return run(session, feed, outputs)
+
+    x = images()
+    guarded.step(x)
+    monkeypatch.setattr(Session, "run", counted)
+    guarded.step(x)
+    assert calls == ["forward", "backward", "update"]
+    calls.clear()
+    guarded.step(np.zeros_like(x))
+    assert calls == ["forward", "guard-hold"]
+
+
+def test_a_held_batch_moves_only_the_state_of_the_guard(tmp_path: Path) -> None:
+    guarded, x = adapter(tmp_path, "t3a"), images()
+    guarded.step(x)
+    states = []
+    for number in range(2):
+        guarded.save(tmp_path / str(number))
+        states.append(map_tensors(tmp_path / str(number))[0])
+        guarded.step(np.zeros_like(x))
+    moved = {name for name, array in states[0].items() if not np.array_equal(array, states[1][name])}
+    assert {"guard.row", "guard.held"} <= moved and all(name.startswith("guard.") for name in moved)
+
+
+@pytest.mark.parametrize("method", ["tent", "t3a"])
+def test_predictions_are_the_same_with_the_guard_and_without(method: str, tmp_path: Path) -> None:
+    found, x = [], images()
+    for number, guard in enumerate(("on", "off")):
+        (tmp_path / str(number)).mkdir()
+        one = adapter(tmp_path / str(number), method, guard=guard)
+        found.append(one.predict(x))
+        one.predict(np.zeros_like(x))
+        assert one.stats.get("held", 0) == 0
+    np.testing.assert_array_equal(*found)
