@@ -117,16 +117,16 @@ def test_the_forward_of_every_method_judges_the_batch(method: str) -> None:
 
 
 def test_a_step_makes_no_engine_call_for_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guarded, calls = adapter(tmp_path, "tent"), list[str]()
-    run = Session.run
+    calls, run, x = list[str](), Session.run, images()
 
     def counted(session: Session, feed: Any, outputs: Any) -> Any:
         calls.append(session.path.stem.partition(".")[0])
         return run(session, feed, outputs)
 
-    x = images()
-    guarded.step(x)
     monkeypatch.setattr(Session, "run", counted)
+    guarded = adapter(tmp_path, "tent")
+    guarded.step(x)
+    calls.clear()
     guarded.step(x)
     assert calls == ["forward", "backward", "update"]
     calls.clear()
