@@ -217,23 +217,29 @@ def show(row: dict[str, Any]) -> None:
     print(*(case[key] for key in ("net", "method", "settings", "stream", "steps", "seed")), moved, stats, flush=True)
 
 
-def cost(nets: list[str], methods: list[str], rounds: int = 300) -> None:
+def cost(nets: list[str], methods: list[str], loads: int = 8, rounds: int = 55) -> None:
     """Print median and mean time of a step without and with the guard, in turns of changing order, on clean images.
 
-    The mean has the steps that check calibration samples, too.
+    The median cost is that of the quotients of both steps of a turn: a slow moment of the machine slows both.  The mean
+    has the steps that check calibration samples, too.  Each load puts the weights elsewhere, which moves the time of a
+    step by as much as the guard does, so both bundles are loaded several times.
     """
     x = halved("reporting")[0]["clean"][:BATCH]
     for net in nets:
         for method in methods:
-            pair = [compiled(net, method, json.dumps({"guard": guard})) for guard in ("off", "on")]
+            bundles = [compiled(net, method, json.dumps({"guard": guard})).path for guard in ("off", "on")]
             rows = []
-            for number in range(rounds):
-                turn = [timed(adapter, x) for adapter in pair[:: (-1) ** number]]
-                rows.append(turn[:: (-1) ** number])
+            for _ in range(loads):
+                pair = [ttac.load(path, threads=1) for path in bundles]
+                for number in range(-5, rounds):
+                    order = 1 if number % 2 else -1
+                    turn = [timed(adapter, x) for adapter in pair[::order]][::order]
+                    rows += [turn] if number >= 0 else []
             times = np.array(rows)
             for kind, average in (("median", np.median), ("mean", np.mean)):
-                off, on = average(times[20:], 0)
-                figures = f"{1e3 * off:.3f} ms without, {1e3 * on:.3f} ms with, {on / off - 1:+.1%}"
+                off, on = average(times, 0)
+                quotient = np.median(times[:, 1] / times[:, 0]) if kind == "median" else on / off
+                figures = f"{1e3 * off:.3f} ms without, {1e3 * on:.3f} ms with, {quotient - 1:+.1%}"
                 print(f"{net} {method}, {kind}: {figures}", flush=True)
 
 
