@@ -17,9 +17,9 @@ from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.batch_information import WINDOW
 from ttac.passes.step_graphs.context import Context, MethodGraph
 from ttac.passes.step_graphs.guard import GUARD, HOLD, MARK, guard, hold, marginal
-from ttac.passes.step_graphs.information import WINDOW
 from ttac.settings import is_guarded
 
 BATCH_NORMS, OTHER_NORMS = 0.03, 0.01

@@ -18,9 +18,9 @@ import onnx_ir as ir
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
+from ttac.passes.step_graphs.batch_information import AVERAGES, batch_information
 from ttac.passes.step_graphs.check_set import check_clock, reach_input
 from ttac.passes.step_graphs.context import Context, MethodGraph, counter, finished, new_graph, read
-from ttac.passes.step_graphs.information import AVERAGES, batch_information
 from ttac.passes.step_graphs.probabilities import over_positions, probabilities
 from ttac.settings import is_guarded
 

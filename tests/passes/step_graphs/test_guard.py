@@ -11,9 +11,9 @@ import pytest
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.batch_information import WINDOW
 from ttac.passes.step_graphs.context import Context
 from ttac.passes.step_graphs.guard import guard, hold
-from ttac.passes.step_graphs.information import WINDOW
 from ttac.passes.step_graphs.optimizers import update_graph
 
 SETTINGS = {"guard": "on", "guard_radius": 0.1, "guard_information": 0.5, "guard_patience": 3, "guard_period": 0}
