@@ -107,27 +107,44 @@ def guard(
     op, settings = new_graph(GUARD, context.opset), context.settings
     with op.at(GUARD):
         information, averages = batch_information(op, context, entropy, usual, shape)
-        level = state_input(op.graph, "guard.usual", np.zeros((), np.float32)) if not usual else usual
+        level = usual or state_input(op.graph, "guard.usual", np.zeros((), np.float32))
         # Not a number is not greater: a batch with NaN or infinity is held.
         good = _reaches(op, information, level, float(settings["guard_information"]))
         state = [averages, counter(op, ROW, lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))]
         state += [_following(op, level, information, good)] if isinstance(level, ir.Value) else []
         state += [_clock(op, int(settings["guard_period"]))] if settings["guard_period"] else []
-        outputs, awake = {INFORMATION: information}, None
-        if checks:
-            left, clock = check_clock(op, int(settings["guard_check"]), rests=rests)
-            state.append(clock)
-            awake = op.LessOrEqual(left, float(settings["guard_check"])) if rests else None
-            outputs |= {} if rests else {LEARN: op.Where(good, left, 0.0)}
-        kept = list[StateTensor]()
-        if moved or marked:
-            least = min(FOLLOWED, float(settings["guard_information"]))
-            may = good if least == settings["guard_information"] else _reaches(op, information, level, least)
-            may = op.And(may, awake) if awake is not None else may
-            outputs |= {FOLLOWS: op.Cast(may, to=FLOAT)} if marked else {}
-            kept = [_kept(op, may, tensor) for tensor in moved]
-    graph = finished(op, outputs, state, {INFORMATION: "information", IS_HELD: "held_in_a_row"})
+        learn, awake, clock = (
+            _checked(op, good, int(settings["guard_check"]), rests=rests) if checks else ({}, None, [])
+        )
+        may = _may_follow(op, (information, level, good), awake, settings) if moved or marked else good
+        follows = {FOLLOWS: op.Cast(may, to=FLOAT)} if marked else {}
+        kept = [_kept(op, may, tensor) for tensor in moved]
+    outputs = {INFORMATION: information, **learn, **follows}
+    graph = finished(op, outputs, [*state, *clock], {INFORMATION: "information", IS_HELD: "held_in_a_row"})
     return replace(graph, state=(*graph.state, *kept))
+
+
+def _checked(
+    op: Builder, good: ir.Value, every: int, *, rests: bool
+) -> tuple[dict[str, ir.Value], ir.Value | None, list[StateTensor]]:
+    """The output `guard.learn`, without rests; with them, whether statistics are awake; the clock of the check."""
+    left, clock = check_clock(op, every, rests=rests)
+    if rests:
+        return {}, op.LessOrEqual(left, float(every)), [clock]
+    return {LEARN: op.Where(good, left, 0.0)}, None, [clock]
+
+
+def _may_follow(
+    op: Builder,
+    judged: tuple[ir.Value, ir.Value | float, ir.Value],
+    awake: ir.Value | None,
+    settings: Mapping[str, Any],
+) -> ir.Value:
+    """Whether statistics may follow the batch, for its information, the usual one, and whether the batch is good."""
+    information, level, good = judged
+    least = min(FOLLOWED, float(settings["guard_information"]))
+    may = good if least == settings["guard_information"] else _reaches(op, information, level, least)
+    return may if awake is None else op.And(may, awake)
 
 
 def hold(guarding: MethodGraph, settings: Mapping[str, Any], opset: int) -> MethodGraph:
