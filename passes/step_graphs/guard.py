@@ -3,6 +3,7 @@
 The information of a batch is H(mean p) - mean H(p), the mutual information of sample and class in nats (Krause et al.,
 "Discriminative clustering by regularized information maximization", NeurIPS 2010).  It is near 0 for noise, constants,
 repeated samples, one class, and for a model that collapsed.  Small batches are averaged over about `WINDOW` samples.
+Every node counts: behind a forward, which has filled the caches, a tiny node takes several microseconds.
 """
 
 from __future__ import annotations
@@ -92,16 +93,13 @@ def guard(
 ) -> MethodGraph:
     """The judgement of a batch: `guard.row.next` is above 0 if the step must learn nothing.
 
-    Every node counts: behind a forward, which has filled the caches, a tiny node takes five microseconds.
-
     Args:
         entropy: name of the forward's output with the mean entropy; empty computes it from the scores.
         usual: information of a batch of calibration data; 0 follows the stream's.
         shape: of the value `context.logits`, where the scores are joined with coordinates of boxes.
         moved: statistics whose next values the forward gives; they become the state if they may follow the batch.
         marked: whether the step has words with `MARK`; then `guard.follow` is 1 if statistics may follow the batch.
-        checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).  Without `rests`, the output
-            `guard.learn` then is above 0 if the step may learn.
+        checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
         rests: whether statistics follow no batch after a failed round of the check.
     """
     op, settings = new_graph(GUARD, context.opset), context.settings
@@ -127,7 +125,7 @@ def guard(
 def _checked(
     op: Builder, good: ir.Value, every: int, *, rests: bool
 ) -> tuple[dict[str, ir.Value], ir.Value | None, list[StateTensor]]:
-    """The output `guard.learn`, without rests; with them, whether statistics are awake; the clock of the check."""
+    """The output `guard.learn`, above 0 if the step may learn, or with rests whether statistics are awake; the clock."""
     left, clock = check_clock(op, every, rests=rests)
     if rests:
         return {}, op.LessOrEqual(left, float(every)), [clock]
