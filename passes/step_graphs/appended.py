@@ -39,6 +39,8 @@ def append(host: ir.Model, guest: MethodGraph) -> MethodGraph:
             graph.register_initializer(value)
     if twice := {str(value.name) for node in nodes for value in node.outputs} & known.keys():
         raise ValueError(f"both graphs make `{min(twice)}`")
+    for node in nodes:
+        node.name = node.outputs[0].name  # both graphs may have a node `add`
     graph.extend(nodes)
     graph.outputs.extend(outputs)
     state = tuple(replace(tensor, value=taken.get(str(tensor.value.name), tensor.value)) for tensor in guest.state)

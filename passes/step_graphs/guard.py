@@ -125,7 +125,7 @@ def guard(
 def _checked(
     op: Builder, good: ir.Value, every: int, *, rests: bool
 ) -> tuple[dict[str, ir.Value], ir.Value | None, list[StateTensor]]:
-    """The output `guard.learn`, above 0 if the step may learn, or with rests whether statistics are awake; the clock."""
+    """The output `guard.learn`, above 0 if the step may learn, or with rests whether statistics wake; the clock."""
     left, clock = check_clock(op, every, rests=rests)
     if rests:
         return {}, op.LessOrEqual(left, float(every)), [clock]

@@ -34,7 +34,7 @@ def test_values_of_the_host_are_joined() -> None:
     model = host()
     joined = append(model, guest())
     assert [str(value.name) for value in model.graph.inputs] == ["a", "b", "state"]
-    outputs = run(model, {"a": ONE, "b": 2 * ONE, "state": 5 * ONE})
+    outputs = run(model, {"a": ONE, "b": np.full((), 2, np.float32), "state": np.full((), 5, np.float32)})
     assert {name: float(value) for name, value in outputs.items()} == {"sum": 3, "product": 30, "state.next": 6}
     assert joined.model is model and joined.moves == {"state.next": "state"} and joined.stats == {"product": "reported"}
 
