@@ -8,9 +8,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ttac.passes.graph.builder import Builder
+from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.match import array_of
 from ttac.passes.graph.shapes import dims, known_dims
-from ttac.passes.kernels.linked_graphs import LinkedGraphs, Type
+from ttac.passes.kernels.linked_graphs import ROOM, LinkedGraphs, Type
 from ttac.passes.kernels.mask_bits import is_unpacked
 from ttac.passes.kernels.norm_formulas import Expected, InputGradient, Sums, both
 from ttac.passes.kernels.norm_forward import MAPS, SAMPLES, Norm, is_again, mask_of, reduced
@@ -60,6 +62,11 @@ class Gradient:
         dx = [self.input.total] if self.input is not None else []
         return [*dx, self.sums.dscale, self.sums.dbias, *([self.sums.du] if self.mask is not None else [])]
 
+    @property
+    def more(self) -> ir.Value | None:
+        """The further gradient that the node adds."""
+        return self.input.more if self.input is not None and not self.input.apart else None
+
     def wants_du(self, graphs: LinkedGraphs) -> bool:
         """Whether a node that stays reads the product du."""
         others = [reader for reader in graphs.readers(self.sums.du) if reader not in self.known]
@@ -67,10 +74,8 @@ class Gradient:
 
     def place(self, graphs: LinkedGraphs) -> ir.Node:
         """The node in front of which the gradient is computed; one that adds `more` stands where that is there."""
-        if self.input is not None and self.input.more is not None:
-            node = self.input.total.producer()
-            assert node is not None
-            return node
+        if self.input is not None and self.more is not None:
+            return _last_of(self.input)
         if self.mask is not None:
             return self.mask.node
         return min(self.sums.readers, key=lambda node: graphs.place(node.outputs[0]))
@@ -161,19 +166,19 @@ def _gradient(graphs: LinkedGraphs, sums: Sums, waits: Waits) -> Gradient:
     found = Gradient(sums=sums, mask=mask_product(graphs, sums), known=known)
     graph = found.place(graphs).graph
 
-    def may_add(total: ir.Value, more: ir.Value) -> bool:
-        """Whether the node is in the graph of the sum, and `more` needs no result of the node."""
+    def way(total: ir.Value, more: ir.Value) -> bool | None:
+        """Whether `more` needs a result of the node; None where the node is in another graph than the sum."""
         alike = total.graph is graph and known_dims(more) == dims(sums.norm.x)
-        return alike and not waits.any_of(more, found.results)
+        return waits.any_of(more, found.results) if alike else None
 
     for reader in graphs.readers(sums.du):
         if reader.op_type == "BatchNormalization":
-            part = expected.input_gradient(sums, reader, may_add)
+            part = expected.input_gradient(sums, reader, way)
             if part is not None:
                 found = replace(found, input=part)
                 known.append(reader)
-    if found.input is not None and found.input.more is not None:
-        waits.add(found.results, found.input.more)
+    if (more := found.more) is not None:
+        waits.add(found.results, more)
     return found
 
 
@@ -183,17 +188,36 @@ def _insert(graphs: LinkedGraphs, gradient: Gradient) -> list[tuple[ir.Value, ir
     place = gradient.place(graphs)
     assert place.graph is not None
     computed = mask is not None and mask.mask is None and mask.bits is None
-    given, more = (gradient.input.scale, gradient.input.more) if gradient.input is not None else (None, None)
+    given = gradient.input.scale if gradient.input is not None else None
     scale = local(graphs, place.graph, mask.scale if mask is not None else None, given, norm.scale)
     bias = local(graphs, place.graph, mask.bias) if mask is not None and computed else None
     if scale is None or (computed and bias is None):
         return []
     dy, kept = (mask.dy, mask.mask) if mask is not None else (sums.du, None)
     bits = mask.bits if mask is not None else None
-    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept, None, bits, more]
+    inputs = [dy, norm.x, scale, bias, norm.mean, norm.variance, kept, None, bits, gradient.more]
     attributes = mask.activation if mask is not None else {"act": "none"}
     made = graphs.insert(place, "NormBackward", inputs, gradient.types(graphs), epsilon=norm.epsilon, **attributes)
+    if gradient.input is not None and gradient.input.apart:
+        made[0] = _with_more(gradient.input, made[0])
     return gradient.paired(made)
+
+
+def _with_more(found: InputGradient, dx: ir.Value) -> ir.Value:
+    """The sum of dx and the other gradient, in the place of the sum that was found."""
+    last = _last_of(found)
+    assert last.graph is not None
+    with Builder(last.graph, ROOM).at(last.metadata_props.get(LAYER, ""), before=last) as op:
+        total = op.Add(dx, found.more)
+    total.type, total.shape = dx.type, dx.shape
+    return total
+
+
+def _last_of(found: InputGradient) -> ir.Node:
+    """The addition that makes the total."""
+    node = found.total.producer()
+    assert node is not None
+    return node
 
 
 def local(graphs: LinkedGraphs, graph: ir.Graph, *candidates: ir.Value | None) -> ir.Value | None:

@@ -38,16 +38,18 @@ class InputGradient:
     Attributes:
         total: dx, or the sum of dx and `more`.
         more: another gradient of the same value, such as that of a skip connection; None for none.
+        apart: whether an Add behind the node adds `more`, because that waits for a result of the node.
         scale: of the norm, in the graph of `total`.
     """
 
     total: ir.Value
     more: ir.Value | None
+    apart: bool = False
     scale: ir.Value
 
 
-MayAdd = Callable[[ir.Value, ir.Value], bool]
-"""Whether the node that makes a total may also add a value."""
+Way = Callable[[ir.Value, ir.Value], bool | None]
+"""Whether a value joins a total in an Add of its own, and not in the node for dx; None where it cannot join."""
 
 
 def both(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
@@ -78,17 +80,19 @@ class Expected:
         slope = self._graphs.made_by(affine.inputs[1], "Mul")
         return next((b for a, b in both(slope) if self.is_r(a)), None) if slope is not None else None
 
-    def input_gradient(self, sums: Sums, affine: ir.Node, may_add: MayAdd) -> InputGradient | None:
+    def input_gradient(self, sums: Sums, affine: ir.Node, way: Way) -> InputGradient | None:
         """The gradient whose part du*scale*r is `affine`; None if the other part is not as expected."""
         scale = self.scale_of(affine)
         if scale is None:
             return None
         for total, rest, more in self._totals(affine.outputs[0]):
-            if self._is_rest(sums, rest, scale) and (more is None or may_add(total, more)):
-                outer = self._added(total) if more is None else None
-                if outer is not None and may_add(*outer):
-                    total, more = outer
-                return InputGradient(total=total, more=more, scale=scale)
+            apart = way(total, more) if more is not None else False
+            if apart is None or not self._is_rest(sums, rest, scale):
+                continue
+            outer = self._added(total) if more is None else None
+            if outer is not None and way(*outer) is False:
+                total, more = outer
+            return InputGradient(total=total, more=more, apart=apart, scale=scale)
         return None
 
     def _totals(self, part: ir.Value) -> Iterator[tuple[ir.Value, ir.Value | None, ir.Value | None]]:
