@@ -32,7 +32,7 @@ from ttac.settings import split_assignments
 NET = Path(__file__).parent / "small_nets" / "fashion_small.onnx"
 TRAINED = "tent eata sar surgeon dropit deyo robust-entropy shot-im roid mecta zerosiam ecotta law cotta".split()
 KEPT = ("bn statistics=ema", "leantta", "t3a", "neo", "lame", "rotta")
-UNGUARDED = ("lame", "leantta", "rotta")
+UNGUARDED = ("lame", "leantta")
 """Methods that train, further methods with their settings, and methods without a guard."""
 SLOW = {"cotta": 20, "law": 5, "rotta": 5}
 """Methods with longer steps, and the divisor of the number of their steps."""

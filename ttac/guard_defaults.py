@@ -17,6 +17,7 @@ from ttac.passes.differentiate.reverse_walk import nodes_between
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor
+from ttac.passes.step_graphs.answer import ANSWER, answers_apart
 from ttac.passes.step_graphs.batch_information import WINDOW
 from ttac.passes.step_graphs.context import Context, MethodGraph
 from ttac.passes.step_graphs.guard import GUARD, HOLD, MARK, guard, hold, marginal
@@ -47,6 +48,8 @@ def guard_graph(state: CompileState, context: Context) -> dict[str, MethodGraph]
     loss, entropy = state.joint.loss, state.joint.loss.stats.get(ENTROPY)
     if not is_guarded(context.settings):
         return {}
+    if answers_apart(state.options.method.program):
+        return _guard_of_output(state, ANSWER)
     if entropy is None:
         return _guard_of_output(state)
     return _graphs(state, context, str(entropy.name), loss.scores or state.joint.logits)
@@ -57,14 +60,14 @@ def guard_without_loss(state: CompileState) -> dict[str, MethodGraph]:
     return _guard_of_output(state) if followed(state) and state.head is not None else {}
 
 
-def _guard_of_output(state: CompileState) -> dict[str, MethodGraph]:
-    """The graphs of a guard that reads the model's output alone."""
+def _guard_of_output(state: CompileState, answer: str = "") -> dict[str, MethodGraph]:
+    """The graphs of a guard that reads the model's output alone, or the `answer` of the method in its place."""
     joint, head = state.joint, state.head
     assert joint is not None and head is not None
     context = Context(
         parameters=(),
         gradients=(),
-        logits=str(joint.logits.name),
+        logits=answer or str(joint.logits.name),
         head=head,
         settings=state.options.settings,
         opset=joint.model.opset_imports[""],
@@ -76,7 +79,9 @@ def _guard_of_output(state: CompileState) -> dict[str, MethodGraph]:
 
 def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Value) -> dict[str, MethodGraph]:
     """The graph `guard`, that of held batches, and those of the check set."""
-    moved, checks = followed(state), check_graphs(state)
+    # The forward of a step that answers apart gives statistics of other samples than the user's.
+    moved = [] if answers_apart(state.options.method.program) else followed(state)
+    checks = check_graphs(state)
     marked = any(word.get(MARK) for word in state.options.method.program)
     judged = guard(
         context,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
@@ -12,6 +15,11 @@ from ttac.passes.step_graphs.context import Subject
 from ttac.passes.step_graphs.linear_head import class_head
 
 ANSWER = "answer"
+
+
+def answers_apart(program: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a step returns its own answer, and runs the forward in some steps only."""
+    return program[-1]["return"] == ANSWER and not any(word.get("run") == "forward" for word in program)
 
 
 def refuse_other_answers(subject: Subject, purpose: str) -> None:

@@ -9,11 +9,11 @@ end of a step, and at most once a step.
 
 from __future__ import annotations
 
-from ttac.shared_options import DISTORTIONS, GUARD, optimizer_options
+from ttac.shared_options import DISTORTIONS, optimizer_options
 from ttac.spec import AVERAGE_STATISTICS, TEACHER_SET, Facts, Method, Option, Settings
 
 SAMPLES, DISTORTED = "memory.samples", "augmented"
-ABSENT = (*(option.name for option in GUARD), "prior_correction", "estimate")
+ABSENT = ("guard_check", "guard_loss", "prior_correction", "estimate")
 """Shared options that do not fit: most steps only store samples, and the teacher predicts."""
 MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
 
