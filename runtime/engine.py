@@ -23,6 +23,7 @@ import numpy as np
 
 from ttac.errors import RuntimeMissingError, TtacError, UnsupportedError
 from ttac.runtime.engine_import import engine, first_line, release
+from ttac.runtime.hash_check import named
 from ttac.runtime.packed_graph import PackedGraph
 from ttac.runtime.program.world import Tensor
 from ttac.runtime.providers import CPU, Provider, chosen_providers, device_of, divided, only_cpu
@@ -43,8 +44,7 @@ ARENA = {"arena_extend_strategy": 0, "max_dead_bytes_per_chunk": 1 << 16, "initi
 
 The arena splits a free block that is slightly too large (by default a tensor may occupy a block of twice its size).  It
 begins with one region of address space that is large enough to stay the only region: neighbours in different regions
-never merge.  Only the used part of the region becomes memory.  If the system refuses the size, the engine asks for
-less."""
+never merge.  Only the used part of it becomes memory.  If the system refuses the size, the engine asks for less."""
 
 COPIED_BYTES = 1 << 16
 """Most bytes of a run's output that is copied out of the arena."""
@@ -307,7 +307,7 @@ def _open(graph: Path | PackedGraph, options: Any, providers: Sequence[Provider]
     except Exception as error:
         raise RuntimeMissingError(
             f"onnxruntime {engine().__version__} does not load the graph: {first_line(error)}",
-            where=f"`{path}`",
+            where=f"`{named(path)}`",
             hint=REFUSED_BY_ENGINE if only_cpu(providers) else REFUSED_BY_PROVIDER,
         ) from error
 

@@ -21,12 +21,17 @@ from ttac.runtime.records import WEIGHTS
 PRIVATE_BYTES = 4 * 2**20
 """Most bytes of a file that the runtime copies into private memory; a larger file is mapped."""
 
+DESCRIPTORS = "/proc/self/fd"
+"""Folder in which Linux shows the open descriptors of a process."""
+
 
 class BundleFiles:
     """The listed files of a bundle, each opened once and hashed while it is read.
 
-    The engine opens graphs and weights by their paths.  `check_paths` proves afterwards that the paths still lead to
-    the hashed files.  The engine maps the weights too, so `check_unchanged` looks for writes to mapped files.
+    The engine opens graphs and weights by their paths.  On Linux, these paths lead through a descriptor of the folder:
+    the engine never meets the graph of one version and the weights of another, where a read behind the end of the
+    weights would end the process.  `check_paths` proves afterwards that the paths lead to the hashed files.  The engine
+    maps the weights too, so `check_unchanged` looks for writes to mapped files.
 
     Args:
         folder: the bundle: a folder, or the file of `archive`.
@@ -42,6 +47,7 @@ class BundleFiles:
         self._content: dict[str, np.ndarray] = {}
         self._mapped: dict[str, int] = {}  # name -> descriptor
         weakref.finalize(self, _close, self._mapped)
+        self._steady = folder if archive else self._held(folder)
         for name, digest in digests.items():
             self._read(name, digest)
 
@@ -52,7 +58,7 @@ class BundleFiles:
     def graph(self, name: str) -> Path | PackedGraph:
         """The graph in the file `name`, as `ttac.runtime.engine` takes it."""
         if self._archive is None:
-            return self._folder / name
+            return self._steady / name
         weights = self._archive.members.get(WEIGHTS)
         return PackedGraph(self._folder, name, self.content(name).tobytes(), weights.start if weights else 0)
 
@@ -66,7 +72,8 @@ class BundleFiles:
         """Raise VerificationError if the path of a file leads to another file than the hashed one."""
         for name in names:
             try:
-                same = identity_of(os.stat(self._place(name))) == self._identities[name]
+                path = self._place(name) if self._archive else self._steady / name
+                same = identity_of(os.stat(path)) == self._identities[name]
             except OSError:
                 same = False
             if not same:
@@ -77,6 +84,16 @@ class BundleFiles:
         for name, handle in self._mapped.items():
             if identity_of(os.fstat(handle)) != self._identities[name]:
                 self._refuse(name, "the file changed while the bundle was in use")
+
+    def _held(self, folder: Path) -> Path:
+        """The folder, through a descriptor where the system has a path for it; the descriptor lives as long as this."""
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except (AttributeError, OSError):  # Windows has neither
+            return folder
+        weakref.finalize(self, os.close, handle)
+        steady = Path(DESCRIPTORS, str(handle))
+        return steady if steady.is_dir() else folder
 
     def _place(self, name: str) -> Path:
         """The path of the file that holds `name`."""
@@ -128,6 +145,11 @@ def _hashed(file: BinaryIO, span: Span) -> tuple[np.ndarray, str]:
 def _close(handles: dict[str, int]) -> None:
     while handles:
         os.close(handles.popitem()[1])
+
+
+def named(path: Path) -> Path:
+    """The path for a message: the file itself where `path` leads through a descriptor."""
+    return Path(os.path.realpath(path)) if str(path).startswith(DESCRIPTORS) else path
 
 
 def inside(folder: Path, name: str) -> Path:

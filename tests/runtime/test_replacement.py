@@ -14,9 +14,9 @@ import pytest
 
 import ttac
 from tests.support import tiny_bundles as tiny
-from ttac.errors import TtacError, VerificationError
+from ttac.errors import RuntimeMissingError, TtacError, VerificationError
 from ttac.runtime import hash_check, replacement
-from ttac.runtime.bundle import place
+from ttac.runtime.bundle import open_bundle, place
 from ttac.runtime.engine import Session
 
 
@@ -84,6 +84,29 @@ def test_a_replacement_during_the_load_is_read_whole(
     np.testing.assert_array_equal(adapter.predict(tiny.batch()), expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no path through a descriptor")
+def test_an_opened_bundle_never_leads_to_files_of_another_version(bundle: Path, tmp_path: Path) -> None:
+    """The graph of one version with the shorter weights of another ended the process in the engine."""
+    opened = open_bundle(bundle)
+    moved = bundle.rename(tmp_path / "moved")
+    shutil.copytree(other(tmp_path / "new", 2.0), bundle)
+    assert Path(opened.files.graph("forward.onnx")).samefile(moved / "forward.onnx")  # type: ignore[arg-type]
+    opened.files.check_paths(["forward.onnx", "weights.safetensors"])
+    shutil.rmtree(moved)
+    with pytest.raises(VerificationError, match="was replaced while the engine opened"):
+        opened.files.check_paths(["forward.onnx"])
+
+
+def test_the_message_of_a_refused_graph_has_the_path_of_the_bundle(bundle: Path) -> None:
+    (bundle / "forward.onnx").write_bytes(
+        tiny.parse("f (float[N,3] x) => (float[N,3] y) { y = Nothing(x) }").SerializeToString()
+    )
+    tiny.reseal(bundle)
+    with pytest.raises(RuntimeMissingError) as caught:
+        ttac.load(bundle)
+    assert caught.value.where == f"`{bundle / 'forward.onnx'}`"
+
+
 @pytest.mark.parametrize("atomic", [True, False])
 def test_loads_during_replacements_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: bool) -> None:
     if not atomic:
@@ -115,7 +138,7 @@ def test_loads_during_replacements_are_whole(tmp_path: Path, monkeypatch: pytest
 KILLED = """
 import os, pathlib, sys
 from ttac.runtime import replacement
-from ttac.runtime.bundle import place
+from ttac.runtime.bundle import open_bundle, place
 rename, calls = pathlib.Path.rename, []
 def die(self, to):
     calls.append(to)
