@@ -223,7 +223,7 @@ def test_statistics_of_few_batches_are_refused_without_samples(tmp_path: Path) -
     assert out.exists()
 
 
-def test_without_samples_a_collapsed_model_is_refused_by_the_check_set(tmp_path: Path) -> None:
+def test_the_check_set_refuses_a_collapsed_model_without_samples(tmp_path: Path) -> None:
     """The bundle keeps calibration samples, on which the trained tensors are compared with the source."""
     demo, bundle, state = Path(ttac.__file__).parent / "demo", tmp_path / "b.ttac", tmp_path / "s"
     calibration = demo / "fashion_calibration.npz"
