@@ -22,9 +22,11 @@ SETTINGS = {"guard": "off", "optimizer": "sgd", "lr": 0.01}
 
 
 def nodes_of(folder: Path) -> Counter[str]:
-    """Operators of the first form with kernels that this machine runs."""
+    """Operators of the form with kernels that this machine runs; skips where it has none."""
     block = engine_block(kernels=True)[0]
-    form = next(form for form in read(folder)["forms"] if form["name"] == f"kernels-{block}")
+    form = next((form for form in read(folder)["forms"] if form["name"] == f"kernels-{block}"), None)
+    if form is None:
+        pytest.skip(f"the net gains nothing from blocks of {block} channels")
     models = [ir.load(folder / file) for file in form["graphs"].values()]
     return Counter(node.op_type for model in models for node in model.graph if node.domain)
 
