@@ -85,7 +85,7 @@ def test_a_replacement_during_the_load_is_read_whole(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no path through a descriptor")
-def test_an_opened_bundle_never_leads_to_files_of_another_version(bundle: Path, tmp_path: Path) -> None:
+def test_an_opened_bundle_leads_to_no_other_version(bundle: Path, tmp_path: Path) -> None:
     """The graph of one version with the shorter weights of another ended the process in the engine."""
     opened = open_bundle(bundle)
     moved = bundle.rename(tmp_path / "moved")
@@ -97,7 +97,7 @@ def test_an_opened_bundle_never_leads_to_files_of_another_version(bundle: Path, 
         opened.files.check_paths(["forward.onnx"])
 
 
-def test_the_message_of_a_refused_graph_has_the_path_of_the_bundle(bundle: Path) -> None:
+def test_a_refused_graph_is_named_in_its_folder(bundle: Path) -> None:
     (bundle / "forward.onnx").write_bytes(
         tiny.parse("f (float[N,3] x) => (float[N,3] y) { y = Nothing(x) }").SerializeToString()
     )
