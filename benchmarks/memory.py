@@ -9,7 +9,6 @@ import json
 import sys
 
 from ttac.reports.measure import kilobytes, random_samples, step_memory
-from ttac.runtime.tensors import return_freed_memory
 
 
 def main() -> None:
@@ -24,10 +23,8 @@ def main() -> None:
     step = variant_step(variant, network, method, int(threads), {})
     side = (NETWORKS | GROWING)[network][1]
     samples = random_samples(int(batch), (3, side, side))
-    # torch.compile compiles for one batch: the warm-up must have the batch of the measured steps.  The memory that it
-    # freed goes back to the system, so that the measured steps count whole.
-    few = samples if "compile" in variant else samples[:1]
-    print(json.dumps(step_memory(step, samples, bare, few=few, reset=return_freed_memory)))
+    # torch.compile compiles for one batch: the warm-up must have the batch of the measured steps.
+    print(json.dumps(step_memory(step, samples, bare, few=samples if "compile" in variant else samples[:1])))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ttac.errors import RuntimeMissingError
 from ttac.runtime.adapter import Adapter
 from ttac.runtime.manifest import parse_manifest
 from ttac.runtime.records import BATCH_AXIS
+from ttac.runtime.tensors import return_freed_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 STEPS, WARM_UP = 10, 2
@@ -95,6 +96,7 @@ def step_memory(
         step(samples if few is None else few)
     reset()
     gc.collect()
+    return_freed_memory()  # else the steps would run in memory that the warm-up and the reset have freed
     CLEAR.write_text("5")
     before = kilobytes("VmRSS")
     seconds = []
