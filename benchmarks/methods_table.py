@@ -98,9 +98,11 @@ def _methods(asked: argparse.Namespace) -> list[str]:
 
 
 def _choices(asked: argparse.Namespace) -> dict[str, Any]:
+    chosen = _methods(asked)
+    guarded = any(option.name == "guard" for name in chosen for option in methods.find(name).options)
     return {
-        "methods": _methods(asked),
-        "settings": {"guard": "off"},
+        "methods": chosen,
+        "settings": {"guard": "off"} if guarded else {},
         "options": {"calibration": DEMO / "fashion_calibration.npz"},
         "output": asked.keep,
         "jobs": asked.jobs,
