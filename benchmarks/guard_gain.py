@@ -1,4 +1,4 @@
-"""What the guard takes away from the gain on the fifteen corruptions: `python -m benchmarks.guard_gain --keep DIR`.
+"""The gain on the fifteen corruptions that the guard takes away: `python -m benchmarks.guard_gain --keep DIR`.
 
 Every method runs with the guard and without it on the same batches of the shipped nets, at severity 5.  Lost is the
 mean error with the guard minus that without it, in points.  DIR holds finished cells, so that an interrupted run goes
