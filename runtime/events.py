@@ -64,12 +64,8 @@ def events(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Even
 
 def counters(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The guard's counters in the `arrays` of a state, by their names in `adapter.stats`."""
-    return {
-        name: float(arrays[graph.state[output]])
-        for graph in graphs
-        for output, name in graph.stats.items()
-        if name in COUNTERS and output in graph.state and arrays[graph.state[output]].size == 1
-    }
+    found = _reported(graphs, arrays)
+    return {name: float(array) for name, array in found if name in COUNTERS and array.size == 1}
 
 
 def counted(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -77,11 +73,16 @@ def counted(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> di
 
     Only a held batch runs the graph that counts held batches.
     """
-    pairs = (
-        (name, arrays[graph.state[out]]) for graph in graphs for out, name in graph.stats.items() if out in graph.state
-    )
-    firsts = {name: float(array.reshape(-1)[0]) for name, array in pairs if array.size}
+    firsts = {name: float(array.reshape(-1)[0]) for name, array in _reported(graphs, arrays) if array.size}
     return {name: value for name, value in firsts.items() if value >= 0}
+
+
+def _reported(graphs: Iterable[GraphSpec], arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """The name in `adapter.stats` and the array of each output that is reported and becomes state."""
+    for graph in graphs:
+        for output, name in graph.stats.items():
+            if output in graph.state:
+                yield name, arrays[graph.state[output]]
 
 
 def warn_of_one(place: Path, manifest: Mapping[str, Any], samples: int) -> None:

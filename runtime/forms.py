@@ -6,10 +6,10 @@ So a small graph of the bundle runs first, which computes the same numbers in in
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,9 @@ LEARNED = ("optimizer", "parameter")
 """Roles of the state that gradients change.  Gradients from kept blocks jump if a keep ratio changes by a rounding
 error: one block more shifts the places of all blocks.  So their changes count only where all ratios are equal; the
 ratios follow from gradients with everything kept."""
+
+_failures: dict[tuple[str, KernelLibrary], str] = {}
+"""SHA-256 of a probe, and its library -> the reason against the form; empty for a form that runs."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,16 @@ def probe_failure(probe: Path | PackedGraph, kernels: int = 0) -> str:
         kernels: version of the operators of `ttac-kernels` in the probe; 0 for none.
     """
     library = kernel_library(kernels) if kernels else KernelLibrary(None)
-    digest = digest_of(probe) if isinstance(probe, Path) else ""
-    return library.reason or _probe_failure(probe, digest, library)
+    if library.reason:
+        return library.reason
+    # The path of a probe may lead through a descriptor, whose number differs from load to load.
+    digest = digest_of(probe) if isinstance(probe, Path) else hashlib.sha256(probe.data).hexdigest()
+    if (digest, library) not in _failures:
+        _failures[digest, library] = _probe_failure(probe, library)
+    return _failures[digest, library]
 
 
-@cache
-def _probe_failure(probe: Path | PackedGraph, digest: str, library: KernelLibrary) -> str:
-    """`digest` tells two contents of one path apart."""
+def _probe_failure(probe: Path | PackedGraph, library: KernelLibrary) -> str:
     try:
         session = open_session(probe, threads=1, optimised=False, library=library.path)
         random = np.random.default_rng(0)

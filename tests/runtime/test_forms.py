@@ -21,6 +21,7 @@ from ttac.passes.kernels.linked_graphs import VERSION
 from ttac.reports.measure import measure
 from ttac.runtime import executor, form_cache, forms
 from ttac.runtime.bundle import write_manifest
+from ttac.runtime.engine import open_session
 from ttac.runtime.forms import probe_failure
 from ttac.runtime.hash_check import digest_of
 from ttac.runtime.kernel_library import kernel_library
@@ -168,6 +169,19 @@ def test_the_peak_of_a_form_is_its_own_and_near_its_plan(bundle: Path) -> None:
     if peak is None:
         pytest.skip("this system has no counters of memory")
     assert 0.7 < peak["peak"] / read(bundle)["memory"]["planned_blocked"]["peak"] < 1.4
+
+
+def test_two_loads_probe_the_engine_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each load has its own descriptor of the folder, and so its own path of the probe."""
+    probed: list[Path] = []
+    monkeypatch.setattr(forms, "_failures", {})
+    monkeypatch.setattr(
+        forms, "open_session", lambda probe, **choices: probed.append(probe) or open_session(probe, **choices)
+    )
+    first = ttac.load(copy)
+    count = len(probed)
+    second = ttac.load(copy)
+    assert first.stats["form"] == second.stats["form"] and len(probed) == count > 0
 
 
 def test_the_first_step_needs_no_file_of_the_folder(copy: Path) -> None:
