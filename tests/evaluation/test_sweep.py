@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_the_pieces_of_a_lost_worker_are_run_again(place: dict[str, Any], tmp_pa
 def test_workers_that_are_always_lost_end_it(place: dict[str, Any]) -> None:
     with pytest.raises(RuntimeMissingError, match="workers were lost 4 times over, 2 pieces"):
         list(perform(work.always_dies, [1, 2], **place))
+
+
+@pytest.mark.slow
+def test_a_worker_is_lost_before_all_pieces_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel = pytest.importorskip("joblib").Parallel
+    start = parallel.dispatch_one_batch
+
+    def start_late(self: Any, pieces: Any) -> bool:
+        time.sleep(2)
+        return bool(start(self, pieces))
+
+    monkeypatch.setattr(parallel, "dispatch_one_batch", start_late)
+    items = [(str(tmp_path / "mark"), number) for number in (2, 3)]
+    found = list(perform(work.dies_once, items, jobs=2))
+    assert sorted((done.number, done.result) for done in found) == [(0, 4), (1, 9)]
 
 
 def test_an_unknown_cluster() -> None:

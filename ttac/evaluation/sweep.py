@@ -81,8 +81,10 @@ def _in_processes(
     waiting = dict(enumerate(items))
     for _ in range(1 + RETRIES):
         run = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
-        finished = run(delayed(attempt)(function, number, item) for number, item in list(waiting.items()))
+        finished: Any = None
         try:
+            # A worker may be lost before the call returns: the first pieces start inside it.
+            finished = run(delayed(attempt)(function, number, item) for number, item in list(waiting.items()))
             for done in finished:
                 del waiting[done.number]
                 yield done
