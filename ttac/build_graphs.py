@@ -33,6 +33,7 @@ from ttac.passes.step_graphs.guard import GUARD, kept_by
 from ttac.passes.step_graphs.window import PREDICT, WINDOW, running_model, window
 from ttac.program_writer import FORWARD, runs_forward_once, source_set
 from ttac.reports.progress import RoomLog
+from ttac.settings import is_guarded
 from ttac.spec import SOURCE_SET
 
 STAGES = 6
@@ -153,7 +154,9 @@ def _window(state: CompileState) -> tuple[dict[str, ir.Model], dict[str, MethodG
         return {}, {}
     assert joint is not None and infer is not None
     trained = {tensor.name for tensor in joint.parameters}
-    running = running_model(in_file_order(infer, state), state.sites, trained)
+    # A window's step predicts few samples, too few to show where they belong.
+    returns = not size and is_guarded(state.options.settings)
+    running = running_model(in_file_order(infer, state), state.sites, trained, returns=returns)
     if not size:
         return {PREDICT: running}, {}
     graph = window(infer.graph.inputs, size, infer.opset_imports[""])

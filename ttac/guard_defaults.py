@@ -21,6 +21,7 @@ from ttac.passes.step_graphs.answer import ANSWER, answers_apart
 from ttac.passes.step_graphs.batch_information import WINDOW
 from ttac.passes.step_graphs.context import Context, MethodGraph
 from ttac.passes.step_graphs.guard import GUARD, HOLD, MARK, guard, hold, marginal
+from ttac.passes.step_graphs.return_to_source import IN_REACH
 from ttac.settings import is_guarded
 
 BATCH_NORMS, OTHER_NORMS = 0.03, 0.01
@@ -81,6 +82,7 @@ def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Valu
     """The graph `guard`, that of held batches, and those of the check set."""
     # The forward of a step that answers apart gives statistics of other samples than the user's.
     moved = [] if answers_apart(state.options.method.program) else followed(state)
+    averages = state.options.method.running and state.adaptation.tracked
     checks = check_graphs(state)
     marked = any(word.get(MARK) for word in state.options.method.program)
     judged = guard(
@@ -92,6 +94,7 @@ def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Valu
         marked=marked,
         checks=bool(checks),
         rests=rests(state),
+        reach=IN_REACH if averages else "",
     )
     return {GUARD: judged, HOLD: hold(judged, context.settings, context.opset), **checks}
 

@@ -60,7 +60,9 @@ def _predict(content: BundleContent) -> list[Word]:
     graph = PREDICT if PREDICT in content.graphs else "forward"
     chosen = _feed(content, {"set": content.state.options.method.predicts}, graph)
     if graph == PREDICT:
-        return [{"run": PREDICT, **chosen}, {"return": [predicted(name) for name in content.outputs]}]
+        names = [predicted(name) for name in content.outputs]
+        only = {"only": names} if len(content.graphs[PREDICT].graph.outputs) > len(names) else {}
+        return [{"run": PREDICT, **chosen, **only}, {"return": names}]
     return [{"run": "forward", **chosen, "only": content.outputs}, {"return": content.outputs}]
 
 

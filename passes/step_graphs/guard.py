@@ -90,6 +90,7 @@ def guard(
     marked: bool = False,
     checks: bool = False,
     rests: bool = False,
+    reach: str = "",
 ) -> MethodGraph:
     """The judgement of a batch: `guard.row.next` is above 0 if the step must learn nothing.
 
@@ -101,6 +102,7 @@ def guard(
         marked: whether the step has words with `MARK`; then `guard.follow` is 1 if statistics may follow the batch.
         checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
         rests: whether statistics follow no batch after a failed round of the check.
+        reach: name of a value above 0 for a batch within reach of the source; a batch beyond is held.  Empty for none.
     """
     op, settings = new_graph(GUARD, context.opset), context.settings
     with op.at(GUARD):
@@ -108,6 +110,7 @@ def guard(
         level = usual or state_input(op.graph, "guard.usual", np.zeros((), np.float32))
         # Not a number is not greater: a batch with NaN or infinity is held.
         good = _reaches(op, information, level, float(settings["guard_information"]))
+        good = op.And(good, op.Greater(read(op, reach, ()), 0.0)) if reach else good
         state = [averages, counter(op, ROW, lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))]
         state += [_following(op, level, information, good)] if isinstance(level, ir.Value) else []
         state += [_clock(op, int(settings["guard_period"]))] if settings["guard_period"] else []

@@ -18,6 +18,7 @@ from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.state import StateTensor, freeze, state_input
 from ttac.passes.norms.norm_sites import NormSite, bind_sites
 from ttac.passes.step_graphs.context import MethodGraph, finished, new_graph
+from ttac.passes.step_graphs.return_to_source import return_to_source
 from ttac.runtime.events import ADAPTED
 from ttac.spec import Statistics
 
@@ -71,16 +72,22 @@ def window(inputs: Sequence[ir.Value], size: int, opset: int) -> MethodGraph:
     return finished(op, outputs, state, {FULL: ADAPTED})
 
 
-def running_model(infer: ir.Model, sites: Sequence[NormSite], trained: Collection[str]) -> ir.Model:
+def running_model(
+    infer: ir.Model, sites: Sequence[NormSite], trained: Collection[str], *, returns: bool = False
+) -> ir.Model:
     """A copy of the source model whose norms read the `trained` state, and running averages where they are batch norms.
 
-    Its outputs have the names `predicted`.
+    Its outputs have the names `predicted`.  With `returns`, a batch nearer to the source is predicted with the source's
+    statistics, and a further output says whether the batch is in reach (`ttac.passes.step_graphs.return_to_source`).
     """
     copy = infer.clone()
-    adaptation = adapt_norms(copy, bind_sites(sites, copy), RUNNING, {}, trains=bool(trained))
+    bound = bind_sites(sites, copy)
+    adaptation = adapt_norms(copy, bound, RUNNING, {}, trains=bool(trained))
     freeze(copy.graph, [tensor for tensor in adaptation.parameters if tensor.name not in trained])
     for value in copy.graph.outputs:
         value.name = predicted(str(value.name))
+    if returns:
+        return_to_source(copy, bound)
     copy.graph.name = PREDICT
     return copy
 
