@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.bundle_content import BundleContent
-from ttac.check_samples import of_norms
+from ttac.check_samples import moved_apart, of_norms
 from ttac.compile_state import CompileState
 from ttac.method_facts import correction_graph, estimate_graph, method_graphs
 from ttac.passes.differentiate.joint import Joint
@@ -121,7 +121,10 @@ def build_graphs(state: CompileState, choice: PlanChoice, log: RoomLog) -> Bundl
 
 def _check_statistics(state: CompileState, steps: Mapping[str, MethodGraph]) -> dict[str, np.ndarray]:
     """The compiled statistics of norms, as weights for the check; none if predictions do not depend on them."""
-    moved = kept_by(steps[GUARD if GUARD in steps else FORWARD].moves) if CHECK in steps else set[str]()
+    if CHECK not in steps:
+        return {}
+    moved = kept_by(steps[GUARD if GUARD in steps else FORWARD].moves)
+    moved |= {tensor.name for tensor in moved_apart(state)}
     return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in of_norms(state) if tensor.name in moved}
 
 

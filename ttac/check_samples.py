@@ -109,6 +109,14 @@ def of_norms(state: CompileState) -> list[StateTensor]:
     return [tensor for tensor in state.adaptation.tracked if tensor.name.startswith(names)]
 
 
+def moved_apart(state: CompileState) -> list[StateTensor]:
+    """The statistics of norms that graphs of the method move, from samples that it keeps; most methods have none.
+
+    Predictions depend on them, and a failed round drops them with the samples.
+    """
+    return of_norms(state) if state.options.method.running else []
+
+
 def judged(state: CompileState) -> bool:
     """Whether predictions depend on state that the check judges: all but the statistics of norms."""
     norms, graph = {tensor.name for tensor in of_norms(state)}, state.model.graph

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ttac.bundle_content import BundleContent
-from ttac.check_samples import of_norms
+from ttac.check_samples import moved_apart, of_norms
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.step_graphs.check_set import CHECK, FAILED, KEPT, LEFT, RETURN, SAMPLES, sample
@@ -156,7 +156,7 @@ def _checked(content: BundleContent) -> list[Word]:
     given = {name: sample(name) for name in _inputs(content, "forward") if name in content.state.inputs}
     feed = {**predicts, **given, **{tensor: f"{SOURCE_SET}.{tensor}" for tensor in norm_statistics(content)}}
     forgotten = [tensor for tensor in content.tensors if not tensor.name.startswith((f"{GUARD}.", f"{WINDOW}."))]
-    norms = {tensor.name for tensor in of_norms(content.state)}
+    norms = {tensor.name for tensor in of_norms(content.state)} - {tensor.name for tensor in moved_apart(content.state)}
     returned = {tensor.name for tensor in content.joint.parameters} if RETURN in content.graphs else set[str]()
     names = [tensor.name for tensor in forgotten if tensor.name not in norms | returned]
     back: list[Word] = [{"run": RETURN}] if returned else []
@@ -168,6 +168,7 @@ def _checked(content: BundleContent) -> list[Word]:
 def norm_statistics(content: BundleContent) -> list[str]:
     """Names of the statistics of norms that predictions depend on, which a check replaces by the compiled ones."""
     moved = kept_by(content.moves.get(judge(content), {}))
+    moved |= {tensor.name for tensor in moved_apart(content.state)}
     names = [tensor.name for tensor in of_norms(content.state) if tensor.name in moved]
     return [name for name in names if CHECK in content.graphs and name in _inputs(content, "forward")]
 

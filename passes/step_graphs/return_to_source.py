@@ -38,16 +38,16 @@ LONGEST = 32
 """Most nodes between the first two norms; with more, the first norm decides alone."""
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Means and deviations of the channels, [C]: graph values or constants."""
+@dataclass(frozen=True, eq=False)
+class _Statistics:
+    """Means and deviations of the channels, [C]."""
 
-    mean: ir.Value | np.ndarray
-    deviation: ir.Value | np.ndarray
+    mean: ir.Value
+    deviation: ir.Value
 
 
 def return_to_source(model: ir.Model, sites: Sequence[NormSite]) -> None:
-    """Let the batch norms of `sites`, whose nodes read averages, read the source's statistics for a batch nearer to them.
+    """Let the batch norms of `sites`, whose nodes read averages, take the source's statistics for a batch nearer to it.
 
     The model changes in place, and gets the output `IN_REACH`, a float scalar.  It stays as it is without a batch norm.
     """
@@ -59,10 +59,10 @@ def return_to_source(model: ir.Model, sites: Sequence[NormSite]) -> None:
     with op.at(first.name):
         batch = _of_batch(op, _input(first), first)
         inside = _is_inside(op, batch, first)
-        ways = [_apart(op, batch, statistics, first) for statistics in (_source(first), _averages(op, first))]
+        ways = [_apart(op, batch, statistics, first) for statistics in (_source(op, first), _averages(op, first))]
         for second in others[:1]:
             for number, values in enumerate(_both_ways(op, first, _input(second))):
-                statistics = _averages(op, second) if number else _source(second)
+                statistics = _averages(op, second) if number else _source(op, second)
                 ways[number] = op.Add(ways[number], _apart(op, _of_batch(op, values, second), statistics, second))
         nearer = op.Less(*ways, name=NEARER)
     for site in norms:
@@ -80,8 +80,7 @@ def _both_ways(op: Builder, first: NormSite, x: ir.Value) -> tuple[ir.Value, ir.
     The same value twice where it does not depend on that norm, or where the part between them cannot be copied.
     """
     between_them = nodes_between(op.graph, [first.y], x, detached=True)
-    plain = all(node.domain in ("", composites.DOMAIN) for node in between_them)
-    if not between_them or not plain or len(between_them) > LONGEST:
+    if not between_them or len(between_them) > LONGEST or not all(_is_plain(node) for node in between_them):
         return x, x
     ways = []
     for mean, var in ((first.mean, first.var), first.node.inputs[3:5]):
@@ -91,6 +90,12 @@ def _both_ways(op: Builder, first: NormSite, x: ir.Value) -> tuple[ir.Value, ir.
             _copy(op, node, known, [known.get(value, value) if value is not None else None for value in node.inputs])
         ways.append(known[x])
     return ways[0], ways[1]
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether the node is an operator without graphs inside."""
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return node.domain in ("", composites.DOMAIN) and all(a.type not in graphs for a in node.attributes.values())
 
 
 def _copy(
@@ -111,55 +116,50 @@ def _input(site: NormSite) -> ir.Value:
     return x
 
 
-def _of_batch(op: Builder, x: ir.Value, site: NormSite) -> _Moments:
+def _of_batch(op: Builder, x: ir.Value, site: NormSite) -> _Statistics:
     mean, var = op.Moments(x)
-    return _Moments(mean, op.Sqrt(op.Add(var, site.eps)))
+    return _Statistics(mean, op.Sqrt(op.Add(var, site.eps)))
 
 
-def _averages(op: Builder, site: NormSite) -> _Moments:
+def _averages(op: Builder, site: NormSite) -> _Statistics:
     mean, var = site.node.inputs[3:5]
     assert mean is not None
-    return _Moments(mean, op.Sqrt(op.Add(var, site.eps)))
+    return _Statistics(mean, op.Sqrt(op.Add(var, site.eps)))
 
 
-def _source(site: NormSite) -> _Moments:
+def _source(op: Builder, site: NormSite) -> _Statistics:
+    mean, deviation = _constants(site)
+    return _Statistics(op.constant(mean), op.constant(deviation))
+
+
+def _constants(site: NormSite) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the source, [C]."""
     assert site.mean is not None and site.var is not None
-    return _Moments(site.mean.astype(np.float32), np.sqrt(site.var + np.float32(site.eps)).astype(np.float32))
+    return site.mean.astype(np.float32), np.sqrt(site.var + site.eps).astype(np.float32)
 
 
-def _apart(op: Builder, batch: _Moments, other: _Moments, site: NormSite) -> ir.Value:
+def _apart(op: Builder, batch: _Statistics, other: _Statistics, site: NormSite) -> ir.Value:
     """The distance of the batch from the `other` statistics, in deviations of the source, a scalar.
 
     It is the root of the mean over channels of (m - m')^2 + (s - s')^2 in units of the source's variance, with means m
     and deviations s: the 2-Wasserstein distance of normal distributions (Olkin and Pukelsheim, 1982).  No mean and no
     deviation counts beyond `FARTHEST` deviations of the source.
     """
-    source = _source(site)
-    assert isinstance(source.mean, np.ndarray) and isinstance(source.deviation, np.ndarray)
-    far = FARTHEST * source.deviation
-    means = [_bounded_mean(op, value.mean, source.mean, far) for value in (batch, other)]
-    spreads = [_bounded_spread(op, value.deviation, far) for value in (batch, other)]
-    return op.Sqrt(_mean_square(op, op.Sub(*means), op.Sub(*spreads), source.deviation))
+    mean, deviation = _constants(site)
+    far = FARTHEST * deviation
+    means = [between(op, value.mean, mean, far) for value in (batch, other)]
+    spreads = [op.Min(value.deviation, far) for value in (batch, other)]
+    return op.Sqrt(_mean_square(op, op.Sub(*means), op.Sub(*spreads), deviation))
 
 
-def _bounded_mean(op: Builder, mean: ir.Value | np.ndarray, middle: np.ndarray, far: np.ndarray) -> ir.Value | np.ndarray:
-    return between(op, mean, middle, far) if isinstance(mean, ir.Value) else mean
-
-
-def _bounded_spread(op: Builder, deviation: ir.Value | np.ndarray, far: np.ndarray) -> ir.Value | np.ndarray:
-    return op.Min(deviation, far) if isinstance(deviation, ir.Value) else deviation
+def _is_inside(op: Builder, batch: _Statistics, site: NormSite) -> ir.Value:
+    """1 if the batch lies at most `FAR` deviations from the source, with no bound of a channel, else 0, a scalar."""
+    mean, deviation = _constants(site)
+    square = _mean_square(op, op.Sub(batch.mean, mean), op.Sub(batch.deviation, deviation), deviation)
+    # Not a number is not at most the limit: such a batch is out of reach.
+    return op.Cast(op.LessOrEqual(square, FAR**2), to=int(ir.DataType.FLOAT), name=IN_REACH)
 
 
 def _mean_square(op: Builder, means: ir.Value, spreads: ir.Value, deviation: np.ndarray) -> ir.Value:
     total = op.Add(op.Mul(means, means), op.Mul(spreads, spreads))
     return op.ReduceMean(op.Div(total, deviation**2), keepdims=0)
-
-
-def _is_inside(op: Builder, batch: _Moments, site: NormSite) -> ir.Value:
-    """1 if the batch lies at most `FAR` deviations from the source, with no bound of a channel, else 0."""
-    source = _source(site)
-    assert isinstance(source.deviation, np.ndarray)
-    apart, wider = op.Sub(batch.mean, source.mean), op.Sub(batch.deviation, source.deviation)
-    square = _mean_square(op, apart, wider, source.deviation)
-    # Not a number is not at most the limit: such a batch is out of reach.
-    return op.Cast(op.LessOrEqual(square, FAR**2), to=int(ir.DataType.FLOAT), name=IN_REACH)

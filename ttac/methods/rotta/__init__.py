@@ -13,9 +13,24 @@ from ttac.shared_options import DISTORTIONS, optimizer_options
 from ttac.spec import AVERAGE_STATISTICS, TEACHER_SET, Facts, Method, Option, Settings
 
 SAMPLES, DISTORTED = "memory.samples", "augmented"
-ABSENT = ("guard_check", "guard_loss", "prior_correction", "estimate")
+ABSENT = ("prior_correction", "estimate")
 """Shared options that do not fit: most steps only store samples, and the teacher predicts."""
+INFORMATION = Option(
+    "guard_information",
+    0.0,
+    "with `guard`: a batch with less than this fraction of the usual information does not enter the memory; 0 admits "
+    "batches of one class, and shifts that the source hardly predicts",
+    low=0.0,
+    high=1.0,
+)
+"""The memory balances the classes, so batches need not, and its running averages need batches of any shift."""
 MEMORY, TEACHING = "ttac.methods.rotta.memory", "ttac.methods.rotta.teaching"
+
+
+def _options() -> tuple[Option, ...]:
+    """The options of a method that trains, as they fit."""
+    options = (option for option in optimizer_options("adam", 1e-3) if option.name not in ABSENT)
+    return tuple(INFORMATION if option.name == INFORMATION.name else option for option in options)
 
 
 def settle(settings: Settings, facts: Facts) -> Settings:
@@ -34,7 +49,7 @@ METHOD = Method(
     loss=f"{TEACHING}:aged",
     check=f"{TEACHING}:check",
     options=(
-        *(option for option in optimizer_options("adam", 1e-3) if option.name not in ABSENT),
+        *_options(),
         Option("teacher_decay", 0.999, "weight of the teacher's past in each update", low=0.0, high=1.0),
         Option("statistics_momentum", 0.05, "weight of the memory in the averages of the norms", low=0.0, high=1.0),
         Option("capacity", 64, "most samples in the memory", low=2, high=4096),
