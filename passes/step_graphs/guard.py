@@ -170,7 +170,9 @@ def hold(guarding: MethodGraph, settings: Mapping[str, Any], opset: int) -> Meth
 
 
 def _reaches(op: Builder, information: ir.Value, level: ir.Value | float, part: float) -> ir.Value:
-    """Whether the information is at least this part of the usual one."""
+    """Whether the information is at least this part of the usual one; a part of 0 admits every number."""
+    if not part:
+        return op.GreaterOrEqual(information, -1.0)  # rounding makes an information of 0 negative
     least = op.constant(np.array(level * part, np.float32)) if isinstance(level, float) else op.Mul(level, part)
     return op.GreaterOrEqual(information, least)
 

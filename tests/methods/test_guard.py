@@ -118,7 +118,8 @@ def test_the_forward_of_every_method_judges_the_batch(method: str) -> None:
 
 def test_a_held_batch_does_not_enter_the_memory(tmp_path: Path) -> None:
     """`rotta` runs the forward in few steps, so the guard judges the answer of the teacher."""
-    guarded, x = adapter(tmp_path, "rotta", interval=BATCH, guard_patience=3), images()
+    guarded = adapter(tmp_path, "rotta", interval=BATCH, guard_patience=3, guard_information=0.1)
+    x = images()
     first = guarded.predict(x)
     guarded.step(x)
     learned, filled = guarded.predict(x), guarded.stats["memory"]

@@ -1,8 +1,9 @@
-"""RoTTA: steps of the published class, the memory, the teacher's prediction, bake, and the models that it refuses."""
+"""RoTTA: steps of the published class, the memory, the teacher's prediction, bake, refusals, and the guard."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,10 +17,13 @@ from ttac import bake
 from ttac.errors import UnsupportedError
 from ttac.passes.adapt import running_averages
 
+DEMO = Path(ttac.__file__).resolve().parent / "demo"
+SMALL = Path(__file__).parents[2] / "benchmarks" / "small_nets" / "fashion_small.onnx"
+
 
 def test_norms_without_averages_have_none_to_follow(tmp_path: Path) -> None:
     bundle = ttac.compile(
-        Path(ttac.__file__).parent / "demo" / "fashion_resnet_gn.onnx",
+        DEMO / "fashion_resnet_gn.onnx",
         method="rotta",
         batch=4,
         settings={"interval": 4},
@@ -93,3 +97,77 @@ def test_the_prediction_is_the_teachers_and_bakes(tmp_path: Path) -> None:
 def test_other_models_are_refused() -> None:
     message = refused(UnsupportedError, MODELS["signal"], method="rotta", calibration=samples((4, 32), 16))
     assert "only images can be augmented" in message and "--method tent" in message
+
+
+def guarded(folder: Path, **settings: Any) -> ttac.Adapter:
+    """Return an adapter of the small net with calibration data."""
+    path = compiled(
+        SMALL, folder, method="rotta", batch=BATCH, calibration=DEMO / "fashion_calibration.npz", settings=settings
+    )
+    return ttac.load(path, threads=1)
+
+
+def clothes(kind: str = "clean") -> tuple[np.ndarray, np.ndarray]:
+    """Return 256 images of the demo's stream, and their labels."""
+    with np.load(DEMO / "fashion_stream.npz", allow_pickle=False) as arrays:
+        return arrays[kind][:256].astype(np.float32) / 255, arrays["labels"][:256]
+
+
+def error(adapter: ttac.Adapter, x: np.ndarray, labels: np.ndarray) -> float:
+    """Return the error of `predict` in points."""
+    logits = np.concatenate([adapter.predict(x[i : i + BATCH]) for i in range(0, len(x), BATCH)])
+    return 100 * float(np.mean(logits.argmax(1) != labels))
+
+
+def hot(x: np.ndarray) -> np.ndarray:
+    spoiled = x.copy()
+    spoiled[0, 0, 5, 5] = 1e10
+    return spoiled
+
+
+@pytest.mark.parametrize("guard", ["off", "on"])
+def test_a_hostile_stream_harms_clean_images_without_the_guard_only(guard: str, tmp_path: Path) -> None:
+    """Each kind carries information: the net is certain of huge values, and classes stay apart in negatives."""
+    (x, labels), random = clothes(), np.random.default_rng(0)
+    kinds = [lambda x: x * np.float32(1e6), lambda x: x * 255, hot, lambda x: 1 - x, lambda x: x + 3]
+    adapter = guarded(tmp_path, guard=guard, interval=BATCH)
+    before = error(adapter, x, labels)
+    for step in range(80):
+        batch = x[random.choice(len(x), BATCH, replace=False)]
+        adapter.step(np.ascontiguousarray(kinds[step % len(kinds)](batch), np.float32))
+    broken = error(adapter, x, labels)
+    for _ in range(20):
+        adapter.step(x[random.choice(len(x), BATCH, replace=False)])
+    later = error(adapter, x, labels)
+    assert max(broken, later) <= before + 1 if guard == "on" else min(broken, later) > before + 10
+
+
+def test_batches_of_one_class_enter_the_memory(tmp_path: Path) -> None:
+    """The guard holds no such batch of a shift, and learning is that of the method; clean images stay as before."""
+    (x, labels), (clean, _), found = clothes("contrast"), clothes(), {}
+    order = np.argsort(labels, kind="stable")
+    for guard in ("off", "on"):
+        adapter = guarded(tmp_path, guard=guard, interval=BATCH, statistics_momentum=0.2, guard_check=0)
+        before, usual = error(adapter, x, labels), error(adapter, clean, labels)
+        for start in range(0, len(x), BATCH):
+            adapter.step(x[order[start : start + BATCH]])
+        found[guard] = before - error(adapter, x, labels)
+    assert adapter.stats["held"] == 0 and error(adapter, clean, labels) <= usual + 1
+    assert found["on"] > 10 and found["on"] >= found["off"] - 1
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_the_check_turns_a_spoiled_teacher_back(every: int, tmp_path: Path) -> None:
+    """With long steps the teacher loses the classes of clean images, and a failed round gives it the compiled ones."""
+    (x, labels), (shifted, _), random = clothes(), clothes("contrast"), np.random.default_rng(0)
+    wild = {"optimizer": "sgd", "lr": 1.0, "teacher_decay": 0.0, "guard_radius": 10.0}
+    adapter = guarded(tmp_path, guard="on", interval=BATCH, guard_check=every, **wild)
+    before, filled = error(adapter, x, labels), list[float]()
+    adapter.on_event = lambda event: filled.append(float(state_of(adapter)["memory.count"]))
+    for _ in range(40):
+        adapter.step(shifted[random.choice(len(x), BATCH, replace=False)])
+    if every:
+        assert adapter.stats["guard_returns"] == len(filled) > 0 and not any(filled)
+        assert error(adapter, x, labels) <= before + 10
+    else:
+        assert error(adapter, x, labels) > before + 20

@@ -30,6 +30,7 @@ class Guard:
         shape: tuple[int | str, ...] | None = None,
         *,
         given: bool = True,
+        reach: str = "",
         **settings: Any,
     ) -> None:
         self.head = head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
@@ -37,12 +38,13 @@ class Guard:
             parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18,
             logits_are_probabilities=head.values == "probabilities",
         )  # fmt: skip
-        judged = guard(context, "entropy" if given else "", usual, shape)
+        judged = guard(context, "entropy" if given else "", usual, shape, reach=reach)
         self.graphs = judged, hold(judged, context.settings, context.opset)
         self.state = {tensor.name: tensor.initial for graph in self.graphs for tensor in graph.state}
 
-    def __call__(self, scores: np.ndarray, entropy: float = 0.0) -> dict[str, np.ndarray]:
-        outputs: dict[str, np.ndarray] = {"z": scores, "entropy": np.array(entropy, np.float32)}
+    def __call__(self, scores: np.ndarray, entropy: float = 0.0, **given: float) -> dict[str, np.ndarray]:
+        scalars = {name: np.array(value, np.float32) for name, value in {"entropy": entropy, **given}.items()}
+        outputs: dict[str, np.ndarray] = {"z": scores, **scalars}
         for number, graph in enumerate(self.graphs):
             early = outputs.get("guard.clock.next", np.ones(1)) > 0
             if number and early and not outputs["guard.row.next"] > 0:
@@ -146,6 +148,21 @@ def test_a_batch_that_is_no_number_is_held() -> None:
     assert float(outputs["guard.row.next"]) == 1
     assert all(np.isfinite(value).all() for value in judge.state.values())
     np.testing.assert_array_equal(judge.state["guard.averages"], before["guard.averages"])
+
+
+@pytest.mark.parametrize("reach", [0.0, 1.0])
+def test_a_batch_out_of_reach_is_held(reach: float) -> None:
+    """Its information is that of a good batch."""
+    scores, p = batch(WINDOW, 0)
+    outputs = Guard(usual=1.0, reach="near")(scores, float(entropy_of(p).mean()), near=reach)
+    assert float(outputs["guard.row.next"]) == 1 - reach
+
+
+def test_a_part_of_zero_holds_numbers_never() -> None:
+    """Equal predictions have no information, which rounding can make negative; NaN is no number."""
+    judge, equal = Guard(usual=1.0, guard_information=0.0), np.repeat(batch(1, 0)[0], WINDOW, 0)
+    assert float(judge(equal, float(entropy_of(batch(1, 0)[1])[0]) + 1e-3)["guard.row.next"]) == 0
+    assert float(judge(np.full_like(equal, np.nan), float("nan"))["guard.row.next"]) == 1
 
 
 def test_without_calibration_the_first_batch_counts() -> None:
