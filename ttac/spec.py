@@ -151,7 +151,8 @@ class Method:
             graph of the method moves a running average, the forward gives its next value and does not move it.
         predicts: the set of parameters that `predict` and `bake` take; empty for the trained parameters.
         running: whether predictions take the running averages of the norms, by the graph `predict`, which a program
-            may run too; its outputs are `<output>.predict`.
+            may run too; its outputs are `<output>.predict`.  With the guard, a batch nearer to the source takes the
+            source's statistics, a batch out of its reach is held, and a failed round of the check drops the averages.
         variants: yes-or-no option -> fields of this class that are different where the option is on.
         oracle: the restatement that the method's tests compare with, as `file` or `file:name`.
     """
