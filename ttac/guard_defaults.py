@@ -74,6 +74,7 @@ def _guard_of_output(state: CompileState, answer: str = "") -> dict[str, MethodG
         opset=joint.model.opset_imports[""],
         batch=state.options.batch,
         logits_are_probabilities=head.values == "probabilities" and list(head.shape) == dims(joint.logits),
+        reach=IN_REACH if state.options.method.running and state.adaptation.tracked else "",
     )
     return _graphs(state, context, "", joint.logits)
 
@@ -82,7 +83,6 @@ def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Valu
     """The graph `guard`, that of held batches, and those of the check set."""
     # The forward of a step that answers apart gives statistics of other samples than the user's.
     moved = [] if answers_apart(state.options.method.program) else followed(state)
-    averages = state.options.method.running and state.adaptation.tracked
     checks = check_graphs(state)
     marked = any(word.get(MARK) for word in state.options.method.program)
     judged = guard(
@@ -94,7 +94,6 @@ def _graphs(state: CompileState, context: Context, entropy: str, scores: ir.Valu
         marked=marked,
         checks=bool(checks),
         rests=rests(state),
-        reach=IN_REACH if averages else "",
     )
     return {GUARD: judged, HOLD: hold(judged, context.settings, context.opset), **checks}
 

@@ -55,6 +55,7 @@ class Context:
         logits: name of the value with the scores, before any Softmax or Sigmoid; head: the reading of the output.
         output: name of the model's output that the head reads.
         logits_are_probabilities: whether the loss gives no scores, and `logits` is the output of a Softmax or Sigmoid.
+        reach: name of a value above 0 for a batch within reach of the source, beyond which a batch is held; or empty.
         constants: arrays of the method's hook `constants`, by name.
         layers: the trained weights whose cached inputs are kept in part.
         x: the model's input; batch: the most samples of a step.
@@ -73,6 +74,7 @@ class Context:
     output: str = ""
     batch: int = 1
     logits_are_probabilities: bool = False
+    reach: str = ""
 
     @property
     def classes(self) -> int:

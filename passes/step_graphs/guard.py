@@ -90,7 +90,6 @@ def guard(
     marked: bool = False,
     checks: bool = False,
     rests: bool = False,
-    reach: str = "",
 ) -> MethodGraph:
     """The judgement of a batch: `guard.row.next` is above 0 if the step must learn nothing.
 
@@ -102,15 +101,12 @@ def guard(
         marked: whether the step has words with `MARK`; then `guard.follow` is 1 if statistics may follow the batch.
         checks: whether the bundle has a check set (`ttac.passes.step_graphs.check_set`).
         rests: whether statistics follow no batch after a failed round of the check.
-        reach: name of a value above 0 for a batch within reach of the source; a batch beyond is held.  Empty for none.
     """
     op, settings = new_graph(GUARD, context.opset), context.settings
     with op.at(GUARD):
         information, averages = batch_information(op, context, entropy, usual, shape)
         level = usual or state_input(op.graph, "guard.usual", np.zeros((), np.float32))
-        # Not a number is not greater: a batch with NaN or infinity is held.
-        good = _reaches(op, information, level, float(settings["guard_information"]))
-        good = op.And(good, op.Greater(read(op, reach, ()), 0.0)) if reach else good
+        good = _is_good(op, context, information, level)
         state = [averages, counter(op, ROW, lambda before: op.Where(good, 0.0, op.Add(before, 1.0)))]
         state += [_following(op, level, information, good)] if isinstance(level, ir.Value) else []
         state += [_clock(op, int(settings["guard_period"]))] if settings["guard_period"] else []
@@ -123,6 +119,13 @@ def guard(
     outputs = {INFORMATION: information, **learn, **follows}
     graph = finished(op, outputs, [*state, *clock], {INFORMATION: "information", IS_HELD: "held_in_a_row"})
     return replace(graph, state=(*graph.state, *kept))
+
+
+def _is_good(op: Builder, context: Context, information: ir.Value, level: ir.Value | float) -> ir.Value:
+    """Whether the step may learn from the batch: it has information, and lies within reach of the source."""
+    # Not a number is not greater: a batch with NaN or infinity is held.
+    good = _reaches(op, information, level, float(context.settings["guard_information"]))
+    return op.And(good, op.Greater(read(op, context.reach, ()), 0.0)) if context.reach else good
 
 
 def _checked(

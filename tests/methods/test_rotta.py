@@ -126,7 +126,7 @@ def hot(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("guard", ["off", "on"])
-def test_a_hostile_stream_harms_clean_images_without_the_guard_only(guard: str, tmp_path: Path) -> None:
+def test_the_guard_bounds_a_hostile_stream(guard: str, tmp_path: Path) -> None:
     """Each kind carries information: the net is certain of huge values, and classes stay apart in negatives."""
     (x, labels), random = clothes(), np.random.default_rng(0)
     kinds = [lambda x: x * np.float32(1e6), lambda x: x * 255, hot, lambda x: 1 - x, lambda x: x + 3]

@@ -36,9 +36,9 @@ class Guard:
         self.head = head = head or Head(kind="classes", shape=("N", CLASSES), axis=1, values="logits")
         context = Context(
             parameters=(), gradients=(), logits="z", head=head, settings={**SETTINGS, **settings}, opset=18,
-            logits_are_probabilities=head.values == "probabilities",
+            logits_are_probabilities=head.values == "probabilities", reach=reach,
         )  # fmt: skip
-        judged = guard(context, "entropy" if given else "", usual, shape, reach=reach)
+        judged = guard(context, "entropy" if given else "", usual, shape)
         self.graphs = judged, hold(judged, context.settings, context.opset)
         self.state = {tensor.name: tensor.initial for graph in self.graphs for tensor in graph.state}
 
