@@ -23,6 +23,7 @@ from benchmarks.networks import NETWORKS
 from ttac.runtime.form_table import FormSpec, parse_forms
 from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
+from ttac.spec import Word, walk
 
 STEPS, ROWS, THREADS = 5, 12, 2
 
@@ -57,11 +58,9 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
     return graphs
 
 
-def runs_of(words: Sequence[dict[str, Any]]) -> list[str]:
+def runs_of(words: Sequence[Word]) -> list[str]:
     """The graphs of a program in their order, once each; branches too."""
-    found = [word["run"] for word in words if "run" in word]
-    found += [name for word in words for name in runs_of(word.get("then", ()))]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(word["run"] for word in walk(words) if "run" in word))
 
 
 def form_of(bundle: Path, manifest: dict[str, Any], form: str) -> FormSpec | None:

@@ -24,11 +24,12 @@ from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
 from ttac.passes.kernels.optimizer_steps import fuse_adam
 from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.verify.compare import relative
-from ttac.program_writer import flat, programs
+from ttac.program_writer import programs
 from ttac.runtime.form_table import parse_forms
 from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.tensors import map_tensors
+from ttac.spec import walk
 
 LOGITS, GRADIENTS = 1e-4, 0.1
 """Largest differences of a form from the portable graphs: of the logits by their largest magnitude, and of all
@@ -101,7 +102,7 @@ def _read_elsewhere(content: BundleContent, blocked: set[str]) -> set[str]:
     others = [model for name, model in content.graphs.items() if name not in blocked]
     read = {str(value.name) for model in others for value in model.graph.inputs}
     named = [name for table in (content.moves, content.stats) for outputs in table.values() for name in outputs]
-    words = [word for program in programs(content).values() for word in flat(program)]
+    words = [word for program in programs(content).values() for word in walk(program)]
     named += [name for word in words for name in (*word.get("feed", {}).values(), *word.get("return", ()))]
     named += [word["when"] for word in words if "when" in word]
     return {content.logits, *content.outputs, *read, *named}

@@ -22,10 +22,10 @@ from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.state import StateTensor
 from ttac.passes.norms.norm_sites import NormSite
 from ttac.passes.step_graphs.window import WINDOW
-from ttac.program_writer import Word
 from ttac.runtime.hash_check import digest_of
 from ttac.runtime.manifest import FORMAT
 from ttac.samples.images import preparation
+from ttac.spec import Word
 
 STATE = "state.safetensors"
 OWN = "sample"

@@ -13,12 +13,13 @@ from ttac.bundle_writer import manifest, report, write_files
 from ttac.memory_check import OverBudget, over_budget, planned_memory
 from ttac.options import emitted_folder
 from ttac.passes.verify.compare import Differences
-from ttac.program_writer import Word, programs, unguarded
+from ttac.program_writer import programs, unguarded
 from ttac.reports.measure import measure
 from ttac.reports.progress import RoomLog
 from ttac.runtime.bundle import Bundle, place, write_manifest
 from ttac.runtime.replacement import exchange
 from ttac.size_trials import with_smallest
+from ttac.spec import Word
 from ttac.staging import staging
 from ttac.training_files import write_training_files
 from ttac.verification import verification_feeds, verify

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -27,9 +26,8 @@ from ttac.passes.step_graphs.guard import (
 )
 from ttac.passes.step_graphs.prior_correction import CORRECT, CORRECTED
 from ttac.passes.step_graphs.window import FULL, PREDICT, WINDOW, kept, predicted, windowed
-from ttac.spec import SOURCE_SET
+from ttac.spec import SOURCE_SET, Word, map_words, walk
 
-Word = Mapping[str, Any]
 FORWARD = "forward"
 STATISTICS = "statistics."
 """First part of the names of the counters of statistics."""
@@ -38,21 +36,17 @@ STATISTICS = "statistics."
 def programs(content: BundleContent) -> dict[str, list[Word]]:
     """The programs `step`, by the method, and `predict`, which runs the forward alone; for the manifest."""
     predict = _predict(content)
-    words = _present(content, content.state.options.method.program)
-    step = spelled(content, with_correction(content, words))
+    step = spelled(content, with_correction(content, _present(content)))
     step = with_guard(content, step) if HOLD in content.graphs else [_unmarked(word) for word in step]
     step = with_estimate(step) if ESTIMATE in content.graphs else step
     return _windowed(content, step) if WINDOW in content.graphs else {"step": step, "predict": predict}
 
 
-def _present(content: BundleContent, words: Sequence[Word]) -> list[Word]:
-    """The words without runs of the method's own graphs that have nothing to do on this model."""
-    absent = content.state.options.method.graphs.keys() - content.graphs.keys()
-    left = [word for word in words if word.get("run") not in absent]
-    return [
-        {**word, **{key: _present(content, word[key]) for key in ("then", "otherwise", "do") if key in word}}
-        for word in left
-    ]
+def _present(content: BundleContent) -> list[Word]:
+    """The method's program without runs of its own graphs that have nothing to do on this model."""
+    method = content.state.options.method
+    absent = method.graphs.keys() - content.graphs.keys()
+    return map_words(method.program, lambda word: [] if word.get("run") in absent else [word])
 
 
 def _predict(content: BundleContent) -> list[Word]:
@@ -69,16 +63,15 @@ def _predict(content: BundleContent) -> list[Word]:
 def _windowed(content: BundleContent, step: Sequence[Word]) -> dict[str, list[Word]]:
     """The programs with a window: each step predicts its samples, and a full window does the words of `step`."""
     feed = {str(x.name): kept(str(x.name)) for x in windowed(content.inputs)}
-    adapt = [_on_window(content, word, feed) for word in step[:-1]]
+    adapt = map_words(step[:-1], lambda word: [_on_window(content, word, feed)])
     predict = _predict(content)
     return {"step": [{"run": WINDOW}, predict[0], {"when": FULL, "then": adapt}, predict[1]], "predict": predict}
 
 
 def _on_window(content: BundleContent, word: Word, feed: Mapping[str, str]) -> Word:
-    """The word, whose runs read the window in place of the user's samples."""
+    """The word; a run reads the window in place of the user's samples."""
     if "run" not in word:
-        inner = {key: word[key] for key in ("then", "otherwise", "do") if key in word}
-        return {**word, **{key: [_on_window(content, each, feed) for each in words] for key, words in inner.items()}}
+        return word
     read = {str(value.name) for value in content.graphs[word["run"]].graph.inputs}
     fed = {**{name: value for name, value in feed.items() if name in read}, **word.get("feed", {})}
     return {**word, "feed": fed} if fed else word
@@ -135,7 +128,7 @@ def judge(content: BundleContent) -> str:
 
 def runs_forward_once(words: Sequence[Word]) -> bool:
     """Whether a step gives all outputs of the forward once, on the user's samples and with the step's own state."""
-    runs = [word for word in flat(words) if word.get("run") == FORWARD and not {"again", "only"} & word.keys()]
+    runs = [word for word in walk(words) if word.get("run") == FORWARD and not {"again", "only"} & word.keys()]
     return len(runs) == 1 and set(runs[0]) == {"run"} and runs[0] in list(words)
 
 
@@ -214,49 +207,38 @@ def unguarded(content: BundleContent) -> dict[str, list[Word]]:
     with fewer samples, the check would fill the engine's arena before the measurement begins.
     """
     guarded = programs(content)
-    return {**guarded, "step": _taken(guarded["step"])}
+    return {**guarded, "step": map_words(guarded["step"], _taken)}
 
 
 def runs_again(words: Sequence[Word]) -> bool:
     """Whether a graph runs a second time in one step, without the outputs that the first run gave."""
-    return any(word.get("again") for word in flat(words))
+    return any(word.get("again") for word in walk(words))
 
 
 def source_set(words: Sequence[Word], tensors: Sequence[StateTensor]) -> dict[str, np.ndarray]:
     """The compiled values of the trained `tensors` as weights `source.<parameter>`; empty if no run reads them."""
-    read = any(word.get("set") == SOURCE_SET for word in flat(words))
+    read = any(word.get("set") == SOURCE_SET for word in walk(words))
     return {f"{SOURCE_SET}.{tensor.name}": tensor.initial for tensor in tensors} if read else {}
-
-
-def flat(words: Sequence[Word]) -> list[Word]:
-    """The words and the words inside them."""
-    inner = [word[key] for word in words for key in ("then", "otherwise", "do") if key in word]
-    return [*words, *(word for branch in inner for word in flat(branch))]
 
 
 def spelled(content: BundleContent, words: Sequence[Word]) -> list[Word]:
     """Words of a method as words of a bundle (see `ttac.spec.Method.program`)."""
-    words_of_bundle: list[Word] = []
-    for word in words:
-        if "run" in word:
-            words_of_bundle += _runs(content, word)
-        elif "when" in word:
-            branches = {key: spelled(content, word[key]) for key in ("then", "otherwise") if key in word}
-            mark = {MARK: True} if word.get(MARK) else {}
-            words_of_bundle.append({"when": word["when"], **branches, **mark})
-        elif "repeat" in word:
-            words_of_bundle.append({"repeat": _count(content, word["repeat"]), "do": spelled(content, word["do"])})
-        elif "reset" in word and word["reset"] != "all":
-            others = [tensor for tensor in content.tensors if not tensor.name.startswith(f"{GUARD}.")]
-            names = [tensor.name for tensor in others if tensor.role in word["reset"]]
-            words_of_bundle.append({"reset": names})
-        elif isinstance(word.get("return"), str):
-            predicted = content.output if word["return"] == "logits" else word["return"]
-            named = [predicted if name == content.output else name for name in content.outputs]
-            words_of_bundle.append({"return": named})
-        else:
-            words_of_bundle.append(word)
-    return words_of_bundle
+    return map_words(words, lambda word: _spelled(content, word))
+
+
+def _spelled(content: BundleContent, word: Word) -> list[Word]:
+    """The words of a bundle for one word of a method; the words inside it stay."""
+    if "run" in word:
+        return _runs(content, word)
+    if "repeat" in word:
+        return [{**word, "repeat": _count(content, word["repeat"])}]
+    if "reset" in word and word["reset"] != "all":
+        others = [tensor for tensor in content.tensors if not tensor.name.startswith(f"{GUARD}.")]
+        return [{"reset": [tensor.name for tensor in others if tensor.role in word["reset"]]}]
+    if isinstance(word.get("return"), str):
+        predicted = content.output if word["return"] == "logits" else word["return"]
+        return [{"return": [predicted if name == content.output else name for name in content.outputs]}]
+    return [word]
 
 
 def _runs(content: BundleContent, word: Word) -> list[Word]:
@@ -316,14 +298,9 @@ def _only_moves(content: BundleContent, graph: str) -> bool:
     return {str(value.name) for value in content.graphs[graph].graph.outputs} == set(content.moves.get(graph, {}))
 
 
-def _taken(words: Sequence[Word]) -> list[Word]:
-    """The words with every branch `then` taken, `otherwise` for held batches, and repetitions done at most twice."""
-    taken: list[Word] = []
-    for word in words:
-        if "when" in word:
-            taken += _taken(word.get("otherwise", []) if word["when"] == IS_HELD else word["then"])
-        elif "repeat" in word:
-            taken.append({"repeat": min(word["repeat"], 2), "do": _taken(word["do"])})
-        else:
-            taken.append(word)
-    return taken
+def _taken(word: Word) -> Sequence[Word]:
+    """The words of the branch `then`, or of `otherwise` for held batches; a repetition at most twice."""
+    if "when" in word:
+        branch: Sequence[Word] = word.get("otherwise", []) if word["when"] == IS_HELD else word["then"]
+        return branch
+    return [{**word, "repeat": min(word["repeat"], 2)} if "repeat" in word else word]

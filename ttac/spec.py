@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -22,6 +22,9 @@ READINGS = (*HEADS, "multilabel", "tokens", *WITHOUT_PREDICTIONS)
 
 Settings = Mapping[str, Any]
 """The value of every option of a method, by name."""
+Word = Mapping[str, Any]
+"""One word of a program as in JSON; `INSIDE` are its keys with further words (`ttac.runtime.program`)."""
+INSIDE = ("then", "otherwise", "do")
 Reference = str | Callable[..., Any]
 """A function, or the text `package.module:function`, which is imported when a compile needs the function."""
 
@@ -33,6 +36,20 @@ def function_of(reference: Reference) -> Callable[..., Any]:
     module, _, name = reference.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function
+
+
+def walk(words: Sequence[Word]) -> Iterator[Word]:
+    """The words and the words inside them, in order."""
+    for word in words:
+        yield word
+        for key in INSIDE:
+            yield from walk(word.get(key, ()))
+
+
+def map_words(words: Sequence[Word], change: Callable[[Word], Sequence[Word]]) -> list[Word]:
+    """The words, each replaced by the words of `change`, which gets a word after the words inside it are replaced."""
+    whole = ({**word, **{key: map_words(word[key], change) for key in INSIDE if key in word}} for word in words)
+    return [new for word in whole for new in change(word)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +191,7 @@ class Method:
     constants: Reference | None = None
     keep: KeepPolicy | None = None
     graphs: Mapping[str, Reference] = field(default_factory=dict)
-    program: tuple[Mapping[str, Any], ...] = ({"run": "forward"}, {"return": "logits"})
+    program: tuple[Word, ...] = ({"run": "forward"}, {"return": "logits"})
     predicts: str = ""
     running: bool = False
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

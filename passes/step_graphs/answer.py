@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -13,11 +12,12 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.normalise.normal_form import batch_first
 from ttac.passes.step_graphs.context import Subject
 from ttac.passes.step_graphs.linear_head import class_head
+from ttac.spec import Word
 
 ANSWER = "answer"
 
 
-def answers_apart(program: Sequence[Mapping[str, Any]]) -> bool:
+def answers_apart(program: Sequence[Word]) -> bool:
     """Whether a step returns its own answer, and runs the forward in some steps only."""
     return program[-1]["return"] == ANSWER and not any(word.get("run") == "forward" for word in program)
 
