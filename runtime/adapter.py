@@ -95,7 +95,7 @@ class Adapter:
         self.providers: list[Provider] = list(settings.providers)
         self._executor = Executor(self.path, self._opened, settings, self._device, self._state, form, compare=compare)
         self._opened.files.keep_only({WEIGHTS, REPORT, self._manifest.state_file})
-        self._stats: dict[str, Any] = {**_no_stats(), **self._counted()}
+        self._stats = self._fresh_stats()
         self._announced: dict[str, float] = {}  # counters of the guard: a restored state brings larger or smaller ones
         self._rejected_in_a_row = 0
 
@@ -208,7 +208,7 @@ class Adapter:
         """Set the state to the exact compiled values, and all counters to zero."""
         with self._turn():
             self._state.reset()
-            self._stats, self._announced, self._rejected_in_a_row = {**_no_stats(), **self._counted()}, {}, 0
+            self._stats, self._announced, self._rejected_in_a_row = self._fresh_stats(), {}, 0
 
     def save(self, path: str | Path) -> None:
         """Write the adapted state as a safetensors file, whole or not at all; the old file stays as `<path>.previous`.
@@ -301,6 +301,11 @@ class Adapter:
             self._announced = dict.fromkeys(self._announced, 0.0)
             self._stats |= self._counted()
 
+    def _fresh_stats(self) -> dict[str, Any]:
+        """The stats before the first step: counters of zero, and the reports of the state."""
+        zero = {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "not_finite": 0, "milliseconds": 0.0}
+        return {**zero, **self._counted()}
+
     def _counted(self) -> dict[str, float]:
         """The reports that the state has before their graphs run."""
         return counted(self._manifest.graphs.values(), self._state.arrays())
@@ -340,7 +345,3 @@ class Adapter:
         check_tensors(arrays, self._manifest.state, f"`{path}`")
         check_plausible(arrays, f"`{path}`", HINT)
         return arrays
-
-
-def _no_stats() -> dict[str, Any]:
-    return {"steps": 0, "samples": 0, "rejected": 0, "resets": 0, "not_finite": 0, "milliseconds": 0.0}
