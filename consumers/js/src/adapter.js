@@ -143,8 +143,6 @@ export class Adapter {
       const adapted = !batch.learns || this.#commit(pass.pending);
       this.#rejectedInARow = adapted ? 0 : this.#rejectedInARow + 1;
       const stuck = this.#rejectedInARow >= REJECTED_IN_A_ROW;
-      if (stuck) this.#setState(this.#world.initial);
-      const counted = stuck ? this.#counted() : {};
       const stats = this.#stats;
       this.#stats = {
         ...stats,
@@ -155,8 +153,8 @@ export class Adapter {
         not_finite: stats.not_finite + (batch.finite ?? []).filter((finite) => !finite).length,
         milliseconds: performance.now() - start,
         ...pass?.reported,
-        ...counted,
       };
+      if (stuck) this.#take(this.#world.initial);
       return outputs;
     });
   }
@@ -189,8 +187,7 @@ export class Adapter {
     return this.#turn(async () => {
       const tensors = await parseState(bytes, this.#manifest, sha256, where);
       const { Tensor } = this.#ort;
-      this.#setState(new Map([...tensors].map(([name, { dtype, shape, data }]) => [name, new Tensor(DTYPES.get(dtype).type, data, shape)])));
-      this.#stats = { ...this.#stats, ...this.#counted() };
+      this.#take(new Map([...tensors].map(([name, { dtype, shape, data }]) => [name, new Tensor(DTYPES.get(dtype).type, data, shape)])));
     });
   }
 
@@ -207,14 +204,16 @@ export class Adapter {
     return result;
   }
 
-  #setState(tensors) {
-    this.#state = new Map(tensors);
-    this.#rejectedInARow = 0;
+  #restart() {
+    this.#stats = { steps: 0, samples: 0, rejected: 0, resets: 0, not_finite: 0, milliseconds: 0 };
+    this.#take(this.#world.initial);
   }
 
-  #restart() {
-    this.#setState(this.#world.initial);
-    this.#stats = { steps: 0, samples: 0, rejected: 0, resets: 0, not_finite: 0, milliseconds: 0, ...this.#counted() };
+  /** Make the tensors the state, and report what they count. */
+  #take(tensors) {
+    this.#state = new Map(tensors);
+    this.#rejectedInARow = 0;
+    this.#stats = { ...this.#stats, ...this.#counted() };
   }
 
   /** The reports that the state has before their graphs run; a negative value is unknown. */
