@@ -209,11 +209,11 @@ RULES: Mapping[str, Callable[[Layouts, ir.Node], bool]] = {
 
 def _read_plain(at: Layouts, node: ir.Node) -> None:
     for index, value in enumerate(node.inputs):
-        if value is not None and value in at.only and not _dies(at, node):
+        if value is not None and value in at.only and not _dies(node):
             node.replace_input_with(index, at.plain(value))
 
 
-def _dies(at: Layouts, node: ir.Node) -> bool:
+def _dies(node: ir.Node) -> bool:
     """Whether the node's only reader is about to be replaced: the first half of a mean of squares."""
     if node.op_type != "ReduceSumSquare":
         return False

@@ -15,7 +15,7 @@ def block_gated(at: Layouts, node: ir.Node) -> bool:
     """Mul or Add of a blocked map and gates [N, C, 1, 1]; with kernels, an Add joins the Mul before it."""
     for x, gates in ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0])):
         gates = _repeated(gates)
-        if at.has(x) and x is not None and gates is not None and _is_gates(at, gates, x):
+        if at.has(x) and x is not None and gates is not None and _is_gates(gates, x):
             break
     else:
         return False
@@ -37,7 +37,7 @@ def _repeated(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if node is not None else value
 
 
-def _is_gates(at: Layouts, gates: ir.Value, x: ir.Value) -> bool:
+def _is_gates(gates: ir.Value, x: ir.Value) -> bool:
     sizes = known_dims(gates)
     return gates.dtype == ir.DataType.FLOAT and sizes == [*dims(x)[:2], 1, 1] != dims(x)
 

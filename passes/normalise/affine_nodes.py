@@ -68,7 +68,7 @@ def channel_affine(op: Builder, value: ir.Value, kind: str, node: ir.Node) -> bo
     layer = layer_of(node, after.y)
     with op.at(layer, before=node_after(op.graph, after.y.producer())):
         y = affine(op, value, scale, bias)
-    replace_by_norm(op, after.y, y, value, kind)
+    replace_by_norm(after.y, y, value, kind)
     node.metadata_props[LAYER], node.metadata_props[KIND] = f"{layer}.{XHAT}", XHAT
     return True
 
@@ -90,7 +90,7 @@ def shared_layer(node: ir.Node, *others: ir.Node) -> str:
     return ".".join(parts[0] for parts in shared) or ".".join(names[0])
 
 
-def replace_by_norm(op: Builder, old: ir.Value, new: ir.Value, x: ir.Value, kind: str) -> None:
+def replace_by_norm(old: ir.Value, new: ir.Value, x: ir.Value, kind: str) -> None:
     """Let all readers of `old` read `new`, a norm of `x`, under the old name; `old` may be `x` itself."""
     node = new.producer()
     assert node is not None

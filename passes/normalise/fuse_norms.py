@@ -125,7 +125,7 @@ def _layer_norm(op: Builder, node: ir.Node, norm: Standardisation) -> bool:
     bias = after.bias if after.bias is not None else np.zeros(sizes, np.float32)
     with op.at(layer_of(node, after.y), before=node_after(op.graph, after.y.producer())):
         y = op.LayerNormalization(norm.x, scale, bias, axis=-len(sizes), epsilon=norm.eps)
-    replace_by_norm(op, after.y, y, norm.x, "layer")
+    replace_by_norm(after.y, y, norm.x, "layer")
     return True
 
 
@@ -160,7 +160,7 @@ def _root_mean_square(op: Builder, node: ir.Node, norm: Standardisation) -> bool
     old = product.outputs[0] if scale is not None and product is not None else norm.y
     with op.at(layer_of(node, old), before=node_after(op.graph, old.producer())):
         y = op.Mul(norm.y, scale if scale is not None else np.ones(sizes, np.float32))
-    replace_by_norm(op, old, y, norm.y, "rms")
+    replace_by_norm(old, y, norm.y, "rms")
     node.metadata_props[KIND] = XHAT
     return True
 

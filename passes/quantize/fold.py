@@ -80,7 +80,7 @@ def standardise(model: ir.Model, site: NormSite) -> bool:
     return True
 
 
-def pool_first(model: ir.Model, norm: ir.Node) -> None:
+def pool_first(norm: ir.Node) -> None:
     """Behind an adapted norm, put MaxPool before Relu instead of after it, in place: the same numbers, fewer of them.
 
     Engines also move a rounding from behind a MaxPool to its front, but not across a Relu. On 8-bit maps whose

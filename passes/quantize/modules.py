@@ -82,7 +82,7 @@ def quantize(
     for site in sites:
         if standardise(model, site):
             known.pop(str(site.x.name), None)
-        pool_first(model, site.node)
+        pool_first(site.node)
     common.RemoveUnusedNodesPass()(model)
     measured = ranges(model, data, settings["calibration"], settings["percentile"]) if data is not None else {}
     ends = {**measured, **_widened(measured, sites), **known}

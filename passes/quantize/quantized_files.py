@@ -206,7 +206,7 @@ def _lift(graph: ir.Graph, node: ir.Node, grids: dict[str, Range]) -> None:
         value = _moved(graph, node, numbers, grids)
     else:
         raise refusal(node, "no QuantizeLinear rounds its input")
-    _replace(graph, node.outputs[0], value)
+    _replace(node.outputs[0], value)
 
 
 def _moved(graph: ir.Graph, node: ir.Node, numbers: ir.Value, grids: dict[str, Range]) -> ir.Value:
@@ -258,10 +258,10 @@ def _lift_norms(graph: ir.Graph, cast: ir.Node, grids: dict[str, Range]) -> None
             norm.replace_input_with(position, constant)
         eps = norm.attributes.get_float("epsilon", 1e-5) * scale**2
         norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
-    _replace(graph, cast.outputs[0], value)
+    _replace(cast.outputs[0], value)
 
 
-def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+def _replace(old: ir.Value, new: ir.Value) -> None:
     """Let all readers of `old` read `new`; an output of the graph keeps its name."""
     if old.is_graph_output():
         name, old.name = str(old.name), f"{old.name}.lifted"

@@ -231,7 +231,7 @@ def test_pooling_first_changes_no_number(tmp_path: Path) -> None:
     weights = {**{k: v for k, v in CONV_NORM_WEIGHTS.items() if not k.startswith("fc")}, "next.weight": (4, 4, 3, 3)}
     plain = normalise(load(saved(source(STEM, weights), tmp_path)), simplifier=None)
     model = plain.clone()
-    pool_first(model, find_norms(model).sites[0].node)
+    pool_first(find_norms(model).sites[0].node)
     assert [node.op_type for node in model.graph][2:4] == ["MaxPool", "Relu"]
     x = samples(plain)
     np.testing.assert_array_equal(run(model, x), run(plain, x))
