@@ -20,10 +20,11 @@ def name_parameters(model: ir.Model, sites: Sequence[NormSite]) -> None:
         model.graph.register_initializer(shared)
     for site in sites:
         for position, role in enumerate(site.parameters, start=1):
-            _own_initializer(model.graph, site.node, position, f"{site.name}.{role}")
+            own_initializer(model.graph, site.node, position, f"{site.name}.{role}")
 
 
-def _own_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str) -> None:
+def own_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str) -> None:
+    """Let the constant input at `position` be an initializer `name` that no other node reads, in place."""
     old = node.inputs[position]
     assert old is not None and old.const_value is not None
     own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))

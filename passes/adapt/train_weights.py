@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.adapt.own_parameters import own_initializer
 from ttac.passes.graph.layer_names import unique
 from ttac.passes.graph.state import StateTensor, state_input
 
@@ -43,11 +44,7 @@ def own_weights(model: ir.Model) -> list[Owned]:
         if len(old.uses()) > 1 or "::" in name or "[" in name:
             name = unique(f"{node.name}.{role}", taken)
             taken.add(name)
-            own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))
-            node.replace_input_with(position, own)
-            if not old.uses():
-                graph.initializers.pop(str(old.name), None)
-            graph.register_initializer(own)
+            own_initializer(graph, node, position, name)
         owned.append(Owned(str(node.name), position, name))
     return owned
 
