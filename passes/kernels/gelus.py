@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
+from ttac.passes.differentiate.rules.activations import tanh_gelu_derivative
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims, known_dims
 from ttac.passes.kernels.expected import expected
@@ -90,17 +90,8 @@ def _is(graphs: LinkedGraphs, value: ir.Value | None, x: ir.Value, formula: Call
     return terms.of(graphs, value, {source: terms.term("x")}) == wanted
 
 
-def _tanh_derivative(op: Builder, x: ir.Value) -> ir.Value:
-    """c + x*c' with c = (1 + tanh u)/2, u = k*(x + a*x^3), k = sqrt(2/pi), a = 0.044715, as the rule of Gelu."""
-    k, a = math.sqrt(2.0 / math.pi), 0.044715
-    square = op.Mul(x, x)
-    t = op.Tanh(op.Mul(op.Mul(x, op.Add(op.Mul(square, a), 1.0)), k))
-    inner = op.Mul(op.Add(op.Mul(square, 3.0 * a), 1.0), 0.5 * k)
-    return op.Add(op.Mul(op.Add(t, 1.0), 0.5), op.Mul(x, op.Mul(op.Sub(1.0, op.Mul(t, t)), inner)))
-
-
 DERIVATIVES: Mapping[str, Callable[[Builder, ir.Value], ir.Value]] = {
     "gelu": lambda op, x: op.GeluDerivative(x),
-    "tanhgelu": _tanh_derivative,
+    "tanhgelu": tanh_gelu_derivative,
 }
 """Name of an activation -> its derivative, in the operators of `differentiate/rules`."""

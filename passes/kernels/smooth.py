@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
+from ttac.passes.differentiate.rules.activations import hard_swish_derivative
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.match import made_by
 from ttac.passes.kernels.expected import expected
@@ -75,8 +76,7 @@ def _silu(op: Builder, dy: ir.Value, u: ir.Value) -> ir.Value:
 
 
 def _hard_swish(op: Builder, dy: ir.Value, u: ir.Value) -> ir.Value:
-    h = op.HardSigmoid(u, alpha=1.0 / 6.0, beta=0.5)
-    return op.Mul(dy, op.Add(h, op.Masked(op.Mul(u, 1.0 / 6.0), op.Between(u, -3.0, 3.0))))
+    return op.Mul(dy, hard_swish_derivative(op, u))
 
 
 GRADIENTS: Mapping[str, Callable[[Builder, ir.Value, ir.Value], ir.Value]] = {"silu": _silu, "hardswish": _hard_swish}

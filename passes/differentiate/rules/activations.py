@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ttac.passes.differentiate.reverse_walk import GradientBuilder, gradient
 from ttac.passes.differentiate.rules.facts import axis_of, present, rank, refusal
+from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.shapes import dims
 
 Gradients = tuple[ir.Value | None, ...]
@@ -97,9 +98,13 @@ def hard_sigmoid(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
 @gradient("HardSwish")
 def hard_swish(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     """z = x*h with h = min(max(x/6 + 1/2, 0), 1)   ->   dx = dz*(h + x/6 where -3 < x < 3)."""
-    x = node.inputs[0]
+    return op.Mul(dz, hard_swish_derivative(op, node.inputs[0]))
+
+
+def hard_swish_derivative(op: Builder, x: ir.Value | None) -> ir.Value:
+    """h + x/6 where -3 < x < 3, with h = min(max(x/6 + 1/2, 0), 1)."""
     h = op.HardSigmoid(x, alpha=1.0 / 6.0, beta=0.5)
-    return op.Mul(dz, op.Add(h, op.Masked(op.Mul(x, 1.0 / 6.0), op.Between(x, -3.0, 3.0))))
+    return op.Add(h, op.Masked(op.Mul(x, 1.0 / 6.0), op.Between(x, -3.0, 3.0)))
 
 
 @gradient("Mish")
@@ -137,10 +142,7 @@ def gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     approximate = node.attributes.get_string("approximate", "none")
     if approximate not in ("none", "tanh"):
         raise refusal(node, f"unknown `approximate` {approximate!r}")
-    if approximate == "none":
-        return op.Mul(dz, op.GeluDerivative(x))
-    c, cdf_derivative = _nearly_normal(op, x)
-    return op.Mul(dz, op.Add(c, op.Mul(x, cdf_derivative)))
+    return op.Mul(dz, op.GeluDerivative(x) if approximate == "none" else tanh_gelu_derivative(op, x))
 
 
 @gradient("ExactGelu")
@@ -149,13 +151,13 @@ def exact_gelu(op: GradientBuilder, node: ir.Node, dz: ir.Value) -> ir.Value:
     return op.Mul(dz, op.GeluDerivative(node.inputs[0]))
 
 
-def _nearly_normal(op: GradientBuilder, x: ir.Value | None) -> tuple[ir.Value, ir.Value]:
-    """c = (1 + tanh u)/2 with u = k*(x + a*x^3), k = sqrt(2/pi), a = 0.044715, and its derivative."""
+def tanh_gelu_derivative(op: Builder, x: ir.Value | None) -> ir.Value:
+    """c + x*c' with c = (1 + tanh u)/2, u = k*(x + a*x^3), k = sqrt(2/pi), a = 0.044715."""
     k, a = math.sqrt(2.0 / math.pi), 0.044715
     square = op.Mul(x, x)
     t = op.Tanh(op.Mul(op.Mul(x, op.Add(op.Mul(square, a), 1.0)), k))
     inner = op.Mul(op.Add(op.Mul(square, 3.0 * a), 1.0), 0.5 * k)
-    return op.Mul(op.Add(t, 1.0), 0.5), op.Mul(op.Sub(1.0, op.Mul(t, t)), inner)
+    return op.Add(op.Mul(op.Add(t, 1.0), 0.5), op.Mul(x, op.Mul(op.Sub(1.0, op.Mul(t, t)), inner)))
 
 
 @gradient("Softmax")
