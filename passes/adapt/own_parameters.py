@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.norms.norm_sites import NormSite
 
 ROLES = ("scale", "bias", "mean", "var")
@@ -27,8 +28,6 @@ def own_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str) ->
     """Let the constant input at `position` be an initializer `name` that no other node reads, in place."""
     old = node.inputs[position]
     assert old is not None and old.const_value is not None
-    own = ir.val(name, const_value=ir.tensor(old.const_value.numpy(), name=name))
-    node.replace_input_with(position, own)
-    if not old.uses():
+    if len(old.uses()) == 1:
         graph.initializers.pop(str(old.name), None)
-    graph.register_initializer(own)
+    node.replace_input_with(position, initializer(graph, name, old.const_value.numpy()))

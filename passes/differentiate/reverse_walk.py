@@ -17,6 +17,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER, SEED
 from ttac.passes.graph.places import node_place
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.waists import ROUNDED
 from ttac.passes.operators.stop_gradient import DETACHED
@@ -167,8 +168,6 @@ def _seed(graph: ir.Graph, loss: ir.Value) -> ir.Value:
     """Return the gradient 1 of the loss by itself, an initializer; the nodes that depend on it form the backward."""
     if loss.shape is None or len(loss.shape) or loss.dtype is None:
         raise AssertionError(f"the loss `{loss.name}` is not a scalar but {loss.shape}")
-    name = f"{loss.name}.grad"
-    seed = ir.val(name, const_value=ir.tensor(np.ones((), loss.dtype.numpy()), name=name))
+    seed = initializer(graph, f"{loss.name}.grad", np.ones((), loss.dtype.numpy()))
     seed.metadata_props[SEED] = "true"
-    graph.register_initializer(seed)
     return seed

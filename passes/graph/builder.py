@@ -20,6 +20,7 @@ from ttac.errors import UnsupportedError
 from ttac.passes.graph import composites
 from ttac.passes.graph.keys import LAYER, ROOM_KEY
 from ttac.passes.graph.places import node_place
+from ttac.passes.graph.rewire import initializer
 
 Operand = ir.Value | float | int | Sequence[int] | np.ndarray | None
 
@@ -120,8 +121,7 @@ class Builder:
         """Return the initializer with the contents of `array`; equal contents share one initializer."""
         name = _constant_name(array)
         if name not in self.graph.initializers:
-            value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name))
-            self.graph.register_initializer(value)
+            initializer(self.graph, name, array)
         return self.graph.initializers[name]
 
     def _operands(self, operands: list[Operand]) -> list[ir.Value | None]:

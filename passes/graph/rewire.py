@@ -1,8 +1,16 @@
-"""Rewire a graph: put one value in the place of another, and find nodes before and after."""
+"""Rewire a graph: add constants, put one value in the place of another, and find nodes before and after."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Add a constant with the contents of `array`; no other constant of the graph may have the name."""
+    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name))
+    graph.register_initializer(value)
+    return value
 
 
 def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:

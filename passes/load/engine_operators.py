@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ttac.passes.graph.rewire import initializer
+
 DOMAIN = "com.microsoft"
 """Operator domain of onnxruntime's contributed operators."""
 STANDARD = frozenset({"QLinearConv", "QLinearMatMul"})
@@ -90,9 +92,7 @@ class Writer:
         array = np.asarray(content)
         array = array.astype(np.float32) if array.dtype == np.float64 else array
         name = f"{self._node.outputs[0].name}.constant.{len(self._graph.initializers)}"
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self._graph.register_initializer(value)
-        return value
+        return initializer(self._graph, name, array)
 
     def along(self, op_type: str, x: ir.Value, axes: list[int], since: int, **more: Any) -> ir.Value:
         """Append a node whose axes are an input from opset `since`, an attribute before."""

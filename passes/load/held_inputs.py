@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ttac.errors import UsageError
+from ttac.passes.graph.rewire import initializer
 from ttac.suggest import did_you_mean
 
 OPTION = "--hold"
@@ -82,15 +83,14 @@ def _fill(model: ir.Model, value: ir.Value, array: np.ndarray, others: list[ir.V
     if not others:
         raise UsageError("no input is left that takes samples", where=where, hint="hold fewer inputs")
     value.name = f"{name}.held"
-    number = ir.val(f"{name}.value", const_value=ir.tensor(array, name=f"{name}.value"))
-    model.graph.register_initializer(number)
+    number = initializer(model.graph, f"{name}.value", array)
     count = ir.node("Shape", [others[0]], {"start": 0, "end": 1}, name=f"{name}.count")
     sizes: list[ir.Value] = []
     for axis, size in enumerate(value.shape):
         if isinstance(size, int):
-            fixed = ir.val(f"{name}.{axis}", const_value=ir.tensor(np.array([size], np.int64), name=f"{name}.{axis}"))
-            model.graph.register_initializer(fixed)
-        sizes.append(fixed if isinstance(size, int) else count.outputs[0])
+            sizes.append(initializer(model.graph, f"{name}.{axis}", np.array([size], np.int64)))
+        else:
+            sizes.append(count.outputs[0])
     shape = ir.node("Concat", sizes, {"axis": 0}, name=f"{name}.shape")
     expand = ir.node("Expand", [number, shape.outputs[0]], name=f"{name}.expand")
     first = model.graph[0]

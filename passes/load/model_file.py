@@ -19,7 +19,7 @@ from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.graph.graph_files import is_outside
 from ttac.passes.graph.layer_names import PARAMETRIC, name_layers, name_nodes
 from ttac.passes.graph.places import node_place
-from ttac.passes.graph.rewire import nodes_before, replace
+from ttac.passes.graph.rewire import initializer, nodes_before, replace
 from ttac.passes.load.checked_file import EXPORT, checked
 from ttac.passes.load.engine_operators import DOMAIN
 from ttac.passes.load.engine_rules import unfuse
@@ -235,9 +235,7 @@ def fold_casts(model: ir.Model) -> None:
             name = str(x.name)
             model.graph.initializers.pop(name)
         node.outputs[0].name = f"{name}.cast"
-        weight = ir.val(name, const_value=ir.tensor(x.const_value.numpy().astype(np.float32), name=name))
-        model.graph.register_initializer(weight)
-        replace(model.graph, node, weight)
+        replace(model.graph, node, initializer(model.graph, name, x.const_value.numpy().astype(np.float32)))
 
 
 def _settle_types(model: ir.Model, say: Say) -> None:

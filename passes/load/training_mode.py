@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.places import node_place
-from ttac.passes.graph.rewire import replace
+from ttac.passes.graph.rewire import initializer, replace
 
 HINT = "export the model in `eval()` mode"
 
@@ -53,9 +53,7 @@ def scalar_grids(graph: ir.Graph) -> None:
         for position, array in enumerate(arrays, start=1):
             assert array is not None
             name = f"{node.inputs[0].name}.{node.op_type}.{node.outputs[0].name}.{position}"  # type: ignore[union-attr]
-            value = ir.val(name, const_value=ir.tensor(array.reshape(()), name=name))
-            graph.register_initializer(value)
-            node.replace_input_with(position, value)
+            node.replace_input_with(position, initializer(graph, name, array.reshape(())))
         node.attributes.pop("axis", None)
 
 
@@ -131,9 +129,7 @@ def _write_out(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         return new.outputs[0]
 
     def constant(name: str, array: np.ndarray) -> ir.Value:
-        value = ir.val(f"{node.outputs[0].name}.{name}", const_value=ir.tensor(array))
-        graph.register_initializer(value)
-        return value
+        return initializer(graph, f"{node.outputs[0].name}.{name}", array)
 
     def mean(value: ir.Value) -> ir.Value:
         if opset >= 18:

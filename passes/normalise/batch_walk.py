@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ttac.errors import UnsupportedError
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.places import node_place
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.graph.shapes import BATCH
 from ttac.passes.load.model_file import KEPT
 
@@ -215,8 +216,7 @@ class Walk:
             return
         for old, array in zip(node.outputs, contents, strict=False):
             name, old.name = old.name, None
-            value = ir.val(name, const_value=ir.tensor(array, name=name))
-            self.graph.register_initializer(value)
+            value = initializer(self.graph, str(name), array)
             self._sized.update([value] if is_sized else ())
             old.replace_all_uses_with(value)
         self.graph.remove(node, safe=True)

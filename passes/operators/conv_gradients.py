@@ -28,6 +28,7 @@ import onnx_ir as ir
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.composites import Types, composite
 from ttac.passes.graph.reshaping import pad_or_crop, reshape
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.graph.shapes import dims
 from ttac.passes.graph.windows import Window
 
@@ -114,9 +115,7 @@ def _initializer(op: Builder, name: str, array: np.ndarray) -> ir.Value:
     """Return the initializer of this name and content. If the name has another content, return a shared constant."""
     existing = op.graph.initializers.get(name)
     if existing is None:
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-        op.graph.register_initializer(value)
-        return value
+        return initializer(op.graph, name, array)
     same = existing.const_value is not None and np.array_equal(existing.const_value.numpy(), array)
     return existing if same else op.constant(array)
 

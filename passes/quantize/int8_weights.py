@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.quantize.fold import STEPS, channel_axis, constants
 from ttac.passes.quantize.grids import Grid
 from ttac.spec import Target
@@ -54,9 +55,7 @@ def named(op: Builder, name: str, array: np.ndarray) -> ir.Value:
     while candidate in op.graph.initializers:
         count += 1
         candidate = f"{name}.{count}"
-    value = ir.val(candidate, const_value=ir.tensor(np.ascontiguousarray(array), name=candidate))
-    op.graph.register_initializer(value)
-    return value
+    return initializer(op.graph, candidate, array)
 
 
 def int8_kernel(

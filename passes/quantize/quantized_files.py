@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
-from ttac.passes.graph.rewire import replace
+from ttac.passes.graph.rewire import initializer, replace
 from ttac.passes.load.input_axes import AXES, axes_of
 from ttac.passes.load.model_file import REFERENCE
 from ttac.passes.normalise.normal_form import tidy
@@ -105,10 +105,8 @@ def _compute_constants(model: ir.Model) -> None:
         }
         results: Any = ReferenceEvaluator(ir.to_proto(node), opsets={"": model.opset_imports[""]}).run(None, arrays)
         name = str(node.outputs[0].name)
-        constant = ir.val(name, const_value=ir.tensor(np.asarray(results[0]), name=name))
         node.outputs[0].name = f"{name}.computed"
-        model.graph.register_initializer(constant)
-        node.outputs[0].replace_all_uses_with(constant)
+        node.outputs[0].replace_all_uses_with(initializer(model.graph, name, np.asarray(results[0])))
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -253,9 +251,7 @@ def _lift_norms(graph: ir.Graph, cast: ir.Node, grids: dict[str, Range]) -> None
         real = {3: (mean.numpy() - zero) * scale, 4: var.numpy() * scale**2}
         for position, array in real.items():
             name = f"{norm.name}.{'mean' if position == 3 else 'var'}.lifted"
-            constant = ir.val(name, const_value=ir.tensor(array.astype(np.float32), name=name))
-            graph.register_initializer(constant)
-            norm.replace_input_with(position, constant)
+            norm.replace_input_with(position, initializer(graph, name, array.astype(np.float32)))
         eps = norm.attributes.get_float("epsilon", 1e-5) * scale**2
         norm.attributes["epsilon"] = ir.AttrFloat32("epsilon", eps)
     _replace(cast.outputs[0], value)
@@ -271,13 +267,12 @@ def _replace(old: ir.Value, new: ir.Value) -> None:
 
 def _constant(graph: ir.Graph, node: ir.Node, numbers: np.ndarray) -> ir.Value:
     """Return the float constant that a DequantizeLinear computes, and note the grid of an int8 kernel around 0."""
-    array = dequantized(node, numbers)
-    value = ir.val(str(node.outputs[0].name), const_value=ir.tensor(array, name=str(node.outputs[0].name)))
+    array, name = dequantized(node, numbers), str(node.outputs[0].name)
+    node.outputs[0].name = f"{name}.lifted"
+    value = initializer(graph, name, array)
     scale, zero = operands(node, array.ndim)
     if numbers.dtype == np.int8 and not zero.any():
         value.meta[STEPS] = (node.attributes.get_int("axis", 1), scale.reshape(-1) if scale.ndim else scale)
-    node.outputs[0].name = f"{value.name}.lifted"
-    graph.register_initializer(value)
     return value
 
 
@@ -293,7 +288,10 @@ def _restore_tails(model: ir.Model, grids: dict[str, Range]) -> None:
         if low != 0.0 or maker is None or _is_nonnegative(value):
             continue
         name = str(value.name)
-        ends = [_scalar(model.graph, f"{name}.{end}", number) for end, number in (("low", low), ("high", high))]
+        ends = [
+            initializer(model.graph, f"{name}.{end}", np.array(number, np.float32))
+            for end, number in (("low", low), ("high", high))
+        ]
         clip = ir.node("Clip", [value, *ends], name=f"{name}.clip", metadata_props={"ttac.room": ROOM})
         kept = clip.outputs[0]
         kept.name, kept.type, kept.shape = f"{name}.clip", value.type, value.shape
@@ -310,9 +308,3 @@ def _is_nonnegative(value: ir.Value | None) -> bool:
         return node is not None and node.op_type in NONNEGATIVE
     count = len(node.inputs) if node.op_type == "Concat" else 1
     return all(_is_nonnegative(each) for each in node.inputs[:count])
-
-
-def _scalar(graph: ir.Graph, name: str, number: float) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(np.array(number, np.float32), name=name))
-    graph.register_initializer(value)
-    return value
