@@ -197,7 +197,8 @@ def _outputs(content: BundleContent, word: Word) -> set[str]:
     """Names of the values that the run of the word gives; none of a word that runs no graph."""
     if "run" not in word:
         return set()
-    return set(word.get("only", (str(value.name) for value in content.graphs[word["run"]].graph.outputs)))
+    graphs = [content.graphs[name].graph for name in content.stages(word["run"])]
+    return set(word.get("only", (str(value.name) for graph in graphs for value in graph.outputs)))
 
 
 def unguarded(content: BundleContent) -> dict[str, list[Word]]:

@@ -13,6 +13,7 @@ import ttac
 from tests.support.source_models import saved
 from tests.support.whole_models import MODELS, compiled, refused, samples, state_of
 from ttac.errors import UnsupportedError
+from ttac.passes.step_graphs.prior_correction import CORRECT
 
 BATCH = 8
 X = samples((3, 16, 16), BATCH)
@@ -40,6 +41,15 @@ def test_the_correction_multiplies_the_returned_scores(method: str, tmp_path: Pa
     np.testing.assert_array_equal(found.predict(X), plain.predict(X))
     after, expected = state_of(found), state_of(plain)
     assert all(np.array_equal(after[name], value) for name, value in expected.items())
+
+
+def test_the_backward_may_have_stages(tmp_path: Path) -> None:
+    demo = Path(ttac.__file__).parent / "demo"
+    more: dict[str, Any] = {"method": "cotta", "batch": 16, "calibration": demo / "fashion_calibration.npz"}
+    settings = {"prior_correction": True}
+    bundle = compiled(demo / "fashion_resnet_bn.onnx", tmp_path, settings=settings, **more)
+    manifest = ttac.Bundle.read(bundle).manifest
+    assert "backward-2" in manifest["graphs"] and {"run": CORRECT} in manifest["programs"]["step"]
 
 
 def test_the_guard_holds_no_correction_back(tmp_path: Path) -> None:
