@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.state import StateTensor, state_input
-from ttac.passes.step_graphs.context import Context, MethodGraph, new_graph
+from ttac.passes.step_graphs.context import Context, MethodGraph, finished, new_graph
 from ttac.passes.step_graphs.guard import bounded, drift_stats
 
 LARGE_ELEMENTS = 64 * 1024
@@ -60,10 +60,6 @@ AfterStep = Callable[[Builder, ir.Value, Sequence[StateTensor]], tuple[ir.Value,
 Step = Callable[[Builder, FlatParameters, Mapping[str, Any]], tuple[ir.Value, list[StateTensor]]]
 
 
-Update = tuple[ir.Model, list[StateTensor]]
-"""A graph, and all state it moves, initial values included."""
-
-
 def update(
     context: Context,
     gradients: Sequence[str] | None = None,
@@ -76,13 +72,10 @@ def update(
     `after` changes each vector of parameters once more; `rates` are the learning rates of tensors with their own.
     """
     names = context.gradients if gradients is None else gradients
-    (model, moved), *large = update_graphs(
+    first, *large = update_graphs(
         context.parameters, names, context.settings, context.opset, anchor=anchor, after=after, rates=rates
     )
-    stats = drift_stats(model)
-    return MethodGraph(
-        model, tuple(moved), stats, more=tuple(MethodGraph(other, tuple(state)) for other, state in large)
-    )
+    return replace(first, stats=drift_stats(first.model), more=tuple(large))
 
 
 def update_graphs(
@@ -94,7 +87,7 @@ def update_graphs(
     anchor: Anchor | None = None,
     after: AfterStep | None = None,
     rates: Mapping[str, float] | None = None,
-) -> list[Update]:
+) -> list[MethodGraph]:
     """One optimizer step as graphs that run in turn: all small parameters, then large ones, the largest alone.
 
     The first graph counts the step, and the others read its number; see `update_graph`.
@@ -142,8 +135,8 @@ def update_graph(
     first: bool = True,
     after: AfterStep | None = None,
     rates: Mapping[str, float] | None = None,
-) -> Update:
-    """The graph of one optimizer step, and all state it moves, initial values included.
+) -> MethodGraph:
+    """The graph of one optimizer step.
 
     It reads `<parameter>` and the values `gradients`, in pairs, and gives `<parameter>.next` and `<state>.next`.
 
@@ -171,7 +164,7 @@ def update_graph(
             moved = unflatten(op, following, members)
         moved_parameters += [replace(p, value=values[i], next=m) for p, i, m in zip(members, group, moved, strict=True)]
         state += [*memory, *further]
-    return _with_outputs(op, [*moved_parameters, *state, *([counter] if first and counter else [])])
+    return finished(op, {}, [*moved_parameters, *state, *([counter] if first and counter else [])])
 
 
 def _stepped(
@@ -223,14 +216,6 @@ def _regularised(
     if decay := float(settings.get("weight_decay", 0.0)):
         gradient = op.Add(gradient, op.Mul(flat, decay))
     return op.Add(gradient, anchor.pull(op, flat, parameters)) if anchor else gradient
-
-
-def _with_outputs(op: Builder, state: list[StateTensor]) -> Update:
-    for tensor in state:
-        assert tensor.next is not None
-        tensor.next.name = f"{tensor.name}.next"
-        op.graph.outputs.append(tensor.next)
-    return ir.Model(op.graph, ir_version=8), state
 
 
 def groups(parameters: Sequence[StateTensor]) -> list[tuple[list[int], str]]:

@@ -122,17 +122,17 @@ def test_graphs_of_an_update_do_what_one_does(
         for name, shape in shapes.items()
     ]
     gradients = {f"{name}.grad": samples(shape, 1, seed=1)[0] for name, shape in shapes.items()}
-    whole, moved = update_graph(tensors, list(gradients), settings, 18)
+    whole = update_graph(tensors, list(gradients), settings, 18)
     parts = update_graphs(tensors, list(gradients), settings, 18)
-    stepped = [[t.name for t in state if t.role == "parameter"] for _, state in parts]
+    stepped = [[t.name for t in part.state if t.role == "parameter"] for part in parts]
     assert stepped == [*([list(small)] if small else []), ["a"], ["b"], ["c", "d"], ["e"]]
-    state = {t.name: t.initial for t in moved}
-    assert {t.name for _, made in parts for t in made} == set(state)
+    state = {t.name: t.initial for t in whole.state}
+    assert {t.name for part in parts for t in part.state} == set(state)
     for _ in range(3):
-        expected = run(whole, {**state, **gradients})
+        expected = run(whole.model, {**state, **gradients})
         found: dict[str, np.ndarray] = {}
-        for model, _ in parts:
-            found |= run(model, {**state, **gradients, **found})
+        for part in parts:
+            found |= run(part.model, {**state, **gradients, **found})
         for name in state:
             np.testing.assert_allclose(found[f"{name}.next"], expected[f"{name}.next"], rtol=1e-6)
         state = {name: expected[f"{name}.next"] for name in state}

@@ -188,8 +188,8 @@ def test_parameters_stay_within_the_radius(rate: float) -> None:
     initial = np.random.default_rng(0).standard_normal(6, dtype=np.float32)
     tensor = StateTensor(name="a", role="parameter", initial=initial, value=ir.val("a", ir.DataType.FLOAT, (6,)))
     sgd = {"optimizer": "sgd", "lr": rate, "momentum": 0.0, "nesterov": False}
-    model, _ = update_graph([tensor], ["g"], {**SETTINGS, **sgd}, 18)
-    outputs = run(model, {"a": initial, "g": np.ones(6, np.float32)})
+    made = update_graph([tensor], ["g"], {**SETTINGS, **sgd}, 18)
+    outputs = run(made.model, {"a": initial, "g": np.ones(6, np.float32)})
     moved, length = -rate * np.ones(6), np.linalg.norm(initial)
     expected = initial + moved * min(1.0, 0.1 * length / np.linalg.norm(moved))
     np.testing.assert_allclose(outputs["a.next"], expected, rtol=1e-5, atol=1e-6)

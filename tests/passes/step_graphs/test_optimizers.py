@@ -67,12 +67,12 @@ def test_five_steps_of_the_optimizer(name: str, restated: Any) -> None:
         )
         for key, value in initial.items()
     ]
-    model, moved = update_graph(parameters, [f"{key}.grad" for key in SHAPES], OPTIONS[name], 18)
-    assert [value.name for value in model.graph.outputs] == [f"{tensor.name}.next" for tensor in moved]
-    state = {tensor.name: tensor.initial for tensor in moved}
+    made = update_graph(parameters, [f"{key}.grad" for key in SHAPES], OPTIONS[name], 18)
+    assert [value.name for value in made.model.graph.outputs] == [f"{tensor.name}.next" for tensor in made.state]
+    state = {tensor.name: tensor.initial for tensor in made.state}
     for step in gradients:
         feeds = {**state, **{f"{key}.grad": value.astype(np.float32) for key, value in step.items()}}
-        found = run(model, feeds)
+        found = run(made.model, feeds)
         state = {key: found[f"{key}.next"] for key in state}
     for key, value in initial.items():
         expected = restated(value, [step[key] for step in gradients], OPTIONS[name])
@@ -83,9 +83,9 @@ def test_the_first_step_of_adam_is_of_full_size() -> None:
     """lr * sign(g), however small the gradient."""
     tensor = StateTensor(name="a", role="parameter", initial=np.zeros(2, np.float32), value=ir.val("a", SINGLE, [2]))
     settings = {"optimizer": "adam", "lr": 0.25, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-    model, moved = update_graph([tensor], ["g"], settings, 18)
-    feeds = {t.name: t.initial for t in moved} | {"g": np.array([1e-3, -1e-5], np.float32)}
-    np.testing.assert_allclose(run(model, feeds)["a.next"], [-0.25, 0.25], rtol=1e-2)
+    made = update_graph([tensor], ["g"], settings, 18)
+    feeds = {t.name: t.initial for t in made.state} | {"g": np.array([1e-3, -1e-5], np.float32)}
+    np.testing.assert_allclose(run(made.model, feeds)["a.next"], [-0.25, 0.25], rtol=1e-2)
 
 
 def test_an_engine_sees_the_sizes_of_any_number_of_parts() -> None:
@@ -95,6 +95,6 @@ def test_an_engine_sees_the_sizes_of_any_number_of_parts() -> None:
         for i in range(130)
     ]
     gradients = {f"p{i}.grad": np.full(1, i, np.float32) for i in range(130)}
-    model, _ = update_graph(tensors, list(gradients), OPTIONS["plain"], 18)
-    found = run(model, {**gradients, **{tensor.name: tensor.initial for tensor in tensors}})
+    made = update_graph(tensors, list(gradients), OPTIONS["plain"], 18)
+    found = run(made.model, {**gradients, **{tensor.name: tensor.initial for tensor in tensors}})
     np.testing.assert_allclose([found[f"p{i}.next"][0] for i in range(130)], 1 - 0.1 * np.arange(130), rtol=1e-6)

@@ -30,10 +30,10 @@ def parameters() -> list[StateTensor]:
 @pytest.mark.parametrize("weight", [0.01, 0.3, 1.0])
 def test_the_step_is_blended_with_the_source(weight: float) -> None:
     tensors = parameters()
-    model, _ = update_graph(tensors, ["ga", "gb"], {**SGD, "source_weight": weight}, 18)
+    made = update_graph(tensors, ["ga", "gb"], {**SGD, "source_weight": weight}, 18)
     now = {t.name: t.initial + 1 for t in tensors}
     gradients = {"ga": np.full((3,), 2, np.float32), "gb": np.full((2, 2), -4, np.float32)}
-    outputs = run(model, {**now, **gradients})
+    outputs = run(made.model, {**now, **gradients})
     for tensor, gradient in zip(tensors, gradients.values(), strict=True):
         stepped = now[tensor.name] - 0.5 * gradient
         expected = (1 - weight) * stepped + weight * tensor.initial
@@ -42,6 +42,7 @@ def test_the_step_is_blended_with_the_source(weight: float) -> None:
 
 def test_without_a_weight_the_graph_is_unchanged() -> None:
     graphs = [
-        update_graph(parameters(), ["ga", "gb"], settings, 18)[0] for settings in (SGD, {**SGD, "source_weight": 0.0})
+        update_graph(parameters(), ["ga", "gb"], settings, 18).model
+        for settings in (SGD, {**SGD, "source_weight": 0.0})
     ]
     assert ir.to_proto(graphs[0]) == ir.to_proto(graphs[1])
