@@ -152,6 +152,13 @@ def surprises(op: Builder, scores: ir.Value, other: ir.Value, head: Head) -> ir.
     return op.Neg(op.ReduceSum(likely, [head.axis or 0], keepdims=0))
 
 
+def labelled(op: Builder, scores: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+    """CE of each sample, [N], for scores [N, classes], and the new graph input `name`, the labels as ones and zeros."""
+    labels = ir.val(name, dtype=scores.dtype, shape=scores.shape)
+    op.graph.inputs.append(labels)
+    return op.Neg(op.ReduceSum(op.Mul(labels, op.LogSoftmax(scores, axis=1)), [1], keepdims=0)), labels
+
+
 def mean(op: Builder, value: ir.Value, name: str) -> ir.Value:
     """Return the mean over all axes, one axis after the other from the last.
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ttac.errors import UsageError
 from ttac.passes.differentiate.heads import Head
 from ttac.passes.differentiate.joint import differentiate_loss
-from ttac.passes.differentiate.losses import Loss, mean
+from ttac.passes.differentiate.losses import Loss, labelled, mean
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import write_graphs
@@ -107,7 +107,7 @@ def _train(
     copy = subject.model.clone()
     values = {str(value.name): value for value in copy.graph.inputs}
     bound = tuple(replace(tensor, value=values[tensor.name]) for tensor in state)
-    joint = differentiate_loss(copy, copy.graph.outputs[0], labelled, bound, head)
+    joint = differentiate_loss(copy, copy.graph.outputs[0], labels_loss, bound, head)
     assert joint.loss is not None
     copy.graph.outputs[:] = [joint.loss.scalar, *joint.gradients]
     gradients = {p.name: str(g.name) for p, g in zip(joint.parameters, joint.gradients, strict=True)}
@@ -144,11 +144,9 @@ def _descend(progress: Progress, gradients: Arrays, rate: float) -> None:
         progress.values[name] = (progress.values[name] - rate * progress.momentum[name]).astype(np.float32)
 
 
-def labelled(op: Builder, scores: ir.Value, head: Head) -> Loss:
+def labels_loss(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """Mean cross-entropy to the labels, which `warmup.labels` [N, classes] holds as ones and zeros."""
-    labels = ir.val(LABELS, dtype=scores.dtype, shape=scores.shape)
-    op.graph.inputs.append(labels)
-    each = op.Neg(op.ReduceSum(op.Mul(labels, op.LogSoftmax(scores, axis=1)), [1], keepdims=0))
+    each, labels = labelled(op, scores, LABELS)
     return Loss(scalar=mean(op, each, LOSS), stats={}, head=head, other_inputs=(labels,))
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ttac.errors import UnsupportedError, UsageError
 from ttac.passes.differentiate.heads import Head, scores_of
-from ttac.passes.differentiate.losses import Loss, entropies, mean
+from ttac.passes.differentiate.losses import Loss, entropies, labelled, mean
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.execute import run
 from ttac.passes.graph.sample_set import SampleSet
@@ -110,9 +110,7 @@ def with_rotation(subject: Subject) -> list[StateTensor]:
 def rotation_loss(op: Builder, scores: ir.Value, head: Head) -> Loss:
     """mean_i CE(label_i, p_i) with p of the turns' scores; `rotation.labels` [N, 4] holds ones and zeros."""
     turns = next(value for node in op.graph for value in node.outputs if value.name == SCORES)
-    labels = ir.val(LABELS, dtype=turns.dtype, shape=turns.shape)
-    op.graph.inputs.append(labels)
-    each = op.Neg(op.ReduceSum(op.Mul(labels, op.LogSoftmax(turns, axis=1)), [1], keepdims=0))
+    each, labels = labelled(op, turns, LABELS)
     plain = mean(op, entropies(op, scores, head), "entropy")
     upright = op.Slice(op.Softmax(turns, axis=1), [0], [1], [1])
     stats = {"entropy": plain, "upright": mean(op, upright, "upright")}
