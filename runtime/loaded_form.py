@@ -51,7 +51,10 @@ class LoadedForm:
         }
 
     def _respelled(self) -> Mapping[str, tuple[Word, ...]]:
-        """The programs with the inputs of this form's graphs; a second run of a graph gives the residuals it has."""
+        """The programs with the inputs of this form's graphs; a second run of a graph gives the residuals it has.
+
+        `only` may list more: `bind` fetches no value that nothing reads.
+        """
         returned = {output.name for output in self._manifest.outputs}
 
         def run(word: Run) -> Run:
