@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.support.kernel_byte_case import check_bytes
 from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
 from tests.support.kernel_layer_case import check_activation, check_layer, check_softmax, layer_case
 from tests.support.kernel_map_case import check_interleave, check_pool, pool_case
@@ -31,6 +32,7 @@ CHECKS: dict[str, Callable[[int], None]] = {
     "reorder": check_reorder,
     "rows": check_rows,
     "adam": check_adam,
+    "bytes": check_bytes,
     "sparse": lambda seed: check_sparse(sparse_case(seed)),
 }
 """Name of the operators -> the check of one seed."""

@@ -79,11 +79,11 @@ class Executor:
 
         The compared step leaves no trace.  Each call compares until a step changes a parameter.
         """
-        if self.reference is None or not inputs:
+        if self.reference is None or self.choice.spec is None or not inputs:
             return
         expected, key = self._outcome(inputs, self.reference), self.choice.key
         try:
-            reason = disagreement(self._outcome(inputs, self.form), expected)
+            reason = disagreement(self._outcome(inputs, self.form), expected, self.choice.spec.agreed)
         except RuntimeMissingError as error:
             reason, key = f"the engine fails in its blocked layout ({error.problem})", ""
         if not reason and not expected.trains:

@@ -12,6 +12,11 @@ from ttac.runtime.reorder import ORDERS
 
 PORTABLE = "portable"
 """Name of the form that runs everywhere: the graphs of the manifest's `graphs`."""
+BYTES_BLOCK = 1
+"""Block of a form whose channels lie in no blocks: 8-bit layers with norms that read bytes."""
+AGREED, AGREED_BYTES = 1e-4, 0.1
+"""Largest difference of the outputs of two forms, relative to the largest value of an output; with norms of bytes, a
+rounding error turns into a whole step of 8 bits wherever a number lies between two of them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class FormSpec:
     graphs: Mapping[str, str]
     weights: Mapping[str, WeightSpec]
     kernels: int = 0
+
+    @property
+    def agreed(self) -> float:
+        """Largest difference of the outputs from those of the portable graphs, relative to the largest value."""
+        return AGREED_BYTES if self.block == BYTES_BLOCK else AGREED
 
     @property
     def domains(self) -> tuple[str, ...]:

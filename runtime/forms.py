@@ -18,7 +18,7 @@ from ttac.errors import RuntimeMissingError, TtacError, UsageError, Verification
 from ttac.runtime.bundle import OpenBundle
 from ttac.runtime.engine import open_session
 from ttac.runtime.form_cache import cache_key, recall
-from ttac.runtime.form_table import PORTABLE, FormSpec
+from ttac.runtime.form_table import AGREED, PORTABLE, FormSpec
 from ttac.runtime.hash_check import digest_of
 from ttac.runtime.json_values import HINT
 from ttac.runtime.kernel_library import KernelLibrary, kernel_library
@@ -29,8 +29,6 @@ from ttac.runtime.tensors import leave_on_disk
 FORMS = ("auto", PORTABLE, "blocked", "kernels")
 PROBED = 1e-4
 """Largest relative difference between internal and standard operators in a probe."""
-AGREED = 1e-4
-"""Largest difference of the outputs of two forms, relative to the largest value of an output."""
 MOVED, STEPPED = 0.1, 0.5
 """Largest difference of the changes of the state in one step, by their length: of moments and statistics, and of
 parameters.  The first step of Adam turns rounding errors of small gradients into whole steps of parameters: up to 0.2
@@ -195,13 +193,17 @@ class Outcome:
         return self.new[name].astype(np.float64) - old if name in self.new else np.zeros_like(old)
 
 
-def disagreement(found: Outcome, portable: Outcome) -> str:
-    """Return a sentence on the distance between the same step of two forms; empty if they agree."""
+def disagreement(found: Outcome, portable: Outcome, agreed: float = AGREED) -> str:
+    """Return a sentence on the distance between the same step of two forms; empty if they agree.
+
+    Args:
+        agreed: largest difference of outputs, relative to the largest value of an output.
+    """
     if not all(np.isfinite(array).all() for array in portable.outputs):
         return ""
     for array, expected in zip(found.outputs, portable.outputs):
         scale, difference = float(np.abs(expected).max()), float(np.abs(array - expected).max())
-        if not difference <= AGREED * scale:
+        if not difference <= agreed * scale:
             return f"its first outputs differ by {difference:.1e} of at most {scale:.1e} from the portable graphs"
     roles = set(portable.roles.values())
     if "sparsity" in roles and not _equal(found, portable, "sparsity"):

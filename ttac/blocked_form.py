@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -21,19 +21,21 @@ from ttac.passes.blocked.layout import Recipe
 from ttac.passes.blocked.probe import BLOCKS, probe
 from ttac.passes.graph.execute import Executable
 from ttac.passes.graph.graph_files import WEIGHTS, write_more_graphs
+from ttac.passes.kernels.byte_norms import byte_probe, with_byte_norms
+from ttac.passes.kernels.linked_graphs import version_of
 from ttac.passes.kernels.optimizer_steps import fuse_adam
 from ttac.passes.kernels.with_kernels import with_kernels
 from ttac.passes.verify.compare import relative
 from ttac.program_writer import programs
-from ttac.runtime.form_table import parse_forms
+from ttac.runtime.form_table import BYTES_BLOCK, parse_forms
 from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
 from ttac.runtime.tensors import map_tensors
 from ttac.spec import walk
 
-LOGITS, GRADIENTS = 1e-4, 0.1
-"""Largest differences of a form from the portable graphs: of the logits by their largest magnitude, and of all
-gradients by their length.  Two orders of summation move the gradients of a deep net with random weights by 2e-2."""
+GRADIENTS = 0.1
+"""Largest difference of all gradients of a form from those of the portable graphs, by their length.  Two orders of
+summation move the gradients of a deep net with random weights by 2e-2."""
 
 PARTLY = np.float32(0.3)
 """Factor on keep ratios in a second comparison, so that it reads dropped blocks too."""
@@ -53,25 +55,17 @@ class WrittenForm:
 def write_forms(
     content: BundleContent, folder: Path, feeds: Mapping[str, np.ndarray], note: Callable[[str], None]
 ) -> list[WrittenForm]:
-    """Write blocked graphs with and without kernels into `folder`.
+    """Write blocked graphs with and without kernels into `folder`, or a forward whose norms read bytes.
 
     No form where the layout or the kernels gain nothing, and none for a form that this engine runs with other numbers.
     A form that this machine cannot run is written without a comparison.
     """
-    if content.state.int8.modules or content.sizes:
+    if content.sizes:
         return []
-    names = ["forward", *content.stages("backward")]
-    graphs = {name: content.graphs[name] for name in names if name in content.graphs}
+    graphs = _graphs_of_a_step(content)
     written: list[WrittenForm] = []
-    outside = _read_elsewhere(content, set(graphs))
-    spelled = {True: with_kernels(graphs, outside), False: graphs}
-    updates = fuse_adam({name: content.graphs[name] for name in content.stages("update")})
     portable = _Portable(folder, tuple(graphs), _feeds(content, feeds))
-    for kernels, block in product((True, False), BLOCKS):
-        made = block_graphs(spelled[kernels], block, content.fed_weights, outside, kernels=kernels)
-        if not is_worthwhile(made) or bool(made.kernels) != kernels:
-            continue
-        made = made.joined(updates) if kernels else made
+    for made in _of_bytes(content) if content.state.int8.modules else _in_blocks(content, graphs):
         entry = _write(content, made, folder)
         if problem := _disagreement(content, entry, folder, portable):
             note(f"{entry['name']}: left out, {problem}")
@@ -79,6 +73,29 @@ def write_forms(
         else:
             written.append(WrittenForm(entry, planned_peak(content, made.graphs)))
     return written
+
+
+def _graphs_of_a_step(content: BundleContent) -> dict[str, ir.Model]:
+    names = ["forward", *content.stages("backward")]
+    return {name: content.graphs[name] for name in names if name in content.graphs}
+
+
+def _of_bytes(content: BundleContent) -> Iterator[BlockedGraphs]:
+    """The forward of 8-bit layers with norms that read bytes, if it has such norms."""
+    forward = with_byte_norms(content.graphs["forward"])
+    if forward is not None:
+        yield BlockedGraphs(BYTES_BLOCK, version_of(forward.graph), {"forward": forward}, {})
+
+
+def _in_blocks(content: BundleContent, graphs: Mapping[str, ir.Model]) -> Iterator[BlockedGraphs]:
+    """The graphs of a step in the layout of each block size, with kernels and without, where it gains something."""
+    outside = _read_elsewhere(content, set(graphs))
+    spelled = {True: with_kernels(graphs, outside), False: graphs}
+    updates = fuse_adam({name: content.graphs[name] for name in content.stages("update")})
+    for kernels, block in product((True, False), BLOCKS):
+        made = block_graphs(spelled[kernels], block, content.fed_weights, outside, kernels=kernels)
+        if is_worthwhile(made) and bool(made.kernels) == kernels:
+            yield made.joined(updates) if kernels else made
 
 
 def run_here(entries: Sequence[Mapping[str, Any]], folder: Path) -> bool:
@@ -109,10 +126,13 @@ def _read_elsewhere(content: BundleContent, blocked: set[str]) -> set[str]:
 
 
 def _write(content: BundleContent, made: BlockedGraphs, folder: Path) -> Entry:
-    name = f"{'kernels' if made.kernels else 'blocked'}-{made.block}"
-    forward = content.graphs["forward"]
+    of_bytes = made.block == BYTES_BLOCK
+    name = f"{'kernels' if made.kernels else 'blocked'}-{'bytes' if of_bytes else made.block}"
+    opset, ir_version = content.graphs["forward"].opset_imports[""], content.graphs["forward"].ir_version
     files = {graph: f"{graph}.{name}" for graph in made.graphs}
-    small = probe(made.block, forward.opset_imports[""], forward.ir_version, kernels=bool(made.kernels))
+    small = byte_probe(opset, ir_version)
+    if not of_bytes:
+        small = probe(made.block, opset, ir_version, kernels=bool(made.kernels))
     write_more_graphs(folder, {f"probe.{name}": small, **{files[key]: model for key, model in made.graphs.items()}})
     stored = map_tensors(folder / WEIGHTS)[0]
     return {
@@ -173,25 +193,28 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, portable: 
                 Executable(folder / spec.graphs[graph], library=library)
         except TtacError as error:
             return f"the engine refuses it: {error.problem}"
-        if problem := _difference(content, found, expected):
+        if problem := _difference(content, found, expected, spec.agreed):
             return problem
     return ""
 
 
 def _feeds(content: BundleContent, feeds: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
     """The feeds of each comparison: also with smaller keep ratios, where the bundle measures these."""
+    if not content.stages("backward"):  # norms of single samples have the size of the batch in constants
+        names = [str(value.name) for value in content.inputs]
+        feeds = {**feeds, **{name: feeds[name][: content.state.options.batch] for name in names}}
     ratios = {t.name: PARTLY * feeds[t.name] for t in content.tensors if t.role == "sparsity" and t.name in feeds}
     return [feeds, *([{**feeds, **ratios}] if ratios else [])]
 
 
-def _difference(content: BundleContent, found: Mapping[str, np.ndarray], portable: Mapping[str, np.ndarray]) -> str:
-    """A clause on logits or gradients that differ too much; empty if they agree."""
+def _difference(content: BundleContent, found: Arrays, portable: Arrays, agreed: float) -> str:
+    """A clause on outputs that differ by more than `agreed`, or gradients that differ too much; empty if they agree."""
     outputs = {content.logits, *content.outputs} & set(portable)
     logits = max(relative(found[name], portable[name]) for name in outputs)
     parameters = [tensor.name for tensor in content.tensors if f"{tensor.name}.grad" in portable]
     apart = _length([found[f"{name}.grad"] - portable[f"{name}.grad"] for name in parameters])
     length = _length([portable[f"{name}.grad"] for name in parameters])
-    if logits <= LOGITS and apart <= GRADIENTS * length:
+    if logits <= agreed and apart <= GRADIENTS * length:
         return ""
     return f"its logits differ by {logits:.1e}, its gradients by {apart / max(length, 1e-30):.1e}"
 

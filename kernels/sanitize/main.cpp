@@ -374,6 +374,32 @@ Arrays random_adam_step(Node& node) {
   return arrays_of({shape, shape, flat, flat, {}, {1}});
 }
 
+// Bytes of both kinds, with the channels last.
+Arrays random_byte_moments(Node& node) {
+  const bool is_signed = !often();
+  node.op_type = is_signed ? "SignedByteMoments" : "ByteMoments";
+  node.outputs = {true, often()};
+  std::vector<int64_t> shape = sides();
+  shape.insert(shape.begin(), pick(1, 3));
+  shape.push_back(pick(1, 50));
+  Arrays arrays;
+  arrays.push_back(bytes(is_signed ? kInt8 : kUint8, shape, 256));
+  return arrays;
+}
+
+Arrays random_byte_norm(Node& node) {
+  Arrays arrays = random_byte_moments(node);
+  const bool is_signed = arrays[0]->type == kInt8;
+  node.op_type = is_signed ? "SignedByteNorm" : "ByteNorm";
+  const int64_t lowest = is_signed ? -128 : 0, low = pick(lowest, lowest + 255);
+  node.numbers = {{"epsilon", 1e-3f}, {"step", 0.02f}};
+  node.integers = {{"zero", pick(lowest, lowest + 255)}, {"low", low}, {"high", pick(low, lowest + 255)}};
+  node.outputs = {true};
+  const std::vector<int64_t> channels{arrays[0]->shape.back()};
+  for (int i = 0; i < 4; ++i) arrays.push_back(floats(channels));
+  return arrays;
+}
+
 // Whether two runs made the same bits.
 bool same(const Arrays& a, const Arrays& b) {
   for (size_t i = 0; i < a.size(); ++i) {
@@ -402,7 +428,8 @@ int run(int shapes) {
                                       random_sparse_backward, random_layer_forward, random_layer_backward, random_activation_forward,
                                       random_activation_backward, random_softmax_backward,
                                       random_weight_gradient, random_reorder_weights, random_quantize_rows,
-                                      random_dequantize_rows, random_restore_blocks, random_adam_step};
+                                      random_dequantize_rows, random_restore_blocks, random_adam_step,
+                                      random_byte_moments, random_byte_norm};
   for (const auto maker : kMakers) {
     Node node;
     double sum = 0;

@@ -1,6 +1,7 @@
 // Kernels for the instructions of this processor, chosen once at run time.
 #pragma once
 #include "adam_table.h"
+#include "bytes_table.h"
 #include "depthwise_table.h"
 #include "layer_table.h"
 #include "norm_table.h"
@@ -21,6 +22,7 @@ struct Instructions {
   WeightTable weight;
   RowsTable rows;
   AdamTable adam;
+  BytesTable bytes;
 };
 
 // The build compiles tables.cpp once for each of these.

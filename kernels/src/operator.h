@@ -40,6 +40,6 @@ std::unique_ptr<Kernel> make_kernel(const Attributes& attributes) {
 extern const Operator kNormForward, kNormBackward, kMaxPoolForward, kMaxPoolBackward, kInterleave, kDepthwiseInputGrad,
     kDepthwiseForward, kDepthwiseBackward, kKeepBlocks, kSparseNormBackward, kLayerNormForward, kLayerNormBackward,
     kActivationForward, kActivationBackward, kSoftmaxBackward, kConvWeightGrad, kReorderWeights, kQuantizeRows,
-    kDequantizeRows, kRestoreBlocks, kAdamStep;
+    kDequantizeRows, kRestoreBlocks, kAdamStep, kByteMoments, kSignedByteMoments, kByteNorm, kSignedByteNorm;
 
 }  // namespace ttac

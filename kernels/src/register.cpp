@@ -19,7 +19,8 @@ const Operator* const kOperators[] = {&kNormForward,     &kNormBackward, &kMaxPo
                                        &kSparseNormBackward, &kLayerNormForward, &kLayerNormBackward,
                                        &kActivationForward, &kActivationBackward, &kSoftmaxBackward,
                                        &kConvWeightGrad, &kReorderWeights, &kQuantizeRows, &kDequantizeRows,
-                                       &kRestoreBlocks, &kAdamStep};
+                                       &kRestoreBlocks, &kAdamStep, &kByteMoments, &kSignedByteMoments, &kByteNorm,
+                                       &kSignedByteNorm};
 
 // The domain lives as long as the process, because sessions keep a pointer to it.
 Status* make_domain(const Slot* api, OpDomain** domain) {

@@ -96,6 +96,7 @@ TTAC_BINARY(==)
 TTAC_BINARY(!=)
 TTAC_BINARY(&)
 TTAC_BINARY(|)
+TTAC_BINARY(^)
 #undef TTAC_BINARY
 
 template <class Half>
