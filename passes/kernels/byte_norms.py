@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -28,11 +28,13 @@ LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 FLOAT = ir.DataType.FLOAT
 PROBED = (2, 24, 5, 6)
 """Shape of the probe's input."""
+Moments = tuple[ir.Value, ir.Value, Sequence[int]]
+"""The fields `mean`, `squares` and `axes` of a `ByteSite`."""
 SIGNED = {ir.DataType.UINT8: "", ir.DataType.INT8: "Signed"}
 """Type of the bytes -> beginning of the operators' names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rounded:
     """What follows a norm up to its rounding.
 
@@ -51,7 +53,7 @@ class Rounded:
     pool: ir.Node | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ByteSite:
     """A norm of bytes.
 
@@ -67,7 +69,7 @@ class ByteSite:
     rounded: Rounded
     mean: ir.Value
     squares: ir.Value
-    axes: Sequence[int] = field(default_factory=tuple)
+    axes: Sequence[int]
 
 
 def with_byte_norms(model: ir.Model) -> ir.Model | None:
@@ -130,10 +132,13 @@ def _site(cast: ir.Node) -> ByteSite | None:
     rest = [node for node in readers if node is not norms[0]]
     moments = _moments_of_rows(rest, sizes) or _moments_of_batch(rest, sizes)
     rounded = _rounded(norms[0].outputs[0], given.dtype)
-    return ByteSite(given, norms[0], rounded, *moments) if moments and rounded else None
+    if moments is None or rounded is None:
+        return None
+    mean, squares, axes = moments
+    return ByteSite(bytes=given, norm=norms[0], rounded=rounded, mean=mean, squares=squares, axes=axes)
 
 
-def _moments_of_rows(readers: Sequence[ir.Node], sizes: Sequence[int | str]) -> tuple[ir.Value, ir.Value] | None:
+def _moments_of_rows(readers: Sequence[ir.Node], sizes: Sequence[int | str]) -> Moments | None:
     """Mean and mean square of each channel, from a Reshape to one row a channel, which fits one sample alone."""
     if len(readers) != 1 or readers[0].op_type != "Reshape":
         return None
@@ -146,12 +151,10 @@ def _moments_of_rows(readers: Sequence[ir.Node], sizes: Sequence[int | str]) -> 
     if len(nodes) != 2 or len(means) != 1 or len(products) != 1:
         return None
     squares = only_reader(products[0].outputs[0], "ReduceMean")
-    return (means[0].outputs[0], squares.outputs[0]) if squares and _reduces(squares, "ReduceMean", [1]) else None
+    return (means[0].outputs[0], squares.outputs[0], ()) if squares and _reduces(squares, "ReduceMean", [1]) else None
 
 
-def _moments_of_batch(
-    readers: Sequence[ir.Node], sizes: Sequence[int | str]
-) -> tuple[ir.Value, ir.Value, Sequence[int]] | None:
+def _moments_of_batch(readers: Sequence[ir.Node], sizes: Sequence[int | str]) -> Moments | None:
     """Mean and mean square of each channel over the batch, from means of maps and sums of lines or maps."""
     maps = [node for node in readers if _reduces(node, "ReduceMean", [2, 3])]
     sums = [node for node in readers if node.op_type == "ReduceSumSquare"]
@@ -190,7 +193,8 @@ def _rounded(value: ir.Value, dtype: ir.DataType) -> Rounded | None:
             single = step is not None and zero is not None and step.size == zero.size == 1
             if not single or value.dtype != dtype:
                 return None
-            return Rounded(node, float(step.item()), int(zero.item()), low, high, pool)  # type: ignore[union-attr]
+            step_size, zero_point = float(step.item()), int(zero.item())  # type: ignore[union-attr]
+            return Rounded(node=node, step=step_size, zero=zero_point, low=low, high=high, pool=pool)
         else:
             bounds = _bounds(node)
             if bounds is None:
