@@ -200,9 +200,9 @@ def _disagreement(content: BundleContent, entry: Entry, folder: Path, portable: 
 
 def _feeds(content: BundleContent, feeds: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
     """The feeds of each comparison: also with smaller keep ratios, where the bundle measures these."""
-    if not content.stages("backward"):  # norms of single samples have the size of the batch in constants
-        names = [str(value.name) for value in content.inputs]
-        feeds = {**feeds, **{name: feeds[name][: content.state.options.batch] for name in names}}
+    if content.state.options.batch == 1 and not content.stages("backward"):
+        # Norms of single samples have the shape of one sample in constants.
+        feeds = {**feeds, **content.state.samples.few(1, content.inputs).arrays}
     ratios = {t.name: PARTLY * feeds[t.name] for t in content.tensors if t.role == "sparsity" and t.name in feeds}
     return [feeds, *([{**feeds, **ratios}] if ratios else [])]
 
