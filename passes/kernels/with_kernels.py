@@ -14,6 +14,7 @@ from ttac.passes.kernels.mask_bits import read_elsewhere
 from ttac.passes.kernels.norm_backward import fuse_backward
 from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
+from ttac.passes.kernels.reshaped_outputs import cross_before_reshapes
 from ttac.passes.kernels.softmax_gradients import fuse_softmax_gradients
 from ttac.passes.kernels.sparse_backward import fuse_sparse_backward
 from ttac.passes.kernels.weight_gradients import fuse_kernels, fuse_weight_gradients
@@ -41,6 +42,7 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         fuse_softmax_gradients(graphs)
         fuse_weight_gradients(graphs)
         fuse_kernels(graphs)
+        cross_before_reshapes(graphs, outside)
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from tests.passes.blocked.test_blocked_graphs import names_outside, step_graphs
 from tests.support.whole_models import MODELS, compiled
+from ttac.passes.graph.match import made_by
+from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.reshaped_outputs import cross_before_reshapes
 from ttac.passes.kernels.with_kernels import with_kernels
 
 
@@ -48,6 +55,39 @@ def test_layer_norms_gelus_and_softmax_have_nodes(tmp_path: Path) -> None:
     assert fused["ActivationForward"] == fused["ActivationBackward"] == plain["Gelu"] == 2
     assert not fused["Erf"] and not fused["Gelu"]
     assert fused["Add"] < plain["Add"]
+
+
+def typed(text: str) -> ir.Model:
+    """The graph of the text, with the types of all values."""
+    parsed = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {text}')
+    return ir.from_proto(onnx.shape_inference.infer_shapes(parsed))
+
+
+def test_values_cross_to_later_graphs_before_a_reshape() -> None:
+    first = "forward (float[N,4] x) => (float[N,4] y, float[N,2,2] kept) <int64[3] s = {-1, 2, 2}> "
+    forward = first + "{ made = Relu(x)  kept = Reshape(made, s)  wide = Neg(kept)  y = Flatten(wide) }"
+    backward = "backward (float[N,2,2] kept) => (float[N,2,2] g) { g = Neg(kept) }"
+    models = {"forward": typed(forward), "backward": typed(backward)}
+    graphs = LinkedGraphs(models)
+    cross_before_reshapes(graphs, {"y", "g"})
+    graphs.tidy({"y", "g"})
+    (crossing,) = [value for value in models["forward"].graph.outputs if value.name != "y"]
+    assert [value.name for value in models["backward"].graph.inputs] == [crossing.name] != ["kept"]
+    assert made_by(crossing, "Relu") and made_by(models["backward"].graph.outputs[0], "Neg")
+    x = np.array([[-1.0, 2.0, 3.0, -4.0]], np.float32)
+    sessions = [onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()) for model in models.values()]
+    y, kept = sessions[0].run(["y", str(crossing.name)], {"x": x})
+    assert np.array_equal(sessions[1].run(None, {str(crossing.name): kept})[0], -np.maximum(x, 0).reshape(1, 2, 2))
+    assert np.array_equal(y, -np.maximum(x, 0))
+
+
+def test_values_that_others_read_stay_reshaped() -> None:
+    text = (
+        "g (float[N,4] x) => (float[N,2,2] kept) <int64[3] s = {-1, 2, 2}> { made = Relu(x)  kept = Reshape(made, s) }"
+    )
+    models = {"forward": typed(text)}
+    cross_before_reshapes(LinkedGraphs(models), {"kept"})
+    assert [value.name for value in models["forward"].graph.outputs] == ["kept"]
 
 
 def test_the_graphs_that_were_given_stay(tmp_path: Path) -> None:
