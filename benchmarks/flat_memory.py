@@ -17,6 +17,7 @@ import numpy as np
 import ttac
 from benchmarks.long_streams import NET
 from ttac.evaluation.machine import about
+from ttac.reports.measure import kilobytes
 
 DEMO = Path(ttac.__file__).resolve().parent / "demo"
 BATCH = 16
@@ -62,14 +63,8 @@ def resident_after(adapter: ttac.Adapter, x: np.ndarray, marks: list[int]) -> li
     for step in range(1, marks[-1] + 1):
         adapter.step(x[random.integers(0, len(x), BATCH)])
         if step in marks:
-            found.append(resident())
+            found.append(kilobytes("VmRSS") / 1024)
     return found
-
-
-def resident() -> float:
-    """The resident memory of this process in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / (1 << 20)
 
 
 if __name__ == "__main__":

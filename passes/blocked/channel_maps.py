@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, constant_ints, rename
+from ttac.passes.blocked.layout import Layouts, constant_ints
+from ttac.passes.graph.rewire import rename
 from ttac.passes.graph.shapes import dims, known_dims
 
 MAPS = [2, 3]

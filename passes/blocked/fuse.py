@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from ttac.passes.blocked.layout import DOMAIN, LayoutBuilder
 from ttac.passes.graph.keys import LAYER
+from ttac.passes.graph.rewire import rename
 from ttac.passes.graph.shapes import known_dims
 
 STEEP = float(2**40)
@@ -146,8 +147,7 @@ def _replace(
     new.meta.update(old.meta)
     made.metadata_props.update(node.metadata_props)
     graph.insert_before(node, made)
-    name, old.name = old.name, f"{old.name}.replaced"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = made.name = name
+    rename(old, new)
+    made.name = new.name
     graph.remove([node], safe=True)
     graph.remove([conv], safe=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, Phases, attributes_of, rename
+from ttac.passes.blocked.layout import Layouts, Phases, attributes_of
+from ttac.passes.graph.rewire import rename
 from ttac.passes.graph.shapes import dims, known_dims
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 

@@ -41,13 +41,6 @@ class LayoutBuilder(Builder):
         return value
 
 
-def rename(old: ir.Value, new: ir.Value) -> None:
-    """Let everybody who reads `old` read `new`, under the name of `old`."""
-    name, old.name = old.name, f"{old.name}.replaced"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
-
-
 @dataclass(frozen=True)
 class Recipe:
     """How a weight of a blocked graph is made of a stored one, in this order.

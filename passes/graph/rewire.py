@@ -31,6 +31,13 @@ def replace(graph: ir.Graph, node: ir.Node, value: ir.Value | None) -> None:
     graph.remove(node, safe=True)
 
 
+def rename(old: ir.Value, new: ir.Value) -> None:
+    """Let everybody who reads `old` read `new`, under the name of `old`."""
+    name, old.name = old.name, f"{old.name}.replaced"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+
+
 def _pass_on(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     if node.op_type == "Identity":
         return

@@ -18,8 +18,9 @@ import onnx_ir.passes.common as common
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.match import array_of, only_reader, with_constant
+from ttac.passes.graph.rewire import rename
 from ttac.passes.graph.shapes import dims, known_dims
-from ttac.passes.kernels.linked_graphs import ROOM, version_of
+from ttac.passes.kernels.linked_graphs import ROOM, place_kernel, version_of
 from ttac.passes.lower.lower import name_nodes
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
@@ -224,7 +225,7 @@ def _rewrite(model: ir.Model, site: ByteSite) -> None:
     cast = next(use.node for use in site.bytes.uses() if use.node.op_type == "Cast")
     with op.at(layer, before=cast):
         last = op.Transpose(site.bytes, perm=list(LAST))
-        mean, square = _inserted(op, f"{signed}ByteMoments", [last], [(FLOAT, sizes[:2])] * 2, {})
+        mean, square = place_kernel(op, f"{signed}ByteMoments", [last], [(FLOAT, sizes[:2])] * 2)
         for old, new in ((site.mean, mean), (site.squares, square)):
             made = op.ReduceMean(new, list(site.axes), keepdims=0) if site.axes else op.Reshape(new, np.array([-1]))
             made.shape = old.shape
@@ -232,20 +233,18 @@ def _rewrite(model: ir.Model, site: ByteSite) -> None:
     after = site.rounded
     with op.at(layer, before=after.node):
         scale, bias, *statistics = site.norm.inputs[1:]
-        (y,) = _inserted(
+        (y,) = place_kernel(
             op,
             f"{signed}ByteNorm",
             [last, scale, bias, *statistics],
             [(site.bytes.dtype, dims(last))],
-            {"epsilon": site.norm.attributes.get_float("epsilon", 1e-5), **_range_of_bytes(after, site.bytes.dtype)},
+            epsilon=site.norm.attributes.get_float("epsilon", 1e-5),
+            **_range_of_bytes(after, site.bytes.dtype),
         )
         first = op.Transpose(y, perm=list(FIRST))
         if after.pool is not None:
             first = op.MaxPool(first, **{name: held.value for name, held in after.pool.attributes.items()})
-        old = after.node.outputs[0]
-        name, old.name = str(old.name), f"{old.name}.floats"
-        old.replace_all_uses_with(first, replace_graph_outputs=True)
-        first.name = name
+        rename(after.node.outputs[0], first)
 
 
 def _range_of_bytes(rounded: Rounded, dtype: ir.DataType) -> dict[str, int | float]:
@@ -256,17 +255,3 @@ def _range_of_bytes(rounded: Rounded, dtype: ir.DataType) -> dict[str, int | flo
         for bound in (rounded.low, rounded.high)
     )
     return {"step": rounded.step, "zero": rounded.zero, "low": low, "high": high}
-
-
-def _inserted(
-    op: Builder,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    types: Sequence[tuple[ir.DataType, Sequence[int | str]]],
-    attributes: dict[str, int | float],
-) -> list[ir.Value]:
-    node = ir.node(op_type, inputs, attributes, domain=KERNEL_DOMAIN, num_outputs=len(types))
-    for value, (dtype, shape) in zip(node.outputs, types, strict=True):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(list(shape))
-    op.place(node, op_type.lower())
-    return list(node.outputs)

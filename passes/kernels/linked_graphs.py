@@ -104,15 +104,8 @@ class LinkedGraphs:
         graph = before.graph
         assert graph is not None
         local = [self.read(graph, value) if value is not None else None for value in inputs]
-        node = ir.node(op_type, _trimmed(local), {"block": 1, **more}, domain=KERNEL_DOMAIN, num_outputs=len(types))
-        for value, type_ in zip(node.outputs, types, strict=True):
-            if type_ is None:
-                value.name = ""
-            else:
-                value.type, value.shape = ir.TensorType(type_[0]), ir.Shape(list(type_[1]))
         with Builder(graph, ROOM).at(before.metadata_props.get(LAYER, ""), before=before) as op:
-            op.place(node, op_type.lower())
-        return list(node.outputs)
+            return place_kernel(op, op_type, local, types, **{"block": 1, **more})
 
     def read(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         """`value` for a node of `graph`: itself, or the input of `graph` that an earlier graph or the caller fills."""
@@ -182,6 +175,20 @@ class LinkedGraphs:
         passed = Builder(graph, ROOM).Identity(port)
         passed.name = name
         graph.outputs.append(passed)
+
+
+def place_kernel(
+    op: Builder, op_type: str, inputs: Sequence[ir.Value | None], types: Sequence[Type | None], **attributes: Any
+) -> list[ir.Value]:
+    """Insert one node of the library at the place of `op`; an output without a type is absent."""
+    node = ir.node(op_type, _trimmed(list(inputs)), attributes, domain=KERNEL_DOMAIN, num_outputs=len(types))
+    for value, type_ in zip(node.outputs, types, strict=True):
+        if type_ is None:
+            value.name = ""
+        else:
+            value.type, value.shape = ir.TensorType(type_[0]), ir.Shape(list(type_[1]))
+    op.place(node, op_type.lower())
+    return list(node.outputs)
 
 
 def version_of(nodes: Iterable[ir.Node]) -> int:

@@ -9,7 +9,7 @@ import onnx_ir.passes.common as common
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.layer_names import CONVOLUTIONS, FOLDED, FOLDED_EPSILON, TENSORFLOW_EPSILON
 from ttac.passes.graph.match import array_of, made_by, only_reader, with_constant
-from ttac.passes.graph.rewire import node_after
+from ttac.passes.graph.rewire import node_after, rename
 from ttac.passes.normalise.affine_nodes import (
     KIND,
     affine,
@@ -100,6 +100,5 @@ def _rename(old: ir.Value, new: ir.Value) -> None:
     node = new.producer()
     assert node is not None
     new.type, new.shape = old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name, new.name = f"{old.name}.spelled", old.name
+    rename(old, new)
     node.name = new.name
