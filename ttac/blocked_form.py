@@ -133,7 +133,8 @@ def _write(content: BundleContent, made: BlockedGraphs, folder: Path) -> Entry:
     small = byte_probe(opset, ir_version)
     if not of_bytes:
         small = probe(made.block, opset, ir_version, kernels=bool(made.kernels))
-    write_more_graphs(folder, {f"probe.{name}": small, **{files[key]: model for key, model in made.graphs.items()}})
+    models = {f"probe.{name}": small, **{files[key]: model for key, model in made.graphs.items()}}
+    write_more_graphs(folder, models, {tensor.name for tensor in content.tensors})
     stored = map_tensors(folder / WEIGHTS)[0]
     return {
         "name": name,

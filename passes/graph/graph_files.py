@@ -99,35 +99,55 @@ def write_graphs(
     }
     places = pool.write(folder)
     for graph, model in models.items():
-        tensors = _point_into_file(model, {n: places[s] for (g, n), s in stored.items() if g == graph})
-        proto = _in_order(ir.to_proto(model))
-        if is_8_bit(model.graph):
-            fill(proto, filled[graph])
-            shorten(proto, kept)
-        onnx.save_model(proto, str(folder / f"{graph}.onnx"))
-        for name, tensor in tensors.items():
-            model.graph.initializers[name].const_value = tensor
+        outside = {name: places[key] for (owner, name), key in stored.items() if owner == graph}
+        _save(folder / f"{graph}.onnx", model, outside, filled[graph], kept)
 
 
-def write_more_graphs(folder: Path, models: Mapping[str, ir.Model]) -> None:
+def write_more_graphs(folder: Path, models: Mapping[str, ir.Model], kept: Collection[str] = ()) -> None:
     """Write `<name>.onnx` beside graphs that are there, and leave the weights file unchanged.
 
     Large constants point into the weights file where it holds their content; others are written into the graph.
+
+    Args:
+        kept: as in `write_graphs`.
     """
     places, arrays = places_in(folder / WEIGHTS), load_file(folder / WEIGHTS)
     stored = {_digest(array): places[name] for name, array in arrays.items()}
     for graph, model in models.items():
-        large = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value is not None}
-        digests = {name: _digest(tensor.numpy()) for name, tensor in large.items() if is_outside(tensor)}
-        held = _point_into_file(model, {name: stored[digest] for name, digest in digests.items() if digest in stored})
-        onnx.save_model(_in_order(ir.to_proto(model)), str(folder / f"{graph}.onnx"))
-        for name, tensor in held.items():
-            model.graph.initializers[name].const_value = tensor
+        filled = constant_vectors(model, kept)
+        held = {n: v.const_value for n, v in model.graph.initializers.items() if v.const_value is not None}
+        is_large = _is_shared if is_8_bit(model.graph) else is_outside
+        digests = {name: _digest(tensor.numpy()) for name, tensor in held.items() if is_large(tensor)}
+        outside = {n: stored[digest] for n, digest in digests.items() if digest in stored and n not in filled}
+        _save(folder / f"{graph}.onnx", model, outside, filled, kept)
+
+
+def _save(
+    path: Path,
+    model: ir.Model,
+    outside: Mapping[str, tuple[int, int]],
+    filled: Collection[str],
+    kept: Collection[str],
+) -> None:
+    """Write `model`, whose constants `outside` point into the weights file, and leave the model unchanged."""
+    tensors = _point_into_file(model, outside)
+    proto = _in_order(ir.to_proto(model))
+    if is_8_bit(model.graph):
+        fill(proto, filled)
+        shorten(proto, kept)
+    onnx.save_model(proto, str(path))
+    for name, tensor in tensors.items():
+        model.graph.initializers[name].const_value = tensor
 
 
 def is_outside(tensor: ir.TensorProtocol) -> bool:
     """Return whether a constant goes to the weights file instead of into the graph."""
     return tensor.nbytes > (INLINE_INT64_BYTES if tensor.dtype == ir.DataType.INT64 else INLINE_BYTES)
+
+
+def _is_shared(tensor: ir.TensorProtocol) -> bool:
+    """Return whether 8-bit graphs keep one copy of a constant that several of them contain."""
+    return tensor.nbytes > SHARED_BYTES and tensor.dtype != ir.DataType.INT64
 
 
 def _repeated(models: Mapping[str, ir.Model]) -> set[str]:
@@ -136,7 +156,7 @@ def _repeated(models: Mapping[str, ir.Model]) -> set[str]:
     for model in (model for model in models.values() if is_8_bit(model.graph)):
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes > SHARED_BYTES and tensor.dtype != ir.DataType.INT64:
+            if tensor is not None and _is_shared(tensor):
                 key = name, _digest(tensor.numpy())
                 counts[key] = counts.get(key, 0) + 1
     return {name for (name, _), count in counts.items() if count > 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,12 @@ def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
     bundle = compiled(MODELS["mobilenet_v3"], tmp_path, method="leantta", quantize="int8", calibration=x, batch=1)
     inline: list[set[tuple[str, bytes]]] = []
-    for path in sorted(bundle.glob("*.onnx")):
+    for path in sorted(path for path in bundle.glob("*.onnx") if not path.stem.startswith("probe.")):
         graph = onnx.load(path, load_external_data=False).graph
         made = {output: node for node in graph.node for output in node.output}
+        of_bytes = "kernels-bytes" in path.stem  # its norms read the bytes of the layer before them
         assert 0 < len(graph.value_info) < len(made) / 3
-        assert all(made[value.name].op_type != "QuantizeLinear" for value in graph.value_info)
+        assert of_bytes or all(made[value.name].op_type != "QuantizeLinear" for value in graph.value_info)
         held = [tensor for tensor in graph.initializer if not tensor.external_data and tensor.data_type != 7]
         inline.append({(tensor.name, tensor.raw_data) for tensor in held if len(tensor.raw_data) > SHARED_BYTES})
         arrays = [onnx.numpy_helper.to_array(tensor, str(bundle)) for tensor in graph.initializer]
@@ -210,7 +212,7 @@ def test_an_8_bit_graph_says_nothing_twice(tmp_path: Path) -> None:
         rooms = {node.room for node in placed if node.operator in ("QuantizeLinear", "DequantizeLinear")}
         assert rooms == {"quantize"}
         assert {node.room for node in placed if node.operator in ("Exp", "ReduceSumSquare")} <= {"adapt"}
-    assert not inline[0] & inline[1]
+    assert not any(first & second for first, second in combinations(inline, 2))
 
 
 @pytest.mark.parametrize(
