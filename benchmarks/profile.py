@@ -1,7 +1,7 @@
 """Milliseconds per operator and graph of a step, by the profiler of the engine.
 
-`python -m benchmarks.profile resnet50 --form kernels` compiles `tent` for the network and profiles five steps.  The
-bundle stays in `--folder` for the next call.
+`python -m benchmarks.profile resnet50 --form kernels` compiles `tent` for the network and profiles five steps after
+two others.  The bundle stays in `--folder` for the next call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ttac.runtime.forms import form_weights, probe_failure
 from ttac.runtime.kernel_library import kernel_library
 from ttac.spec import Word, walk
 
-STEPS, ROWS, THREADS = 5, 12, 2
+WARM_UP, STEPS, ROWS, THREADS = 2, 5, 12, 2
 
 
 def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dict[str, Counter[str]]:
@@ -48,10 +48,13 @@ def profile(bundle: Path, batch: int, form: str, *, shapes: bool = False) -> dic
         for name in runs_of(manifest["programs"]["step"]):
             file = spec.graphs.get(name) if spec is not None else None
             session = _profiling(bundle / (file or f"{name}.onnx"), Path(folder) / name, library)
-            feed = {value.name: values[value.name] for value in session.get_inputs()}
-            for _ in range(STEPS):
-                outputs = session.run(None, feed)
-            values |= dict(zip((value.name for value in session.get_outputs()), outputs, strict=True))
+            feed = {v.name: ort.OrtValue.ortvalue_from_numpy(values[v.name]) for v in session.get_inputs()}
+            names = [value.name for value in session.get_outputs()]
+            for step in range(WARM_UP + STEPS):
+                outputs = session.run_with_ort_values(names, feed)
+                arrays = [value.numpy() for value in outputs] if step == WARM_UP + STEPS - 1 else []
+                del outputs  # the next step's outputs take the same memory, as in an adapter
+            values |= dict(zip(names, arrays, strict=True))
             counts = graphs.setdefault(name.split("-")[0], Counter())
             for operator, microseconds in _kernels(Path(session.end_profiling()), shapes):
                 counts[operator] += microseconds / 1e3 / STEPS
@@ -87,11 +90,13 @@ def _profiling(path: Path, prefix: Path, library: Path | None) -> ort.InferenceS
 
 
 def _kernels(path: Path, shapes: bool) -> Iterator[tuple[str, float]]:
-    for event in json.loads(path.read_text()):
-        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
-            of = event["args"]["input_type_shape"][:2] if shapes else []
-            sizes = ["x".join(map(str, size)) for each in of for size in each.values()]
-            yield " ".join([event["args"]["op_name"], *sizes]), event["dur"]
+    """Operators and their microseconds; the first steps, in which memory comes from the system, are left out."""
+    events = [event for event in json.loads(path.read_text()) if event.get("cat") == "Node"]
+    runs = [event for event in events if event["name"].endswith("kernel_time")]
+    for event in runs[len(runs) * WARM_UP // (WARM_UP + STEPS) :]:
+        of = event["args"]["input_type_shape"][:2] if shapes else []
+        sizes = ["x".join(map(str, size)) for each in of for size in each.values()]
+        yield " ".join([event["args"]["op_name"], *sizes]), event["dur"]
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 namespace ttac {
 
-std::vector<float> blocked_weights(const Tensor& weights, const Window& window) {
+Lines blocked_weights(const Tensor& weights, const Window& window) {
   const std::vector<int64_t> wanted{weights.shape.empty() ? 0 : weights.shape[0], 1, window.kernel[0], window.kernel[1]};
   require(weights.shape == wanted && wanted[0] % window.block == 0, "input w: not of the shape [C, 1, kh, kw]");
   const int64_t taps = window.taps(), block = window.block;
-  std::vector<float> found(static_cast<size_t>(wanted[0] * taps));
+  Lines found(wanted[0] * taps);
   for (int64_t channel = 0; channel < wanted[0]; ++channel) {
     float* to = found.data() + channel / block * taps * block + channel % block;
     for (int64_t tap = 0; tap < taps; ++tap) to[tap * block] = weights.floats()[channel * taps + tap];
@@ -15,8 +15,8 @@ std::vector<float> blocked_weights(const Tensor& weights, const Window& window) 
 }
 
 float* scratch(int place, int64_t floats) {
-  static thread_local std::vector<float> held[2];
-  if (held[place].size() < static_cast<size_t>(floats)) held[place].resize(static_cast<size_t>(floats));
+  static thread_local Lines held[2];
+  if (!held[place].holds(floats)) held[place] = Lines(floats);
   return held[place].data();
 }
 

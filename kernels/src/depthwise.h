@@ -6,8 +6,24 @@
 
 namespace ttac {
 
+// Floats from the beginning of a cache line on: a vector that crosses two lines takes two reads.
+class Lines {
+ public:
+  explicit Lines(int64_t floats = 0) : lines_((static_cast<size_t>(floats) + kFloats - 1) / kFloats) {}
+  bool holds(int64_t floats) const { return lines_.size() * kFloats >= static_cast<size_t>(floats); }
+  float* data() { return lines_.data()->content; }
+  const float* data() const { return lines_.data()->content; }
+
+ private:
+  static constexpr size_t kFloats = 16;
+  struct alignas(64) Line {
+    float content[kFloats];
+  };
+  std::vector<Line> lines_;
+};
+
 // Weights [C, 1, kh, kw] in the order [C/block][kh * kw][block].
-std::vector<float> blocked_weights(const Tensor& weights, const Window& window);
+Lines blocked_weights(const Tensor& weights, const Window& window);
 
 // Memory for one task, of one thread, in two places.  It stays for the next task: new memory would cost page faults.
 float* scratch(int place, int64_t floats);
@@ -23,7 +39,7 @@ struct Convolution {
   DepthwiseRows rows_of(int64_t block, const float* in, int64_t in_first, float* out, Range range) const;
 
   const Window& window;
-  std::vector<float> weights;
+  Lines weights;
   Axis rows, columns;
 };
 

@@ -9,7 +9,7 @@ namespace {
 
 // du1 and its sums, then dx1.
 struct GatherSteps : BackwardSteps {
-  GatherSteps(const NormTensors& first, const BackwardSteps& second_, const Convolution& convolution_)
+  GatherSteps(NormTensors& first, const BackwardSteps& second_, const Convolution& convolution_)
       : BackwardSteps{first, first.rule()}, second(second_), convolution(convolution_) {}
   const BackwardSteps& second;
   const Convolution& convolution;
@@ -27,7 +27,7 @@ struct GatherSteps : BackwardSteps {
     const Range from = readers(rows);
     const int64_t narrow = convolution.narrow(), length = (from.last - from.first) * narrow;
     float *dx2 = scratch(0, length), *dy1 = scratch(1, stretch.length);
-    NormPiece piece = second.piece(block, {(rows.map * convolution.rows.outs + from.first) * narrow, length});
+    NormPiece piece = second.at.piece(block, {(rows.map * convolution.rows.outs + from.first) * narrow, length});
     piece.out = dx2;
     instructions().norm.backward[second.rule][0][0](piece);
     const DepthwiseRows task = convolution.rows_of(block, dx2, from.first, dy1, rows);
@@ -57,8 +57,18 @@ class DepthwiseBackward : public Kernel {
     std::vector<float> spare(4 * first.layout.channels);  // for outputs that the graph does not ask for
     write(call, first, 1, spare.data());
     write(call, second, 3, spare.data() + 2 * first.layout.channels);
+    first.settle_all();
+    second.settle_all();
     const BackwardSteps last{second, second.rule()};
     const GatherSteps steps(first, last, convolution);
+    if (first.layout.fits_cache()) {
+      block_by_block(call, first.layout, [&](int64_t block) {
+        reduce_block(second.layout, block, last);
+        reduce_block(first.layout, block, steps);
+        apply_block(first.layout, block, steps);
+      });
+      return;
+    }
     each_wave(first.layout, [&](int64_t low, int64_t high) {
       reduce_blocks(call, second.layout, low, high, last);
       reduce_blocks(call, first.layout, low, high, steps);
@@ -94,6 +104,6 @@ class DepthwiseBackward : public Kernel {
 const Operator kDepthwiseBackward(
     "DepthwiseBackward",
     {kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor, kTensor},
-    {kTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor}, make_kernel<DepthwiseBackward>);
+    {kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor}, make_kernel<DepthwiseBackward>);
 
 }  // namespace ttac

@@ -10,7 +10,7 @@ namespace {
 
 // x2 and its moments, then y2.
 struct ConvolveSteps : ForwardSteps {
-  ConvolveSteps(const NormTensors& second, const NormTensors& first_, const Convolution& convolution_, Tensor bias_)
+  ConvolveSteps(NormTensors& second, const NormTensors& first_, const Convolution& convolution_, Tensor bias_)
       : ForwardSteps{second}, first(first_), convolution(convolution_), bias(bias_) {}
   const NormTensors& first;
   const Convolution& convolution;
@@ -44,29 +44,42 @@ class DepthwiseForward : public Kernel {
     const Convolution convolution(window_, call.input(3), x1.shape);
     NormTensors first(first_, x1, convolution.strip(convolution.wide()));
     const std::vector<int64_t> outs = convolution.outs(x1.shape);
-    NormTensors second(second_, call.output(1, outs), convolution.strip(convolution.narrow()));
+    const Tensor y2 = call.output(0, outs), x2 = call.output(1, outs);
+    NormTensors second(second_, x2 ? x2 : y2, convolution.strip(convolution.narrow()));  // y2 may have its place
     first.scale = call.input(1);
     first.bias = call.input(2);
     second.scale = call.input(5);
     second.bias = call.input(6);
-    second.out = call.output(0, outs);
-    prepare(call, first, 2);
-    prepare(call, second, 4);
+    second.out = y2;
+    std::vector<float> spare(4 * first.layout.channels);  // for outputs that the graph does not ask for
+    prepare(call, first, 2, spare.data());
+    prepare(call, second, 4, spare.data() + 2 * first.layout.channels);
     if (bias) first.require_channels(bias, "input conv_bias: not one number for each channel");
     const ConvolveSteps steps(second, first, convolution, bias);
+    const ForwardSteps before{first};
+    if (first.layout.fits_cache()) {
+      block_by_block(call, first.layout, [&](int64_t block) {
+        reduce_block(first.layout, block, before);
+        reduce_block(second.layout, block, steps);
+        apply_block(second.layout, block, steps);
+      });
+      return;
+    }
     each_wave(first.layout, [&](int64_t low, int64_t high) {
-      reduce_blocks(call, first.layout, low, high, ForwardSteps{first});
+      reduce_blocks(call, first.layout, low, high, before);
       reduce_blocks(call, second.layout, low, high, steps);
       apply_blocks(call, second.layout, low, high, steps);
     });
   }
 
  private:
-  static void prepare(const Call& call, NormTensors& at, size_t output) {
+  static void prepare(const Call& call, NormTensors& at, size_t output, float* spare) {
     at.require_channels(at.scale, "input scale: not one number for each channel");
     at.require_channels(at.bias, "input bias: not one number for each channel");
     at.mean = call.output(output, {at.layout.channels});
     at.variance = call.output(output + 1, {at.layout.channels});
+    if (!at.mean) at.mean.data = spare;
+    if (!at.variance) at.variance.data = spare + at.layout.channels;
   }
 
   Window window_;
@@ -78,7 +91,7 @@ class DepthwiseForward : public Kernel {
 // x1, scale1, bias1, w, conv_bias, scale2, bias2 -> y2, x2, mean1, variance1, mean2, variance2
 const Operator kDepthwiseForward("DepthwiseForward",
                                  {kTensor, kTensor, kTensor, kTensor, kMaybeTensor, kTensor, kTensor},
-                                 {kTensor, kTensor, kTensor, kTensor, kTensor, kTensor},
+                                 {kTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor, kMaybeTensor},
                                  make_kernel<DepthwiseForward>);
 
 }  // namespace ttac

@@ -15,7 +15,7 @@ class DepthwiseInputGrad : public Kernel {
   void run(const Call& call) const override {
     const Tensor dy = call.input(0), w = call.input(1);
     const Maps maps(dy, window_.block);
-    const std::vector<float> weights = blocked_weights(w, window_);
+    const Lines weights = blocked_weights(w, window_);
     require(w.shape[0] == maps.channels, "input w: has other channels than dy");
     const Axis rows = window_.axis(0, sizes_[0]), columns = window_.axis(1, sizes_[1]);
     require(maps.height == rows.outs && maps.width == columns.outs, "input dy: does not fit the sizes of x");

@@ -27,22 +27,37 @@ float NormTensors::deviation(int64_t channel) const {
   return std::sqrt(static_cast<float>(static_cast<double>(variance.floats()[channel]) + settings.epsilon));
 }
 
-NormPiece NormTensors::common(int64_t block) const {
-  NormPiece piece{};
-  piece.block = settings.block;
-  piece.low = settings.low;
-  piece.high = settings.high;
+void NormTensors::settle(int64_t block) {
+  Coefficients& found = settled_[static_cast<size_t>(block)];
   for (int lane = 0; lane < kMaxBlock; ++lane) {
     const int64_t channel = block * settings.block + lane % settings.block;
-    piece.mean.value[lane] = mean.floats()[channel];
-    piece.slope.value[lane] = scale.floats()[channel] / deviation(channel);
-    piece.offset.value[lane] = bias ? bias.floats()[channel] : 0;
+    found.mean.value[lane] = mean.floats()[channel];
+    found.slope.value[lane] = scale.floats()[channel] / deviation(channel);
+    found.offset.value[lane] = bias ? bias.floats()[channel] : 0;
   }
-  return piece;
+}
+
+void NormTensors::settle_all() {
+  for (int64_t block = 0; block < layout.blocks; ++block) settle(block);
+}
+
+void NormTensors::settle_gradient(int64_t block) {
+  Coefficients& found = settled_[static_cast<size_t>(block)];
+  const float count = static_cast<float>(layout.samples * layout.positions);
+  for (int lane = 0; lane < kMaxBlock; ++lane) {
+    const int64_t channel = block * settings.block + lane % settings.block;
+    const float slope = found.slope.value[lane];
+    found.constant.value[lane] = -slope * dbias.floats()[channel] / count;
+    found.linear.value[lane] = -slope * dscale.floats()[channel] / (count * deviation(channel));
+  }
 }
 
 NormPiece NormTensors::piece(int64_t block, const Stretch& stretch) const {
-  NormPiece piece = common(block);
+  NormPiece piece{};
+  static_cast<Coefficients&>(piece) = settled_[static_cast<size_t>(block)];
+  piece.block = settings.block;
+  piece.low = settings.low;
+  piece.high = settings.high;
   piece.x = x.floats(stretch.offset);
   piece.residual = residual.floats(stretch.offset);
   piece.dy = dy.floats(stretch.offset);

@@ -20,12 +20,15 @@ struct NormSettings {
 // The tensors of one call.  `out` is y or dx; absent tensors stay empty.
 struct NormTensors {
   NormTensors(const NormSettings& settings_, const Tensor& x_, int64_t piece = kPiece)
-      : settings(settings_), layout(x_.shape, settings_.block, piece), x(x_) {}
+      : settings(settings_), layout(x_.shape, settings_.block, piece), x(x_), settled_(static_cast<size_t>(layout.blocks)) {}
   // Square root of the variance plus epsilon.
   float deviation(int64_t channel) const;
-  // Everything that the pieces of one block of channels have in common.
-  NormPiece common(int64_t block) const;
-  // `common` with the places of the tensors.
+  // Find the coefficients of a block, once its statistics are known; a small piece takes less time than they do.
+  void settle(int64_t block);
+  void settle_all();
+  // The coefficients of the block's dx, once its sums are known.
+  void settle_gradient(int64_t block);
+  // A settled block's coefficients with the places of the tensors.
   NormPiece piece(int64_t block, const Stretch& stretch) const;
   // How the backward pass finds du.  A mask takes a byte to read; otherwise u comes from x, which is read anyway.
   int rule() const;
@@ -37,6 +40,9 @@ struct NormTensors {
   const NormSettings& settings;
   Layout layout;
   Tensor x, residual, dy, more, scale, bias, mean, variance, out, mask, bits, du, dscale, dbias;
+
+ private:
+  std::vector<Coefficients> settled_;
 };
 
 }  // namespace ttac

@@ -19,6 +19,7 @@ class NormBackward : public Kernel {
     if (!at.dscale) at.dscale.data = spare.data();
     if (!at.dbias) at.dbias.data = spare.data() + at.layout.channels;
     if (settings_.act >= kSilu && !at.du) at.du = at.out;  // a smooth activation costs more than a place for du
+    at.settle_all();
     reduce_then_apply(call, at.layout, BackwardSteps{at, at.rule()});
   }
 

@@ -47,6 +47,7 @@ class NormForward : public Kernel {
     at.require_channels(at.variance, "input variance: not one number for each channel");
     copy(at.mean, call.output(1, at.mean.shape));
     copy(at.variance, call.output(2, at.variance.shape));
+    at.settle_all();
     apply_blocks(call, at.layout, 0, at.layout.blocks, ForwardSteps{at});
   }
 

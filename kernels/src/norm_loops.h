@@ -59,8 +59,10 @@ void moments(const float* x, int64_t length, int block, Moments& into) {
   }
 }
 
+// Each loop works on a copy of its piece: the compiler would read coefficients again after each write of a float.
 template <class Act, bool residual, MaskKind kind>
-void forward(const NormPiece& p) {
+void forward(const NormPiece& piece) {
+  const NormPiece p = piece;
   const Vec mean = load(p.mean.value), slope = load(p.slope.value), offset = load(p.offset.value);
   const Vec low = all(p.low), high = all(p.high);
   sweep(p.length, [&](int64_t i, auto at) {
@@ -112,7 +114,8 @@ struct Recomputed {
 };
 
 template <class Gradient>
-void sums_of_tile(const NormPiece& p, int64_t start, int64_t length, Sums& into) {
+void sums_of_tile(const NormPiece& piece, int64_t start, int64_t length, Sums& into) {
+  const NormPiece p = piece;
   const Vec mean = load(p.mean.value);
   const TwoSums found = total<TwoSums, 2>(length, [&](int64_t k, auto at, TwoSums& sums) {
     const int64_t i = start + k;
@@ -138,7 +141,8 @@ void sums(const NormPiece& p, Sums& into) {
 }
 
 template <class Gradient, bool constants, bool more>
-void backward(const NormPiece& p) {
+void backward(const NormPiece& piece) {
+  const NormPiece p = piece;
   const Vec mean = load(p.mean.value), slope = load(p.slope.value);
   const Vec constant = load(p.constant.value), linear = load(p.linear.value);
   sweep(p.length, [&](int64_t i, auto at) {

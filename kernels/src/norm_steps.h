@@ -7,7 +7,7 @@ namespace ttac {
 // Moments of x, then y.
 struct ForwardSteps {
   using Partial = Moments;
-  const NormTensors& at;
+  NormTensors& at;
 
   void partial(int64_t, const Stretch& stretch, Moments& into) const {
     instructions().norm.moments(at.x.floats(stretch.offset), stretch.length, at.settings.block, into);
@@ -22,6 +22,7 @@ struct ForwardSteps {
       at.mean.floats()[first + c] = static_cast<float>(found.mean[c]);
       at.variance.floats()[first + c] = static_cast<float>(squares / found.count);
     }
+    at.settle(block);
   }
 
   void apply(int64_t block, const Stretch& stretch) const {
@@ -31,10 +32,10 @@ struct ForwardSteps {
   }
 };
 
-// Sums of du, then dx.
+// Sums of du, then dx; the tensors are settled.
 struct BackwardSteps {
   using Partial = Sums;
-  const NormTensors& at;
+  NormTensors& at;
   int rule;  // of the first pass
 
   void partial(int64_t block, const Stretch& stretch, Sums& into) const {
@@ -54,25 +55,13 @@ struct BackwardSteps {
       at.dbias.floats()[first + c] = static_cast<float>(found.plain[c]);
       at.dscale.floats()[first + c] = static_cast<float>(found.centred[c] / at.deviation(first + c));
     }
-  }
-
-  // A piece with the coefficients of dx.
-  NormPiece piece(int64_t block, const Stretch& stretch) const {
-    NormPiece piece = at.piece(block, stretch);
-    const float count = static_cast<float>(at.layout.samples * at.layout.positions);
-    for (int lane = 0; lane < kMaxBlock; ++lane) {
-      const int64_t channel = block * at.settings.block + lane % at.settings.block;
-      const float slope = piece.slope.value[lane];
-      piece.constant.value[lane] = -slope * at.dbias.floats()[channel] / count;
-      piece.linear.value[lane] = -slope * at.dscale.floats()[channel] / (count * at.deviation(channel));
-    }
-    return piece;
+    at.settle_gradient(block);
   }
 
   void apply(int64_t block, const Stretch& stretch) const {
     if (!at.out) return;
     const bool more(at.more);
-    instructions().norm.backward[at.du ? kStored : rule][at.settings.given][more](piece(block, stretch));
+    instructions().norm.backward[at.du ? kStored : rule][at.settings.given][more](at.piece(block, stretch));
   }
 };
 

@@ -39,15 +39,19 @@ struct Lanes {
   float value[kMaxBlock];
 };
 
-struct NormPiece {
+// What all pieces of a block of channels have in common.
+struct Coefficients {
+  Lanes mean, slope, offset;  // u = (x - mean) * slope + offset + residual
+  Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear + more
+};
+
+struct NormPiece : Coefficients {
   const float *x, *residual, *dy, *more;
   float *out, *du;
   uint8_t *mask, *bits;  // one byte or one bit an element; at most one of them
   int64_t length;
   int block;
   float low, high;
-  Lanes mean, slope, offset;  // u = (x - mean) * slope + offset + residual
-  Lanes constant, linear;     // dx = slope * du + constant + (x - mean) * linear + more
 };
 
 // How the forward pass keeps the mask.

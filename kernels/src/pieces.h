@@ -44,20 +44,26 @@ void each_stretch(const Call& call, const Layout& layout, int64_t first, int64_t
   });
 }
 
-// One block of channels per task: the second pass finds the block in the cache of its core.
 template <class Steps>
-void block_by_block(const Call& call, const Layout& layout, const Steps& steps) {
-  call.parallel(static_cast<size_t>(layout.blocks), [&](size_t index) {
-    const int64_t block = static_cast<int64_t>(index);
-    typename Steps::Partial found;
-    for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
-      steps.partial(block, layout.stretch(block, i / layout.pieces, i % layout.pieces), found);
-    }
-    steps.finish(block, found);
-    for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
-      steps.apply(block, layout.stretch(block, i / layout.pieces, i % layout.pieces));
-    }
-  });
+void reduce_block(const Layout& layout, int64_t block, const Steps& steps) {
+  typename Steps::Partial found;
+  for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
+    steps.partial(block, layout.stretch(block, i / layout.pieces, i % layout.pieces), found);
+  }
+  steps.finish(block, found);
+}
+
+template <class Steps>
+void apply_block(const Layout& layout, int64_t block, const Steps& steps) {
+  for (int64_t i = 0; i < layout.pieces_of_block(); ++i) {
+    steps.apply(block, layout.stretch(block, i / layout.pieces, i % layout.pieces));
+  }
+}
+
+// One block of channels per task: the second pass finds the block in the cache of its core.
+template <class Body>
+void block_by_block(const Call& call, const Layout& layout, Body body) {
+  call.parallel(static_cast<size_t>(layout.blocks), [&](size_t index) { body(static_cast<int64_t>(index)); });
 }
 
 // All threads together reduce the blocks [first, last).
@@ -92,7 +98,10 @@ void each_wave(const Layout& layout, Body body) {
 template <class Steps>
 void reduce_then_apply(const Call& call, const Layout& layout, const Steps& steps) {
   if (layout.fits_cache()) {
-    block_by_block(call, layout, steps);
+    block_by_block(call, layout, [&](int64_t block) {
+      reduce_block(layout, block, steps);
+      apply_block(layout, block, steps);
+    });
   } else {
     each_wave(layout, [&](int64_t first, int64_t last) {
       reduce_blocks(call, layout, first, last, steps);

@@ -9,7 +9,7 @@ from ttac_kernels.version import VERSION as __version__
 
 __all__ = ["DOMAIN_VERSION", "OLDEST_VERSION", "__version__", "library_digest", "library_path"]
 
-DOMAIN_VERSION = 6
+DOMAIN_VERSION = 7
 """Number of the operators' meaning, of which graphs need one."""
 OLDEST_VERSION = 3
 """The oldest number whose operators the library has unchanged; graphs with numbers in between run too."""

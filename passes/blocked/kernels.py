@@ -20,7 +20,7 @@ def block_kernel(at: Layouts, node: ir.Node) -> bool:
     """The same node on blocked maps; vectors stay."""
     if node.op_type in (*ROWS, "ReorderWeights") or node.attributes.get_int("axis", 1) == -1:
         return False
-    maps = [value for value in node.inputs if is_map(value)]
+    maps = [value for value in node.inputs if is_map(value) and not at.is_weight(value)]
     results = [value for value in node.outputs if is_map(value)]
     if not (any(at.has(value) for value in maps) or _is_wanted(node)) or not all(at.can(value) for value in maps):
         return False
@@ -29,7 +29,7 @@ def block_kernel(at: Layouts, node: ir.Node) -> bool:
     whole = all(int(dims(value)[1]) % at.block == 0 for value in [*maps, *results])
     if not whole and (node.op_type in SPARSE or _has_bits(node)):
         return False
-    inputs = [at.blocked(v) if is_map(v) else v if v is None or whole else _filled(at, v) for v in node.inputs]
+    inputs = [at.blocked(v) if v in maps else v if v is None or whole else _filled(at, v) for v in node.inputs]
     attributes = {**{name: attribute.value for name, attribute in node.attributes.items()}, "block": at.block}
     if node.op_type.startswith("LayerNorm"):
         attributes["channels"] = int(dims(maps[0])[1])
@@ -85,8 +85,8 @@ def _blocked_shape(at: Layouts, value: ir.Value) -> ir.Shape | None:
 
 
 def _filled(at: Layouts, value: ir.Value) -> ir.Value:
-    """A vector of channels with the padding of maps; one number for each position stays."""
-    return at.vector(value) if len(dims(value)) == 1 else value
+    """A vector of channels or a depthwise kernel with the padding of maps; one number for each position stays."""
+    return at.vector(value) if len(dims(value)) == 1 or at.is_weight(value) else value
 
 
 def _has_bits(node: ir.Node) -> bool:

@@ -15,12 +15,14 @@ from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
-VERSION, OLDEST = 6, 3
+VERSION, OLDEST = 7, 3
 """Newest and oldest version of the operator set; graphs state the oldest one that has their operators."""
 SINCE_4 = frozenset("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split())
 """Operators since version 4."""
 SINCE_6 = frozenset("ByteMoments SignedByteMoments ByteNorm SignedByteNorm".split())
 """Operators since version 6."""
+SINCE_7 = frozenset("DepthwiseForward DepthwiseBackward".split())
+"""Operators whose outputs may be absent since version 7."""
 BITS_OF_BACKWARD, MORE_OF_BACKWARD = 8, 9
 """Numbers of the inputs `bits` and `more` of NormBackward, since version 4 and version 5."""
 
@@ -197,6 +199,8 @@ def version_of(nodes: Iterable[ir.Node]) -> int:
 
 
 def _version(node: ir.Node) -> int:
+    if node.op_type in SINCE_7:
+        return 7
     if node.op_type in SINCE_6:
         return 6
     inputs = len(node.inputs) if node.op_type == "NormBackward" else 0

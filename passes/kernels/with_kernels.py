@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from ttac.passes.kernels.depthwise import fuse_depthwise
 from ttac.passes.kernels.gelus import fuse_gelus
 from ttac.passes.kernels.kept_blocks import fuse_saves
 from ttac.passes.kernels.layer_norms import fuse_layer_norms
@@ -46,5 +47,7 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:
+            fuse_depthwise(graphs)
+            graphs.tidy(outside)
             return graphs.models
         plain_bits |= found
