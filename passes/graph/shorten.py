@@ -68,13 +68,14 @@ def fill(proto: onnx.ModelProto, names: Collection[str]) -> None:
 def shorten(proto: onnx.ModelProto, kept: Collection[str]) -> None:
     """Remove from an 8-bit graph the text that a reader can derive; it would be a tenth of the weights.
 
-    Shapes stay where one layer hands a value to another. Room and layer stay on nodes whose names do not contain
-    them.
+    Shapes stay where one layer hands a value to another, and where only the library's node knows them. Room and layer
+    stay on nodes whose names do not contain them.
     """
     graph = proto.graph
     _join_scalars(graph, kept)
     layers = {name: _note(node, LAYER) for node in graph.node for name in node.output}
     handed = {x for node in graph.node for x in node.input if x in layers and layers[x] != _note(node, LAYER)}
+    handed |= {name for node in graph.node if node.domain for name in node.output}
     shapes = [value for value in graph.value_info if value.name in handed and value.type.tensor_type.shape.dim]
     del graph.value_info[:]
     graph.value_info.extend(shapes)
