@@ -13,22 +13,24 @@ from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 NORM = ("epsilon", "act", "low", "high")
 WINDOW = ("kernel_shape", "strides", "pads")
+WIDTHS, STRIDES = (3, 5), (1, 2)
+"""Kernels and strides for which the library has loops of their own."""
 
 
 def fuse_depthwise(graphs: LinkedGraphs) -> None:
     """Replace norm, depthwise convolution and norm, and then their gradients, as far as each is one chain."""
-    convolutions: dict[object, ir.Node] = {}
+    convolutions: dict[object, tuple[ir.Node, ir.Value]] = {}
     for first in kernel_nodes(graphs, "NormForward"):
         conv = _convolution(first)
         second = _norm_of(conv.outputs[0]) if conv is not None else None
         if conv is not None and second is not None:
-            convolutions[graphs.source(first.inputs[0])] = conv
-            _fuse_forward(graphs, first, conv, second)
+            x2 = _fuse_forward(graphs, first, conv, second)
+            convolutions[graphs.key(first.inputs[0])] = conv, x2
     for last in kernel_nodes(graphs, "NormBackward"):
-        conv = convolutions.get(graphs.source(last.inputs[1]))
+        conv, x2 = convolutions.get(graphs.key(last.inputs[1]), (None, None))
         middle = graphs.made_by(last.inputs[0], "Conv", "ConvTranspose")
-        if conv is not None and middle is not None:
-            _fuse_backward(graphs, last, middle, conv)
+        if conv is not None and x2 is not None and middle is not None:
+            _fuse_backward(graphs, last, middle, conv, x2)
 
 
 def kernel_nodes(graphs: LinkedGraphs, op_type: str) -> list[ir.Node]:
@@ -48,10 +50,19 @@ def _convolution(norm: ir.Node) -> ir.Node | None:
     conv = only_reader(norm.outputs[0], "Conv")
     if conv is None or conv.domain or conv.inputs[0] is not norm.outputs[0]:
         return None
-    channels, kernel = dims(norm.outputs[0])[1], dims(conv.inputs[1])
-    whole = kernel[:2] == [channels, 1] and conv.attributes.get_int("group", 1) == channels
+    (channels, *sizes), kernel = dims(norm.outputs[0])[1:], dims(conv.inputs[1])
+    if not all(isinstance(size, int) for size in (channels, *sizes)) or kernel[:2] != [channels, 1]:
+        return None
+    depthwise = conv.attributes.get_int("group", 1) == channels and fills_blocks(int(channels))
     dilated = set(conv.attributes.get_ints("dilations", (1, 1))) != {1}
-    return conv if whole and not dilated and "auto_pad" not in conv.attributes else None
+    padded = conv.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    fast = set(kernel[2:]) <= set(WIDTHS) and set(conv.attributes.get_ints("strides", (1, 1))) <= set(STRIDES)
+    return conv if depthwise and padded and fast and not dilated else None
+
+
+def fills_blocks(channels: int) -> bool:
+    """Whether blocks of eight and of sixteen have at most a quarter of padding; one channel at a time is slow."""
+    return channels >= 16 and channels % 8 == 0
 
 
 def _norm_of(x: ir.Value) -> ir.Node | None:
@@ -70,7 +81,8 @@ def _attributes(first: ir.Node, second: ir.Node, conv: ir.Node) -> dict[str, Any
     return {**made, **window, **{name: conv.attributes[name].value for name in WINDOW if name in conv.attributes}}
 
 
-def _fuse_forward(graphs: LinkedGraphs, first: ir.Node, conv: ir.Node, second: ir.Node) -> None:
+def _fuse_forward(graphs: LinkedGraphs, first: ir.Node, conv: ir.Node, second: ir.Node) -> ir.Value:
+    """Replace the three nodes; return the output of the convolution."""
     x1, scale1, bias1 = first.inputs[:3]
     _, w, conv_bias = _inputs(conv, 3)
     scale2, bias2 = second.inputs[1:3]
@@ -82,13 +94,16 @@ def _fuse_forward(graphs: LinkedGraphs, first: ir.Node, conv: ir.Node, second: i
     old = [second.outputs[0], conv.outputs[0], *first.outputs[1:3], *second.outputs[1:3]]
     for value, new in zip(old, made, strict=True):
         graphs.replace(value, new)
+    return made[1]
 
 
-def _fuse_backward(graphs: LinkedGraphs, last: ir.Node, middle: ir.Node, conv: ir.Node) -> None:
+def _fuse_backward(graphs: LinkedGraphs, last: ir.Node, middle: ir.Node, conv: ir.Node, convolved: ir.Value) -> None:
     """Replace the chain of the gradient: the second norm's, the convolution's `middle`, the first norm's `last`."""
     dx2 = graphs.source(middle.inputs[0])
     first = dx2.producer() if dx2 is not None else None
     if first is None or first.op_type != "NormBackward" or not _is_chain(graphs, first, middle, last):
+        return
+    if graphs.source(first.inputs[1]) is not convolved:
         return
     w = _weight(conv, last.graph)
     if w is None:

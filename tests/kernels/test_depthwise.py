@@ -58,6 +58,51 @@ def test_a_chain_of_mobilenet_agrees_with_pytorch() -> None:
         assert np.allclose(found, at[leaf].grad.numpy(), atol=2e-4), name
 
 
+def chain_inputs(shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray | None], dict[str, np.ndarray]]:
+    """Random inputs of both operators of a chain with stride 2; those of the backward but x2 and the moments."""
+    random = np.random.default_rng(0)
+    x1, w = (random.standard_normal(size).astype(np.float32) for size in (shape, (shape[1], 1, 3, 3)))
+    vectors = [random.uniform(0.5, 1.5, shape[1]).astype(np.float32) for _ in range(4)]
+    forward = {"x1": x1, "s1": vectors[0], "b1": vectors[1], "w": w, "cb": None, "s2": vectors[2], "b2": vectors[3]}
+    half = tuple(-(-size // 2) for size in shape[2:])
+    dy = random.standard_normal((*shape[:2], *half)).astype(np.float32)
+    return forward, {"dy2": dy, "x1": x1, "w": w, **dict(zip(("s1", "b1", "s2", "b2"), vectors, strict=True))}
+
+
+def backward_of(
+    fed: dict[str, np.ndarray], made: dict[str, np.ndarray], names: list[str], threads: int = 2
+) -> dict[str, np.ndarray]:
+    values = {**fed, **made}
+    order = ["dy2", "x2", "x1", "w", "s1", "b1", "m1", "v1", "s2", "b2", "m2", "v2"]
+    return run("DepthwiseBackward", {name: values[name] for name in order}, names, {**WINDOW, **NORMS}, threads)
+
+
+SMALL, LARGE = (2, 128, 9, 8), (3, 32, 120, 110)
+"""Shapes of which a task has a block of channels, and a strip of rows."""
+GRADIENTS = ["dx1", "dscale1", "dbias1", "dscale2", "dbias2"]
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_absent_outputs_of_a_chain_change_no_bit(shape: tuple[int, ...]) -> None:
+    forward, fed = chain_inputs(shape)
+    made = run("DepthwiseForward", forward, ["y2", "x2", "m1", "v1", "m2", "v2"], {**WINDOW, **NORMS})
+    alone = run("DepthwiseForward", forward, ["y2", "", "", "", "m2", ""], {**WINDOW, **NORMS})
+    assert all(np.array_equal(alone[name], made[name]) for name in ("y2", "m2"))
+    back = backward_of(fed, made, GRADIENTS)
+    vectors = backward_of(fed, made, ["", *GRADIENTS[1:]])
+    assert all(np.array_equal(vectors[name], back[name]) for name in GRADIENTS[1:])
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_the_number_of_threads_changes_no_bit(shape: tuple[int, ...]) -> None:
+    forward, fed = chain_inputs(shape)
+    names = ["y2", "x2", "m1", "v1", "m2", "v2"]
+    one, many = (run("DepthwiseForward", forward, names, {**WINDOW, **NORMS}, threads) for threads in (1, 3))
+    assert all(np.array_equal(one[name], many[name]) for name in names)
+    first, second = (backward_of(fed, one, GRADIENTS, threads) for threads in (1, 3))
+    assert all(np.array_equal(first[name], second[name]) for name in GRADIENTS)
+
+
 def test_weights_of_another_shape_are_refused() -> None:
     dy, w = np.zeros((1, 16, 4, 4), np.float32), np.zeros((16, 1, 3, 2), np.float32)
     with pytest.raises(Exception, match=r"input w: not of the shape \[C, 1, kh, kw\]"):

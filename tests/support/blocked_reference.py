@@ -314,14 +314,61 @@ def _interleave(op: Builder, node: ir.Node, _: int) -> ir.Value:
 
 def _depthwise_input_grad(op: Builder, node: ir.Node, _: int) -> ir.Value:
     dy, w = node.inputs
-    window, sizes, block = _window(node), list(node.attributes.get_ints("sizes")), _block_of(node)
+    return _transposed(op, node, dy, w, dims(node.outputs[0]), node.attributes.get_ints("sizes"))
+
+
+def _transposed(
+    op: Builder,
+    node: ir.Node,
+    dy: ir.Value | None,
+    w: ir.Value | None,
+    shape: Sequence[int | str],
+    sizes: Sequence[int | str],
+) -> ir.Value:
+    """The input gradient of a depthwise convolution; `shape` is that of the result in blocks."""
+    assert dy is not None
+    window, block = _window(node), _block_of(node)
     extra = [
-        size - (int(out) - 1) * window["strides"][axis] - window["kernel_shape"][axis] + sum(window["pads"][axis::2])
+        int(size)
+        - (int(out) - 1) * window["strides"][axis]
+        - window["kernel_shape"][axis]
+        + sum(window["pads"][axis::2])
         for axis, (size, out) in enumerate(zip(sizes, dims(dy)[2:], strict=True))
     ]
     padding = {"output_padding": extra} if any(extra) else {}
     dx = op.ConvTranspose(plain(op, dy, dims(dy), block), w, **window, group=int(dims(w)[0]), **padding)
-    return blocked(op, dx, dims(node.outputs[0]), block)
+    return _of_shape(blocked(op, dx, shape, block), shape)
+
+
+def _of_shape(value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
+    value.shape = ir.Shape(list(shape))
+    return value
+
+
+def _part(node: ir.Node, number: int, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
+    """One of the two norms of a depthwise node, as a node that is in no graph."""
+    names = [name for name in ("epsilon", "act", "low", "high") if f"{name}{number}" in node.attributes]
+    values = {name: node.attributes[f"{name}{number}"].value for name in names}
+    return ir.node(op_type, list(inputs), {"block": _block_of(node), **values}, domain=KERNEL_DOMAIN)
+
+
+def _depthwise_forward(op: Builder, node: ir.Node, block: int) -> tuple[ir.Value, ...]:
+    x1, scale1, bias1, w, conv_bias, scale2, bias2 = node.inputs
+    y1, mean1, var1, _ = _norm_forward(op, _part(node, 1, "NormForward", [x1, scale1, bias1]), block)
+    made = op.Conv(plain(op, y1, dims(x1), _block_of(node)), w, conv_bias, **_window(node), group=int(dims(w)[0]))
+    shape = dims(node.outputs[0])
+    x2 = _of_shape(blocked(op, made, shape, _block_of(node)), shape)
+    y2, mean2, var2, _ = _norm_forward(op, _part(node, 2, "NormForward", [x2, scale2, bias2]), block)
+    return y2, x2, mean1, var1, mean2, var2
+
+
+def _depthwise_backward(op: Builder, node: ir.Node, block: int) -> tuple[ir.Value, ...]:
+    dy2, x2, x1, w, *first = node.inputs[:8]
+    second = node.inputs[8:]
+    dx2, dscale2, dbias2, _ = _norm_backward(op, _part(node, 2, "NormBackward", [dy2, x2, *second]), block)
+    dy1 = _transposed(op, node, _of_shape(dx2, dims(x2)), w, dims(x1), dims(x1)[2:])
+    dx1, dscale1, dbias1, _ = _norm_backward(op, _part(node, 1, "NormBackward", [dy1, x1, *first]), block)
+    return dx1, dscale1, dbias1, dscale2, dbias2
 
 
 SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value, ...]]] = {
@@ -333,6 +380,8 @@ SPELLINGS: dict[str, Callable[[Builder, ir.Node, int], ir.Value | tuple[ir.Value
     "ActivationBackward": _activation_backward,
     "SoftmaxBackward": _softmax_backward,
     "DepthwiseInputGrad": _depthwise_input_grad,
+    "DepthwiseForward": _depthwise_forward,
+    "DepthwiseBackward": _depthwise_backward,
     "MaxPoolForward": _pool_forward,
     "MaxPoolBackward": _pool_backward,
     "Interleave": _interleave,
