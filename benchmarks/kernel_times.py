@@ -148,6 +148,7 @@ def session_of(body: str, at: Sizes, threads: int) -> onnxruntime.InferenceSessi
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(ttac_kernels.library_path()))
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads of the other sessions would spin
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -27,10 +27,10 @@ def fuse_depthwise(graphs: LinkedGraphs) -> None:
             x2 = _fuse_forward(graphs, first, conv, second)
             convolutions[graphs.key(first.inputs[0])] = conv, x2
     for last in kernel_nodes(graphs, "NormBackward"):
-        conv, x2 = convolutions.get(graphs.key(last.inputs[1]), (None, None))
+        chain = convolutions.get(graphs.key(last.inputs[1]))
         middle = graphs.made_by(last.inputs[0], "Conv", "ConvTranspose")
-        if conv is not None and x2 is not None and middle is not None:
-            _fuse_backward(graphs, last, middle, conv, x2)
+        if chain is not None and middle is not None:
+            _fuse_backward(graphs, last, middle, *chain)
 
 
 def kernel_nodes(graphs: LinkedGraphs, op_type: str) -> list[ir.Node]:
