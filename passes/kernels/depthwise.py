@@ -20,23 +20,17 @@ WIDTHS, STRIDES = (3, 5), (1, 2)
 def fuse_depthwise(graphs: LinkedGraphs) -> None:
     """Replace norm, depthwise convolution and norm, and then their gradients, as far as each is one chain."""
     convolutions: dict[object, tuple[ir.Node, ir.Value]] = {}
-    for first in kernel_nodes(graphs, "NormForward"):
+    for first in graphs.kernels("NormForward"):
         conv = _convolution(first)
         second = _norm_of(conv.outputs[0]) if conv is not None else None
         if conv is not None and second is not None:
             x2 = _fuse_forward(graphs, first, conv, second)
             convolutions[graphs.key(first.inputs[0])] = conv, x2
-    for last in kernel_nodes(graphs, "NormBackward"):
+    for last in graphs.kernels("NormBackward"):
         chain = convolutions.get(graphs.key(last.inputs[1]))
         middle = graphs.made_by(last.inputs[0], "Conv", "ConvTranspose")
         if chain is not None and middle is not None:
             _fuse_backward(graphs, last, middle, *chain)
-
-
-def kernel_nodes(graphs: LinkedGraphs, op_type: str) -> list[ir.Node]:
-    """The nodes of the library with this operator, in the order in which they run."""
-    nodes = [node for model in graphs.models.values() for node in model.graph]
-    return [node for node in nodes if node.domain == KERNEL_DOMAIN and node.op_type == op_type]
 
 
 def _inputs(node: ir.Node, count: int) -> list[ir.Value | None]:

@@ -46,6 +46,11 @@ class LinkedGraphs:
         for model in self.models.values():
             yield from [node for node in model.graph if node.op_type in op_types and not node.domain]
 
+    def kernels(self, op_type: str) -> list[ir.Node]:
+        """Nodes of the library with this operator, in the order in which they run."""
+        nodes = [node for model in self.models.values() for node in model.graph]
+        return [node for node in nodes if node.domain == KERNEL_DOMAIN and node.op_type == op_type]
+
     def source(self, value: ir.Value | None) -> ir.Value | None:
         """The value that `value` is a copy of: behind links between graphs, and behind gradient dependencies."""
         while value is not None:

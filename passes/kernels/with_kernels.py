@@ -11,7 +11,7 @@ from ttac.passes.kernels.gelus import fuse_gelus
 from ttac.passes.kernels.kept_blocks import fuse_saves
 from ttac.passes.kernels.layer_norms import fuse_layer_norms
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
-from ttac.passes.kernels.mask_bits import read_elsewhere
+from ttac.passes.kernels.mask_bits import pack_masks, read_elsewhere
 from ttac.passes.kernels.norm_backward import fuse_backward
 from ttac.passes.kernels.norm_forward import fuse_again, fuse_forward
 from ttac.passes.kernels.pools import fuse_pools
@@ -47,6 +47,7 @@ def with_kernels(models: Mapping[str, ir.Model], outside: Collection[str]) -> Ma
         graphs.tidy(outside)
         found = read_elsewhere(graphs, [norm.bits for norm in norms if norm.bits is not None])
         if not found:
+            pack_masks(graphs, outside)
             fuse_depthwise(graphs)
             graphs.tidy(outside)
             return graphs.models

@@ -42,7 +42,9 @@ def _norm_forward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
         u = op.Add(u, plain(op, residual, dims(x), _block_of(node)))
     y = _activated(op, node, u)
     y, mask = (blocked(op, value, dims(x), _block_of(node)) for value in (y, _mask(op, node, u)))
-    return y, op.Squeeze(mean, [0, 2, 3]), op.Squeeze(variance, [0, 2, 3]), op.Cast(mask, to=int(ir.DataType.BOOL))
+    bits = op.Reshape(op.Cast(mask, to=int(ir.DataType.UINT8)), [0, -1])  # in bytes; only NormBackward reads them
+    moments = [op.Squeeze(value, [0, 2, 3]) for value in (mean, variance)]
+    return y, *moments, op.Cast(mask, to=int(ir.DataType.BOOL)), bits
 
 
 def _activated(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
@@ -97,8 +99,9 @@ def _mask(op: Builder, node: ir.Node, u: ir.Value) -> ir.Value:
 
 
 def _norm_backward(op: Builder, node: ir.Node, _: int) -> tuple[ir.Value, ...]:
-    dy, x, scale, bias, mean, variance, mask, _, _, more = [*node.inputs, *[None] * 4][:10]
+    dy, x, scale, bias, mean, variance, mask, _, bits, more = [*node.inputs, *[None] * 4][:10]
     shape, block = dims(x), _block_of(node)
+    mask = op.Reshape(bits, op.Shape(x)) if bits is not None else mask
     dy, x = plain(op, dy, shape, block), plain(op, x, shape, block)
     r = op.Reciprocal(op.Sqrt(op.Add(variance, _epsilon(node))))
     xhat = op.Mul(op.Sub(x, op.Unsqueeze(mean, [0, 2, 3])), op.Unsqueeze(r, [0, 2, 3]))
@@ -266,11 +269,11 @@ def _part(node: ir.Node, number: int, op_type: str, inputs: Sequence[ir.Value | 
 
 def _depthwise_forward(op: Builder, node: ir.Node, block: int) -> tuple[ir.Value, ...]:
     x1, scale1, bias1, w, conv_bias, scale2, bias2 = node.inputs
-    y1, mean1, var1, _ = _norm_forward(op, _part(node, 1, "NormForward", [x1, scale1, bias1]), block)
+    y1, mean1, var1, *_ = _norm_forward(op, _part(node, 1, "NormForward", [x1, scale1, bias1]), block)
     made = op.Conv(plain(op, y1, dims(x1), _block_of(node)), w, conv_bias, **_window(node), group=int(dims(w)[0]))
     shape = dims(node.outputs[0])
     x2 = _of_shape(blocked(op, made, shape, _block_of(node)), shape)
-    y2, mean2, var2, _ = _norm_forward(op, _part(node, 2, "NormForward", [x2, scale2, bias2]), block)
+    y2, mean2, var2, *_ = _norm_forward(op, _part(node, 2, "NormForward", [x2, scale2, bias2]), block)
     return y2, x2, mean1, var1, mean2, var2
 
 
