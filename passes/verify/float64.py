@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from ttac.passes.graph.shapes import dims
-from ttac.passes.verify.max_pool import MaxPool
+from ttac.passes.verify.reference_pools import GlobalMaxPool, MaxPool
 
 AFFORDABLE = 20_000_000_000
 """Largest number of multiplications of a forward in float64, which takes about ten seconds."""
@@ -25,7 +25,7 @@ class Float64:
     """A graph that onnx's reference implementation executes in float64; a call takes feeds and returns the outputs."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._evaluator = ReferenceEvaluator(_in_float64(ir.to_proto(model)), new_ops=[MaxPool])
+        self._evaluator = ReferenceEvaluator(_in_float64(ir.to_proto(model)), new_ops=[MaxPool, GlobalMaxPool])
         self._inputs = [str(value.name) for value in model.graph.inputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -8,14 +8,14 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from ttac.passes.verify.max_pool import MaxPool
+from ttac.passes.verify.reference_pools import GlobalMaxPool, MaxPool
 
 SPATIAL = {1: (11,), 2: (9, 7), 3: (5, 6, 4)}
 
 
-def _model(**attributes: object) -> onnx.ModelProto:
+def _model(op_type: str = "MaxPool", **attributes: object) -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, None) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("MaxPool", ["x"], ["y"], **attributes)], "one", values[:1], values[1:])
+    graph = helper.make_graph([helper.make_node(op_type, ["x"], ["y"], **attributes)], "one", values[:1], values[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 
 
@@ -41,3 +41,10 @@ def test_other_padding_is_left_to_the_package(attributes: dict[str, object]) -> 
     model = _model(kernel_shape=[3, 3], strides=[2, 2], **attributes)
     fast = ReferenceEvaluator(model, new_ops=[MaxPool]).run(None, {"x": x})[0]
     np.testing.assert_array_equal(fast, ReferenceEvaluator(model).run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("axes", SPATIAL)
+def test_global_max_pool_reads_all_axes_behind_the_channels(axes: int) -> None:
+    x = np.random.default_rng(3).normal(size=(2, 3, *SPATIAL[axes]))
+    found = ReferenceEvaluator(_model("GlobalMaxPool"), new_ops=[GlobalMaxPool]).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, x.reshape(2, 3, -1).max(2).reshape(2, 3, *[1] * axes))
