@@ -1,7 +1,7 @@
 """Masks with one bit an element, which a norm writes and the gradient of the norm reads.
 
-Methods with sparse saves pack their masks in the portable graphs.  Others keep a byte an element there, and `pack_masks`
-packs it where both nodes are of the library.
+Methods with sparse saves pack their masks in the portable graphs.  Others keep a byte an element there, and
+`pack_masks` packs it where both nodes are of the library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Max pooling for the onnx package's reference evaluator.
 
 Its own MaxPool loops over the windows in Python, and took more than half of a forward of ResNet-18 in float64: an
-image has ten thousand windows, and a kernel nine taps.  Its own GlobalMaxPool takes the wrong axes of signals and volumes.
+image has ten thousand windows, and a kernel nine taps.  Its own GlobalMaxPool takes the wrong axes of signals and
+volumes.
 """
 
 from __future__ import annotations
