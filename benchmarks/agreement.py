@@ -146,10 +146,11 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=WITHIN, help="points that two means may differ by")
     parser.add_argument("--set", action="append", default=[], help="an option of all methods that have it, name=value")
     parser.add_argument("--forms", action="store_true", help="compare the forms of bundles instead")
+    parser.add_argument("--net", type=Path, help="a file for all methods of --forms")
     parser.add_argument("--engines", nargs="*", default=[], help="folders of further engines for --forms")
     asked = parser.parse_args()
     if asked.forms:
-        sys.exit(int(table(asked.methods.split(","), asked.engines) > LARGEST))
+        sys.exit(int(table(asked.methods.split(","), asked.engines, asked.net) > LARGEST))
     print(f"torch {torch.__version__}, {asked.samples} images of {len(SHIFTS)} corruptions; error in %\n")
     print("| net | method | ttac | PyTorch | difference |\n|---|---|---:|---:|---:|")
     worst = 0.0

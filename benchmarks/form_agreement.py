@@ -1,6 +1,7 @@
 """Logits of the three forms of a bundle, in every engine at hand: `python -m benchmarks.agreement --forms`.
 
-Each method takes five steps on a shipped net that it fits, with ragged batches; `sight` takes single samples.  A figure
+Each method takes five steps on a shipped net that it fits, or on the file `--net` with random samples, with ragged
+batches; `sight` takes single samples.  A figure
 is the largest difference of a logit from the portable graphs in the first engine, relative to the largest logit.
 """
 
@@ -35,16 +36,17 @@ LARGEST = 1e-4
 Runs = dict[tuple[str, str], np.ndarray]
 
 
-def compiled(methods: Sequence[str], folder: Path) -> list[str]:
+def compiled(methods: Sequence[str], folder: Path, net: Path | None = None) -> list[str]:
     """Compile the methods, and return those that have a bundle; the others are named on stderr."""
-    return [method for method in methods if _is_compiled(method, folder)]
+    return [method for method in methods if _is_compiled(method, folder, net)]
 
 
-def _is_compiled(method: str, folder: Path) -> bool:
-    net, calibration = DEMO / f"{NETS.get(method, USUAL)}.onnx", DEMO / "fashion_calibration.npz"
+def _is_compiled(method: str, folder: Path, net: Path | None) -> bool:
     output, batch = folder / f"{method}.ttac", max(_sizes(method))
+    options = {"calibration": DEMO / "fashion_calibration.npz", "logits": LOGITS.get(method)} if net is None else {}
+    model = net or DEMO / f"{NETS.get(method, USUAL)}.onnx"
     try:
-        ttac.compile(net, method=method, batch=batch, calibration=calibration, logits=LOGITS.get(method), output=output)
+        ttac.compile(model, method=method, batch=batch, output=output, **options)
     except TtacError as error:
         print(f"{method}: {error.problem}", file=sys.stderr)
     return output.exists()
@@ -58,10 +60,9 @@ def runs(folder: Path) -> tuple[str, Runs]:
     """The engine's version, and (method, form) -> logits of all steps in this process."""
     from ttac.runtime.engine_import import engine
 
-    with np.load(DEMO / "fashion_stream.npz") as file:
-        images = file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)
     found: Runs = {}
     for bundle in sorted(folder.glob("*.ttac")):
+        images = _images(ttac.Bundle.read(bundle).manifest["inputs"][0]["shape"][1:])
         batches = np.split(images, np.cumsum(_sizes(bundle.stem)))[: len(SIZES)]
         for form in FORMS:
             try:
@@ -75,6 +76,14 @@ def runs(folder: Path) -> tuple[str, Runs]:
     return str(engine().__version__), found
 
 
+def _images(shape: Sequence[int]) -> np.ndarray:
+    """Noisy images of the shipped stream, or random numbers for samples of another shape."""
+    if tuple(shape) != (1, 28, 28):
+        return np.random.default_rng(0).standard_normal((sum(SIZES), *shape), np.float32)
+    with np.load(DEMO / "fashion_stream.npz") as file:
+        return file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)
+
+
 def in_engine(engine: str, folder: Path) -> tuple[str, Runs]:
     """The result of `runs` with the engine in the folder `engine`; empty for the engine of this environment."""
     path = folder / "runs.npz"
@@ -85,12 +94,12 @@ def in_engine(engine: str, folder: Path) -> tuple[str, Runs]:
         return str(file["version"]), found
 
 
-def table(methods: Sequence[str], engines: Sequence[str]) -> float:
+def table(methods: Sequence[str], engines: Sequence[str], net: Path | None = None) -> float:
     """Print the differences of each method, engine and form; return the largest one."""
     print("| method | engine | " + " | ".join(FORMS) + " |\n|---|---|" + "---:|" * len(FORMS))
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="ttac-forms-") as name:
-        made = compiled(methods, Path(name))
+        made = compiled(methods, Path(name), net)
         results = [in_engine(engine, Path(name)) for engine in ("", *engines)]
         for method in made:
             expected = results[0][1][method, "portable"]

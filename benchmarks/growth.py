@@ -37,10 +37,11 @@ A Wide ResNet-16-2 on images of 32x32, batch 8, two threads; each table changes 
 source, both run in turn in one process. Memory: the measured peak of a fresh process. PyTorch runs eagerly with
 channels_last tensors.
 
-On eight threads nothing was measured. The tasks of the native operators depend on shapes alone: at batch 8, each pass of a
-norm has at least eight tasks on ResNet-18, -50 and ResNeXt-29, MobileNetV2 and WRN-28-10, most have sixteen or more.
-So eight threads have work in each of them; where there are nine to fifteen tasks, some threads take two and the others
-wait. At batch 1, one to six norms of a network have fewer than eight tasks, down to one on WRN-28-10 and two on MobileNetV2.
+On eight threads nothing was measured. The tasks of the native operators depend on shapes alone. At batch 8, each pass
+of a norm has at least eight tasks on ResNet-18, -50 and ResNeXt-29, MobileNetV2 and WRN-28-10, and most have sixteen or
+more. So eight threads have work in each of them; where there are nine to fifteen tasks, some threads take two and the
+others wait. At batch 1, one to six norms of a network have fewer than eight tasks, down to one on WRN-28-10 and two on
+MobileNetV2.
 
 ![Step time and peak against batch, side of the image, width, depth and threads](growth.svg)"""
 
@@ -145,6 +146,7 @@ def draw(figures: Figures, path: Path) -> None:
             plot.set_xscale("log", base=2)
             plot.set_xticks(values, [str(value) for value in values])
             plot.set_ylim(bottom=0)
+            plot.tick_params(labelsize=7)
             plot.grid(alpha=0.3)
         plots[1][column].set_xlabel(axis)
     plots[0][0].set_ylabel("step / inference")
