@@ -7,8 +7,18 @@ import pytest
 
 pytest.importorskip("ttac_kernels", reason="needs ttac-kernels (make kernels)")
 
-from tests.support.kernel_depthwise_case import check_depthwise, check_input_gradient
-from tests.support.kernel_session import blocked, plain, run
+import onnxruntime
+
+from tests.support.kernel_depthwise_case import (
+    attributes_of,
+    check_depthwise,
+    check_input_gradient,
+    convolved,
+    input_gradient,
+    outs_of,
+)
+from tests.support.kernel_map_case import PoolCase
+from tests.support.kernel_session import blocked, plain, run, session_of
 
 WINDOW = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "block": 16}
 NORMS = {"act1": "clip", "low1": 0.0, "high1": 6.0, "act2": "clip", "low2": 0.0, "high2": 6.0}
@@ -107,3 +117,51 @@ def test_weights_of_another_shape_are_refused() -> None:
     dy, w = np.zeros((1, 16, 4, 4), np.float32), np.zeros((16, 1, 3, 2), np.float32)
     with pytest.raises(Exception, match=r"input w: not of the shape \[C, 1, kh, kw\]"):
         run("DepthwiseInputGrad", {"dy": dy, "w": w}, ["dx"], {**WINDOW, "sizes": [8, 8]})
+
+
+def run_over_nan(
+    op_type: str, inputs: dict[str, np.ndarray | None], shape: tuple[int, ...], attributes: dict[str, object]
+) -> np.ndarray:
+    """The first output of the node, in memory that was NaN before."""
+    session = session_of(op_type, inputs, ["made"], attributes)
+    made = onnxruntime.OrtValue.ortvalue_from_numpy(np.full(shape, np.nan, np.float32))
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        if array is not None:
+            binding.bind_cpu_input(name, array)
+    binding.bind_ortvalue_output("made", made)
+    session.run_with_iobinding(binding)
+    return made.numpy().copy()
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padded", [False, True])
+def test_positions_that_no_tap_reaches_are_written(kernel: int, stride: int, padded: bool) -> None:
+    pads = (kernel - 1, kernel // 2, kernel // 2, kernel - 1) if padded else (0, 0, 0, 0)
+    case = PoolCase(
+        seed=0,
+        kind="plain",
+        shape=(2, 16, 8, 9),
+        block=8,
+        kernel=(kernel,) * 2,
+        strides=(stride,) * 2,
+        pads=pads,
+    )
+    random = np.random.default_rng(0)
+    w = random.standard_normal((16, 1, kernel, kernel)).astype(np.float32)
+    outs = outs_of(case)
+    dy = random.standard_normal((2, 16, *outs)).astype(np.float32)
+    attributes = attributes_of(case)
+    dx = run_over_nan(
+        "DepthwiseInputGrad", {"dy": blocked(dy, 8), "w": w}, (2, 16, 8, 9), {**attributes, "sizes": [8, 9]}
+    )
+    assert np.allclose(plain(dx, 8), input_gradient(case, dy, w), atol=1e-4)
+    x = random.standard_normal((2, 16, 8, 9)).astype(np.float32)
+    one, zero = np.ones(16, np.float32), np.zeros(16, np.float32)
+    inputs = {"x1": blocked(x, 8), "s1": one, "b1": zero, "w": w, "cb": one, "s2": one, "b2": zero}
+    y2 = run_over_nan("DepthwiseForward", inputs, (2, 16, *outs), {**attributes, "act1": "none", "act2": "none"})
+    y1 = (x - x.mean((0, 2, 3), keepdims=True)) / np.sqrt(x.var((0, 2, 3), keepdims=True) + 1e-5)
+    x2 = convolved(case, y1, w) + 1
+    expected = (x2 - x2.mean((0, 2, 3), keepdims=True)) / np.sqrt(x2.var((0, 2, 3), keepdims=True) + 1e-5)
+    assert np.allclose(plain(y2, 8), expected, atol=1e-4)
