@@ -49,5 +49,5 @@ class MaxPool(SlowMaxPool):
 class GlobalMaxPool(OpRun):
     """ONNX's GlobalMaxPool of x [N, C, ...] with any number of axes behind the channels."""
 
-    def _run(self, x: np.ndarray) -> tuple[np.ndarray, ...]:  # type: ignore[override]
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
