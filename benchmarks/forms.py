@@ -155,7 +155,7 @@ def measured_or_said(name: str, measurement: Callable[[], dict[str, Any] | None]
     try:
         return measurement()
     except RuntimeMissingError as error:
-        print(f"{name}: {error.message}", file=sys.stderr, flush=True)
+        print(f"{name}: {error.problem}", file=sys.stderr, flush=True)
         return None
 
 
