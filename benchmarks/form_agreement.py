@@ -1,8 +1,8 @@
 """Logits of the three forms of a bundle, in every engine at hand: `python -m benchmarks.agreement --forms`.
 
 Each method takes five steps on a shipped net that it fits, or on the file `--net` with random samples, with ragged
-batches; `sight` takes single samples.  A figure
-is the largest difference of a logit from the portable graphs in the first engine, relative to the largest logit.
+batches; `sight` takes single samples.  A figure is the largest difference of a logit from the portable graphs in the
+first engine, relative to the largest logit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def runs(folder: Path) -> tuple[str, Runs]:
 
     found: Runs = {}
     for bundle in sorted(folder.glob("*.ttac")):
-        images = _images(ttac.Bundle.read(bundle).manifest["inputs"][0]["shape"][1:])
+        images = _images(tuple(ttac.Bundle.read(bundle).manifest["inputs"][0]["shape"][1:]))
         batches = np.split(images, np.cumsum(_sizes(bundle.stem)))[: len(SIZES)]
         for form in FORMS:
             try:
@@ -76,9 +77,10 @@ def runs(folder: Path) -> tuple[str, Runs]:
     return str(engine().__version__), found
 
 
-def _images(shape: Sequence[int]) -> np.ndarray:
+@cache
+def _images(shape: tuple[int, ...]) -> np.ndarray:
     """Noisy images of the shipped stream, or random numbers for samples of another shape."""
-    if tuple(shape) != (1, 28, 28):
+    if shape != (1, 28, 28):
         return np.random.default_rng(0).standard_normal((sum(SIZES), *shape), np.float32)
     with np.load(DEMO / "fashion_stream.npz") as file:
         return file["gaussian_noise"][: sum(SIZES)].reshape(-1, 1, 28, 28).astype(np.float32) / np.float32(255)

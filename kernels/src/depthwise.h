@@ -43,6 +43,25 @@ struct Convolution {
   Axis rows, columns;
 };
 
+// Reduce by `before`, then by `after`, which reads its results, and apply `after`.  `x1` divides the work: a task has one
+// block of channels where that fits a cache, else the blocks go in waves.
+template <class Before, class After>
+void reduce_twice_then_apply(const Call& call, const Layout& x1, const Before& before, const After& after) {
+  if (x1.fits_cache()) {
+    block_by_block(call, x1, [&](int64_t block) {
+      reduce_block(before.at.layout, block, before);
+      reduce_block(after.at.layout, block, after);
+      apply_block(after.at.layout, block, after);
+    });
+  } else {
+    each_wave(x1, [&](int64_t low, int64_t high) {
+      reduce_blocks(call, before.at.layout, low, high, before);
+      reduce_blocks(call, after.at.layout, low, high, after);
+      apply_blocks(call, after.at.layout, low, high, after);
+    });
+  }
+}
+
 // The rows of a stretch of a map: its first and last row, and its map.
 struct Rows : Range {
   Rows(const Stretch& stretch, int64_t row, int64_t height)

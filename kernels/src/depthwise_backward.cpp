@@ -61,19 +61,7 @@ class DepthwiseBackward : public Kernel {
     second.settle_all();
     const BackwardSteps last{second, second.rule()};
     const GatherSteps steps(first, last, convolution);
-    if (first.layout.fits_cache()) {
-      block_by_block(call, first.layout, [&](int64_t block) {
-        reduce_block(second.layout, block, last);
-        reduce_block(first.layout, block, steps);
-        apply_block(first.layout, block, steps);
-      });
-      return;
-    }
-    each_wave(first.layout, [&](int64_t low, int64_t high) {
-      reduce_blocks(call, second.layout, low, high, last);
-      reduce_blocks(call, first.layout, low, high, steps);
-      apply_blocks(call, first.layout, low, high, steps);
-    });
+    reduce_twice_then_apply(call, first.layout, last, steps);
   }
 
  private:

@@ -56,20 +56,7 @@ class DepthwiseForward : public Kernel {
     prepare(call, second, 4, spare.data() + 2 * first.layout.channels);
     if (bias) first.require_channels(bias, "input conv_bias: not one number for each channel");
     const ConvolveSteps steps(second, first, convolution, bias);
-    const ForwardSteps before{first};
-    if (first.layout.fits_cache()) {
-      block_by_block(call, first.layout, [&](int64_t block) {
-        reduce_block(first.layout, block, before);
-        reduce_block(second.layout, block, steps);
-        apply_block(second.layout, block, steps);
-      });
-      return;
-    }
-    each_wave(first.layout, [&](int64_t low, int64_t high) {
-      reduce_blocks(call, first.layout, low, high, before);
-      reduce_blocks(call, second.layout, low, high, steps);
-      apply_blocks(call, second.layout, low, high, steps);
-    });
+    reduce_twice_then_apply(call, first.layout, ForwardSteps{first}, steps);
   }
 
  private:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ttac.passes.blocked.layout import Layouts, Phases, attributes_of
+from ttac.passes.blocked.layout import Layouts, Phases
 from ttac.passes.graph.rewire import rename
 from ttac.passes.graph.shapes import dims, known_dims
+from ttac.passes.kernels.linked_graphs import window_attributes
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
-WINDOW = ("kernel_shape", "strides", "pads")
 SPARSE = ("KeepBlocks", "SparseNormBackward", "RestoreBlocks", "QuantizeRows", "DequantizeRows")
 """Nodes that number the blocks or the rows of the plain tensor, so they know no padding."""
 ROWS = ("SoftmaxBackward",)
@@ -116,9 +116,8 @@ def interleave_by_kernel(at: Layouts, phases: Phases, like: ir.Value) -> ir.Valu
 
 def input_gradient_by_kernel(at: Layouts, node: ir.Node, g: ir.Value, w: ir.Value) -> ir.Value:
     """The output of a depthwise ConvTranspose, blocked."""
-    window = {"kernel_shape": dims(w)[2:], "strides": [1, 1], "pads": [0, 0, 0, 0], **attributes_of(node, *WINDOW)}
     sizes = [int(size) for size in dims(node.outputs[0])[2:]]
-    attributes = {"block": at.block, "sizes": sizes, **window}
+    attributes = {"block": at.block, "sizes": sizes, **window_attributes(node, w)}
     made = ir.node("DepthwiseInputGrad", [at.blocked(g), at.vector(w)], attributes, domain=KERNEL_DOMAIN)
     made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     at.op.place(made, "depthwiseinputgrad")

@@ -7,12 +7,12 @@ from typing import Any
 import onnx_ir as ir
 
 from ttac.passes.graph.match import only_reader
+from ttac.passes.graph.rewire import initializer
 from ttac.passes.graph.shapes import dims
-from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.linked_graphs import LinkedGraphs, fills_blocks, window_attributes
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 NORM = ("epsilon", "act", "low", "high")
-WINDOW = ("kernel_shape", "strides", "pads")
 WIDTHS, STRIDES = (3, 5), (1, 2)
 """Kernels and strides for which the library has loops of their own."""
 
@@ -47,16 +47,13 @@ def _convolution(norm: ir.Node) -> ir.Node | None:
     (channels, *sizes), kernel = dims(norm.outputs[0])[1:], dims(conv.inputs[1])
     if not all(isinstance(size, int) for size in (channels, *sizes)) or kernel[:2] != [channels, 1]:
         return None
-    depthwise = conv.attributes.get_int("group", 1) == channels and fills_blocks(int(channels))
+    # Without blocks, the library computes one channel at a time.
+    blocks = int(channels) % 8 == 0 and fills_blocks(int(channels))
+    depthwise = conv.attributes.get_int("group", 1) == channels and blocks
     dilated = set(conv.attributes.get_ints("dilations", (1, 1))) != {1}
     padded = conv.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     fast = set(kernel[2:]) <= set(WIDTHS) and set(conv.attributes.get_ints("strides", (1, 1))) <= set(STRIDES)
     return conv if depthwise and padded and fast and not dilated else None
-
-
-def fills_blocks(channels: int) -> bool:
-    """Whether blocks of eight and of sixteen have at most a quarter of padding; one channel at a time is slow."""
-    return channels >= 16 and channels % 8 == 0
 
 
 def _norm_of(x: ir.Value) -> ir.Node | None:
@@ -71,8 +68,7 @@ def _attributes(first: ir.Node, second: ir.Node, conv: ir.Node) -> dict[str, Any
     made: dict[str, Any] = {}
     for number, norm in (("1", first), ("2", second)):
         made |= {f"{name}{number}": norm.attributes[name].value for name in NORM if name in norm.attributes}
-    window = {"kernel_shape": dims(conv.inputs[1])[2:], "strides": [1, 1], "pads": [0, 0, 0, 0]}
-    return {**made, **window, **{name: conv.attributes[name].value for name in WINDOW if name in conv.attributes}}
+    return {**made, **window_attributes(conv, conv.inputs[1])}
 
 
 def _fuse_forward(graphs: LinkedGraphs, first: ir.Node, conv: ir.Node, second: ir.Node) -> ir.Value:
@@ -141,6 +137,4 @@ def _weight(conv: ir.Node, graph: ir.Graph | None) -> ir.Value | None:
     if w is None or graph is None or w.const_value is None:
         return w
     name = str(w.name)
-    if name not in graph.initializers:
-        graph.register_initializer(ir.Value(name=name, type=w.type, shape=w.shape, const_value=w.const_value))
-    return graph.initializers[name]
+    return graph.initializers.get(name) or initializer(graph, name, w.const_value.numpy())

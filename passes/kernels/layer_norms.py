@@ -11,13 +11,11 @@ from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.match import array_of, only_reader
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.expected import expected
-from ttac.passes.kernels.linked_graphs import LinkedGraphs
+from ttac.passes.kernels.linked_graphs import LinkedGraphs, fills_blocks
 from ttac.passes.kernels.terms import Terms
 
 CHANNELS_LAST, CHANNELS_SECOND = [0, 2, 3, 1], [0, 3, 1, 2]
 """Permutations from maps [N, C, H, W] to [N, H, W, C], and back."""
-WHOLE_BLOCK = 16
-"""Channels of a block; fewer than three quarters of whole blocks stay between transpositions."""
 GRADIENT = frozenset("Mul Sub MatMul Unsqueeze".split())
 """Operators in the gradient of a layer norm."""
 
@@ -119,8 +117,7 @@ def _perm(node: ir.Node) -> list[int]:
 
 
 def _blocks_well(node: ir.Node) -> bool:
-    channels = int(dims(node.inputs[0])[-1])
-    return channels % 4 == 0 and 4 * channels >= 3 * (channels + -channels % WHOLE_BLOCK)
+    return fills_blocks(int(dims(node.inputs[0])[-1]))
 
 
 def _sum(graphs: LinkedGraphs, x: ir.Value, node: ir.Node) -> ir.Node | None:

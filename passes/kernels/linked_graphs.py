@@ -11,20 +11,25 @@ import onnx_ir.passes.common as common
 from ttac.passes.graph.builder import Builder
 from ttac.passes.graph.keys import LAYER
 from ttac.passes.graph.match import array_of, made_by
+from ttac.passes.graph.shapes import dims
 from ttac.passes.partition.partition import drop_unread_inputs
 from ttac.runtime.graph_check import KERNEL_DOMAIN
 
 ROOM = "kernels"
 VERSION, OLDEST = 7, 3
 """Newest and oldest version of the operator set; graphs state the oldest one that has their operators."""
-SINCE_4 = frozenset("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split())
-"""Operators since version 4."""
-SINCE_6 = frozenset("ByteMoments SignedByteMoments ByteNorm SignedByteNorm".split())
-"""Operators since version 6."""
-SINCE_7 = frozenset("DepthwiseForward DepthwiseBackward".split())
-"""Operators whose outputs may be absent since version 7."""
+SINCE = {
+    **dict.fromkeys("ConvWeightGrad ReorderWeights QuantizeRows DequantizeRows RestoreBlocks AdamStep".split(), 4),
+    **dict.fromkeys("ByteMoments SignedByteMoments ByteNorm SignedByteNorm".split(), 6),
+    **dict.fromkeys("DepthwiseForward DepthwiseBackward".split(), 7),
+}
+"""Operator -> the version that has it, or in which its outputs may be absent; the oldest one for others."""
 BITS_OF_BACKWARD, MORE_OF_BACKWARD = 8, 9
 """Numbers of the inputs `bits` and `more` of NormBackward, since version 4 and version 5."""
+WINDOW = ("kernel_shape", "strides", "pads")
+"""Attributes of a window."""
+WHOLE_BLOCK = 16
+"""Channels of the largest block."""
 
 MOST_COMPARED = 1 << 14
 """Most elements of two constants whose bytes are compared."""
@@ -204,14 +209,21 @@ def version_of(nodes: Iterable[ir.Node]) -> int:
 
 
 def _version(node: ir.Node) -> int:
-    if node.op_type in SINCE_7:
-        return 7
-    if node.op_type in SINCE_6:
-        return 6
     inputs = len(node.inputs) if node.op_type == "NormBackward" else 0
     if inputs > MORE_OF_BACKWARD:
         return 5
-    return 4 if inputs > BITS_OF_BACKWARD or node.op_type in SINCE_4 else OLDEST
+    return 4 if inputs > BITS_OF_BACKWARD else SINCE.get(node.op_type, OLDEST)
+
+
+def window_attributes(node: ir.Node, w: ir.Value | None) -> dict[str, Any]:
+    """The window of a convolution with the kernel `w`, as attributes of a node of the library."""
+    stated = {name: node.attributes[name].value for name in WINDOW if name in node.attributes}
+    return {"kernel_shape": dims(w)[2:], "strides": [1, 1], "pads": [0, 0, 0, 0], **stated}
+
+
+def fills_blocks(channels: int) -> bool:
+    """Whether blocks of so many channels have at most a quarter of padding, whatever their size."""
+    return channels % 4 == 0 and 4 * channels >= 3 * (channels + -channels % WHOLE_BLOCK)
 
 
 def _drop_unread_outputs(graph: ir.Graph) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import ttac.passes.operators.bitmask  # noqa: F401  (registers PackBits and UnpackBits)
 from ttac.passes.graph.shapes import dims
 from ttac.passes.kernels.expected import expected
-from ttac.passes.kernels.linked_graphs import BITS_OF_BACKWARD, LinkedGraphs, Type
+from ttac.passes.kernels.linked_graphs import BITS_OF_BACKWARD, WHOLE_BLOCK, LinkedGraphs, Type
 from ttac.passes.kernels.terms import BITS, Terms
 from ttac.passes.plan.codecs.codec import elements_of, open_shape
 
@@ -22,8 +22,6 @@ MASK_OF_FORWARD, BITS_OF_FORWARD = 3, 4
 """Numbers of the outputs of NormForward."""
 MASK_OF_BACKWARD = 6
 """Number of the input `mask` of NormBackward."""
-WHOLE_BLOCK = 16
-"""Channels of the largest block; bits know no padding."""
 
 
 def packed_of(graphs: LinkedGraphs, mask: ir.Value) -> ir.Value | None:
@@ -74,6 +72,7 @@ def pack_masks(graphs: LinkedGraphs, outside: Collection[str]) -> None:
 
 
 def _is_whole(mask: ir.Value) -> bool:
+    """Whether the mask has no padding in blocks of any size, which bits do not know."""
     channels = dims(mask)[1]
     return isinstance(channels, int) and channels % WHOLE_BLOCK == 0
 

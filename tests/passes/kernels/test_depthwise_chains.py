@@ -42,8 +42,12 @@ READ = {"y2", "dx1", "ds1", "db1", "ds2", "db2"}
 
 def chain(forward: str = FORWARD, outer: str = OUTER) -> LinkedGraphs:
     """The graphs of a step whose backward has two stages, which meet within the chain."""
+    return linked(forward=forward, outer=outer, inner=INNER)
+
+
+def linked(**texts: str) -> LinkedGraphs:
+    """The graphs of the texts, which run in turn."""
     versions = '<ir_version: 8, opset_import: ["": 18, "ttac.kernels": 3]>'
-    texts = {"forward": forward, "outer": outer, "inner": INNER}
     return LinkedGraphs({name: ir.from_proto(onnx.parser.parse_model(f"{versions} {t}")) for name, t in texts.items()})
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx.parser
 import onnx_ir as ir
 
-from tests.passes.kernels.test_depthwise_chains import results
+from tests.passes.kernels.test_depthwise_chains import linked, results
 from ttac.passes.kernels.linked_graphs import LinkedGraphs
 from ttac.passes.kernels.mask_bits import pack_masks
 
@@ -23,9 +22,7 @@ READ = {"y", "dx", "ds", "db", "du"}
 
 
 def step(forward: str = FORWARD, backward: str = BACKWARD) -> LinkedGraphs:
-    versions = '<ir_version: 8, opset_import: ["": 18, "ttac.kernels": 3]>'
-    texts = {"forward": forward, "backward": backward}
-    return LinkedGraphs({name: ir.from_proto(onnx.parser.parse_model(f"{versions} {t}")) for name, t in texts.items()})
+    return linked(forward=forward, backward=backward)
 
 
 def kept(graphs: LinkedGraphs) -> list[ir.DataType | None]:
