@@ -20,10 +20,12 @@ INLINE void in_groups(int64_t first, int64_t last, Four four, One one) {
   }
 }
 
-// `many` output positions from `column` on; each reads `count` columns of the input, with the taps from `tap` on.
+// `many` output positions from `column` on, each with the taps `across` of a row.  `count` is the number of these taps, or
+// -1 if the compiler shall not know it.
 template <int block, int count, int stride, int many>
-INLINE void convolve(const DepthwiseRows& p, int64_t row, Range down, int64_t column, int64_t tap) {
+INLINE void convolve(const DepthwiseRows& p, int64_t row, Range down, int64_t column, Range across) {
   using Block = Memory<block>;
+  const int64_t tap = across.first, reads = count < 0 ? across.last - across.first : count;
   const int64_t line = p.columns.size * block, taps = p.columns.kernel * block;
   const float* in = p.in + (row * p.rows.stride - p.rows.begin - p.in_first + down.first) * line +
                     (column * p.columns.stride - p.columns.begin + tap) * block;
@@ -34,7 +36,7 @@ INLINE void convolve(const DepthwiseRows& p, int64_t row, Range down, int64_t co
   }
   for (int64_t i = down.first; i < down.last; ++i, in += line, weights += taps) {
 #pragma GCC unroll 8
-    for (int j = 0; j < count; ++j) {
+    for (int64_t j = 0; j < reads; ++j) {
       const auto weight = Block::read(weights + j * block);
 #pragma GCC unroll 4
       for (int k = 0; k < many; ++k) sums[k] += Block::read(in + (k * stride + j) * block) * weight;
@@ -47,29 +49,11 @@ INLINE void convolve(const DepthwiseRows& p, int64_t row, Range down, int64_t co
 // The same for one position at an edge, with as many taps as read inside of the map, at most `most`.
 template <int block, int most>
 INLINE void convolve_edge(const DepthwiseRows& p, int64_t row, Range down, int64_t column, Range taps) {
-  if (taps.last - taps.first >= most) {
-    convolve<block, most, 1, 1>(p, row, down, column, taps.first);
+  if (most == 0 || taps.last - taps.first >= most) {
+    convolve<block, most, 1, 1>(p, row, down, column, taps);
   } else if constexpr (most > 0) {
     convolve_edge<block, most - 1>(p, row, down, column, taps);
   }
-}
-
-// A position of a kernel of any width.
-template <int block>
-INLINE void convolve_any(const DepthwiseRows& p, int64_t row, Range down, int64_t column, Range taps) {
-  using Block = Memory<block>;
-  const int64_t top = row * p.rows.stride - p.rows.begin - p.in_first;
-  const int64_t left = column * p.columns.stride - p.columns.begin;
-  typename Block::Floats sum{};
-  if (p.bias != nullptr) sum = Block::read(p.bias);
-  for (int64_t i = down.first; i < down.last; ++i) {
-    const float* line = p.in + ((top + i) * p.columns.size + left) * block;
-    const float* weights = p.weights + i * p.columns.kernel * block;
-    for (int64_t j = taps.first; j < taps.last; ++j) {
-      sum += Block::read(line + j * block) * Block::read(weights + j * block);
-    }
-  }
-  Block::write(p.out + ((row - p.first) * p.columns.outs + column) * block, sum);
 }
 
 // `width` and `stride` are those of the columns, or 0 if the compiler shall not know them.
@@ -84,14 +68,14 @@ void convolve_rows(const DepthwiseRows& rows) {
       if constexpr (width > 0) {
         convolve_edge<block, width>(p, row, down, column, taps);
       } else {
-        convolve_any<block>(p, row, down, column, taps);
+        convolve<block, -1, 1, 1>(p, row, down, column, taps);
       }
     };
     for (int64_t column = 0; column < inside.first; ++column) edge(column);
     if constexpr (width > 0) {
       in_groups(inside.first, inside.last,
-                [&](int64_t i) { convolve<block, width, stride, kNeighbours>(p, row, down, i, 0); },
-                [&](int64_t i) { convolve<block, width, stride, 1>(p, row, down, i, 0); });
+                [&](int64_t i) { convolve<block, width, stride, kNeighbours>(p, row, down, i, {0, width}); },
+                [&](int64_t i) { convolve<block, width, stride, 1>(p, row, down, i, {0, width}); });
     }
     for (int64_t column = inside.last; column < p.columns.outs; ++column) edge(column);
   }
@@ -110,11 +94,12 @@ void depthwise_forward(const DepthwiseRows& p) {
   if (!convolve_strided<block, 3>(p) && !convolve_strided<block, 5>(p)) convolve_rows<block, 0, 0>(p);
 }
 
-// `many` positions of the input's gradient, whose quotients follow `quotient`.  Each gathers from `count` outputs of a
-// row, with the taps of the phase from `tap` on.
+// `many` positions of the input's gradient, whose quotients follow `quotient`.  Each gathers from the outputs of a row, with
+// the taps `across` of the phase.  `count` is the number of these taps, or -1 if the compiler shall not know it.
 template <int block, int count, int many>
-INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase, int64_t quotient, int64_t tap) {
+INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase, int64_t quotient, Range across) {
   using Block = Memory<block>;
+  const int64_t tap = across.first, reads = count < 0 ? across.last - across.first : count;
   const int64_t step = p.columns.stride * block, taps = p.columns.kernel * block, next = p.columns.outs * block;
   const float* line = p.in + (down.first - p.in_first) * next + (quotient - tap) * block;
   const float* weights =
@@ -122,7 +107,7 @@ INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase&
   typename Block::Floats sums[many] = {};
   for (int64_t i = down.first; i < down.last; ++i, line += next, weights -= p.rows.stride * taps) {
 #pragma GCC unroll 8
-    for (int j = 0; j < count; ++j) {
+    for (int64_t j = 0; j < reads; ++j) {
       const auto weight = Block::read(weights + j * step);
 #pragma GCC unroll 4
       for (int k = 0; k < many; ++k) sums[k] += Block::read(line + (k - j) * block) * weight;
@@ -135,28 +120,11 @@ INLINE void gather(const DepthwiseRows& p, int64_t row, Range down, const Phase&
 // The same for one position at an edge, with as many taps as read outputs that exist, at most `most`.
 template <int block, int most>
 INLINE void gather_edge(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase, int64_t quotient, Range taps) {
-  if (taps.last - taps.first >= most) {
-    gather<block, most, 1>(p, row, down, phase, quotient, taps.first);
+  if (most == 0 || taps.last - taps.first >= most) {
+    gather<block, most, 1>(p, row, down, phase, quotient, taps);
   } else if constexpr (most > 0) {
     gather_edge<block, most - 1>(p, row, down, phase, quotient, taps);
   }
-}
-
-// A position of a phase with any number of taps.
-template <int block>
-INLINE void gather_any(const DepthwiseRows& p, int64_t row, Range down, const Phase& phase, int64_t quotient, Range taps) {
-  using Block = Memory<block>;
-  const int64_t step = p.columns.stride * block;
-  typename Block::Floats sum{};
-  for (int64_t i = down.first; i < down.last; ++i) {
-    const float* line = p.in + ((i - p.in_first) * p.columns.outs + quotient) * block;
-    const int64_t tap = (row + p.rows.begin - i * p.rows.stride) * p.columns.kernel + phase.remainder;
-    const float* weights = p.weights + tap * block;
-    for (int64_t j = taps.first; j < taps.last; ++j) {
-      sum += Block::read(line - j * block) * Block::read(weights + j * step);
-    }
-  }
-  Block::write(p.out + ((row - p.first) * p.columns.size + column_of(p.columns, phase, quotient)) * block, sum);
 }
 
 // The columns of one phase; `count` is the number of its taps, or -1 if the compiler shall not know it.
@@ -173,14 +141,14 @@ void gather_rows(const DepthwiseRows& rows, const Phase& phase_of_all) {
       if constexpr (count >= 0) {
         gather_edge<block, count>(p, row, down, phase, quotient, taps);
       } else {
-        gather_any<block>(p, row, down, phase, quotient, taps);
+        gather<block, -1, 1>(p, row, down, phase, quotient, taps);
       }
     };
     for (int64_t i = all.first; i < inside.first; ++i) edge(i);
     if constexpr (count >= 0) {
       in_groups(inside.first, inside.last,
-                [&](int64_t i) { gather<block, count, kNeighbours>(p, row, down, phase, i, 0); },
-                [&](int64_t i) { gather<block, count, 1>(p, row, down, phase, i, 0); });
+                [&](int64_t i) { gather<block, count, kNeighbours>(p, row, down, phase, i, {0, count}); },
+                [&](int64_t i) { gather<block, count, 1>(p, row, down, phase, i, {0, count}); });
     }
     for (int64_t i = inside.last; i < all.last; ++i) edge(i);
   }
